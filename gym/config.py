@@ -1,0 +1,221 @@
+"""The settings of every process, from YAML, the environment and the command line.
+
+Loaded once in `main` (`load_settings`) and handed down as typed sections; nothing else reads `os.environ`.
+Precedence, low to high: defaults here, the YAML file, `FARM_…` variables, command-line options. A field `port` of the
+section `api` is `FARM_API_PORT`; lists and objects are given as JSON.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+from pydantic_settings.exceptions import SettingsError as SourceError
+
+from gym.errors import SettingsError
+from gym.limits import Seconds
+from gym.policy import PolicySpec
+
+Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free one")]
+Scope = Literal["submit", "read", "admin"]
+
+MASK = "********"
+
+
+class Section(BaseModel):
+    """A named part of the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ApiKey(Section):
+    """A key and what it may do; `admin` covers everything."""
+
+    key: Annotated[str, Field(min_length=16, repr=False)]
+    scopes: tuple[Scope, ...] = ("submit", "read")
+    name: str = ""
+
+
+class RedisSettings(Section):
+    """Where the truth lives. Without a URL, `farm up` starts a server of its own in the data directory."""
+
+    url: str | None = Field(default=None, repr=False)
+    broker_url: str | None = Field(default=None, repr=False, description="Celery's; left out, the next database")
+    prefix: str = Field(default="farm", pattern=r"^[a-z0-9_.-]{1,32}$")
+    timeout_s: Seconds = 10.0
+
+
+class ApiSettings(Section):
+    """The REST head."""
+
+    port: Port = 8700
+    keys: tuple[ApiKey, ...] = ()
+    max_row_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1024, description="of a request that is not streamed")] = 256 * 2**20
+    max_backlog: Annotated[int, Field(ge=1, description="rollouts that may be queued in all")] = 10_000_000
+
+
+class ProxySettings(Section):
+    """The model proxy as a process."""
+
+    port: Port = 8701
+
+
+class FlowerSettings(Section):
+    """Celery's dashboard."""
+
+    enabled: bool = True
+    port: Port = 5555
+    url_prefix: str = ""
+    max_tasks: Annotated[int, Field(ge=100, le=10_000)] = 5000
+    basic_auth: str | None = Field(default=None, repr=False, description="user:password")
+
+
+class WorkerSettings(Section):
+    """The Celery workers."""
+
+    processes: Annotated[int, Field(ge=0, le=256, description="that `farm up` starts")] = 2
+    concurrency: Annotated[int, Field(ge=1, le=8192, description="rollouts at a time in one process")] = 256
+    lease_ttl_s: Seconds = 8.0
+    drain_s: Annotated[float, Field(ge=0, le=24 * 3600)] = 30.0
+    environment_threads: Annotated[int, Field(ge=1, le=1024, description="for blocking environments")] = 32
+
+
+class DispatcherSettings(Section):
+    """What moves rollouts from the backlog to Celery."""
+
+    window: Annotated[
+        float, Field(ge=1, le=16, description="rollouts in Celery and running, in multiples of slots")
+    ] = 2.0
+    slice_size: Annotated[int, Field(ge=1, le=16, description="rollouts that one job carries")] = 16
+    resend_after_s: Seconds = 30.0
+    tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
+
+
+class ModelSettings(Section):
+    """Bounds of a model call."""
+
+    connect_timeout_s: Seconds = 5.0
+    call_timeout_s: Seconds = 300.0
+    max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    connections_per_endpoint: Annotated[int, Field(ge=1, le=65536)] = 1024
+
+
+class ResultSettings(Section):
+    """Where finished trajectories lie and for how long."""
+
+    inline_bytes: Annotated[int, Field(ge=0, description="larger trajectories go to files in the data directory")] = (
+        16_384
+    )
+    keep_s: Seconds = 7 * 24 * 3600.0
+
+
+class Settings(BaseSettings):
+    """All settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FARM_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Path("farm-data")
+    host: str = "127.0.0.1"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    redis: RedisSettings = RedisSettings()
+    api: ApiSettings = ApiSettings()
+    proxy: ProxySettings = ProxySettings()
+    flower: FlowerSettings = FlowerSettings()
+    worker: WorkerSettings = WorkerSettings()
+    dispatcher: DispatcherSettings = DispatcherSettings()
+    model: ModelSettings = ModelSettings()
+    results: ResultSettings = ResultSettings()
+    default_policy: str = "policy"
+    policies: dict[str, PolicySpec] = Field(default_factory=dict, description="registered when the farm starts")
+    policy_hosts: tuple[str, ...] = Field(
+        default=("loopback", "private"),
+        description="hosts that a policy may be served from: `loopback`, `private` (private networks and names without "
+        "a public suffix), `any`, networks such as 10.0.0.0/8, or patterns such as *.example.com",
+    )
+    environments: tuple[str, ...] = Field(
+        default=(), description="more environments, each as `package.module:Class` or `path/to/file.py:Class`"
+    )
+
+    @model_validator(mode="after")
+    def _keys_where_open(self) -> Settings:
+        if not is_loopback(self.host) and not self.api.keys:
+            raise ValueError(
+                f"host is {self.host}, which others can reach, and there are no API keys: give api.keys "
+                '(FARM_API_KEYS=\'[{"key": "…", "scopes": ["admin"]}]\') or listen on 127.0.0.1'
+            )
+        return self
+
+    def masked(self) -> dict[str, Any]:
+        """The settings as JSON, without secrets."""
+        masked: dict[str, Any] = _mask(self.model_dump(mode="json"))
+        return masked
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings. `overrides` are nested dictionaries, as the command line gives them.
+
+    Raises SettingsError with a line for each problem.
+    """
+    if config is not None and not config.is_file():
+        raise SettingsError(f"there is no configuration file {config}")
+
+    class Loaded(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config))
+
+    try:
+        return Loaded(**overrides)
+    except SourceError as error:
+        raise SettingsError(f"the settings cannot be read: {error}; lists and objects are given as JSON") from None
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}" for item in error.errors()
+        ]
+        raise SettingsError("the settings cannot be used:\n" + "\n".join(lines)) from None
+
+
+def _mask(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _mask(inner, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_mask(inner, key) for inner in value]
+    if value is not None and key in {"key", "api_key", "basic_auth"}:
+        return MASK
+    if isinstance(value, str) and key.endswith("url") and "@" in value:
+        scheme, _, rest = value.partition("://")
+        return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}"
+    return value

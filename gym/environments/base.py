@@ -1,0 +1,84 @@
+"""What an environment is: a class with a row model, tools as typed methods, and `verify`.
+
+An instance serves one rollout and is thrown away, so its state cannot leak. Methods may be plain or `async def`;
+plain ones run in a thread when `blocking` is true, else directly on the worker's event loop.
+
+    class Coin(Environment[CoinRow]):
+        \"\"\"Guess the side of a coin.\"\"\"
+        name = "coin"
+        row_model = CoinRow
+
+        @tool
+        def flip(self) -> str:
+            \"\"\"Flip the coin and say how it fell.\"\"\"
+            ...
+
+        def verify(self, trajectory: Trajectory) -> float:
+            return 1.0 if self.row.side in trajectory.final_text else 0.0
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from gym.jsontypes import JsonObject
+from gym.reward import Reward
+from gym.trajectory import Trajectory
+
+
+class Row(BaseModel):
+    """The base of row models: fields of the row beside the farm's own; unknown ones are kept, not refused."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+RowT = TypeVar("RowT", bound=Row)
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+TOOL_MARK = "_farm_tool"
+
+
+def tool(method: Method) -> Method:
+    """Offer a method to the model: its name, docstring and typed parameters become the tool's schema."""
+    setattr(method, TOOL_MARK, True)
+    return method
+
+
+class Environment(ABC, Generic[RowT]):
+    """One task's tools, state and verifier. `row` is the checked row, `seed` differs between a group's samples."""
+
+    name: ClassVar[str]
+    row_model: ClassVar[type[Row]] = Row
+    agent: ClassVar[str] = "tool_loop"  # the agent for rows that name none
+    blocking: ClassVar[bool] = False  # plain methods run in a thread
+
+    def __init__(self, row: RowT, *, seed: int) -> None:
+        self.row = row
+        self.seed = seed
+
+    def setup(self) -> Awaitable[None] | None:
+        """Get ready; a raise here fails the rollout as `environment_error`."""
+        return None
+
+    @abstractmethod
+    def verify(self, trajectory: Trajectory) -> Awaitable[Reward | float] | Reward | float:
+        """Score the episode; a raise here fails the rollout as `verifier_error`, it never becomes a 0."""
+
+    def close(self) -> Awaitable[None] | None:
+        """Free what `setup` took; called once, also after a failure or cancellation."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def example_row(cls) -> JsonObject:
+        """A row that runs as it is."""
+
+    @classmethod
+    def description(cls) -> str:
+        """The class's docstring, first line."""
+        return (inspect.getdoc(cls) or cls.name).splitlines()[0]

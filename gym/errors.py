@@ -1,0 +1,229 @@
+"""Every error of the farm, in two families that never mix.
+
+FarmError
+├── RequestError            what a client sent or asked cannot be done; becomes an HTTP status
+│   ├── Malformed           400  not JSON, not UTF-8
+│   ├── Unauthorized        401  no key, or an unknown one
+│   ├── Forbidden           403  the key's scopes do not cover the call
+│   ├── NotFound            404
+│   ├── Conflict            409  the same id with another body
+│   ├── TooLarge            413
+│   ├── Invalid             422  the row and the field are named in the details
+│   ├── Overloaded          429  carries retry_after_s
+│   └── Unavailable         503  carries retry_after_s; Redis, or what else is needed, is away
+├── SettingsError           the configuration cannot be used; printed at start
+└── RolloutError            why one rollout failed: a kind, a stage, and whether another attempt may help
+    ├── ModelUnreachable, ModelRejected
+    ├── ToolError, EnvironmentFailed, VerifierFailed, JudgeFailed
+    ├── BadRow, Internal
+    └── TimedOut, Stalled, WorkerLost
+
+A failed rollout is data: a RolloutError is raised at one boundary, recorded once, and ends in a result's `error`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class FarmError(Exception):
+    """The root of the tree."""
+
+
+class RequestError(FarmError):
+    """What a client sent or asked for cannot be done.
+
+    `message` says what was seen, what was expected and what to do; `details` is JSON.
+    """
+
+    status: ClassVar[int] = 400
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        details: dict[str, Any] | None = None,
+        *,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details or {}
+        self.retry_after_s = retry_after_s
+
+
+class Malformed(RequestError):
+    """The body is not what its content type says."""
+
+    status = 400
+
+
+class Unauthorized(RequestError):
+    """No API key, or one that the farm does not know."""
+
+    status = 401
+
+
+class Forbidden(RequestError):
+    """The API key's scopes do not cover the call."""
+
+    status = 403
+
+
+class NotFound(RequestError):
+    """There is nothing of that id."""
+
+    status = 404
+
+
+class Conflict(RequestError):
+    """The id is taken by another body, or the state forbids the call."""
+
+    status = 409
+
+
+class TooLarge(RequestError):
+    """The body or one row is over its limit."""
+
+    status = 413
+
+
+class Invalid(RequestError):
+    """JSON, but not a valid request; details carry `row` and `field` where they are known."""
+
+    status = 422
+
+
+class Overloaded(RequestError):
+    """A quota or the backlog limit is reached."""
+
+    status = 429
+
+
+class Unavailable(RequestError):
+    """Something the farm needs is away for now."""
+
+    status = 503
+
+
+class SettingsError(FarmError):
+    """The configuration cannot be used."""
+
+
+class ErrorKind(StrEnum):
+    """The closed vocabulary of `error.kind` in a result."""
+
+    MODEL_UNREACHABLE = "model_unreachable"
+    MODEL_REJECTED = "model_rejected"
+    TOOL_ERROR = "tool_error"
+    ENVIRONMENT_ERROR = "environment_error"
+    VERIFIER_ERROR = "verifier_error"
+    JUDGE_ERROR = "judge_error"
+    TIMEOUT = "timeout"
+    STALLED = "stalled"
+    WORKER_LOST = "worker_lost"
+    BAD_ROW = "bad_row"
+    INTERNAL = "internal"
+
+
+class Stage(StrEnum):
+    """Where in a rollout an error arose."""
+
+    DISPATCH = "dispatch"
+    SETUP = "setup"
+    MODEL = "model"
+    TOOL = "tool"
+    VERIFY = "verify"
+    JUDGE = "judge"
+    COMMIT = "commit"
+
+
+class RolloutError(FarmError):
+    """Why a rollout failed. `retryable` says that another attempt, elsewhere or later, may succeed."""
+
+    kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
+    stage: ClassVar[Stage] = Stage.COMMIT
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ModelUnreachable(RolloutError):
+    """No endpoint of the policy answered within the deadline and the retries."""
+
+    kind = ErrorKind.MODEL_UNREACHABLE
+    stage = Stage.MODEL
+    retryable = True
+
+
+class ModelRejected(RolloutError):
+    """The model server refused the request (4xx other than context overflow and overload)."""
+
+    kind = ErrorKind.MODEL_REJECTED
+    stage = Stage.MODEL
+
+
+class ToolError(RolloutError):
+    """The tool machinery failed; a tool that merely raises becomes a message to the model instead."""
+
+    kind = ErrorKind.TOOL_ERROR
+    stage = Stage.TOOL
+
+
+class EnvironmentFailed(RolloutError):
+    """The environment raised while it was set up, or said in a tool that it cannot go on."""
+
+    kind = ErrorKind.ENVIRONMENT_ERROR
+    stage = Stage.SETUP
+
+
+class VerifierFailed(RolloutError):
+    """The verifier raised, or returned something that is not a reward."""
+
+    kind = ErrorKind.VERIFIER_ERROR
+    stage = Stage.VERIFY
+
+
+class JudgeFailed(RolloutError):
+    """A judge was unreachable or its verdict unreadable."""
+
+    kind = ErrorKind.JUDGE_ERROR
+    stage = Stage.JUDGE
+    retryable = True
+
+
+class BadRow(RolloutError):
+    """The row cannot be run: its environment does not know it any more, or its schema changed."""
+
+    kind = ErrorKind.BAD_ROW
+    stage = Stage.SETUP
+
+
+class TimedOut(RolloutError):
+    """The rollout's own clock ran out."""
+
+    kind = ErrorKind.TIMEOUT
+    stage = Stage.MODEL
+
+
+class Stalled(RolloutError):
+    """No model, token or tool activity for too long."""
+
+    kind = ErrorKind.STALLED
+    stage = Stage.MODEL
+
+
+class WorkerLost(RolloutError):
+    """The worker that ran it died, as often as attempts were allowed."""
+
+    kind = ErrorKind.WORKER_LOST
+    stage = Stage.DISPATCH
+    retryable = True
+
+
+class Internal(RolloutError):
+    """A fault of the farm itself."""

@@ -1,0 +1,80 @@
+"""The identifiers of the farm and how they nest.
+
+A group is one row of a batch, a rollout one sample of a group: `GROUP = BATCH:ROW`, `ROLLOUT = BATCH:ROW:SAMPLE`,
+with ROW and SAMPLE counted from 0. They are read from the right, so a batch id may itself contain colons.
+Inside a batch's Redis keys a rollout is called by its member, `ROW:SAMPLE`.
+"""
+
+import re
+import secrets
+from dataclasses import dataclass
+
+ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
+_ID = re.compile(ID_PATTERN)
+_NUMBER = re.compile(r"^(0|[1-9][0-9]{0,11})$")
+
+
+def is_id(text: str) -> bool:
+    """Whether a caller may use this text as an id."""
+    return _ID.match(text) is not None and not text.endswith("\n")
+
+
+def new_id(prefix: str) -> str:
+    """A fresh random id, `PREFIX-` and 16 hexadecimal digits."""
+    return f"{prefix}-{secrets.token_hex(8)}"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRef:
+    """A group: a row of a batch."""
+
+    batch_id: str
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}:{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRef:
+    """A rollout: a sample of a group."""
+
+    batch_id: str
+    row: int
+    sample: int
+
+    def __str__(self) -> str:
+        return f"{self.batch_id}:{self.row}:{self.sample}"
+
+    @property
+    def group_id(self) -> str:
+        """The id of the group that it belongs to."""
+        return f"{self.batch_id}:{self.row}"
+
+    @property
+    def member(self) -> str:
+        """Its name inside the keys of its batch."""
+        return f"{self.row}:{self.sample}"
+
+
+def parse_group_id(group_id: str) -> GroupRef | None:
+    """`None` where the text is not a group's id."""
+    batch_id, _, row = group_id.rpartition(":")
+    if not is_id(batch_id) or not _NUMBER.match(row):
+        return None
+    return GroupRef(batch_id, int(row))
+
+
+def parse_rollout_id(rollout_id: str) -> RolloutRef | None:
+    """`None` where the text is not a rollout's id."""
+    group_id, _, sample = rollout_id.rpartition(":")
+    group = parse_group_id(group_id)
+    if group is None or not _NUMBER.match(sample):
+        return None
+    return RolloutRef(group.batch_id, group.row, int(sample))
+
+
+def parse_member(batch_id: str, member: str) -> RolloutRef:
+    """The rollout that a member of a batch's keys stands for."""
+    row, _, sample = member.partition(":")
+    return RolloutRef(batch_id, int(row), int(sample))

@@ -1,0 +1,54 @@
+"""What bounds an episode, and the order in which the bounds are looked at.
+
+The order is a specification, since several bounds can be reached by one turn. After each model call the first that
+holds ends the episode:
+
+1. `context_overflow`  the server refused the prompt as too long; nothing was generated
+2. `content_filter`    the server withheld the rest of the answer
+3. `max_tokens`        the answer was cut at its token limit; a tool call in it may be half and is not run
+4. `completed`         the model asked for no tool
+5. `max_turns`         the calls of this turn are run, their results recorded, and no further model call is made
+
+The clocks (rollout timeout, stall timeout, batch deadline) and cancellation interrupt at any point and come first.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gym.rollout import StopReason
+
+Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+
+
+class Limits(BaseModel):
+    """The bounds of every rollout in a batch; seconds count from the rollout's start, never from submission."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rollout_timeout_s: Seconds = 600.0
+    stall_timeout_s: Seconds = 120.0
+    max_turns: Annotated[int, Field(ge=1, le=10_000)] = 16
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    deadline_s: Annotated[Seconds | None, Field(description="for the whole batch, from its creation")] = None
+
+
+def stop_after_turn(
+    *,
+    finish: Literal["stop", "max_tokens", "content_filter", "context_overflow"],
+    tool_calls: int,
+    turns: int,
+    max_turns: int,
+) -> StopReason | None:
+    """Why the episode ends after this model call, or `None` to go on; `turns` counts this one."""
+    if finish == "context_overflow":
+        return StopReason.CONTEXT_OVERFLOW
+    if finish == "content_filter":
+        return StopReason.CONTENT_FILTER
+    if finish == "max_tokens":
+        return StopReason.MAX_TOKENS
+    if tool_calls == 0:
+        return StopReason.COMPLETED
+    if turns >= max_turns:
+        return StopReason.MAX_TURNS
+    return None

@@ -1,0 +1,139 @@
+"""What was recorded of an episode: items for people, token deltas for training.
+
+Invariants. Token ids and log-probabilities are those that the server returned, never re-tokenised. A turn stores its
+delta only: the part of its prompt beyond what is already in the segment. Where a prompt does not begin with the tokens
+before it, a new segment starts (`Segments`). The loss mask is 1 for tokens that the policy sampled, else 0.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gym.jsontypes import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the server counted them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTokens:
+    """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token."""
+
+    prompt_ids: Sequence[int]
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall:
+    """One model call as people read it under a rollout."""
+
+    turn: int
+    endpoint: str
+    started_s: float  # since the rollout's start
+    duration_s: float
+    finish: str
+    usage: Usage
+    version_before: int | None
+    version_after: int | None
+    request_items: int  # how many input items it saw
+    has_tokens: bool
+
+
+@dataclass(slots=True)
+class Segment:
+    """A run of tokens in which every turn's prompt begins with the tokens before it."""
+
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    loss_mask: bytearray = field(default_factory=bytearray)
+    logprobs: array[float] = field(default_factory=lambda: array("f"))
+    policy_versions: list[tuple[int, int, int | None]] = field(default_factory=list)  # [start, end), version
+
+    def extend(self, ids: Sequence[int], *, mask: int, logprobs: Sequence[float] | None) -> None:
+        """Append tokens of one writer; tokens that the policy did not sample get log-probability 0."""
+        self.token_ids.extend(ids)
+        self.loss_mask.extend(bytes([mask]) * len(ids))
+        self.logprobs.extend(logprobs if logprobs is not None else [0.0] * len(ids))
+
+
+class Segments:
+    """Collects turns into segments; memory grows with the delta of each turn."""
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+
+    def add_turn(self, tokens: TurnTokens, version: int | None) -> None:
+        """Add a model call in order. Raises ValueError where ids and log-probabilities differ in length."""
+        if len(tokens.token_ids) != len(tokens.logprobs):
+            raise ValueError(f"{len(tokens.token_ids)} token ids, {len(tokens.logprobs)} log-probabilities")
+        segment = self.segments[-1] if self.segments else None
+        prompt = array("i", tokens.prompt_ids)
+        if segment is None or prompt[: len(segment.token_ids)] != segment.token_ids:
+            segment = Segment()
+            self.segments.append(segment)
+        segment.extend(prompt[len(segment.token_ids) :], mask=0, logprobs=None)
+        start = len(segment.token_ids)
+        segment.extend(tokens.token_ids, mask=1, logprobs=tokens.logprobs)
+        if tokens.token_ids:
+            segment.policy_versions.append((start, len(segment.token_ids), version))
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A tool call that the model asked for and what came of it."""
+
+    name: str
+    arguments: JsonObject | None  # None where they were not a JSON object
+    output: str
+    failed: bool
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """What an episode has recorded so far; an environment's verifier reads it when the episode is over.
+
+    `items` are Responses API output items in order: messages, reasoning, function_call, function_call_output.
+    """
+
+    params: JsonObject
+    items: list[JsonObject] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    calls: list[ModelCall] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    segments: Segments = field(default_factory=Segments)
+    tokens_complete: bool = True
+    stop_reason: str | None = None
+
+    @property
+    def final_text(self) -> str:
+        """The text of the last assistant message, or an empty text."""
+        for item in reversed(self.items):
+            if item.get("type") == "message" and item.get("role") == "assistant":
+                return message_text(item)
+        return ""
+
+
+def message_text(item: JsonObject) -> str:
+    """All output_text parts of a message, joined."""
+    content: Any = item.get("content")
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
