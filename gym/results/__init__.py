@@ -1,0 +1,1 @@
+"""What is kept of a finished rollout: its record and its trajectory."""

@@ -1,0 +1,81 @@
+"""The record of a rollout (JSON, `view=light`) and its packed trajectory (msgpack).
+
+A packed trajectory is `{v, response, calls, segments}`; token ids are little-endian int32, log-probabilities float32,
+the loss mask uint8, each as raw bytes.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from typing import Any
+
+import msgpack
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.trajectory import Segment
+
+VERSION = 1
+
+
+def pack_trajectory(response: JsonObject, calls: list[JsonObject], segments: list[Segment]) -> bytes:
+    """A trajectory as it is stored."""
+    packed: bytes = msgpack.packb(
+        {"v": VERSION, "response": response, "calls": calls, "segments": [_pack_segment(s) for s in segments]}
+    )
+    return packed
+
+
+def unpack_trajectory(packed: bytes) -> JsonObject:
+    """What `pack_trajectory` stored, arrays still as bytes."""
+    trajectory: JsonObject = msgpack.unpackb(packed, strict_map_key=False)
+    return trajectory
+
+
+def _pack_segment(segment: Segment) -> JsonObject:
+    return {
+        "token_ids": _little_endian(segment.token_ids),
+        "loss_mask": bytes(segment.loss_mask),
+        "logprobs": _little_endian(segment.logprobs),
+        "policy_versions": [list(span) for span in segment.policy_versions],
+    }
+
+
+def _little_endian(values: array[Any]) -> bytes:
+    if sys.byteorder == "big":
+        values = values[:]
+        values.byteswap()
+    return values.tobytes()
+
+
+def _numbers(code: str, raw: bytes) -> list[Any]:
+    values: array[Any] = array(code)
+    values.frombytes(raw)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()
+
+
+def segment_json(segment: JsonObject) -> JsonObject:
+    """A packed segment with its arrays as lists of numbers."""
+    return {
+        "token_ids": _numbers("i", segment["token_ids"]),
+        "loss_mask": list(segment["loss_mask"]),
+        "logprobs": _numbers("f", segment["logprobs"]),
+        "policy_versions": segment["policy_versions"],
+    }
+
+
+def add_trajectory(record: bytes, packed: bytes | None, row: bytes, *, full: bool) -> bytes:
+    """A light record with its trajectory: segments for training, with `full` the conversation and the calls too."""
+    extra: JsonObject = {}
+    if full:
+        extra |= {"responses_create_params": orjson.loads(row).get("responses_create_params", {}), "response": None}
+    extra["segments"] = []
+    if packed is not None:
+        trajectory = unpack_trajectory(packed)
+        extra["segments"] = [segment_json(segment) for segment in trajectory["segments"]]
+        if full:
+            extra |= {"response": trajectory["response"], "calls": trajectory["calls"]}
+    return record[:-1] + b"," + orjson.dumps(extra)[1:]

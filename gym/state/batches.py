@@ -1,0 +1,226 @@
+"""Batches: status, lists, sealing, cancelling, running again.
+
+Invariant: the ledger's counters change in the same script as the states that they count. How rows come in is
+`gym.state.submission`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import orjson
+
+from gym.errors import Conflict, Invalid, NotFound
+from gym.ids import GroupRef, RolloutRef
+from gym.jsontypes import JsonObject
+from gym.rollout import Ledger
+from gym.state.store import CANCEL, REQUEUE, SEAL, Store
+
+CANCEL_CHUNK = 500
+LEDGER_FIELDS = ("submitted", "queued", "running", "judging", "succeeded", "failed", "cancelled", "expired")
+Scope = Literal["batch", "group", "rollout"]
+BatchState = Literal["open", "running", "done", "cancelled", "expired"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """A batch as it stands; times in ms of the server's clock."""
+
+    batch_id: str
+    run: str
+    state: BatchState
+    sealed: bool
+    spec: JsonObject
+    ledger: Ledger
+    created_at: int
+    ended_at: int | None
+    fenced: int
+    environments: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is sealed and every rollout has ended."""
+        return self.ended_at is not None
+
+
+async def activate(store: Store, batch_id: str) -> None:
+    """Enter a batch into the indexes and wake the dispatcher."""
+    created_at = await store.redis.hget(store.keys.batch(batch_id).meta, "created_at")
+    if created_at is None:
+        return
+    pipeline = store.redis.pipeline(transaction=False)
+    pipeline.zadd(store.keys.batches, {batch_id: int(created_at)})
+    pipeline.zadd(store.keys.active, {batch_id: int(created_at)})
+    pipeline.lpush(store.keys.wake, "1")
+    pipeline.ltrim(store.keys.wake, 0, 0)
+    await pipeline.execute()
+
+
+async def cancel(
+    store: Store, batch_id: str, scope: Scope, name: str, *, letter: str = "c", reason: str = "cancelled"
+) -> tuple[int, int]:
+    """End what has not ended, in bounded steps: (known, how many ended now).
+
+    Known is 1, 0 where a tombstone was left, -1 where the group has no such sample.
+    """
+    keys = store.keys.batch(batch_id)
+    stopped = 0
+    while True:
+        known, now, left = await store.run(CANCEL, keys.scripted(), [scope, name, letter, reason, CANCEL_CHUNK])
+        stopped += now
+        if not left:
+            return known, stopped
+
+
+class Batches:
+    """The calls on batches that the API offers."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def status(self, batch_id: str) -> BatchStatus:
+        """Raises NotFound."""
+        keys = self._store.keys.batch(batch_id)
+        pipeline = self._store.redis.pipeline(transaction=False)
+        pipeline.hgetall(keys.meta)
+        pipeline.hgetall(keys.stats)
+        meta, stats = await pipeline.execute()
+        if not meta:
+            raise batch_not_found(batch_id)
+        return _status(batch_id, meta, stats)
+
+    async def list(
+        self, *, run: str | None = None, state: str | None = None, limit: int = 100, after: str | None = None
+    ) -> tuple[list[BatchStatus], str | None]:
+        """Batches, newest first, and the cursor of the next page or `None`."""
+        found: list[BatchStatus] = []
+        redis = self._store.redis
+        position = 0
+        if after is not None:
+            rank = await redis.zrevrank(self._store.keys.batches, after)
+            if rank is None:
+                raise Invalid("invalid_cursor", f"`after` {after!r} is not a cursor of this list", {"field": "after"})
+            position = int(rank) + 1
+        while True:
+            page = [name.decode() for name in await redis.zrevrange(self._store.keys.batches, position, position + 199)]
+            if not page:
+                return found, None
+            pipeline = redis.pipeline(transaction=False)
+            for batch_id in page:
+                pipeline.hgetall(self._store.keys.batch(batch_id).meta)
+            for batch_id, meta in zip(page, await pipeline.execute(), strict=True):
+                position += 1
+                if not meta:  # kept for as long as the settings say, then gone
+                    await redis.zrem(self._store.keys.batches, batch_id)
+                    position -= 1
+                    continue
+                status = _status(batch_id, meta, {})
+                if run not in (None, status.run) or state not in (None, status.state):
+                    continue
+                found.append(status)
+                if len(found) == limit:
+                    return found, batch_id
+
+    async def active(self) -> AsyncIterator[str]:
+        """Batches that have not ended, oldest first."""
+        for name in await self._store.redis.zrange(self._store.keys.active, 0, -1):
+            yield name.decode()
+
+    async def seal(self, batch_id: str) -> BatchStatus:
+        """No more rows. Raises NotFound."""
+        known, _ended = await self._store.run(SEAL, self._store.keys.batch(batch_id).scripted(), [])
+        if not known:
+            raise batch_not_found(batch_id)
+        await self._store.wake_dispatcher()
+        return await self.status(batch_id)
+
+    async def cancel_batch(self, batch_id: str, *, letter: str = "c", reason: str = "cancelled") -> tuple[bool, int]:
+        """End everything in it that has not ended: (known, how many ended now). Unknown ones get a tombstone."""
+        known, stopped = await cancel(self._store, batch_id, "batch", "*", letter=letter, reason=reason)
+        await self._store.wake_dispatcher()
+        return known == 1, stopped
+
+    async def cancel_group(self, group: GroupRef) -> tuple[bool, int]:
+        """As `cancel_batch`, for one group."""
+        known, stopped = await cancel(self._store, group.batch_id, "group", str(group.row))
+        await self._store.wake_dispatcher()
+        return known == 1, stopped
+
+    async def cancel_rollout(self, rollout: RolloutRef) -> tuple[bool, int]:
+        """As `cancel_batch`, for one rollout. Raises NotFound where its group has fewer samples."""
+        known, stopped = await cancel(self._store, rollout.batch_id, "rollout", rollout.member)
+        if known == -1:
+            raise rollout_not_found(str(rollout))
+        await self._store.wake_dispatcher()
+        return known == 1, stopped
+
+    async def requeue(self, batch_id: str, items: Sequence[tuple[str, int, str, bytes]]) -> int:
+        """Run failed rollouts again, each (member, attempt, environment, its attempts as JSON lines): how many."""
+        keys = self._store.keys.batch(batch_id)
+        requeued = 0
+        for first in range(0, len(items), 200):
+            args = [value for item in items[first : first + 200] for value in item]
+            requeued += int(await self._store.run(REQUEUE, keys.scripted(), args))
+        if requeued:
+            pipeline = self._store.redis.pipeline(transaction=False)
+            for key in keys.everything():
+                pipeline.persist(key)
+            await pipeline.execute()
+            await activate(self._store, batch_id)
+        return requeued
+
+
+def _status(batch_id: str, meta: dict[bytes, bytes], stats: dict[bytes, bytes]) -> BatchStatus:
+    ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in LEDGER_FIELDS})
+    sealed = meta.get(b"sealed") == b"1"
+    ended_at = int(meta[b"ended_at"]) if b"ended_at" in meta else None
+    flag = meta.get(b"cancel", b"0")
+    state: BatchState
+    if flag != b"0":
+        state = "cancelled" if flag == b"1" else "expired"
+    elif ended_at is not None:
+        state = "done"
+    else:
+        state = "running" if sealed else "open"
+    environments: dict[str, dict[str, float]] = {}
+    for name, value in stats.items():
+        environment, _, quantity = name.decode().rpartition("|")
+        environments.setdefault(environment, {})[quantity] = float(value)
+    return BatchStatus(
+        batch_id=batch_id,
+        run=meta[b"run"].decode(),
+        state=state,
+        sealed=sealed,
+        spec=orjson.loads(meta[b"spec"]),
+        ledger=ledger,
+        created_at=int(meta[b"created_at"]),
+        ended_at=ended_at,
+        fenced=int(meta.get(b"fenced", 0)),
+        environments=environments,
+    )
+
+
+def batch_not_found(batch_id: str) -> NotFound:
+    return NotFound("batch_not_found", f"there is no batch {batch_id}", {"batch_id": batch_id})
+
+
+def rollout_not_found(rollout_id: str) -> NotFound:
+    return NotFound("rollout_not_found", f"there is no rollout {rollout_id}", {"rollout_id": rollout_id})
+
+
+def batch_conflict(batch_id: str) -> Conflict:
+    return Conflict(
+        "batch_conflict",
+        f"batch {batch_id} exists with another body; send the same body again, or choose another batch_id",
+        {"batch_id": batch_id},
+    )
+
+
+def task_conflict(batch_id: str, task_id: str) -> Conflict:
+    return Conflict(
+        "task_conflict",
+        f"task {task_id} of batch {batch_id} comes again with another body; nothing of the request was added",
+        {"batch_id": batch_id, "task_id": task_id},
+    )

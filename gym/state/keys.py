@@ -1,0 +1,191 @@
+r"""Every key in Redis, and what lies under it.
+
+Of a batch (`{B}` is the hash tag, so that all of them live on one node of a cluster):
+
+| key | type | holds |
+|---|---|---|
+| meta | hash | spec, digest, run, counters of the ledger, `dispatched`, `fence`, timestamps in ms |
+| seq | string | the next row number |
+| rows | hash | row number → `SAMPLES ENVIRONMENT PUBLISHED_MS TASK_ID\n` and the row as it was sent |
+| tasks | hash | task id given by the caller → `ROW DIGEST` |
+| backlog | list | `ROW:FROM:TO:ENVIRONMENT`, samples [FROM, TO) that wait, next one at the head |
+| later | zset | `ROW:SAMPLE:ENVIRONMENT` that wait for a retry, by the time in ms when they may run |
+| live | hash | member → `STATE/ATTEMPT/TOKEN/SINCE/ENVIRONMENT/WORKER` (bars for slashes), STATE of `d r j` |
+| done | hash | member → `STATE|ATTEMPT|TOKEN|LOG_ID` |
+| log | stream | results in order of completion: `m` member and `j` record, or what the farm itself ended |
+| traj | hash | member → trajectory, or a pointer to it |
+| tries | hash | member → one JSON line for each failed attempt |
+| groups | hash | row number → usable rollouts, where `early_stop` counts them |
+| stats | hash | `ENVIRONMENT|FIELD` → sums |
+| tombs | set | what was cancelled before it came: `*`, row numbers, members |
+| staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
+| stage:R | list | rows of request R that are not published yet; `stage:R:tasks` beside it |
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKeys:
+    """The keys of one batch."""
+
+    prefix: str
+    batch_id: str
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}:b:{{{self.batch_id}}}:{name}"
+
+    @property
+    def meta(self) -> str:
+        return self._key("meta")
+
+    @property
+    def seq(self) -> str:
+        return self._key("seq")
+
+    @property
+    def rows(self) -> str:
+        return self._key("rows")
+
+    @property
+    def tasks(self) -> str:
+        return self._key("tasks")
+
+    @property
+    def backlog(self) -> str:
+        return self._key("backlog")
+
+    @property
+    def later(self) -> str:
+        return self._key("later")
+
+    @property
+    def live(self) -> str:
+        return self._key("live")
+
+    @property
+    def done(self) -> str:
+        return self._key("done")
+
+    @property
+    def log(self) -> str:
+        return self._key("log")
+
+    @property
+    def traj(self) -> str:
+        return self._key("traj")
+
+    @property
+    def tries(self) -> str:
+        return self._key("tries")
+
+    @property
+    def groups(self) -> str:
+        return self._key("groups")
+
+    @property
+    def stats(self) -> str:
+        return self._key("stats")
+
+    @property
+    def tombs(self) -> str:
+        return self._key("tombs")
+
+    @property
+    def staging(self) -> str:
+        return self._key("staging")
+
+    def stage(self, request_id: str) -> str:
+        """Rows of a request that is still being read."""
+        return self._key(f"stage:{request_id}")
+
+    def stage_tasks(self, request_id: str) -> str:
+        """The task ids of `stage`, element by element."""
+        return self._key(f"stage:{request_id}:tasks")
+
+    def stage_done(self, request_id: str) -> str:
+        """What publishing answered, so that a repeated script call answers the same."""
+        return self._key(f"stage:{request_id}:done")
+
+    def scripted(self) -> list[str]:
+        """The keys that every script is given, in the order in which `lib.lua` names them."""
+        return [
+            self.meta,
+            self.rows,
+            self.tasks,
+            self.backlog,
+            self.later,
+            self.live,
+            self.done,
+            self.log,
+            self.traj,
+            self.tries,
+            self.groups,
+            self.stats,
+            self.tombs,
+            self.staging,
+        ]
+
+    def everything(self) -> list[str]:
+        """All lasting keys of the batch."""
+        return [*self.scripted(), self.seq]
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of a farm."""
+
+    prefix: str = "farm"
+
+    def batch(self, batch_id: str) -> BatchKeys:
+        return BatchKeys(self.prefix, batch_id)
+
+    @property
+    def batches(self) -> str:
+        """zset: every batch by its creation in ms."""
+        return f"{self.prefix}:batches"
+
+    @property
+    def active(self) -> str:
+        """zset: batches that have not ended, by their creation in ms."""
+        return f"{self.prefix}:active"
+
+    @property
+    def wake(self) -> str:
+        """List of at most one element: something for the dispatcher to do."""
+        return f"{self.prefix}:wake"
+
+    @property
+    def share(self) -> str:
+        """hash: run → its virtual time in the fair share."""
+        return f"{self.prefix}:share"
+
+    @property
+    def dispatcher(self) -> str:
+        """String with a time to live: which dispatcher leads."""
+        return f"{self.prefix}:dispatcher"
+
+    @property
+    def workers(self) -> str:
+        """zset: worker → end of its lease in ms of the server's clock."""
+        return f"{self.prefix}:workers"
+
+    @property
+    def worker_info(self) -> str:
+        """hash: worker → what it is and how busy, JSON."""
+        return f"{self.prefix}:worker-info"
+
+    @property
+    def policies(self) -> str:
+        """hash: policy → record, JSON."""
+        return f"{self.prefix}:policies"
+
+    @property
+    def policies_revision(self) -> str:
+        """string: grows with every change of a policy."""
+        return f"{self.prefix}:policies-revision"
+
+    @property
+    def totals(self) -> str:
+        """hash: counters of the whole farm since its first start."""
+        return f"{self.prefix}:totals"

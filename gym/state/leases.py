@@ -1,0 +1,74 @@
+"""Who is alive: workers by leases on the server's clock, the dispatcher by a lock that expires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.state.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """A worker process with a lease. `info` is what it last said of itself."""
+
+    worker: str
+    lease_ends_in_s: float
+    info: JsonObject
+
+    @property
+    def slots(self) -> int:
+        """Rollouts that it runs at a time; 0 while it drains."""
+        return 0 if self.info.get("draining") else int(self.info.get("concurrency", 0))
+
+
+class Leases:
+    """Reads leases; workers renew theirs from a thread of their own (`workers.lease`)."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def workers(self) -> list[WorkerStatus]:
+        """Every worker whose lease is in the books, those that ran out included (negative seconds)."""
+        redis, keys = self._store.redis, self._store.keys
+        now = await self._store.now_ms()
+        leases = await redis.zrange(keys.workers, 0, -1, withscores=True)
+        if not leases:
+            return []
+        infos = await redis.hmget(keys.worker_info, [name for name, _ in leases])
+        return [
+            WorkerStatus(
+                worker=name.decode(),
+                lease_ends_in_s=(ends - now) / 1000,
+                info=orjson.loads(info) if info else {},
+            )
+            for (name, ends), info in zip(leases, infos, strict=True)
+        ]
+
+    async def forget_worker(self, worker: str) -> None:
+        """Strike a worker off; if it lives after all, it enters itself again as an empty one."""
+        pipeline = self._store.redis.pipeline(transaction=False)
+        pipeline.zrem(self._store.keys.workers, worker)
+        pipeline.hdel(self._store.keys.worker_info, worker)
+        await pipeline.execute()
+
+    async def dispatcher(self) -> str | None:
+        """Which dispatcher leads, `None` where none is alive."""
+        name = await self._store.redis.get(self._store.keys.dispatcher)
+        return name.decode() if name else None
+
+    async def lead(self, name: str, ttl_s: float) -> bool:
+        """Become or stay the leading dispatcher."""
+        redis, key = self._store.redis, self._store.keys.dispatcher
+        if await redis.set(key, name, nx=True, px=int(ttl_s * 1000)):
+            return True
+        if await redis.get(key) != name.encode():
+            return False
+        return bool(await redis.pexpire(key, int(ttl_s * 1000)))
+
+    async def resign(self, name: str) -> None:
+        """Let another dispatcher lead at once."""
+        if await self._store.redis.get(self._store.keys.dispatcher) == name.encode():
+            await self._store.redis.delete(self._store.keys.dispatcher)

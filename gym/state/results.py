@@ -1,0 +1,207 @@
+"""The feed of a batch: results in order of completion, read by cursor, at least once, never missing one.
+
+A cursor is the id of an entry in the batch's log. Records are JSON as the API shows them (`view=light`); a trajectory
+is added where the view asks for it. What the farm itself ended (cancelled, expired, lost) has a record made on reading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from gym.errors import Invalid
+from gym.ids import RolloutRef, parse_member
+from gym.jsontypes import JsonObject
+from gym.results.blobs import BlobStore
+from gym.results.record import add_trajectory
+from gym.state.batches import batch_not_found, rollout_not_found
+from gym.state.keys import BatchKeys
+from gym.state.store import Store
+
+_CURSOR = re.compile(r"^\d{1,15}-\d{1,10}$")
+START = "0-0"
+WAIT_SLICE_S = 1.0
+
+
+class View(StrEnum):
+    """How much of a result is given."""
+
+    LIGHT = "light"
+    FULL = "full"
+    TRAINING = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of results; `cursors` lie side by side with `records`, which are JSON texts."""
+
+    records: list[bytes]
+    cursors: list[str]
+    next_after: str
+    done: bool
+
+
+class Results:
+    """Reads the log and what belongs to it."""
+
+    def __init__(self, store: Store, blobs: BlobStore) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    async def page(self, batch_id: str, *, after: str | None, limit: int, view: View) -> Page:
+        """Up to `limit` results after a cursor. Raises NotFound, or Invalid for a cursor that is none."""
+        cursor = after or START
+        if not _CURSOR.match(cursor):
+            raise Invalid(
+                "invalid_cursor",
+                f"`after` {cursor!r} is not a cursor; use next_after of an earlier answer",
+                {"field": "after"},
+            )
+        keys = self._store.keys.batch(batch_id)
+        pipeline = self._store.redis.pipeline(transaction=False)
+        # the end is read first: an entry that comes in between is not missed
+        pipeline.hmget(keys.meta, ["run", "ended_at"])
+        pipeline.xrange(keys.log, min=f"({cursor}", max="+", count=limit + 1)
+        (run, ended_at), entries = await pipeline.execute()
+        if run is None:
+            raise batch_not_found(batch_id)
+        more = len(entries) > limit
+        entries = entries[:limit]
+        records = await self._records(batch_id, run.decode(), entries, view)
+        cursors = [entry_id.decode() for entry_id, _ in entries]
+        return Page(records, cursors, cursors[-1] if cursors else cursor, ended_at is not None and not more)
+
+    async def wait(self, batch_id: str, *, after: str | None, timeout_s: float) -> None:
+        """Return when there is something after the cursor, at the latest after `timeout_s` or `WAIT_SLICE_S`.
+
+        The slice lets the caller see that a batch ended without a further result.
+        """
+        block_ms = max(1, int(min(timeout_s, WAIT_SLICE_S) * 1000))
+        await self._store.redis.xread({self._store.keys.batch(batch_id).log: after or START}, count=1, block=block_ms)
+
+    async def get(self, rollout: RolloutRef, view: View) -> JsonObject:
+        """One rollout, finished or not. Raises NotFound."""
+        keys = self._store.keys.batch(rollout.batch_id)
+        pipeline = self._store.redis.pipeline(transaction=False)
+        pipeline.hget(keys.meta, "run")
+        pipeline.hget(keys.done, rollout.member)
+        pipeline.hget(keys.live, rollout.member)
+        pipeline.hget(keys.rows, str(rollout.row))
+        pipeline.hget(keys.tries, rollout.member)
+        run, done, live, row, tries = await pipeline.execute()
+        if run is None or row is None or rollout.sample >= int(row.split(b" ", 1)[0]):
+            raise rollout_not_found(str(rollout))
+        if done is not None:
+            log_id = done.decode().rpartition("|")[2]
+            entries = await self._store.redis.xrange(keys.log, min=log_id, max=log_id)
+            if entries:
+                [record] = await self._records(rollout.batch_id, run.decode(), entries, view)
+                finished: JsonObject = orjson.loads(record)
+                finished["state"] = finished["outcome"]
+                return finished
+        return _unfinished(rollout, run.decode(), live, row, tries)
+
+    async def _records(
+        self, batch_id: str, run: str, entries: Sequence[tuple[bytes, dict[bytes, bytes]]], view: View
+    ) -> list[bytes]:
+        keys = self._store.keys.batch(batch_id)
+        records = [fields.get(b"j") for _, fields in entries]
+        members = [fields[b"m"].decode() for _, fields in entries]
+        made = [number for number, record in enumerate(records) if record is None]
+        if made:
+            rows, tries = await self._facts(keys, [members[number] for number in made])
+            for number, row, lines in zip(made, rows, tries, strict=True):
+                records[number] = orjson.dumps(
+                    _made_record(parse_member(batch_id, members[number]), run, entries[number][1], row, lines)
+                )
+        light = [record for record in records if record is not None]
+        if view is View.LIGHT or not light:
+            return light
+        rows = await self._store.redis.hmget(keys.rows, [member.partition(":")[0] for member in members])
+        packed = await self._store.redis.hmget(keys.traj, members)
+        return [
+            add_trajectory(record, await self._blobs.read(blob), row.partition(b"\n")[2], full=view is View.FULL)
+            for record, blob, row in zip(light, packed, rows, strict=True)
+        ]
+
+    async def _facts(self, keys: BatchKeys, members: list[str]) -> tuple[list[bytes], list[bytes | None]]:
+        pipeline = self._store.redis.pipeline(transaction=False)
+        pipeline.hmget(keys.rows, [member.partition(":")[0] for member in members])
+        pipeline.hmget(keys.tries, members)
+        rows, tries = await pipeline.execute()
+        return rows, tries
+
+
+def _head(row: bytes) -> tuple[str, str]:
+    """(task id, environment) of a stored row."""
+    _samples, environment, _published, task_id = row.partition(b"\n")[0].decode().split(" ")
+    return task_id, environment
+
+
+def _attempts(lines: bytes | None) -> list[Any]:
+    return [orjson.loads(line) for line in (lines or b"").splitlines() if line]
+
+
+def _made_record(
+    rollout: RolloutRef, run: str, fields: dict[bytes, bytes], row: bytes, tries: bytes | None
+) -> JsonObject:
+    """The record of a rollout that no worker ended."""
+    task_id, environment = _head(row)
+    attempts = _attempts(tries)
+    error = None
+    if fields[b"e"]:
+        error = {**orjson.loads(fields[b"e"]), "attempts": attempts}
+    return {
+        **_identity(rollout, run, task_id, environment),
+        "attempt": int(fields[b"a"]),
+        "outcome": fields[b"o"].decode(),
+        "stop_reason": fields[b"s"].decode(),
+        "error": error,
+        "reward": None,
+        "reward_components": {},
+        "policy_version": None,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+        "model_calls": 0,
+        "tool_calls": 0,
+        "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
+        "finished_at": rfc3339(int(fields[b"t"])),
+    }
+
+
+def _unfinished(rollout: RolloutRef, run: str, live: bytes | None, row: bytes, tries: bytes | None) -> JsonObject:
+    """A rollout that has not ended, as far as it is known."""
+    task_id, environment = _head(row)
+    parts = live.decode().split("|") if live else []
+    state = {"r": "running", "j": "judging"}.get(parts[0], "queued") if parts else "queued"
+    attempts = _attempts(tries)
+    return {
+        **_identity(rollout, run, task_id, environment),
+        "state": state,
+        "attempt": int(parts[1]) if parts else len(attempts) + 1,
+        "outcome": None,
+        "worker": parts[5] if len(parts) > 5 else None,
+        "attempts": attempts,
+    }
+
+
+def _identity(rollout: RolloutRef, run: str, task_id: str, environment: str) -> JsonObject:
+    return {
+        "rollout_id": str(rollout),
+        "batch_id": rollout.batch_id,
+        "run": run,
+        "group_id": rollout.group_id,
+        "task_id": task_id,
+        "sample_index": rollout.sample,
+        "environment": environment,
+    }
+
+
+def rfc3339(ms: int) -> str:
+    """A timestamp as the API gives it."""
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

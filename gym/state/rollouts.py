@@ -1,0 +1,162 @@
+"""Rollouts on their way: taken by the dispatcher, claimed by workers, committed once.
+
+A worker names a rollout by (member, attempt, token); the token is given at the claim and grows, so no two claims of
+a batch share one. What does not match any more was cancelled, recovered, or committed by somebody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gym.state.store import CLAIM, COMMIT, RECOVER, RETRY, TAKE, ScriptCall, Store
+
+OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A rollout that goes to Celery."""
+
+    environment: str
+    member: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A rollout that this worker runs. `tries` are its failed attempts, JSON lines."""
+
+    batch_id: str
+    member: str
+    attempt: int
+    token: str
+    tries: bytes
+    environment: str
+    num_samples: int
+    task_id: str
+    published_at: int  # ms
+    claimed_at: int  # ms
+    row: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The outcome of an attempt, with the numbers that it adds to its environment's sums."""
+
+    outcome: str
+    record: bytes
+    trajectory: bytes
+    usable: bool
+    early_stop: int
+    sums: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit did: `verdict` is 1 committed, 2 was committed already by this attempt, 0 fenced off."""
+
+    verdict: int
+    batch_ended: bool
+    stopped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What was taken back from dead workers and a lossy broker."""
+
+    requeued: int
+    failed: int
+    resent: int
+
+
+class Rollouts:
+    """The transitions, as dispatcher and workers call them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def take(self, batch_id: str, most: int) -> list[Taken]:
+        """Move up to `most` rollouts from the backlog to Celery."""
+        flat = await self._store.run(TAKE, self._store.keys.batch(batch_id).scripted(), [most])
+        return [Taken(flat[i].decode(), flat[i + 1].decode(), int(flat[i + 2])) for i in range(0, len(flat), 3)]
+
+    async def claim(self, batch_id: str, worker: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
+        """Start (member, attempt) here; those that are not ours to start are left out."""
+        args: list[str | int] = [worker]
+        for member, attempt in wanted:
+            args += [member, attempt]
+        answer = await self._store.run(CLAIM, self._store.keys.batch(batch_id).scripted(), args)
+        claimed_at = int(answer[0])
+        rows = dict(zip(answer[-1][::2], answer[-1][1::2], strict=True))
+        claims = []
+        for member, attempt, token, tries in answer[1:-1]:
+            head, _, row = rows[member.partition(b":")[0]].partition(b"\n")
+            samples, environment, published_at, task_id = head.decode().split(" ")
+            claims.append(
+                Claim(
+                    batch_id=batch_id,
+                    member=member.decode(),
+                    attempt=int(attempt),
+                    token=token.decode(),
+                    tries=tries,
+                    environment=environment,
+                    num_samples=int(samples),
+                    task_id=task_id,
+                    published_at=int(published_at),
+                    claimed_at=claimed_at,
+                    row=row,
+                )
+            )
+        return claims
+
+    def commit_call(self, claim: Claim, commit: Commit) -> ScriptCall:
+        """The script call that commits; its answer is read by `committed`."""
+        args: list[str | bytes | int | float] = [
+            claim.member,
+            claim.attempt,
+            claim.token,
+            OUTCOME_LETTER[commit.outcome],
+            commit.record,
+            commit.trajectory,
+            int(commit.usable),
+            commit.early_stop,
+        ]
+        for name, number in commit.sums.items():
+            args += [name, number]
+        return ScriptCall(COMMIT, self._store.keys.batch(claim.batch_id).scripted(), args)
+
+    @staticmethod
+    def committed(answer: Sequence[int]) -> Committed:
+        """Read the answer to `commit_call`."""
+        return Committed(answer[0], answer[1] == 1, answer[2])
+
+    def retry_call(self, claim: Claim, error_line: bytes, delay_s: float) -> ScriptCall:
+        """The script call that gives an attempt up for another one later; without an error line it is not used up."""
+        args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, int(delay_s * 1000)]
+        return ScriptCall(RETRY, self._store.keys.batch(claim.batch_id).scripted(), args)
+
+    async def recover(
+        self, batch_id: str, *, overdue_ms: int, max_attempts: int, dead_workers: Sequence[str]
+    ) -> Recovered:
+        """Take back what dead workers ran, and jobs handed to Celery before `overdue_ms` (0 leaves them)."""
+        requeued, failed, resent, _ended = await self._store.run(
+            RECOVER, self._store.keys.batch(batch_id).scripted(), [overdue_ms, max_attempts, *dead_workers]
+        )
+        return Recovered(requeued, failed, resent)
+
+    async def still_mine(self, claims: Sequence[Claim]) -> list[bool]:
+        """Whether each claim still stands; a false one was cancelled or given to somebody else."""
+        by_batch: dict[str, list[int]] = {}
+        for number, claim in enumerate(claims):
+            by_batch.setdefault(claim.batch_id, []).append(number)
+        pipeline = self._store.redis.pipeline(transaction=False)
+        for batch_id, numbers in by_batch.items():
+            pipeline.hmget(self._store.keys.batch(batch_id).live, [claims[number].member for number in numbers])
+        standing = [False] * len(claims)
+        for numbers, values in zip(by_batch.values(), await pipeline.execute(), strict=True):
+            for number, value in zip(numbers, values, strict=True):
+                claim = claims[number]
+                mark = f"|{claim.attempt}|{claim.token}|".encode()
+                standing[number] = value is not None and value[1 : 1 + len(mark)] == mark
+        return standing

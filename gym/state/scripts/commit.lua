@@ -1,0 +1,28 @@
+-- Record the outcome of an attempt, once.
+-- ARGV: member, attempt, token, outcome letter, record, trajectory, usable (0 | 1), early stop (0 = none),
+--       then field, number, ... to add to the environment's sums
+-- Returns {verdict, ended, stopped}: 1 committed, 2 was committed by this very attempt, 0 fenced off
+local member, attempt, token, letter = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local value = redis.call('HGET', LIVE, member)
+local live = value and parse_live(value)
+if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then
+  local done = redis.call('HGET', DONE, member)
+  if done and string.match(done, '^%a|' .. attempt .. '|' .. token .. '|') then return { 2, 0, 0 } end
+  count('fenced', 1)
+  return { 0, 0, 0 }
+end
+leave_live(member, live)
+if ARGV[6] ~= '' then redis.call('HSET', TRAJ, member, ARGV[6]) end
+finish(member, letter, attempt, token, { 'j', ARGV[5] })
+local environment = live.environment
+redis.call('HINCRBY', STATS, environment .. '|ended', 1)
+for i = 9, #ARGV, 2 do
+  redis.call('HINCRBYFLOAT', STATS, environment .. '|' .. ARGV[i], ARGV[i + 1])
+end
+local stopped = 0
+local wanted = tonumber(ARGV[8])
+if wanted > 0 and ARGV[7] == '1' then
+  local row = string.match(member, '^(%d+):')
+  if redis.call('HINCRBY', GROUPS, row, 1) == wanted then stopped = stop_group(row, 'c', 'early_stop') end
+end
+return { 1, mark_end(), stopped }

@@ -1,0 +1,110 @@
+-- Names and rules that every script of a batch shares; put in front of each of them.
+-- A live value is STATE|ATTEMPT|TOKEN|SINCE|ENVIRONMENT[|WORKER]; STATE is d (in Celery), r (running), j (judging).
+local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, STATS, TOMBS, STAGING =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+
+local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
+local COUNTER = { d = 'queued', r = 'running', j = 'judging' }
+
+local function now_ms()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function count(field, by)
+  if by ~= 0 then redis.call('HINCRBY', META, field, by) end
+end
+
+local function parse_live(value)
+  local state, attempt, token, since, environment, worker =
+    string.match(value, '^(%a)|(%d+)|(%d+)|(%d+)|([^|]*)|?(.*)$')
+  return { state = state, attempt = attempt, token = token, since = tonumber(since),
+           environment = environment, worker = worker }
+end
+
+local function leave_live(member, live)
+  redis.call('HDEL', LIVE, member)
+  count(COUNTER[live.state], -1)
+  if live.state == 'd' then count('dispatched', -1) end
+end
+
+local function unpublished(row)
+  for _, ranges in ipairs(redis.call('HVALS', STAGING)) do
+    for from, to in string.gmatch(ranges, '(%d+):(%d+)') do
+      if row >= tonumber(from) and row < tonumber(to) then return true end
+    end
+  end
+  return false
+end
+
+-- The header of a published row: samples, environment; nil where there is none.
+local function row_header(row)
+  if unpublished(tonumber(row)) then return nil end
+  local value = redis.call('HGET', ROWS, row)
+  if not value then return nil end
+  local samples, environment = string.match(value, '^(%d+) (%S+) ')
+  return tonumber(samples), environment
+end
+
+local function attempts_of(member)
+  local lines = redis.call('HGET', TRIES, member)
+  if not lines then return 0 end
+  local _, n = string.gsub(lines, '\n', '\n')
+  return n
+end
+
+local function add_try(member, line)
+  local lines = redis.call('HGET', TRIES, member) or ''
+  redis.call('HSET', TRIES, member, lines .. line .. '\n')
+end
+
+local function mark_end()
+  local m = redis.call('HMGET', META, 'submitted', 'succeeded', 'failed', 'cancelled', 'expired', 'sealed')
+  local ended = (m[2] or 0) + (m[3] or 0) + (m[4] or 0) + (m[5] or 0)
+  if m[6] == '1' and tonumber(m[1] or 0) == ended then
+    redis.call('HSETNX', META, 'ended_at', now_ms())
+    return 1
+  end
+  return 0
+end
+
+-- Record a final state. The caller has taken the rollout out of the state it was in.
+local function finish(member, letter, attempt, token, fields)
+  local id = redis.call('XADD', LOG, '*', 'm', member, unpack(fields))
+  redis.call('HSET', DONE, member, letter .. '|' .. attempt .. '|' .. token .. '|' .. id)
+  count(OUTCOME[letter], 1)
+end
+
+-- End a rollout that no worker ends: cancelled, expired, or failed because its workers died.
+local function end_here(member, letter, reason, attempt, token, environment, error)
+  finish(member, letter, attempt, token,
+    { 'o', OUTCOME[letter], 's', reason, 'a', attempt, 'v', environment, 't', now_ms(), 'e', error or '' })
+  redis.call('HINCRBY', STATS, environment .. '|ended', 1)
+end
+
+-- End one rollout wherever it is; false where it has ended already or does not exist.
+local function stop(member, letter, reason)
+  local value = redis.call('HGET', LIVE, member)
+  if value then
+    local live = parse_live(value)
+    leave_live(member, live)
+    end_here(member, letter, reason, live.attempt, live.token, live.environment)
+    return true
+  end
+  if redis.call('HEXISTS', DONE, member) == 1 then return false end
+  local row, sample = string.match(member, '^(%d+):(%d+)$')
+  local samples, environment = row_header(row)
+  if not samples or tonumber(sample) >= samples then return false end
+  count('queued', -1)
+  end_here(member, letter, reason, attempts_of(member), 0, environment)
+  return true
+end
+
+local function stop_group(row, letter, reason)
+  local samples = row_header(row)
+  local stopped = 0
+  for sample = 0, (samples or 0) - 1 do
+    if stop(row .. ':' .. sample, letter, reason) then stopped = stopped + 1 end
+  end
+  return stopped
+end

@@ -1,0 +1,26 @@
+-- Take failed and expired results back and run them again.
+-- ARGV: member, attempt, environment, tries (JSON lines of all its attempts), ...
+-- Returns how many were requeued
+local requeued = 0
+for i = 1, #ARGV, 4 do
+  local member, attempt, environment, lines = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local done = redis.call('HGET', DONE, member)
+  local letter, number, id
+  if done then letter, number, id = string.match(done, '^(%a)|(%d+)|%d+|(.*)$') end
+  if (letter == 'f' or letter == 'e') and number == attempt then
+    redis.call('XDEL', LOG, id)
+    redis.call('HDEL', DONE, member)
+    redis.call('HDEL', TRAJ, member)
+    count(OUTCOME[letter], -1)
+    count('queued', 1)
+    redis.call('HINCRBY', STATS, environment .. '|ended', -1)
+    if lines ~= '' then redis.call('HSET', TRIES, member, lines) end
+    redis.call('ZADD', LATER, 0, member .. ':' .. environment)
+    requeued = requeued + 1
+  end
+end
+if requeued > 0 then
+  redis.call('HDEL', META, 'ended_at')
+  redis.call('HSET', META, 'cancel', '0')
+end
+return requeued

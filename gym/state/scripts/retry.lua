@@ -1,0 +1,15 @@
+-- Give up an attempt and try again later, or hand it back unused.
+-- ARGV: member, attempt, token, error line ('' = the attempt is not used up), delay in ms
+-- Returns 1, or 0 where it was fenced off
+local member, attempt, token, line, delay = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local value = redis.call('HGET', LIVE, member)
+local live = value and parse_live(value)
+if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then
+  count('fenced', 1)
+  return 0
+end
+leave_live(member, live)
+count('queued', 1)
+if line ~= '' then add_try(member, line) end
+redis.call('ZADD', LATER, now_ms() + delay, member .. ':' .. live.environment)
+return 1

@@ -1,0 +1,128 @@
+"""The connection to Redis and the scripts that run there.
+
+Scripts are sent by their digest; a server that does not know one (it was restarted, or is new) gets it and is asked
+again. Commands may be repeated by the client after a broken connection, so every script is written to be repeatable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from gym.state.keys import Keys
+
+Argument = str | bytes | int | float
+
+RedisAway = (RedisConnectionError, RedisTimeoutError)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and its SHA-1, by which Redis knows it."""
+
+    name: str
+    text: bytes
+    sha: str
+
+
+def _load(name: str) -> Script:
+    folder = files("gym.state") / "scripts"
+    text = (folder / "lib.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+
+PUBLISH = _load("publish")
+TAKE = _load("take")
+CLAIM = _load("claim")
+COMMIT = _load("commit")
+RETRY = _load("retry")
+RECOVER = _load("recover")
+CANCEL = _load("cancel")
+SEAL = _load("seal")
+REQUEUE = _load("requeue")
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """One run of a script, for sending several in one round trip."""
+
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Argument]
+
+
+class Store:
+    """A Redis client, the names of the keys, and the means to run scripts."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        self.redis: Any = redis  # redis-py types the answers of its async client as if it were the sync one
+        self.keys = keys
+
+    @classmethod
+    def connect(cls, url: str, *, prefix: str = "farm", timeout_s: float = 10.0) -> Store:
+        """A store that connects when it is first used; a read or write is bounded by `timeout_s`."""
+        redis = Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=min(timeout_s, 5.0),
+            health_check_interval=25,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
+            max_connections=512,
+        )
+        return cls(redis, Keys(prefix))
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self.redis.aclose()
+
+    async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
+        """The script's answer."""
+        try:
+            return await self.redis.evalsha(script.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self.redis.eval(script.text, len(keys), *keys, *args)
+
+    async def run_many(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The answers of several scripts, sent in one round trip and each run by itself.
+
+        An answer may be an exception of redis-py, which the caller must look for.
+        """
+        if len(calls) == 1:
+            return [await self.run(calls[0].script, calls[0].keys, calls[0].args)]
+        answers = await self._pipeline(calls)
+        missed = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missed:
+            for script in {calls[number].script.sha: calls[number].script for number in missed}.values():
+                await self.redis.script_load(script.text)
+            again = await self._pipeline([calls[number] for number in missed])
+            for number, answer in zip(missed, again, strict=True):
+                answers[number] = answer
+        return answers
+
+    async def _pipeline(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for call in calls:
+            pipeline.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
+        return await pipeline.execute(raise_on_error=False)
+
+    async def wake_dispatcher(self) -> None:
+        """Tell the dispatcher that there may be something to do."""
+        pipeline = self.redis.pipeline(transaction=False)
+        pipeline.lpush(self.keys.wake, "1")
+        pipeline.ltrim(self.keys.wake, 0, 0)
+        await pipeline.execute()
+
+    async def now_ms(self) -> int:
+        """The server's clock, which all times in the farm are of."""
+        seconds, micros = await self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000

@@ -1,0 +1,210 @@
+"""How rows come in: staged under row numbers that nobody sees, then published by one script, all or none.
+
+Memory here grows with the task ids that the caller gave, not with the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from gym.errors import Conflict
+from gym.ids import new_id
+from gym.jsontypes import JsonObject
+from gym.state.batches import activate, batch_conflict, batch_not_found, cancel, task_conflict
+from gym.state.keys import BatchKeys
+from gym.state.store import PUBLISH, Store
+from gym.task import RowHeader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedRow:
+    """A row that passed its checks, with its bytes as they were sent (JSON on one line)."""
+
+    header: RowHeader
+    raw: bytes
+    digest: str  # of its canonical JSON; only looked at where the caller gave a task id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """What creating a batch writes beside its rows."""
+
+    spec: JsonObject
+    digest: str
+    run: str
+    priority: int
+    weight: float
+    policy: str  # a registered name, or an empty text for an inline policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What came of a submission; `created` is false where the same one had been made before."""
+
+    accepted: int
+    repeated: int
+    submitted: int
+    created: bool = False
+
+
+def canonical_digest(value: object) -> str:
+    """The same for equal JSON, whatever the order of its keys."""
+    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=12).hexdigest()
+
+
+class Staging:
+    """Rows of one request on their way in; `publish` makes them visible, `abort` forgets them."""
+
+    def __init__(self, store: Store, batch_id: str) -> None:
+        self._store = store
+        self._keys = store.keys.batch(batch_id)
+        self._batch_id = batch_id
+        self._request_id = new_id("req")
+        self._since_ms: int | None = None
+        self._ranges: list[list[int]] = []
+        self._repeated = 0
+        self._tasks: dict[str, str] = {}  # ids of this request and their digests
+
+    async def add(self, rows: Sequence[StagedRow]) -> None:
+        """Stage rows in order. Raises Conflict where a task id of this request comes again with another body."""
+        fresh = [row for row in rows if self._is_fresh(row)]
+        self._repeated += len(rows) - len(fresh)
+        if not fresh:
+            return
+        if self._since_ms is None:
+            self._since_ms = await self._store.now_ms()
+        end = int(await self._store.redis.incrby(self._keys.seq, len(fresh)))
+        first = end - len(fresh)
+        if self._ranges and self._ranges[-1][1] == first:
+            self._ranges[-1][1] = end
+        else:
+            self._ranges.append([first, end])
+        values: dict[str | bytes, bytes] = {}
+        entries: list[str] = []
+        tasks: list[str] = []
+        for number, row in enumerate(fresh, first):
+            header = row.header
+            task_id = header.task_id or f"row:{number}"
+            values[str(number)] = (
+                f"{header.num_samples} {header.environment} {self._since_ms} {task_id}\n".encode() + row.raw
+            )
+            entries.append(f"{number}:0:{header.num_samples}:{header.environment}")
+            tasks.append(f"{header.task_id} {row.digest}" if header.task_id is not None else "")
+        ranges = f"{self._since_ms} " + " ".join(f"{start}:{stop}" for start, stop in self._ranges)
+        pipeline = self._store.redis.pipeline(transaction=False)
+        # known as unpublished before it can be seen
+        pipeline.hset(self._keys.staging, self._request_id, ranges)
+        pipeline.hset(self._keys.rows, mapping=values)
+        pipeline.rpush(self._keys.stage(self._request_id), *entries)
+        pipeline.rpush(self._keys.stage_tasks(self._request_id), *tasks)
+        pipeline.expire(self._keys.stage(self._request_id), 3600)
+        pipeline.expire(self._keys.stage_tasks(self._request_id), 3600)
+        await pipeline.execute()
+
+    def _is_fresh(self, row: StagedRow) -> bool:
+        task_id = row.header.task_id
+        if task_id is None:
+            return True
+        known = self._tasks.get(task_id)
+        if known is None:
+            self._tasks[task_id] = row.digest
+            return True
+        if known != row.digest:
+            raise task_conflict(self._batch_id, task_id)
+        return False
+
+    async def publish(self, *, create: NewBatch | None, seal: bool) -> Published:
+        """Make the rows visible, all or none.
+
+        Raises NotFound, or Conflict where the batch is sealed, cancelled, or made of something else.
+        """
+        keys = self._keys
+        head: list[str | bytes | int | float] = ["", "", "", 0, 0, ""]
+        if create is not None:
+            head = [orjson.dumps(create.spec), create.digest, create.run, create.priority, create.weight, create.policy]
+        verdict, accepted, repeated, submitted, task = await self._store.run(
+            PUBLISH,
+            [
+                *keys.scripted(),
+                keys.stage(self._request_id),
+                keys.stage_tasks(self._request_id),
+                keys.stage_done(self._request_id),
+            ],
+            ["create" if create else "append", int(seal), *head, self._request_id],
+        )
+        answer = Published(
+            accepted=accepted, repeated=repeated + self._repeated, submitted=submitted, created=verdict == b"created"
+        )
+        if verdict in (b"created", b"appended"):
+            await self._announce()
+            return answer
+        await self.abort()
+        match verdict:
+            case b"exists":
+                await self._announce()
+                return answer
+            case b"missing":
+                raise batch_not_found(self._batch_id)
+            case b"task_conflict":
+                raise task_conflict(self._batch_id, task.decode())
+            case b"conflict":
+                raise batch_conflict(self._batch_id)
+            case _:
+                raise Conflict(
+                    f"batch_{verdict.decode()}",
+                    f"batch {self._batch_id} is {verdict.decode()} and takes no more rows; nothing was added",
+                    {"batch_id": self._batch_id},
+                )
+
+    async def _announce(self) -> None:
+        """Enter the batch where the dispatcher and lists find it, and end what was cancelled before it came.
+
+        A client's retry after a crash repeats both.
+        """
+        await bury(self._store, self._batch_id)
+        await activate(self._store, self._batch_id)
+
+    async def abort(self) -> None:
+        """Forget what was staged."""
+        if not self._ranges:
+            return
+        await discard_staged(self._store, self._keys, self._request_id, self._ranges)
+        self._ranges = []
+
+
+async def discard_staged(store: Store, keys: BatchKeys, request_id: str, ranges: Sequence[Sequence[int]]) -> None:
+    """Delete the unpublished rows of a request."""
+    redis = store.redis
+    for start, stop in ranges:
+        for first in range(start, stop, 1000):
+            await redis.hdel(keys.rows, *(str(number) for number in range(first, min(first + 1000, stop))))
+    await redis.delete(keys.stage(request_id), keys.stage_tasks(request_id))
+    await redis.hdel(keys.staging, request_id)
+
+
+async def existing(store: Store, batch_id: str, digest: str) -> Published | None:
+    """The answer to a repeated creation, `None` where the id is free.
+
+    Raises Conflict where it was made of another body.
+    """
+    values = await store.redis.hmget(store.keys.batch(batch_id).meta, ["digest", "submitted"])
+    if values[0] is None:
+        return None
+    if values[0].decode() != digest:
+        raise batch_conflict(batch_id)
+    await activate(store, batch_id)
+    return Published(accepted=0, repeated=0, submitted=int(values[1]))
+
+
+async def bury(store: Store, batch_id: str) -> None:
+    """Carry out the cancellations that came before what they cancel."""
+    tombs = await store.redis.smembers(store.keys.batch(batch_id).tombs)
+    for name in sorted(tomb.decode() for tomb in tombs):
+        if name == "*":
+            await cancel(store, batch_id, "batch", name)
+        else:
+            await cancel(store, batch_id, "rollout" if ":" in name else "group", name)
