@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"^(0|[1-9][0-9]{0,11})$")
 
 def is_id(text: str) -> bool:
     """Whether a caller may use this text as an id."""
-    return _ID.match(text) is not None and not text.endswith("\n")
+    return _ID.fullmatch(text) is not None
 
 
 def new_id(prefix: str) -> str:
@@ -60,7 +60,7 @@ class RolloutRef:
 def parse_group_id(group_id: str) -> GroupRef | None:
     """`None` where the text is not a group's id."""
     batch_id, _, row = group_id.rpartition(":")
-    if not is_id(batch_id) or not _NUMBER.match(row):
+    if not is_id(batch_id) or not _NUMBER.fullmatch(row):
         return None
     return GroupRef(batch_id, int(row))
 
@@ -69,7 +69,7 @@ def parse_rollout_id(rollout_id: str) -> RolloutRef | None:
     """`None` where the text is not a rollout's id."""
     group_id, _, sample = rollout_id.rpartition(":")
     group = parse_group_id(group_id)
-    if group is None or not _NUMBER.match(sample):
+    if group is None or not _NUMBER.fullmatch(sample):
         return None
     return RolloutRef(group.batch_id, group.row, int(sample))
 

@@ -1,0 +1,1 @@
+"""What runs rollouts: the Celery app and its jobs, the dispatcher, and the worker's event loop."""

@@ -19,6 +19,8 @@ from gym.state.keys import BatchKeys
 from gym.state.store import PUBLISH, Store
 from gym.task import RowHeader
 
+STAGED_TTL_S = 3600
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedRow:
@@ -101,8 +103,8 @@ class Staging:
         pipeline.hset(self._keys.rows, mapping=values)
         pipeline.rpush(self._keys.stage(self._request_id), *entries)
         pipeline.rpush(self._keys.stage_tasks(self._request_id), *tasks)
-        pipeline.expire(self._keys.stage(self._request_id), 3600)
-        pipeline.expire(self._keys.stage_tasks(self._request_id), 3600)
+        pipeline.expire(self._keys.stage(self._request_id), STAGED_TTL_S)
+        pipeline.expire(self._keys.stage_tasks(self._request_id), STAGED_TTL_S)
         await pipeline.execute()
 
     def _is_fresh(self, row: StagedRow) -> bool:
@@ -208,3 +210,13 @@ async def bury(store: Store, batch_id: str) -> None:
             await cancel(store, batch_id, "batch", name)
         else:
             await cancel(store, batch_id, "rollout" if ":" in name else "group", name)
+
+
+async def sweep_staged(store: Store, batch_id: str, now_ms: int) -> None:
+    """Delete what requests left behind whose api process died an hour ago."""
+    keys = store.keys.batch(batch_id)
+    for request_id, text in (await store.redis.hgetall(keys.staging)).items():
+        since, *ranges = text.decode().split(" ")
+        if now_ms - int(since) > STAGED_TTL_S * 1000:
+            spans = [[int(number) for number in span.split(":")] for span in ranges]
+            await discard_staged(store, keys, request_id.decode(), spans)

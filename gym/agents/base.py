@@ -1,0 +1,154 @@
+"""What an agent is, and the episode that it drives.
+
+An agent decides when to call the model and which tools to run; the episode records. Limits are looked at in the order
+of `gym.limits`; clocks and cancellation interrupt from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gym.environments.session import EnvironmentSession
+from gym.jsontypes import JsonObject
+from gym.limits import Limits
+from gym.proxy.client import ModelReply, ModelRequest
+from gym.proxy.policies import PolicyRecord
+from gym.rollout import StopReason
+from gym.task import Task
+from gym.trajectory import ModelCall, ToolCall, Trajectory
+
+
+class Model(Protocol):
+    """What answers model calls: `gym.proxy.client.PolicyClient`, or a fake."""
+
+    async def respond(self, request: ModelRequest) -> ModelReply:
+        """Raises ModelUnreachable or ModelRejected."""
+
+
+class PolicyNow(Protocol):
+    """The policy's record as it is at this moment."""
+
+    def __call__(self) -> PolicyRecord:
+        """Raises ModelUnreachable where the policy has been deleted."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Episode:
+    """The live run inside a rollout."""
+
+    task: Task
+    rollout_id: str
+    group_id: str
+    attempt: int
+    limits: Limits
+    environment: EnvironmentSession
+    model: Model
+    policy: PolicyNow
+    deadline: float  # loop.time()
+    trajectory: Trajectory
+    input_items: list[JsonObject] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    last_activity: float = field(default_factory=time.monotonic)
+    model_s: float = 0.0
+    tool_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        items = self.task.params["input"]
+        self.input_items = [{"role": "user", "content": items}] if isinstance(items, str) else list(items)
+
+    def touch(self) -> None:
+        """Note that something happened; the stall timeout counts from here."""
+        self.last_activity = time.monotonic()
+
+    async def call_model(self, *, tools: list[JsonObject]) -> ModelReply:
+        """One model call on the whole conversation so far; its answer is recorded."""
+        params: JsonObject = {**self.task.params, "input": self.input_items + self.trajectory.items}
+        if tools:
+            params["tools"] = tools
+        else:
+            for name in ("tools", "tool_choice", "parallel_tool_calls"):
+                params.pop(name, None)
+        turn = len(self.trajectory.calls)
+        self.touch()
+        began = time.monotonic()
+        try:
+            reply = await self.model.respond(
+                ModelRequest(
+                    policy=self.policy(),
+                    params=params,
+                    sticky_key=self.group_id,
+                    deadline=self.deadline,
+                    rollout_id=self.rollout_id,
+                    attempt=self.attempt,
+                    turn=turn,
+                )
+            )
+        finally:
+            self.model_s += time.monotonic() - began
+        self.touch()
+        self._record(reply, turn, began, len(params["input"]))
+        return reply
+
+    def _record(self, reply: ModelReply, turn: int, began: float, request_items: int) -> None:
+        trajectory = self.trajectory
+        trajectory.items += reply.items
+        trajectory.usage += reply.usage
+        trajectory.calls.append(
+            ModelCall(
+                turn=turn,
+                endpoint=reply.endpoint,
+                started_s=began - self.started,
+                duration_s=reply.duration_s,
+                finish=reply.finish,
+                usage=reply.usage,
+                version_before=reply.version_before,
+                version_after=reply.version_after,
+                request_items=request_items,
+                has_tokens=reply.tokens is not None,
+            )
+        )
+        if reply.finish == "context_overflow":
+            return
+        if reply.tokens is None:
+            trajectory.tokens_complete = False
+        else:
+            trajectory.segments.add_turn(reply.tokens, reply.version_after)
+
+    async def run_tools(self, calls: list[JsonObject]) -> None:
+        """Run the calls of one turn side by side; their outputs are recorded in the order of the calls."""
+        self.touch()
+        began = time.monotonic()
+        try:
+            if len(calls) == 1:
+                outcomes = [await self._run_tool(calls[0])]
+            else:
+                outcomes = await asyncio.gather(*(self._run_tool(call) for call in calls))
+        finally:
+            self.tool_s += time.monotonic() - began
+        for call, outcome in zip(calls, outcomes, strict=True):
+            self.trajectory.tool_calls.append(outcome)
+            self.trajectory.items.append(
+                {"type": "function_call_output", "call_id": call["call_id"], "output": outcome.output}
+            )
+        self.touch()
+
+    async def _run_tool(self, call: JsonObject) -> ToolCall:
+        arguments: Any = call.get("arguments")
+        return await self.environment.call_tool(
+            str(call.get("name", "")), arguments if isinstance(arguments, str) else "{}"
+        )
+
+
+def tool_calls_of(reply: ModelReply) -> list[JsonObject]:
+    """The function calls of an answer, in order."""
+    return [item for item in reply.items if item.get("type") == "function_call"]
+
+
+class Agent(Protocol):
+    """Drives an episode to its end."""
+
+    async def run(self, episode: Episode) -> StopReason:
+        """Returns why it ended; raises RolloutError where it cannot go on."""

@@ -1,0 +1,78 @@
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.schedule import Waiting, plan
+
+
+def waiting(batch_id: str, backlog: int, **fields: object) -> Waiting:
+    values = {"run": batch_id, "priority": 5, "weight": 1.0, "created_at": 0} | fields
+    return Waiting(batch_id=batch_id, backlog=backlog, **values)  # type: ignore[arg-type]  # fields of the test's choice
+
+
+def shares(takes: list[tuple[str, int]]) -> Counter[str]:
+    given: Counter[str] = Counter()
+    for batch_id, number in takes:
+        given[batch_id] += number
+    return given
+
+
+def test_a_higher_priority_is_served_first_and_alone_while_it_fills_the_room() -> None:
+    batches = [waiting("low", 100, priority=4), waiting("high", 40, priority=9)]
+    assert shares(plan(batches, room=40, slice_size=16, virtual_times={}).takes) == {"high": 40}
+    assert shares(plan(batches, room=60, slice_size=16, virtual_times={}).takes) == {"high": 40, "low": 20}
+
+
+def test_equal_priorities_share_by_the_weight_of_their_runs() -> None:
+    batches = [waiting("heavy", 10_000, weight=3.0), waiting("light", 10_000)]
+    given = shares(plan(batches, room=400, slice_size=4, virtual_times={}).takes)
+    assert given["heavy"] == 300
+    assert given["light"] == 100
+
+
+def test_a_small_run_behind_a_big_one_gets_half_of_the_room() -> None:
+    batches = [waiting("big", 50_000, created_at=1), waiting("small", 100, created_at=2)]
+    assert shares(plan(batches, room=200, slice_size=10, virtual_times={}).takes)["small"] == 100
+
+
+def test_within_a_run_the_older_batch_goes_first() -> None:
+    batches = [waiting("new", 10, run="r", created_at=2), waiting("old", 10, run="r", created_at=1)]
+    assert plan(batches, room=15, slice_size=16, virtual_times={}).takes == [("old", 10), ("new", 5)]
+
+
+def test_shares_even_out_over_plans_since_virtual_times_are_kept() -> None:
+    batches = [waiting("a", 10_000), waiting("b", 10_000)]
+    total: Counter[str] = Counter()
+    times: dict[str, float] = {}
+    for _ in range(50):
+        now = plan(batches, room=3, slice_size=16, virtual_times=times)
+        times = now.virtual_times
+        total += shares(now.takes)
+    assert abs(total["a"] - total["b"]) <= 3
+
+
+def test_a_run_that_comes_later_is_not_owed_for_the_time_before() -> None:
+    times = plan([waiting("old", 10_000)], room=5000, slice_size=16, virtual_times={}).virtual_times
+    both = [waiting("old", 10_000), waiting("new", 10_000)]
+    given = shares(plan(both, room=200, slice_size=10, virtual_times=times).takes)
+    assert given["old"] == 100
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.sampled_from("abc"), st.integers(0, 9), st.floats(0.1, 10)), max_size=8),
+    st.integers(0, 200),
+    st.integers(1, 16),
+)
+def test_room_is_used_up_or_nothing_waits_and_no_slice_is_too_large(
+    rows: list[tuple[int, str, int, float]], room: int, slice_size: int
+) -> None:
+    batches = [
+        waiting(str(number), backlog, run=run, priority=priority, weight=weight, created_at=number)
+        for number, (backlog, run, priority, weight) in enumerate(rows)
+    ]
+    takes = plan(batches, room=room, slice_size=slice_size, virtual_times={}).takes
+    assert sum(number for _, number in takes) == min(room, sum(batch.backlog for batch in batches))
+    assert all(0 < number <= slice_size for _, number in takes)
+    given = shares(takes)
+    assert all(given[batch.batch_id] <= batch.backlog for batch in batches)

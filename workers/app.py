@@ -1,0 +1,59 @@
+"""The Celery app: a carrier of jobs that hold ids only.
+
+Acknowledged early and without results: recovery is the farm's own, and so are the results. The queue's name carries a
+version, since a worker of another version would drop jobs that it does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+from gym.config import Settings, broker_url
+
+QUEUE_VERSION = 1
+RUN_JOB = "farm.run_rollouts"
+
+
+def queue_name(prefix: str) -> str:
+    """The queue of rollouts that wait for a worker."""
+    return f"{prefix}.rollouts.v{QUEUE_VERSION}"
+
+
+def create_celery(settings: Settings) -> Celery:
+    """The app for workers, dispatcher and Flower; jobs are registered by `workers.jobs`."""
+    app = Celery("farm", broker=broker_url(settings.redis), set_as_current=False)
+    app.conf.update(celery_config(settings))
+    return app
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Celery's settings."""
+    return {
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_default_queue": queue_name(settings.redis.prefix),
+        "task_acks_late": False,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_track_started": False,
+        "task_send_sent_event": False,
+        "worker_send_task_events": True,
+        "worker_pool": "threads",
+        # a thread for each slot, made when it is needed: slices may be as small as one rollout
+        "worker_concurrency": settings.worker.concurrency,
+        "worker_prefetch_multiplier": 1,
+        "worker_hijack_root_logger": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_enable_remote_control": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            # with early acknowledgement nothing is redelivered; the bound is beyond any rollout all the same
+            "visibility_timeout": 7 * 24 * 3600,
+            "global_keyprefix": f"{settings.redis.prefix}.",
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+    }

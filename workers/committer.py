@@ -1,0 +1,81 @@
+"""Sends state changes to Redis, as many in one round trip as have gathered while the last one was on its way.
+
+A change waits through an absence of Redis for as long as the worker lives: what a worker has finished it commits when
+Redis is back. Every script is repeatable, so a change whose answer was lost is simply sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+from redis.exceptions import OutOfMemoryError
+
+from gym.state.store import RedisAway, ScriptCall, Store
+
+MAX_BATCH = 256
+_LOG = logging.getLogger(__name__)
+
+
+class Committer:
+    """One per worker; `run` is its task."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._waiting: list[tuple[ScriptCall, asyncio.Future[Any]]] = []
+        self._some = asyncio.Event()
+        self.totals: dict[str, int] = {}
+
+    async def send(self, call: ScriptCall) -> Any:
+        """The script's answer. Raises redis-py's ResponseError where the script failed."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, future))
+        self._some.set()
+        return await future
+
+    def add_total(self, name: str, by: int = 1) -> None:
+        """Add to a counter of the whole farm; sent with the next changes."""
+        self.totals[name] = self.totals.get(name, 0) + by
+        self._some.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            while self._waiting or self.totals:
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                await self._send(batch)
+
+    async def _send(self, batch: list[tuple[ScriptCall, asyncio.Future[Any]]]) -> None:
+        failures = 0
+        while True:
+            try:
+                answers = await self._store.run_many([call for call, _ in batch]) if batch else []
+                await self._side_effects()
+                break
+            except (*RedisAway, OutOfMemoryError) as error:
+                failures += 1
+                if failures == 1 or failures % 30 == 0:
+                    _LOG.warning("%d changes wait for Redis: %s", len(batch), error, extra={"action": "commit_waiting"})
+                await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if future.done():  # whoever asked was cancelled; the change stands
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    async def _side_effects(self) -> None:
+        """Slots have become free, so the dispatcher may have something to do; and the farm's counters."""
+        totals, self.totals = self.totals, {}
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=False)
+        for name, by in totals.items():
+            pipeline.hincrby(keys.totals, name, by)
+        pipeline.lpush(keys.wake, "1")
+        pipeline.ltrim(keys.wake, 0, 0)
+        await pipeline.execute(raise_on_error=False)

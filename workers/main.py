@@ -1,0 +1,89 @@
+"""A worker process: Celery's consumer in the main thread, one event loop beside it, a lease in a third."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import threading
+from typing import Any
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from gym.config import Settings
+from gym.errors import SettingsError
+from workers.admission import admission_step, count_received
+from workers.app import create_celery
+from workers.jobs import register_jobs
+from workers.lease import LeaseKeeper
+from workers.loop import LoopThread
+from workers.runtime import Runtime
+from workers.slots import Slots
+
+_LOG = logging.getLogger(__name__)
+
+
+def worker_name() -> str:
+    """Different for each life of a process, so that a lease is never taken for an older one's."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def run(settings: Settings) -> int:
+    """Run until SIGTERM, then drain; returns the exit code."""
+    if settings.redis.url is None:
+        raise SettingsError("a worker needs redis.url (FARM_REDIS_URL)")
+    name = worker_name()
+    slots = Slots(settings.worker.concurrency)
+    loop = LoopThread("rollouts")
+    runtime = Runtime(settings, name, slots, settings.redis.url)
+    loop.start()
+    loop.submit(runtime.open()).result(30)
+    lease = LeaseKeeper(
+        settings.redis.url,
+        runtime.keys,
+        name,
+        ttl_s=settings.worker.lease_ttl_s,
+        describe=runtime.describe,
+    )
+    app = create_celery(settings)
+    app.steps["consumer"].add(admission_step(slots))
+    count_received(slots)
+    register_jobs(app, loop, runtime)
+    app.finalize()
+
+    drained = threading.Event()
+
+    def drain() -> None:
+        lease.renew_now()
+        loop.submit(runtime.drain(settings.worker.drain_s)).result(settings.worker.drain_s + 30)
+        drained.set()
+
+    def begin_drain(**_: Any) -> None:
+        """Celery waits for the jobs' threads, which end when their rollouts do; this makes them end in time."""
+        runtime.draining = True
+        slots.close()
+        threading.Thread(target=drain, name="drain", daemon=True).start()
+
+    def announce(**_: Any) -> None:
+        lease.start()
+
+    worker_ready.connect(announce, weak=False)
+    worker_shutting_down.connect(begin_drain, weak=False)
+    worker = app.Worker(
+        hostname=f"worker@{name}",
+        loglevel=settings.log_level.upper(),
+        without_gossip=True,
+        without_mingle=True,
+        optimization="fair",
+        quiet=True,
+    )
+    try:
+        worker.start()
+    finally:
+        if not drained.wait(settings.worker.drain_s + 30 if runtime.draining else 0):
+            _LOG.warning("worker ends without having drained", extra={"action": "drain_cut"})
+        lease.stop()
+        loop.submit(runtime.close()).result(15)
+        loop.stop(5)
+    return int(worker.exitcode or 0)

@@ -1,0 +1,125 @@
+"""From how an attempt ended to what is stored: the record, the packed trajectory, and the environment's sums."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import orjson
+from gym.wire.responses_reply import build_response
+
+from gym.errors import RolloutError
+from gym.jsontypes import JsonObject
+from gym.results.record import pack_trajectory
+from gym.rollout import StopReason
+from gym.state.results import rfc3339
+from gym.trajectory import Trajectory, Usage
+from workers.runner import Finished, Running
+
+PASS_REWARD = 1.0
+
+
+def error_line(running: Running, error: RolloutError, worker: str) -> bytes:
+    """One line of a rollout's attempts."""
+    return orjson.dumps(
+        {"attempt": running.claim.attempt, "worker": worker, "kind": error.kind, "message": error.message}
+    )
+
+
+def record(running: Running, finished: Finished, worker: str) -> bytes:
+    """The result as API.md shows it, `view=light`."""
+    claim, rollout = running.claim, running.rollout
+    trajectory = finished.trajectory
+    usage = trajectory.usage if trajectory is not None else Usage()
+    timing = {name: round(value, 6) for name, value in dataclasses.asdict(finished.timing).items()}
+    return orjson.dumps(
+        {
+            "rollout_id": str(rollout),
+            "batch_id": rollout.batch_id,
+            "run": running.spec.run,
+            "group_id": rollout.group_id,
+            "task_id": claim.task_id,
+            "sample_index": rollout.sample,
+            "attempt": claim.attempt,
+            "environment": claim.environment,
+            "outcome": "failed" if finished.error is not None else "succeeded",
+            "stop_reason": finished.stop_reason,
+            "error": _error(running, finished, worker),
+            "reward": finished.reward.value if finished.reward is not None else None,
+            "reward_components": finished.reward.components if finished.reward is not None else {},
+            "policy_version": _versions(trajectory),
+            "usage": dataclasses.asdict(usage),
+            "model_calls": len(trajectory.calls) if trajectory is not None else 0,
+            "tool_calls": len(trajectory.tool_calls) if trajectory is not None else 0,
+            "timing": timing,
+            "worker": worker,
+            "finished_at": rfc3339(claim.claimed_at + int(finished.timing.total_s * 1000)),
+        }
+    )
+
+
+def _error(running: Running, finished: Finished, worker: str) -> JsonObject | None:
+    error = finished.error
+    if error is None:
+        return None
+    attempts: list[Any] = [orjson.loads(line) for line in running.claim.tries.splitlines() if line]
+    attempts.append(orjson.loads(error_line(running, error, worker)))
+    return {
+        "kind": error.kind,
+        "stage": error.stage,
+        "message": error.message,
+        "retryable": error.retryable,
+        "attempts": attempts,
+    }
+
+
+def _versions(trajectory: Trajectory | None) -> JsonObject | None:
+    if trajectory is None:
+        return None
+    seen = [
+        version
+        for call in trajectory.calls
+        for version in (call.version_before, call.version_after)
+        if version is not None
+    ]
+    return {"min": min(seen), "max": max(seen)} if seen else None
+
+
+def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
+    """The trajectory as it is stored, `None` where the episode never began."""
+    trajectory = finished.trajectory
+    if trajectory is None:
+        return None
+    cut = {
+        StopReason.MAX_TOKENS: "max_output_tokens",
+        StopReason.CONTEXT_OVERFLOW: "max_output_tokens",
+        StopReason.CONTENT_FILTER: "content_filter",
+    }.get(finished.stop_reason)
+    response = build_response(
+        response_id=f"resp_{running.rollout}",
+        created_at=running.claim.claimed_at / 1000,
+        model=str(trajectory.params.get("model", "")),
+        output=trajectory.items,
+        usage=trajectory.usage,
+        request=trajectory.params,
+        status="incomplete" if cut else "completed",
+        incomplete_reason=cut,
+    )
+    calls = [dataclasses.asdict(call) for call in trajectory.calls]
+    return pack_trajectory(response, calls, trajectory.segments.segments)
+
+
+def sums(finished: Finished) -> dict[str, float]:
+    """What this rollout adds to its environment's sums; the divisor of the means is `run`."""
+    trajectory = finished.trajectory
+    added: dict[str, float] = {"run": 1}
+    if finished.reward is not None:
+        added |= {"scored": 1, "reward": finished.reward.value, "passed": float(finished.reward.value >= PASS_REWARD)}
+    if trajectory is not None:
+        added |= {
+            "turns": len(trajectory.calls),
+            "tool_calls": len(trajectory.tool_calls),
+            "input_tokens": trajectory.usage.input_tokens,
+            "output_tokens": trajectory.usage.output_tokens,
+        }
+    return added | {name: round(value, 6) for name, value in dataclasses.asdict(finished.timing).items()}

@@ -1,0 +1,210 @@
+"""One rollout, from its row to its outcome: environment, agent, verifier, record.
+
+This is the rollout boundary: whatever an environment, a tool or a verifier raises ends here as data. Only cancellation
+passes through, since then the claim is gone and nothing may be recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import random
+import time
+import traceback
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import orjson
+from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
+
+from gym.agents.base import Agent, Episode, Model
+from gym.batch import BatchSpec
+from gym.environments.registry import Registry
+from gym.environments.session import EnvironmentSession
+from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
+from gym.ids import RolloutRef, parse_member
+from gym.jsontypes import JsonObject
+from gym.reward import Reward
+from gym.rollout import StopReason
+from gym.state.rollouts import Claim
+from gym.task import Task
+from gym.trajectory import Trajectory
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Timing:
+    """Seconds in each part of a rollout."""
+
+    queued_s: float
+    environment_s: float = 0.0
+    model_s: float = 0.0
+    tool_s: float = 0.0
+    judge_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How an attempt ended. `error` is set where it failed."""
+
+    stop_reason: StopReason
+    reward: Reward | None
+    error: RolloutError | None
+    trajectory: Trajectory | None
+    timing: Timing
+
+
+@dataclass(slots=True)
+class Running:
+    """A rollout under way; the watch reads `episode` and may set `stalled` before it cancels the task."""
+
+    claim: Claim
+    spec: BatchSpec
+    rollout: RolloutRef
+    episode: Episode | None = None
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    stalled: bool = False
+    committing: bool = False  # its outcome is on the way; nothing may interrupt that
+
+    def idle_s(self, now: float) -> float:
+        """Seconds since anything happened in it."""
+        return now - (self.episode.last_activity if self.episode is not None else self.began)
+
+
+class Runner:
+    """Runs claims; one per worker process."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        agents: Mapping[str, Agent],
+        model: Model,
+        policies: PolicySource,
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self._registry = registry
+        self._agents = agents
+        self._model = model
+        self._policies = policies
+        self._executor = executor
+
+    async def run(self, running: Running) -> Finished:
+        """Raises only CancelledError."""
+        claim = running.claim
+        timing = Timing(queued_s=max(0.0, (claim.claimed_at - claim.published_at) / 1000))
+        try:
+            try:
+                async with asyncio.timeout(running.spec.limits.rollout_timeout_s):
+                    return await self._attempt(running, timing)
+            except TimeoutError:
+                raise TimedOut(f"the rollout took longer than {running.spec.limits.rollout_timeout_s:g} s") from None
+            except asyncio.CancelledError:
+                if not running.stalled:
+                    raise
+                current = asyncio.current_task()
+                if current is not None:
+                    current.uncancel()
+                raise Stalled(f"no model or tool activity for {running.spec.limits.stall_timeout_s:g} s") from None
+        except RolloutError as error:
+            return self._failed(running, timing, error)
+        except Exception as error:  # noqa: BLE001  # the rollout boundary: one rollout's fault is one failed result
+            _LOG.exception("rollout %s failed", running.rollout, extra={"action": "rollout_internal"})
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
+            return self._failed(running, timing, Internal(text))
+
+    def _failed(self, running: Running, timing: Timing, error: RolloutError) -> Finished:
+        reason = {TimedOut: StopReason.TIMEOUT, Stalled: StopReason.STALLED}.get(type(error), StopReason.ERROR)
+        episode = running.episode
+        self._close_timing(running, timing)
+        return Finished(
+            stop_reason=reason,
+            reward=None,
+            error=error,
+            trajectory=episode.trajectory if episode is not None else None,
+            timing=timing,
+        )
+
+    def _close_timing(self, running: Running, timing: Timing) -> None:
+        timing.total_s = time.monotonic() - running.began
+        if running.episode is not None:
+            timing.model_s = running.episode.model_s
+            timing.tool_s = running.episode.tool_s
+
+    async def _attempt(self, running: Running, timing: Timing) -> Finished:
+        claim, spec = running.claim, running.spec
+        task = self._task(claim, spec)
+        agent = self._agents.get(task.agent)
+        if agent is None:
+            raise BadRow(f"there is no agent {task.agent!r}; there are {', '.join(sorted(self._agents))}")
+        rollout_id = str(running.rollout)
+        session = EnvironmentSession(
+            self._registry.get(task.environment),
+            task.data,
+            seed=zlib.crc32(rollout_id.encode()),
+            executor=self._executor,
+        )
+        try:
+            began = time.monotonic()
+            await session.setup()
+            timing.environment_s = time.monotonic() - began
+            remaining_s = spec.limits.rollout_timeout_s - (time.monotonic() - running.began)
+            episode = running.episode = Episode(
+                task=task,
+                rollout_id=rollout_id,
+                group_id=running.rollout.group_id,
+                attempt=claim.attempt,
+                limits=spec.limits,
+                environment=session,
+                model=self._model,
+                policy=lambda: self._policy(spec),
+                deadline=asyncio.get_running_loop().time() + remaining_s,
+                trajectory=Trajectory(params=task.params),
+            )
+            reason = await agent.run(episode)
+            episode.trajectory.stop_reason = reason.value
+            began = time.monotonic()
+            reward = await session.verify(episode.trajectory)
+            timing.environment_s += time.monotonic() - began
+        finally:
+            await session.close()
+        self._close_timing(running, timing)
+        return Finished(stop_reason=reason, reward=reward, error=None, trajectory=episode.trajectory, timing=timing)
+
+    def _task(self, claim: Claim, spec: BatchSpec) -> Task:
+        data: JsonObject = orjson.loads(claim.row)
+        params = {**spec.sampling, **data["responses_create_params"]}
+        try:
+            environment = self._registry.get(claim.environment)
+        except NotFound as error:
+            raise BadRow(error.message) from error
+        agent = data.get("agent") or spec.agent or environment.cls.agent
+        return Task(task_id=claim.task_id, environment=claim.environment, agent=agent, params=params, data=data)
+
+    def _policy(self, spec: BatchSpec) -> PolicyRecord:
+        if not isinstance(spec.policy, str):
+            if spec.policy is None:
+                raise Internal("the batch names no policy")
+            return inline_record(spec.policy)
+        record = self._policies.get(spec.policy)
+        if record is None:
+            raise ModelUnreachable(
+                f"policy {spec.policy!r} is not registered any more; PUT /v1/policies/{spec.policy} and requeue"
+            )
+        return record
+
+
+def retry_delay_s(attempt: int) -> float:
+    """How long a rollout waits before its next attempt: 1, 2, 4 … up to 30 s, with jitter of a half."""
+    return min(30.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+
+
+def start(claim: Claim, spec: BatchSpec) -> Running:
+    """A claim about to be run."""
+    return Running(claim, spec, parse_member(claim.batch_id, claim.member))

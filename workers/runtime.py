@@ -1,0 +1,231 @@
+"""What a worker process is made of, and how it runs a job's slice of rollouts.
+
+Invariant: every claimed rollout either ends in one fenced change of state sent by the committer, or its claim has been
+found void and it was cancelled. A job's thread waits for its slice; the slots it was given come back one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import orjson
+from gym.proxy.client import PolicyClient
+from redis.exceptions import RedisError
+
+from gym.agents.registry import AGENTS
+from gym.batch import BatchSpec
+from gym.config import Settings
+from gym.environments.registry import load_registry
+from gym.jsontypes import JsonObject
+from gym.results.blobs import BlobStore
+from gym.state.keys import Keys
+from gym.state.policies import PolicyCache
+from gym.state.rollouts import Claim, Commit, Rollouts
+from gym.state.store import RedisAway, Store
+from workers.committer import Committer
+from workers.record import error_line, packed_trajectory, record, sums
+from workers.runner import Finished, Runner, Running, retry_delay_s, start
+from workers.slots import Slots
+
+WATCH_S = 0.5
+_LOG = logging.getLogger(__name__)
+
+
+class Runtime:
+    """Lives on the worker's event loop."""
+
+    def __init__(self, settings: Settings, worker: str, slots: Slots, redis_url: str) -> None:
+        self.worker = worker
+        self.slots = slots
+        self.draining = False
+        self._settings = settings
+        self._store = Store.connect(redis_url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
+        self._rollouts = Rollouts(self._store)
+        self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
+        self._policies = PolicyCache.of(self._store)
+        self._committer = Committer(self._store)
+        self._registry = load_registry(settings.environments)
+        self._executor = ThreadPoolExecutor(settings.worker.environment_threads, thread_name_prefix="environment")
+        self._model = PolicyClient(settings.model, self._policies)
+        self._runner = Runner(
+            registry=self._registry,
+            agents=AGENTS,
+            model=self._model,
+            policies=self._policies,
+            executor=self._executor,
+        )
+        self._specs: dict[str, BatchSpec] = {}
+        self._running: dict[asyncio.Task[None], Running] = {}
+        self._services: list[asyncio.Task[None]] = []
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ended = 0
+
+    @property
+    def keys(self) -> Keys:
+        """The names in Redis that this worker uses."""
+        return self._store.keys
+
+    async def open(self) -> None:
+        """Connect and start the services."""
+        await self._model.__aenter__()
+        await self._policies.refresh()
+        loop = asyncio.get_running_loop()
+        self._services = [
+            loop.create_task(self._committer.run(), name="committer"),
+            loop.create_task(self._policies.keep_fresh(), name="policies"),
+            loop.create_task(self._watch(), name="watch"),
+        ]
+
+    async def close(self) -> None:
+        """Stop the services; `drain` comes first."""
+        for service in self._services:
+            service.cancel()
+        await asyncio.gather(*self._services, return_exceptions=True)
+        await self._model.__aexit__(None, None, None)
+        await self._store.close()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def describe(self) -> JsonObject:
+        """What the worker says of itself with its lease; called from the lease's thread."""
+        return {
+            "concurrency": self.slots.total,
+            "running": len(self._running),
+            "taken": self.slots.taken,
+            "ended": self._ended,
+            "draining": self.draining,
+            "environments": self._registry.names(),
+        }
+
+    async def run_slice(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> int:
+        """Claim what is still ours to run, run it side by side, and return how many that were."""
+        claims: list[Claim] = []
+        try:
+            if not self.draining:
+                claims = await self._claim(batch_id, wanted)
+        finally:
+            self.slots.free(len(wanted) - len(claims))
+        if not claims:
+            return 0
+        spec = await self._spec(batch_id)
+        tasks = [self._start(claim, spec) for claim in claims]
+        await asyncio.wait(tasks)
+        return len(tasks)
+
+    async def _claim(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
+        """Jobs that cannot be claimed now are sent again by the dispatcher."""
+        try:
+            return await self._rollouts.claim(batch_id, self.worker, wanted)
+        except RedisError as error:
+            _LOG.warning("slice of %s not claimed: %s", batch_id, error, extra={"action": "claim_failed"})
+            return []
+
+    async def _spec(self, batch_id: str) -> BatchSpec:
+        """A batch's options, which never change; asked for until Redis answers."""
+        while (spec := self._specs.get(batch_id)) is None:
+            try:
+                text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
+            except RedisAway:
+                await asyncio.sleep(0.5)
+                continue
+            if len(self._specs) > 1000:
+                self._specs.clear()
+            self._specs[batch_id] = BatchSpec.model_validate(orjson.loads(text))
+        return spec
+
+    def _start(self, claim: Claim, spec: BatchSpec) -> asyncio.Task[None]:
+        running = start(claim, spec)
+        task = asyncio.get_running_loop().create_task(self._run(running), name=str(running.rollout))
+        self._running[task] = running
+        self._idle.clear()
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        self._ended += 1
+        self.slots.free()
+        if not self._running:
+            self._idle.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOG.error("rollout %s was not recorded: %s", task.get_name(), error, extra={"action": "commit_failed"})
+
+    async def _run(self, running: Running) -> None:
+        finished = await self._runner.run(running)
+        running.committing = True
+        error = finished.error
+        if error is not None and error.retryable and running.claim.attempt < running.spec.limits.max_attempts:
+            line = error_line(running, error, self.worker)
+            delay_s = retry_delay_s(running.claim.attempt)
+            await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s))
+            self._committer.add_total("retries")
+            return
+        await self._commit(running, finished)
+
+    async def _commit(self, running: Running, finished: Finished) -> None:
+        packed = packed_trajectory(running, finished)
+        blob = b""
+        if packed is not None:
+            blob = await self._blobs.write(running.rollout, running.claim.attempt, packed)
+        outcome = "failed" if finished.error is not None else "succeeded"
+        spec = running.spec
+        commit = Commit(
+            outcome=outcome,
+            record=record(running, finished, self.worker),
+            trajectory=blob,
+            usable=finished.reward is not None,
+            early_stop=spec.early_stop.min_usable if spec.early_stop is not None else 0,
+            sums=sums(finished),
+        )
+        answer = self._rollouts.committed(await self._committer.send(self._rollouts.commit_call(running.claim, commit)))
+        if answer.verdict:
+            self._committer.add_total(f"rollouts:{outcome}")
+        else:
+            self._committer.add_total("fenced")
+        if answer.stopped:
+            self._committer.add_total("rollouts:cancelled", answer.stopped)
+
+    async def _watch(self) -> None:
+        """Stop what was cancelled or given to others, and what has stalled."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            for task, running in list(self._running.items()):
+                if running.stalled or running.committing:
+                    continue
+                if running.idle_s(now) > running.spec.limits.stall_timeout_s:
+                    running.stalled = True
+                    task.cancel()
+            try:
+                await self._stop_void_claims()
+            except RedisError as error:
+                _LOG.warning("claims not checked: %s", error, extra={"action": "watch_failed"})
+
+    async def _stop_void_claims(self) -> None:
+        tasks = [(task, running) for task, running in self._running.items() if not running.committing]
+        if not tasks:
+            return
+        standing = await self._rollouts.still_mine([running.claim for _, running in tasks])
+        for (task, running), mine in zip(tasks, standing, strict=True):
+            if not mine and not running.stalled and not running.committing:
+                task.cancel()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing more, wait for what runs, and hand back what is left without using up its attempt."""
+        self.draining = True
+        self.slots.close()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            left = list(self._running.items())
+            _LOG.info("handing %d rollouts back", len(left), extra={"action": "drain_release"})
+            for task, _ in left:
+                task.cancel()
+            await asyncio.wait([task for task, _ in left], timeout=10)
+            calls = [self._rollouts.retry_call(running.claim, b"", 0) for _, running in left]
+            await asyncio.wait_for(asyncio.gather(*map(self._committer.send, calls)), timeout=10)

@@ -1,0 +1,52 @@
+"""How many rollouts this worker can still take, and the gate that closes when there is no room.
+
+Invariant: what was reserved is what waits for a thread or runs. The count is by rollouts, not by jobs, and it rises
+when a job is received, before its thread starts; so a worker never holds more than its slots and one slice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Slots:
+    """Counts rollouts; safe to use from any thread."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self._taken = 0
+        self._closed = False
+        self._lock = threading.Lock()
+        self._on_room: Callable[[], None] | None = None
+
+    @property
+    def taken(self) -> int:
+        """Rollouts that wait for a thread or run."""
+        return self._taken
+
+    def has_room(self) -> bool:
+        """Whether another job may be fetched."""
+        return not self._closed and self._taken < self.total
+
+    def close(self) -> None:
+        """Take nothing more; used when the worker drains."""
+        self._closed = True
+
+    def notify(self, on_room: Callable[[], None] | None) -> None:
+        """Call this when there is room again after there was none."""
+        self._on_room = on_room
+
+    def reserve(self, rollouts: int) -> None:
+        """A job of so many rollouts was received."""
+        with self._lock:
+            self._taken += rollouts
+
+    def free(self, rollouts: int = 1) -> None:
+        """So many rollouts ended or were not ours to start."""
+        with self._lock:
+            was_full = self._taken >= self.total
+            self._taken -= rollouts
+            opened = was_full and self._taken < self.total
+        if opened and self._on_room is not None:
+            self._on_room()
