@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -58,6 +59,9 @@ class ApiSettings(Section):
 
     port: Port = 8700
     keys: tuple[ApiKey, ...] = ()
+    key: str | None = Field(
+        default=None, repr=False, description="what clients on this machine send; servers ignore it"
+    )
     max_row_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request that is not streamed")] = 256 * 2**20
     max_backlog: Annotated[int, Field(ge=1, description="rollouts that may be queued in all")] = 10_000_000
@@ -177,6 +181,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def broker_url(redis: RedisSettings) -> str:
+    """Celery's Redis: the one that is given, else the next database of the farm's own.
+
+    Raises SettingsError where no Redis is known yet.
+    """
+    if redis.broker_url is not None:
+        return redis.broker_url
+    if redis.url is None:
+        raise SettingsError("no Redis is known: give --redis-url or FARM_REDIS_URL, or start one with `farm redis`")
+    parts = urlsplit(redis.url)
+    if parts.scheme == "unix":
+        raise SettingsError("Celery spells the URL of a Unix socket in its own way: give redis.broker_url too")
+    query = dict(parse_qsl(parts.query))
+    database = query.get("db") or parts.path.strip("/") or "0"
+    if not database.isdecimal():
+        raise SettingsError(f"the Redis URL names database {database!r}; expected a number, as in redis://host:6379/0")
+    following = str(int(database) + 1)
+    if "db" in query:
+        return urlunsplit(parts._replace(query=urlencode(query | {"db": following})))
+    return urlunsplit(parts._replace(path=f"/{following}"))
+
+
 def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     """Read the settings. `overrides` are nested dictionaries, as the command line gives them.
 
@@ -192,8 +218,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
             settings_cls: type[BaseSettings],
             init_settings: PydanticBaseSettingsSource,
             env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic-settings'
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config))
 

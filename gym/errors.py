@@ -144,7 +144,7 @@ class RolloutError(FarmError):
     """Why a rollout failed. `retryable` says that another attempt, elsewhere or later, may succeed."""
 
     kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
-    stage: ClassVar[Stage] = Stage.COMMIT
+    stage: Stage = Stage.COMMIT  # the kind's usual one; an error raised elsewhere carries its own
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str) -> None:

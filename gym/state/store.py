@@ -113,7 +113,8 @@ class Store:
         pipeline = self.redis.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
-        return await pipeline.execute(raise_on_error=False)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
 
     async def wake_dispatcher(self) -> None:
         """Tell the dispatcher that there may be something to do."""

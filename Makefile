@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test test-all demo up clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv and install everything into it; needs Python 3.11 or later
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+	  "Python 3.11 or later is needed, $(PYTHON) is %d.%d: give another one with `make setup PYTHON=python3.12`" % v[:2])'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+check: setup ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@! $(BIN)/python -m pip show --quiet gym 2>/dev/null || \
+	  { echo "PyPI's package gym is installed and overwrites ours: $(BIN)/pip uninstall gym, then make -B setup"; exit 1; }
+
+test: setup ## the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow"
+
+test-all: setup ## all tests that need no GPU
+	$(BIN)/python -m pytest -m "not gpu and not vllm"
+
+demo: setup ## start a farm and a mock model, run real rows, show a table, stop
+	$(BIN)/farm demo
+
+up: setup ## leave a farm running in the foreground, with Flower; Ctrl-C drains it
+	@echo "beside it, in another terminal: $(BIN)/farm mock-model"
+	$(BIN)/farm up --config configs/dev.yaml
+
+clean: ## remove .venv and what tools left; farm-data stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""`farm demo`: a farm on free ports, a mock model, real rows of every built-in environment, and what came of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from api.cli.follow import follow, print_summary
+from api.cli.local_farm import LocalFarm, local_farm
+from api.cli.options import client, console, progress_console
+from api.cli.summary import Summary
+from gym.environments.registry import load_registry
+from gym.errors import SettingsError
+from gym.jsontypes import JsonObject
+
+RUN = "demo"
+
+
+def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
+    """Run the demo; 0 when every rollout ran to its end.
+
+    The results stay in `data_dir/results.jsonl`; the farm's own state is kept only when something went wrong.
+    """
+    progress = progress_console()
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state_dir = Path(tempfile.mkdtemp(prefix="state-", dir=data_dir))
+    results_file = data_dir / "results.jsonl"
+    tasks = demo_tasks(rows, seed)
+    progress.print("starting a farm (Redis, api, dispatcher, 2 workers, Flower) and a mock model …")
+    with local_farm(state_dir) as farm:
+        progress.print(f"ready at {farm.url}, Flower at {farm.flower_url}")
+        complete = _submit_and_follow(farm, tasks, num_samples, results_file)
+        progress.print("stopping …")
+    out = console()
+    out.print(f"results  {results_file}  (one JSON object per line)", soft_wrap=True)
+    out.print("Flower   runs with the farm: `make up` leaves one running and says where (http://127.0.0.1:5555)")
+    if not complete:
+        out.print(f"[red]not everything succeeded[/]; the farm's state and logs are in {state_dir}", soft_wrap=True)
+        return 1
+    shutil.rmtree(state_dir)
+    return 0
+
+
+def demo_tasks(count: int, seed: int) -> list[JsonObject]:
+    """`count` rows of each built-in environment. Raises SettingsError where one cannot be loaded."""
+    tasks: list[JsonObject] = []
+    registry = load_registry()
+    for name in registry.names():
+        environment = registry.get(name)
+        if environment.cls is None:
+            raise SettingsError(f"the environment {name} cannot be run: {environment.error}")
+        tasks += [row | {"environment": name} for row in environment.cls.demo_rows(count, seed)]
+    return tasks
+
+
+def _submit_and_follow(farm: LocalFarm, tasks: list[JsonObject], num_samples: int, results_file: Path) -> bool:
+    """Whether every rollout succeeded."""
+    summary = Summary()
+    with client(farm.url, None) as connected, results_file.open("wb") as out:
+        batch = connected.submit(tasks, run=RUN, num_samples=num_samples)
+        status = follow(batch, summary, console=progress_console(), out=out, view="full")
+    print_summary(summary, console())
+    return status.ledger.succeeded == status.ledger.submitted == len(tasks) * num_samples

@@ -1,0 +1,79 @@
+"""`farm environments`: what can be run, one of them in full, or rows made by one of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from api.cli.options import DEFAULT_URL, ApiKey, AsJson, Url, client, console, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(environments)
+
+
+def environments(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one in full.")] = None,
+    generate: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="Print rows of this dataset, made here, one per line.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many rows to generate.")] = 10,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same rows.")] = 0,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """What can be run; `farm environments reasoning_gym --generate DATASET` makes rows to submit."""
+    if generate is not None:
+        _generate(name, generate, count, seed)
+        return
+    with client(url, api_key) as farm:
+        if name is None:
+            listed = farm.environments()
+            if as_json:
+                print_json([each.raw for each in listed])
+                return
+            from api.cli.tables import environments_table
+
+            console().print(environments_table(listed))
+            return
+        one = farm.environment(name)
+    if as_json:
+        print_json(one.raw)
+        return
+    from rich.pretty import Pretty
+
+    from api.cli.tables import tool_name
+
+    out = console()
+    out.print(f"[bold]{one.name}[/bold]  {one.description}")
+    if one.error:
+        out.print(f"cannot be loaded: {one.error}", style="red", markup=False)
+    for tool in one.tools:
+        described = tool.get("description") or (tool.get("function") or {}).get("description") or ""
+        out.print(f"  tool {tool_name(tool)}: {described}", markup=False)
+    out.print("row schema:", Pretty(one.row_schema))
+    out.print("example row:", Pretty(one.example_row))
+
+
+def _generate(name: str | None, dataset: str, count: int, seed: int) -> None:
+    """Rows of a dataset, to standard output."""
+    import sys
+
+    import orjson
+
+    if name != "reasoning_gym":
+        raise typer.BadParameter("only the environment reasoning_gym makes rows: farm environments reasoning_gym …")
+    from gym.environments.reasoning_gym import generate
+    from gym.errors import SettingsError
+
+    try:
+        for row in generate(dataset, size=count, seed=seed):
+            sys.stdout.buffer.write(orjson.dumps(row) + b"\n")
+    except ImportError as error:
+        raise SettingsError(
+            f"{error}; `pip install 'rollout-farm[reasoning]'` installs what makes these rows"
+        ) from None
+    sys.stdout.flush()

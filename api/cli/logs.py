@@ -1,0 +1,27 @@
+"""How the farm's processes log: one line per event on standard error, with its `action` where it has one."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
+
+
+class _Events(logging.Formatter):
+    converter = staticmethod(time.gmtime)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, ended by `action=…` for those who search."""
+        line = super().format(record)
+        action = getattr(record, "action", None)
+        return f"{line} action={action}" if action else line
+
+
+def configure_logging(level: str) -> None:
+    """Send what all libraries log to standard error; called once, by the command that runs a process."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Events(FORMAT, "%Y-%m-%dT%H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for chatty in ("httpx", "aiohttp.access", "tornado.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,0 +1,74 @@
+"""The command `farm`: one family of commands per module, errors as one clear line.
+
+Only what the help text needs is imported here; a command imports its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from gym.errors import FarmError, Overloaded, RequestError, SettingsError, Unavailable
+
+FAILED = 1
+BAD_INPUT = 2
+
+FAMILIES = (
+    "api.cli.processes",
+    "api.cli.batches",
+    "api.cli.environments",
+    "api.cli.settings",
+    "api.cli.doctor",
+    "api.cli.mock_model",
+)
+
+
+def build() -> typer.Typer:
+    """The app with all its commands."""
+    app = typer.Typer(
+        name="farm",
+        help="Run reinforcement-learning rollouts for language-model agents as a service.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for family in FAMILIES:
+        if importlib.util.find_spec(family) is not None:
+            importlib.import_module(family).register(app)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; ends in SystemExit: 0 done, 1 failed, 2 what was asked cannot be, 130 interrupted."""
+    try:
+        build()(args=list(argv) if argv is not None else None)
+    except FarmError as error:
+        _complain(str(error))
+        sys.exit(exit_code(error))
+    except BrokenPipeError:
+        # whoever read our output has seen enough; Python would complain once more while it ends
+        sys.stderr.close()
+        sys.exit(FAILED)
+
+
+def exit_code(error: FarmError) -> int:
+    """2 where the caller must change something, 1 where trying later may do."""
+    if isinstance(error, SettingsError) or (
+        isinstance(error, RequestError) and not isinstance(error, Unavailable | Overloaded)
+    ):
+        return BAD_INPUT
+    return FAILED
+
+
+def _complain(message: str) -> None:
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(message, err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The commands that run the farm's processes: all of them (`up`), or one for Procfile, containers and systemd."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api.cli.options import ConfigFile, settings_from
+
+if TYPE_CHECKING:
+    from gym.config import Settings
+
+GRACE_S = 5
+
+DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="Where the farm keeps its state. [farm-data]")]
+Host = Annotated[str | None, typer.Option(help="The address to listen on. [127.0.0.1]")]
+RedisUrl = Annotated[str | None, typer.Option(help="A Redis ≥ 6.2 or Valkey of yours, instead of the embedded one.")]
+ListenPort = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="The port to listen on.")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Rollouts at a time in a worker. [256]")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (up, demo, api, dispatcher, worker, flower, redis):
+        app.command()(command)
+    if proxy_is_built():
+        app.command()(proxy)
+
+
+def proxy_is_built() -> bool:
+    """Whether the model proxy exists as a process."""
+    try:
+        return importlib.util.find_spec("api.proxy.app") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def up(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Host = None,
+    api_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [8700]")] = None,
+    proxy_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [8701]")] = None,
+    flower_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [5555]")] = None,
+    redis_url: RedisUrl = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes. [2]")] = None,
+    concurrency: Concurrency = None,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Leave Celery's dashboard out.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes log.")] = False,
+) -> None:
+    """Run the whole farm on this machine, in the foreground; Ctrl-C or SIGTERM drains it, a second one kills it.
+
+    Prints `ready http://…` when a batch can be submitted. State stays in the data directory for the next time.
+    """
+    from api.cli.up import run
+
+    settings = settings_from(
+        config,
+        data_dir=data_dir,
+        host=host,
+        api={"port": api_port},
+        proxy={"port": proxy_port},
+        flower={"port": flower_port, "enabled": False if no_flower else None},
+        redis={"url": redis_url},
+        worker={"processes": workers, "concurrency": concurrency},
+    )
+    raise typer.Exit(run(settings, verbose=verbose))
+
+
+def demo(
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each environment.")] = 25,
+    num_samples: Annotated[int, typer.Option(min=1, help="Rollouts per row.")] = 4,
+    data_dir: Annotated[Path, typer.Option(file_okay=False, help="Where the demo leaves its results.")] = Path(
+        "farm-data/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
+) -> None:
+    """Show it: a farm and a mock model are started, real rows of every environment run, everything is stopped."""
+    from api.cli.demo import run
+
+    raise typer.Exit(run(rows=rows, num_samples=num_samples, data_dir=data_dir, seed=seed))
+
+
+def api(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: ListenPort = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """The REST head."""
+    settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, api={"port": port})
+    from api.app import create_app
+
+    raise typer.Exit(serve(create_app(settings), settings.host, settings.api.port))
+
+
+def proxy(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: ListenPort = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """The model proxy, for agents outside the workers."""
+    settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, proxy={"port": port})
+    create_app = importlib.import_module("api.proxy.app").create_app
+    raise typer.Exit(serve(create_app(settings), settings.host, settings.proxy.port))
+
+
+def dispatcher(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """What moves rollouts from the backlog to the workers; a second one stands by."""
+    settings = _process(config, data_dir=data_dir, redis={"url": redis_url})
+    from workers.dispatcher import run
+
+    run(settings)
+
+
+def worker(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    redis_url: RedisUrl = None,
+    concurrency: Concurrency = None,
+) -> None:
+    """One Celery worker; SIGTERM drains it."""
+    settings = _process(config, data_dir=data_dir, redis={"url": redis_url}, worker={"concurrency": concurrency})
+    from workers.main import run
+
+    raise typer.Exit(run(settings))
+
+
+def flower(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: ListenPort = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Celery's dashboard."""
+    settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, flower={"port": port})
+    from api.cli.dashboard import run
+
+    raise typer.Exit(run(settings))
+
+
+def redis(
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+) -> None:
+    """The embedded Redis server; processes with the same data directory find it."""
+    settings = settings_from(config, data_dir=data_dir)
+    from gym.state.data_dir import DataDirLock
+    from gym.state.embedded import EmbeddedRedis
+
+    lock = DataDirLock.take(settings.data_dir)
+    command = EmbeddedRedis(settings.data_dir, port, lock=lock).prepare()
+    os.set_inheritable(lock.fd, True)
+    os.execv(command[0], command)  # noqa: S606 - a server found on this machine
+
+
+def serve(app: Any, host: str, port: int) -> int:
+    """Serve an ASGI app until SIGTERM or SIGINT; open requests get a few seconds."""
+    import uvicorn
+
+    # uvicorn hands a signal on to the handler before it once it has shut down; the exit status shall be its own
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+    server.run()
+    return 0 if server.started else 1
+
+
+def _process(config: Path | None, **overrides: Any) -> Settings:
+    """The settings of one process, which knows its Redis, and logs."""
+    from api.cli.logs import configure_logging
+
+    settings = settings_from(config, **overrides)
+    configure_logging(settings.log_level)
+    if settings.redis.url is None:
+        from gym.state.embedded import embedded_url
+
+        known = settings.redis.model_copy(update={"url": embedded_url(settings.data_dir)})
+        settings = settings.model_copy(update={"redis": known})
+    return settings

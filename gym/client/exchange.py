@@ -1,0 +1,195 @@
+"""Calls as values: what is asked, what is answered, and when it is asked again. No I/O.
+
+A `Flow` is a generator that yields requests, is sent responses and returns the call's result, so each call is written
+once for the async and the sync client. `with_retries` turns a flow into attempts; a transport carries them out.
+
+Invariant: every request is a repeat when it is sent twice (its ids are in it), except those marked
+`repeatable=False`, which are sent again only where the farm has certainly not acted on them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import orjson
+
+from gym.errors import (
+    Conflict,
+    FarmError,
+    Forbidden,
+    Invalid,
+    Malformed,
+    NotFound,
+    Overloaded,
+    RequestError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from gym.jsontypes import JsonObject
+
+T = TypeVar("T")
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+
+MAX_RETRY_AFTER_S = 60.0
+_BY_STATUS: dict[int, type[RequestError]] = {
+    error.status: error
+    for error in (
+        Malformed,
+        Unauthorized,
+        Forbidden,
+        NotFound,
+        Conflict,
+        TooLarge,
+        Invalid,
+        Overloaded,
+        Unavailable,
+    )
+}
+# 502 and 504 come from whatever stands before the farm
+_AGAIN = frozenset({429, 502, 503, 504})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of the farm. A transport for another address scheme answers the same requests.
+
+    `body` is sent in order and may be sent again; `wait_s` is how long the farm itself may hold the answer back;
+    `after_s` is a pause before it is sent. `accept` holds statuses beside 2xx that are answers, not errors.
+    """
+
+    method: str
+    path: str
+    query: Mapping[str, str | int | float] = field(default_factory=dict)
+    body: Sequence[bytes] = ()
+    content_type: str = JSON
+    wait_s: float = 0.0
+    after_s: float = 0.0
+    repeatable: bool = True
+    accept: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """The farm's answer, whole. `retry_after` is the header as it came."""
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+
+    def json(self) -> Any:
+        """The body, decoded. Raises FarmError where it is not JSON."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            start = self.body[:80].decode(errors="replace")
+            raise FarmError(f"the answer is not JSON but starts {start!r}; is this the farm's address?") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disconnected:
+    """No answer came. `sent` is false where the farm cannot have seen the request."""
+
+    reason: str
+    sent: bool
+
+
+Flow = Generator[Request, Response, T]
+Attempts = Generator[Request, Response | Disconnected, T]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how fast a request is asked again: full jitter under a doubling ceiling."""
+
+    retries: int = 8
+    first_s: float = 0.25
+    most_s: float = 10.0
+
+    def pause_s(self, attempt: int, *, retry_after: str | None, chance: random.Random) -> float:
+        """The pause before retry number `attempt`, counted from 0; never shorter than what the farm asked for."""
+        ceiling = min(self.most_s, self.first_s * 2.0**attempt)
+        jittered = chance.uniform(ceiling / 2, ceiling)
+        return max(jittered, min(_seconds(retry_after), MAX_RETRY_AFTER_S))
+
+
+def with_retries(flow: Flow[T], policy: RetryPolicy, chance: random.Random) -> Attempts[T]:
+    """The attempts that carry a flow out.
+
+    Raises the RequestError that an answer stands for; `Unavailable` with code `unreachable` where none came.
+    """
+    try:
+        request = next(flow)
+        while True:
+            try:
+                response = yield from _exchange(request, policy, chance)
+            except RequestError as error:
+                request = flow.throw(error)
+            else:
+                request = flow.send(response)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        flow.close()
+
+
+def _exchange(request: Request, policy: RetryPolicy, chance: random.Random) -> Attempts[Response]:
+    attempt = 0
+    while True:
+        answer = yield request
+        if isinstance(answer, Response) and (200 <= answer.status < 300 or answer.status in request.accept):
+            return answer
+        if attempt >= policy.retries or not _may_repeat(request, answer):
+            raise _error(request, answer, attempts=attempt + 1)
+        retry_after = answer.retry_after if isinstance(answer, Response) else None
+        request = replace(request, after_s=policy.pause_s(attempt, retry_after=retry_after, chance=chance))
+        attempt += 1
+
+
+def _may_repeat(request: Request, answer: Response | Disconnected) -> bool:
+    if isinstance(answer, Disconnected):
+        return request.repeatable or not answer.sent
+    if answer.status == 429:
+        return True
+    return answer.status in _AGAIN and request.repeatable
+
+
+def _error(request: Request, answer: Response | Disconnected, *, attempts: int) -> RequestError:
+    asked = f"{request.method} {request.path}"
+    if isinstance(answer, Disconnected):
+        tries = f"{attempts} times" if attempts > 1 else "once"
+        return Unavailable(
+            "unreachable",
+            f"the farm did not answer {asked}, tried {tries}: {answer.reason}; is it running at this address?",
+        )
+    return error_of(answer, asked)
+
+
+def error_of(response: Response, asked: str) -> RequestError:
+    """The error that an answer stands for, by its status and its `error` object."""
+    code, message = f"http_{response.status}", ""
+    details: JsonObject = {}
+    try:
+        error = orjson.loads(response.body)["error"]
+        code, message = str(error["code"]), str(error["message"])
+        details = error.get("details") or {}
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        start = response.body[:80].decode(errors="replace")
+        message = f"{asked} was answered {response.status} without an error of the farm's, body {start!r}"
+    kind = _BY_STATUS.get(response.status, Unavailable if response.status >= 500 else RequestError)
+    retry_after_s = _seconds(response.retry_after) if response.retry_after is not None else None
+    return kind(code, message, details, retry_after_s=retry_after_s)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After in seconds (RFC 9110, 10.2.3); the form with a date counts as none."""
+    try:
+        return max(0.0, float(retry_after or 0.0))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,293 @@
+"""The farm and its batches as a trainer holds them, for asyncio and for threads.
+
+Every call is written once, as a flow in `gym.client.calls`; `_awaiting` and `_blocking` make its two methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
+
+from gym.client import calls
+from gym.client.calls import BatchOptions
+from gym.client.exchange import Flow, RetryPolicy
+from gym.client.records import Result, View
+from gym.client.transport import AsyncTransport, SyncTransport
+from gym.jsontypes import JsonObject
+
+P = ParamSpec("P")
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., object])
+
+DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_RETRIES = 8
+LONG_POLL_S = 20.0
+
+
+def connect(
+    url: str, *, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, retries: int = DEFAULT_RETRIES
+) -> AsyncFarm:
+    """A farm for asyncio; nothing is sent yet.
+
+    `timeout_s` bounds each silence of a call, `retries` how often a call is asked again after a lost connection or a
+    429, 502, 503 or 504. Raises Invalid where the address is not one of a farm.
+    """
+    policy = RetryPolicy(retries=retries)
+    return AsyncFarm(AsyncTransport(url, api_key=api_key, timeout_s=timeout_s, policy=policy))
+
+
+def connect_sync(
+    url: str, *, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, retries: int = DEFAULT_RETRIES
+) -> Farm:
+    """As `connect`, with methods that block."""
+    policy = RetryPolicy(retries=retries)
+    return Farm(SyncTransport(url, api_key=api_key, timeout_s=timeout_s, policy=policy))
+
+
+class ResultPages:
+    """Where a reader of a completion log is.
+
+    `after` is the cursor before the page in hand until all of it has been taken, so whoever stores it and comes back
+    with it misses nothing, and may see the last page again.
+    """
+
+    def __init__(self, batch_id: str, *, view: View, after: str | None) -> None:
+        self.after = after
+        self.done = False
+        self._batch_id = batch_id
+        self._view: View = view
+        self._next: tuple[str | None, bool] = (after, False)
+
+    def flow(self, wait_s: float) -> Flow[tuple[Result, ...]]:
+        """The next page; it counts as taken when the one after it is asked for, or on `taken`."""
+        page = yield from calls.results_page(self._batch_id, view=self._view, after=self.after, wait_s=wait_s)
+        self._next = (page.next_after, page.done)
+        return page.items
+
+    def taken(self) -> None:
+        """Move the cursor behind the page in hand."""
+        next_after, self.done = self._next
+        self.after = next_after if next_after is not None else self.after
+
+
+class AsyncResults:
+    """Results as they finish: `async for result in batch.results()`. Ends when the batch is done."""
+
+    def __init__(self, transport: AsyncTransport, pages: ResultPages) -> None:
+        self._transport = transport
+        self._pages = pages
+
+    @property
+    def after(self) -> str | None:
+        """The cursor to come back with; see ResultPages."""
+        return self._pages.after
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will follow."""
+        return self._pages.done
+
+    async def page(self, wait_s: float = LONG_POLL_S) -> tuple[Result, ...]:
+        """The next page, empty where nothing came within `wait_s`."""
+        items = await self._transport.run(self._pages.flow(wait_s))
+        self._pages.taken()
+        return items
+
+    async def __aiter__(self) -> AsyncIterator[Result]:
+        while not self._pages.done:
+            for result in await self._transport.run(self._pages.flow(LONG_POLL_S)):
+                yield result
+            self._pages.taken()
+
+
+class Results:
+    """Results as they finish: `for result in batch.results()`. Ends when the batch is done."""
+
+    def __init__(self, transport: SyncTransport, pages: ResultPages) -> None:
+        self._transport = transport
+        self._pages = pages
+
+    @property
+    def after(self) -> str | None:
+        """The cursor to come back with; see ResultPages."""
+        return self._pages.after
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing will follow."""
+        return self._pages.done
+
+    def page(self, wait_s: float = LONG_POLL_S) -> tuple[Result, ...]:
+        """The next page, empty where nothing came within `wait_s`."""
+        items = self._transport.run(self._pages.flow(wait_s))
+        self._pages.taken()
+        return items
+
+    def __iter__(self) -> Iterator[Result]:
+        while not self._pages.done:
+            yield from self._transport.run(self._pages.flow(LONG_POLL_S))
+            self._pages.taken()
+
+
+def _named(method: F, call: Callable[..., object]) -> F:
+    """Give a method the name and the docstring of its call; not `wraps`, whose signature would be the call's."""
+    method.__name__ = call.__name__
+    method.__doc__ = call.__doc__
+    return method
+
+
+def _awaiting(call: Callable[P, Flow[T]]) -> Callable[Concatenate[AsyncFarm, P], Coroutine[Any, Any, T]]:
+    async def method(farm: AsyncFarm, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await farm.transport.run(call(*args, **kwargs))
+
+    return _named(method, call)
+
+
+def _blocking(call: Callable[P, Flow[T]]) -> Callable[Concatenate[Farm, P], T]:
+    def method(farm: Farm, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return farm.transport.run(call(*args, **kwargs))
+
+    return _named(method, call)
+
+
+def _awaiting_of(
+    call: Callable[Concatenate[str, P], Flow[T]],
+) -> Callable[Concatenate[AsyncBatch, P], Coroutine[Any, Any, T]]:
+    async def method(batch: AsyncBatch, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await batch.transport.run(call(batch.batch_id, *args, **kwargs))
+
+    return _named(method, call)
+
+
+def _blocking_of(call: Callable[Concatenate[str, P], Flow[T]]) -> Callable[Concatenate[Batch, P], T]:
+    def method(batch: Batch, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return batch.transport.run(call(batch.batch_id, *args, **kwargs))
+
+    return _named(method, call)
+
+
+class AsyncBatch:
+    """A batch of an AsyncFarm. `created` is the farm's answer to its submission, if this program made it."""
+
+    def __init__(self, transport: AsyncTransport, batch_id: str, created: JsonObject | None = None) -> None:
+        self.transport = transport
+        self.batch_id = batch_id
+        self.created = created
+
+    status = _awaiting_of(calls.status)
+    wait = _awaiting_of(calls.wait)
+    cancel = _awaiting_of(calls.cancel_batch)
+    seal = _awaiting_of(calls.seal)
+    add_rows = _awaiting_of(calls.add_rows)
+    requeue = _awaiting_of(calls.requeue)
+
+    def results(self, *, view: View = "light", after: str | None = None) -> AsyncResults:
+        """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
+        return AsyncResults(self.transport, ResultPages(self.batch_id, view=view, after=after))
+
+
+class Batch:
+    """A batch of a Farm. `created` is the farm's answer to its submission, if this program made it."""
+
+    def __init__(self, transport: SyncTransport, batch_id: str, created: JsonObject | None = None) -> None:
+        self.transport = transport
+        self.batch_id = batch_id
+        self.created = created
+
+    status = _blocking_of(calls.status)
+    wait = _blocking_of(calls.wait)
+    cancel = _blocking_of(calls.cancel_batch)
+    seal = _blocking_of(calls.seal)
+    add_rows = _blocking_of(calls.add_rows)
+    requeue = _blocking_of(calls.requeue)
+
+    def results(self, *, view: View = "light", after: str | None = None) -> Results:
+        """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
+        return Results(self.transport, ResultPages(self.batch_id, view=view, after=after))
+
+
+class AsyncFarm:
+    """A farm, for asyncio: `async with connect(url) as farm`."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self.transport = transport
+
+    async def submit(self, rows: Iterable[JsonObject], **options: Unpack[BatchOptions]) -> AsyncBatch:
+        """Submit rows as a batch; see `gym.client.calls.submit`. Repeating it with a `batch_id` changes nothing.
+
+        Raises Invalid, naming row and field, before anything is sent where a row is not JSON.
+        """
+        created = await self.transport.run(calls.submit(rows, options))
+        return AsyncBatch(self.transport, created.batch_id, created.raw)
+
+    def batch(self, batch_id: str) -> AsyncBatch:
+        """A batch that exists; nothing is sent."""
+        return AsyncBatch(self.transport, batch_id)
+
+    batches = _awaiting(calls.batches)
+    cancel = _awaiting(calls.cancel)
+    rollout = _awaiting(calls.rollout)
+    environments = _awaiting(calls.environments)
+    environment = _awaiting(calls.environment)
+    put_policy = _awaiting(calls.put_policy)
+    policies = _awaiting(calls.policies)
+    delete_policy = _awaiting(calls.delete_policy)
+    workers = _awaiting(calls.workers)
+    queues = _awaiting(calls.queues)
+    ready = _awaiting(calls.ready)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.transport.close()
+
+    async def __aenter__(self) -> AsyncFarm:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Farm:
+    """A farm whose methods block: `with connect_sync(url) as farm`."""
+
+    def __init__(self, transport: SyncTransport) -> None:
+        self.transport = transport
+
+    def submit(self, rows: Iterable[JsonObject], **options: Unpack[BatchOptions]) -> Batch:
+        """Submit rows as a batch; see `gym.client.calls.submit`. Repeating it with a `batch_id` changes nothing.
+
+        Raises Invalid, naming row and field, before anything is sent where a row is not JSON.
+        """
+        created = self.transport.run(calls.submit(rows, options))
+        return Batch(self.transport, created.batch_id, created.raw)
+
+    def batch(self, batch_id: str) -> Batch:
+        """A batch that exists; nothing is sent."""
+        return Batch(self.transport, batch_id)
+
+    batches = _blocking(calls.batches)
+    cancel = _blocking(calls.cancel)
+    rollout = _blocking(calls.rollout)
+    environments = _blocking(calls.environments)
+    environment = _blocking(calls.environment)
+    put_policy = _blocking(calls.put_policy)
+    policies = _blocking(calls.policies)
+    delete_policy = _blocking(calls.delete_policy)
+    workers = _blocking(calls.workers)
+    queues = _blocking(calls.queues)
+    ready = _blocking(calls.ready)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.transport.close()
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,271 @@
+"""What the farm answers, as records; `raw` is always the JSON as it came.
+
+Reading is lenient: a field that a newer farm adds stays in `raw`, one that an older farm leaves out takes its default.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from gym.errors import ErrorKind, FarmError
+from gym.jsontypes import JsonObject
+from gym.rollout import Ledger, Outcome
+from gym.trajectory import Segment, Usage
+
+View = Literal["light", "full", "training"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where a rollout's seconds went; `total_s` leaves the queue out where the farm does."""
+
+    queued_s: float = 0.0
+    environment_s: float = 0.0
+    model_s: float = 0.0
+    tool_s: float = 0.0
+    judge_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutFailure:
+    """Why a rollout failed: the `error` of its result. `kind` is one of `gym.errors.ErrorKind`, or newer than it."""
+
+    kind: str
+    stage: str
+    message: str
+    retryable: bool = False
+    attempts: tuple[JsonObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How one rollout ended. `reward` is `None` unless `outcome` is `succeeded`.
+
+    `response` (a Responses API object) comes with view `full`, `segments` with view `training`.
+    """
+
+    rollout_id: str
+    batch_id: str
+    run: str
+    group_id: str
+    task_id: str
+    sample_index: int
+    attempt: int
+    environment: str
+    outcome: Outcome
+    stop_reason: str | None
+    error: RolloutFailure | None
+    reward: float | None
+    reward_components: dict[str, float]
+    policy_version: tuple[int, int] | None  # lowest and highest that took part
+    usage: Usage
+    model_calls: int
+    tool_calls: int
+    timing: Timing
+    raw: JsonObject = field(repr=False)
+
+    @property
+    def response(self) -> JsonObject | None:
+        """The conversation, where the view has it."""
+        response: JsonObject | None = self.raw.get("response")
+        return response
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Tokens for training, where the view has them; decoded at each look."""
+        return tuple(_segment(item) for item in self.raw.get("segments") or ())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A part of the completion log. `done` is true when nothing will follow."""
+
+    items: tuple[Result, ...]
+    next_after: str | None
+    done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """A batch as it stands. `state` is `open` until it is sealed; `environments` holds means by environment."""
+
+    batch_id: str
+    run: str
+    state: str
+    ledger: Ledger
+    environments: dict[str, JsonObject]
+    raw: JsonObject = field(repr=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen in it."""
+        return self.state != "open" and self.ledger.ended == self.ledger.submitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """What came of creating a batch."""
+
+    batch_id: str
+    run: str
+    state: str
+    submitted: int
+    raw: JsonObject = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Added:
+    """What came of adding rows: `accepted` and `repeated` count rows, `submitted` the batch's rollouts."""
+
+    accepted: int = 0
+    repeated: int = 0
+    submitted: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentInfo:
+    """What can be run, or, where `error` is set, what cannot and why."""
+
+    name: str
+    description: str
+    tools: tuple[JsonObject, ...]
+    row_schema: JsonObject
+    example_row: JsonObject
+    error: str | None = None
+    raw: JsonObject = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether the farm can run rollouts, and what is missing where it cannot."""
+
+    ready: bool
+    raw: JsonObject = field(repr=False)
+
+
+def read_result(data: Any) -> Result:
+    """A result from its JSON. Raises FarmError where what identifies it is missing."""
+    try:
+        version = data.get("policy_version")
+        error = data.get("error")
+        return Result(
+            rollout_id=data["rollout_id"],
+            batch_id=data["batch_id"],
+            run=data.get("run") or data["batch_id"],
+            group_id=data["group_id"],
+            task_id=data["task_id"],
+            sample_index=data["sample_index"],
+            attempt=data.get("attempt", 1),
+            environment=data["environment"],
+            outcome=Outcome(data["outcome"]),
+            stop_reason=data.get("stop_reason"),
+            error=_failure(error) if error else None,
+            reward=data.get("reward"),
+            reward_components=data.get("reward_components") or {},
+            policy_version=(version["min"], version["max"]) if version else None,
+            usage=Usage(**_known(Usage, data.get("usage"))),
+            model_calls=data.get("model_calls") or 0,
+            tool_calls=data.get("tool_calls") or 0,
+            timing=Timing(**_known(Timing, data.get("timing"))),
+            raw=data,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unreadable("a result", error) from error
+
+
+def read_page(data: Any) -> Page:
+    """A page of the completion log."""
+    try:
+        return Page(
+            items=tuple(read_result(item) for item in data["items"]), next_after=data["next_after"], done=data["done"]
+        )
+    except (KeyError, TypeError) as error:
+        raise _unreadable("a page of results", error) from error
+
+
+def read_status(data: Any) -> BatchStatus:
+    """A batch's status."""
+    try:
+        return BatchStatus(
+            batch_id=data["batch_id"],
+            run=data["run"],
+            state=data["state"],
+            ledger=Ledger(**_known(Ledger, data["ledger"])),
+            environments=data.get("environments") or {},
+            raw=data,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unreadable("a batch", error) from error
+
+
+def read_created(data: Any) -> Created:
+    """The answer to a submission."""
+    try:
+        return Created(
+            batch_id=data["batch_id"],
+            run=data.get("run") or data["batch_id"],
+            state=data["state"],
+            submitted=data["submitted"],
+            raw=data,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unreadable("a created batch", error) from error
+
+
+def read_added(data: Any) -> Added:
+    """The answer to added rows."""
+    return Added(**_known(Added, data))
+
+
+def read_environment(data: Any) -> EnvironmentInfo:
+    """An environment that can be run."""
+    try:
+        return EnvironmentInfo(
+            name=data["name"],
+            description=data.get("description") or "",
+            tools=tuple(data.get("tools") or ()),
+            row_schema=data.get("row_schema") or {},
+            example_row=data.get("example_row") or {},
+            error=data.get("error"),
+            raw=data,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unreadable("an environment", error) from error
+
+
+def _failure(data: JsonObject) -> RolloutFailure:
+    return RolloutFailure(
+        kind=data.get("kind") or ErrorKind.INTERNAL,
+        stage=data.get("stage") or "",
+        message=data.get("message") or "",
+        retryable=bool(data.get("retryable")),
+        attempts=tuple(data.get("attempts") or ()),
+    )
+
+
+def _segment(data: JsonObject) -> Segment:
+    return Segment(
+        token_ids=array("i", data["token_ids"]),
+        loss_mask=bytearray(data["loss_mask"]),
+        logprobs=array("f", data["logprobs"]),
+        policy_versions=[(start, end, version) for start, end, version in data.get("policy_versions") or ()],
+    )
+
+
+def _known(record: type, data: Any) -> dict[str, Any]:
+    """The values that a record has a field for."""
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        raise TypeError(f"{record.__name__} is a JSON object, this is {type(data).__name__}")
+    return {item.name: data[item.name] for item in fields(record) if data.get(item.name) is not None}
+
+
+def _unreadable(what: str, error: Exception) -> FarmError:
+    return FarmError(
+        f"{what} cannot be read from the farm's answer ({type(error).__name__}: {error}); does it speak API version 1?"
+    )

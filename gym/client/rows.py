@@ -1,0 +1,146 @@
+"""Rows on their way out: checked, given ids, encoded, cut into requests. No I/O.
+
+Invariant: every row that leaves carries a `task_id`, so sending it again is a repeat and never a second task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import orjson
+
+from gym.errors import Invalid
+from gym.jsontypes import JsonObject
+from gym.task import bad_row, read_header
+
+MAX_INLINE_ROWS = 1_000
+MAX_INLINE_BYTES = 8 * 2**20
+MAX_REQUEST_ROWS = 20_000
+MAX_REQUEST_BYTES = 32 * 2**20
+PIECE_BYTES = 256 * 1024
+MAX_DEPTH = 254  # orjson's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRows:
+    """Rows as JSON texts, one each, without line ends, and how many rollouts they stand for."""
+
+    lines: list[bytes]
+    rollouts: int
+
+    @property
+    def fit_one_request(self) -> bool:
+        """Whether they are few and small enough to travel inside the request that creates their batch."""
+        return len(self.lines) <= MAX_INLINE_ROWS and sum(map(len, self.lines)) <= MAX_INLINE_BYTES
+
+    def as_list(self) -> bytes:
+        """A JSON array of the rows."""
+        return b"[" + b",".join(self.lines) + b"]"
+
+    def requests(self) -> Iterator[list[bytes]]:
+        """NDJSON bodies, each cut into pieces for sending; the farm takes or refuses each body as a whole."""
+        body: list[bytes] = []
+        rows = size = 0
+        for line in self.lines:
+            if body and (rows >= MAX_REQUEST_ROWS or size + len(line) > MAX_REQUEST_BYTES):
+                yield _pieces(body)
+                body, rows, size = [], 0, 0
+            body.append(line)
+            rows += 1
+            size += len(line) + 1
+        if body:
+            yield _pieces(body)
+
+
+def encode_rows(
+    rows: Iterable[JsonObject], *, id_prefix: str, environment: str | None, num_samples: int
+) -> EncodedRows:
+    """Check and encode all rows; a row without `task_id` is called `PREFIX-NUMBER`, counted from 0.
+
+    Raises Invalid, which names the row and the field, before anything has been sent.
+    """
+    lines: list[bytes] = []
+    rollouts = 0
+    for number, row in enumerate(rows):
+        header = read_header(row, row=number, default_environment=environment, default_samples=num_samples)
+        line = _encode(row, number)
+        if header.task_id is None:
+            line = b'{"task_id":"%s-%d",' % (id_prefix.encode(), number) + _encode_without_id(row, line)
+        lines.append(line)
+        rollouts += header.num_samples
+    return EncodedRows(lines, rollouts)
+
+
+def _encode_without_id(row: JsonObject, line: bytes) -> bytes:
+    """The members of a row's JSON text after its opening brace, with no `task_id` among them."""
+    if "task_id" not in row:
+        return line[1:]
+    return orjson.dumps({name: value for name, value in row.items() if name != "task_id"})[1:]
+
+
+def _encode(row: JsonObject, number: int) -> bytes:
+    try:
+        line = orjson.dumps(row)
+    except TypeError as error:
+        path, reason = _find_fault(row) or ("", str(error))
+        raise bad_row(number, path, reason) from None
+    # orjson writes NaN as null, which would change the row in silence
+    if b"null" in line and (fault := _find_fault(row)) is not None:
+        raise bad_row(number, *fault)
+    return line
+
+
+def _find_fault(row: object) -> tuple[str, str] | None:
+    """The path and the reason of the first value that JSON has no form for."""
+    return _fault_in(row, "", above=())
+
+
+def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str, str] | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return path, f"{value} has no form in JSON; leave it out or send it as text"
+    if not isinstance(value, dict | list | tuple):
+        try:
+            orjson.dumps(value)
+        except TypeError as error:
+            return path, f"a value of type {type(value).__name__} cannot be sent as JSON: {error}"
+        return None
+    if id(value) in above:
+        return path, "the row is cyclic: this value contains itself"
+    if len(above) >= MAX_DEPTH:
+        return path, f"nested deeper than {MAX_DEPTH} levels"
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in members:
+        if isinstance(value, dict) and not isinstance(name, str):
+            return path, f"the key {name!r} is not a text"
+        inner_path = f"{path}.{name}" if path else str(name)
+        if (fault := _fault_in(inner, inner_path, above=(*above, id(value)))) is not None:
+            return fault
+    return None
+
+
+def _pieces(lines: list[bytes]) -> list[bytes]:
+    """An NDJSON body in pieces of about 256 KiB."""
+    pieces: list[bytes] = []
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        piece.append(line)
+        size += len(line) + 1
+        if size >= PIECE_BYTES:
+            pieces.append(b"\n".join(piece) + b"\n")
+            piece, size = [], 0
+    if piece:
+        pieces.append(b"\n".join(piece) + b"\n")
+    return pieces
+
+
+def refused(error: Invalid, *, first_row: int) -> Invalid:
+    """An error about a row of one request, with the row counted from the start of the submission."""
+    row = error.details.get("row")
+    if first_row == 0 or not isinstance(row, int):
+        return error
+    details = error.details | {"row": row + first_row, "row_in_request": row}
+    details.pop("line", None)
+    return Invalid(error.code, f"{error.message} (row {row + first_row} of the submission)", details)

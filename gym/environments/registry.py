@@ -1,0 +1,215 @@
+"""Which environments there are, and whether a row is one of theirs.
+
+Built-in ones, installed ones (entry points of the group `rollout_farm.environments`) and those that the settings name
+as `package.module:Class` or `path/to/file.py:Class`. One that cannot be loaded is listed with its `error` and takes no
+rows; the others are untouched. Loading an environment's code runs it: specs come from settings, never from requests.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gym.environments.base import Environment, Row
+from gym.environments.tools import ToolSpec, problems, tools_of
+from gym.errors import NotFound
+from gym.ids import is_id
+from gym.jsontypes import JsonObject
+from gym.task import bad_row
+
+ENTRY_POINTS = "rollout_farm.environments"
+BUILT_IN = (
+    "gym.environments.weather:Weather",
+    "gym.environments.stateful_counter:StatefulCounter",
+    "gym.environments.sql:Sql",
+    "gym.environments.reasoning_gym:ReasoningGym",
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentType:
+    """An environment that can be run, or, where `error` is set, one that cannot and why; `cls` is None then."""
+
+    name: str
+    cls: type[Environment[Any]] | None = None
+    description: str = ""
+    tools: tuple[ToolSpec, ...] = ()
+    row_schema: JsonObject | None = None
+    example_row: JsonObject | None = None
+    error: str | None = None
+
+    @property
+    def agent(self) -> str:
+        """The agent for rows that name none."""
+        return self.cls.agent if self.cls is not None else Environment.agent
+
+    def describe(self) -> JsonObject:
+        """The environment as `GET /v1/environments` shows it."""
+        described: JsonObject = {
+            "name": self.name,
+            "description": self.description,
+            "tools": [spec.schema for spec in self.tools],
+            "row_schema": self.row_schema,
+            "example_row": self.example_row,
+        }
+        if self.error is not None:
+            described["error"] = self.error
+        return described
+
+
+class Registry:
+    """The environments of one process, by name."""
+
+    def __init__(self, types: Iterable[EnvironmentType]) -> None:
+        self._types: Mapping[str, EnvironmentType] = {each.name: each for each in types}
+
+    def names(self) -> list[str]:
+        """All names, sorted, also of those that cannot be run."""
+        return sorted(self._types)
+
+    def get(self, name: str) -> EnvironmentType:
+        """Raises NotFound, with a name that was perhaps meant."""
+        found = self._types.get(name)
+        if found is None:
+            raise NotFound("environment_not_found", self._unknown(name), {"environment": name, "known": self.names()})
+        return found
+
+    def check_row(self, name: str, data: JsonObject, *, row: int, line: int | None = None) -> None:
+        """Check a row against its environment's row model; called for every row of a submission.
+
+        Raises Invalid, which names the row and the field.
+        """
+        found = self._types.get(name)
+        if found is None:
+            raise bad_row(row, "environment", self._unknown(name), line=line)
+        if found.cls is None:
+            raise bad_row(row, "environment", f"{name} cannot be run: {found.error}", line=line)
+        try:
+            found.cls.row_model.model_validate(data)
+        except ValidationError as error:
+            (field, message), *others = problems(error)
+            more = f" (and {len(others)} more)" if others else ""
+            raise bad_row(row, field, f"{message}{more}; a row of {name} is expected", line=line) from None
+
+    def describe(self) -> list[JsonObject]:
+        """All environments as `GET /v1/environments` shows them."""
+        return [self._types[name].describe() for name in self.names()]
+
+    def _unknown(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self._types, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(self.names())}"
+        return f"there is no environment `{name[:80]}`; {hint}"
+
+
+def load_registry(specs: Sequence[str] = ()) -> Registry:
+    """The built-in and the installed environments and those of `specs`; never raises for one that fails to load.
+
+    A name belongs to the first that takes it; another of the same name is listed under its spec, with an error.
+    """
+    sources: list[tuple[str, Callable[[], object]]] = []
+    sources += [(spec, partial(_import, spec)) for spec in BUILT_IN]
+    sources += [(point.name, point.load) for point in entry_points(group=ENTRY_POINTS)]
+    sources += [(spec, partial(_import, spec)) for spec in specs]
+    types: dict[str, EnvironmentType] = {}
+    for source, load in sources:
+        loaded = _load(source, load)
+        if loaded.error is None and loaded.name in types:
+            loaded = EnvironmentType(name=source, error=f"the name {loaded.name} is taken by another environment")
+        if loaded.error is not None:
+            logger.warning("environment %s is disabled: %s", loaded.name, loaded.error)
+        types.setdefault(loaded.name, loaded)
+    return Registry(types.values())
+
+
+def environment_type(cls: type[Environment[Any]]) -> EnvironmentType:
+    """Read a class. Raises TypeError where it is not an environment, or its example row is not one of its rows."""
+    if not (isinstance(cls, type) and issubclass(cls, Environment)):
+        raise TypeError(f"{cls!r} is not a subclass of gym.environments.base.Environment")
+    if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise TypeError(f"{cls.__qualname__} lacks {', '.join(missing)}")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or not is_id(name):
+        raise TypeError(f"{cls.__qualname__}.name is {name!r}; it must be letters, digits and ._:-")
+    if not issubclass(cls.row_model, Row):
+        raise TypeError(f"{cls.__qualname__}.row_model is not a subclass of gym.environments.base.Row")
+    if missing := [package for package in cls.requires if importlib.util.find_spec(package) is None]:
+        raise TypeError(f"it needs the packages {', '.join(missing)}, which are not installed")
+    example = cls.example_row()
+    try:
+        cls.row_model.model_validate(example)
+    except ValidationError as error:
+        field, message = problems(error)[0]
+        raise TypeError(f"example_row is not a row of {cls.__qualname__}: {field}: {message}") from error
+    return EnvironmentType(
+        name=name,
+        cls=cls,
+        description=cls.description(),
+        tools=tools_of(cls),
+        row_schema=_row_schema(cls.row_model),
+        example_row=example,
+    )
+
+
+def _load(source: str, load: Callable[[], object]) -> EnvironmentType:
+    """The boundary to environments' code: whatever it raises while it is imported disables that one."""
+    name = source
+    try:
+        loaded: Any = load()
+        name = str(getattr(loaded, "name", source))
+        return environment_type(loaded)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  see above
+        return EnvironmentType(name=name, error=f"{type(error).__name__}: {error}")
+
+
+def _import(spec: str) -> object:
+    module, _, attribute = spec.rpartition(":")
+    if not module or not attribute:
+        raise TypeError(f"{spec!r} is neither package.module:Class nor path/to/file.py:Class")
+    loaded = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    return getattr(loaded, attribute)
+
+
+def _import_file(path: Path) -> object:
+    """A file's module, under a name of its own in `sys.modules`, where type hints are looked up."""
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    name = f"farm_environment_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _row_schema(model: type[Row]) -> JsonObject:
+    """The row model's schema with the one field of the farm that every row has."""
+    schema = model.model_json_schema()
+    params = {"type": "object", "description": "The first model call: `input`, and what else the Responses API takes."}
+    schema["properties"] = {"responses_create_params": params, **schema.get("properties", {})}
+    schema["required"] = ["responses_create_params", *schema.get("required", ())]
+    if model is Row:
+        schema.pop("description", None)
+    return schema

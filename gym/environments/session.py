@@ -1,0 +1,235 @@
+"""An environment at work for one rollout: set up, tools called, verified, closed.
+
+Invariants. Only tools that the task offers can be called. Whatever a model sends for a tool becomes an answer that it
+can read, never an exception. Of an instance at most one plain method runs at a time, also after a cancellation: a
+thread cannot be stopped, so the next call and `close` wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from gym.environments.base import Environment
+from gym.environments.registry import EnvironmentType
+from gym.environments.tools import BadArguments, ToolSpec, decode_arguments, problems
+from gym.errors import BadRow, EnvironmentFailed, RolloutError, Stage, VerifierFailed
+from gym.jsontypes import JsonObject
+from gym.reward import Reward
+from gym.trajectory import ToolCall, Trajectory
+
+_ERROR_CHARS = 2000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a call in a thread came to; a value, since a StopIteration set on a future would never be delivered."""
+
+    value: object
+    error: BaseException | None
+
+
+class EnvironmentSession:
+    """One instance of an environment, for one rollout on one event loop; `executor` runs blocking methods."""
+
+    def __init__(
+        self,
+        environment_type: EnvironmentType,
+        data: JsonObject,
+        *,
+        seed: int,
+        executor: ThreadPoolExecutor,
+        close_timeout_s: float = 5.0,
+    ) -> None:
+        self._type = environment_type
+        self._data = data
+        self._seed = seed
+        self._executor = executor
+        self._close_timeout_s = close_timeout_s
+        self._environment: Environment[Any] | None = None
+        self._thread: Future[_Outcome] | None = None
+        self._turn = asyncio.Lock()
+        self._closed = False
+        params = data.get("responses_create_params")
+        given = params.get("tools") if isinstance(params, dict) else None
+        self.tools: list[JsonObject] = list(given) if given else [spec.schema for spec in environment_type.tools]
+        self._offered = {str(tool.get("name")) for tool in self.tools}
+
+    async def setup(self) -> None:
+        """Check the row, make the instance and get it ready.
+
+        Raises BadRow where the row does not fit, EnvironmentFailed where the environment raises.
+        """
+        cls = self._type.cls
+        if cls is None:
+            raise EnvironmentFailed(f"{self._type.name} cannot be run: {self._type.error}")
+        try:
+            row = cls.row_model.model_validate(self._data)
+        except ValidationError as error:
+            field, message = problems(error)[0]
+            raise BadRow(f"not a row of {self._type.name}, field `{field}`: {message}") from error
+        is_async = inspect.iscoroutinefunction(cls.setup)
+
+        def start() -> object:
+            self._environment = cls(row, seed=self._seed)
+            return None if is_async else self._environment.setup()
+
+        try:
+            await self._run(start, thread=cls.blocking)
+            if is_async:
+                await self._run(self._ready().setup, thread=False)
+        except RolloutError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise EnvironmentFailed(f"{self._type.name}, setup: {_text_of(error)}") from error
+
+    async def call_tool(self, name: str, arguments: str) -> ToolCall:
+        """Call a tool as the model asked for it; `arguments` is JSON text.
+
+        Raises EnvironmentFailed (its stage is `tool`), or another RolloutError, where the tool says by raising it that
+        the rollout cannot go on; every other fault is an answer with `failed` set.
+        """
+        environment = self._ready()
+        decoded: JsonObject | None = None
+        try:
+            decoded = decode_arguments(arguments)
+            spec = self._offered_tool(name)
+            call = functools.partial(getattr(environment, spec.name), **spec.read_arguments(arguments))
+            output = _as_output(await self._run(call, thread=environment.blocking and not spec.is_async))
+        except RolloutError as error:
+            if isinstance(error, EnvironmentFailed):
+                error.stage = Stage.TOOL
+            raise
+        except BadArguments as error:
+            return _failure(name, decoded, str(error))
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a tool that raises is an answer to the model
+            return _failure(name, decoded, _text_of(error))
+        return ToolCall(name, decoded, output, failed=False)
+
+    async def verify(self, trajectory: Trajectory) -> Reward:
+        """Score the episode. Raises VerifierFailed, or the RolloutError that the verifier raised."""
+        environment = self._ready()
+        thread = environment.blocking and not inspect.iscoroutinefunction(environment.verify)
+        try:
+            result: Any = await self._run(functools.partial(environment.verify, trajectory), thread=thread)
+            return Reward.of(result)
+        except RolloutError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise VerifierFailed(f"{self._type.name}, verify: {_text_of(error)}") from error
+
+    async def close(self) -> None:
+        """Free what the environment took, in bounded time; logs what it raises. A second call does nothing.
+
+        Where a thread is still at work after that, it closes the environment when it ends.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        settled = False
+        try:
+            async with asyncio.timeout(self._close_timeout_s):
+                await self._settled()
+                settled = True
+                if (environment := self._environment) is not None:
+                    thread = environment.blocking and not inspect.iscoroutinefunction(environment.close)
+                    await self._run(environment.close, thread=thread)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the rollout is over; its result stands
+            logger.warning("environment %s, close: %s", self._type.name, _text_of(error))
+        finally:
+            if not settled and self._thread is not None:
+                self._thread.add_done_callback(self._close_late)
+
+    def _ready(self) -> Environment[Any]:
+        if self._environment is None:
+            raise RuntimeError("the session has not been set up")
+        return self._environment
+
+    def _offered_tool(self, name: str) -> ToolSpec:
+        spec = next((each for each in self._type.tools if each.name == name), None) if name in self._offered else None
+        if spec is None:
+            offered = ", ".join(sorted(self._offered)) or "none"
+            raise BadArguments(f"there is no tool `{name[:80]}` in this task; its tools: {offered}")
+        return spec
+
+    async def _run(self, call: Callable[[], object], *, thread: bool) -> object:
+        """The result of a method, awaited where it is awaitable; cancellation that is not this task's is a fault."""
+        try:
+            result = await self._in_thread(call) if thread else call()
+            return await result if inspect.isawaitable(result) else result
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("it was cancelled from inside") from error
+
+    async def _in_thread(self, call: Callable[[], object]) -> object:
+        async with self._turn:
+            await self._settled()
+            self._thread = self._executor.submit(_outcome_of, call)
+            outcome = await asyncio.wrap_future(self._thread)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
+
+    async def _settled(self) -> None:
+        """Wait for a thread that a cancelled call left at work."""
+        if self._thread is not None and not self._thread.done():
+            waiter = asyncio.wrap_future(self._thread)
+            try:
+                await asyncio.wait({waiter})
+            finally:
+                waiter.cancel()
+
+    def _close_late(self, _: Future[_Outcome]) -> None:
+        environment = self._environment
+        if environment is not None and not inspect.iscoroutinefunction(environment.close):
+            outcome = _outcome_of(environment.close)
+            if outcome.error is not None:
+                logger.warning("environment %s, close: %s", self._type.name, _text_of(outcome.error))
+
+
+def _outcome_of(call: Callable[[], object]) -> _Outcome:
+    try:
+        return _Outcome(call(), None)
+    except BaseException as error:  # noqa: BLE001  carried to the event loop, which raises it
+        return _Outcome(None, error)
+
+
+def _failure(name: str, arguments: JsonObject | None, message: str) -> ToolCall:
+    return ToolCall(name, arguments, orjson.dumps({"error": _utf8(message)}).decode(), failed=True)
+
+
+def _as_output(result: object) -> str:
+    if isinstance(result, str):
+        return _utf8(result)
+    return orjson.dumps(result, default=_jsonable, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, set | frozenset):
+        return list(value)
+    raise TypeError(f"a tool returns a text or what JSON can hold, not {type(value).__name__}")
+
+
+def _text_of(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]}…"
+
+
+def _utf8(text: str) -> str:
+    """The text without lone surrogates, which cannot be sent."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,242 @@
+"""A chat completion as a Responses API response.
+
+Item ids come from the prefix and the item's place, so a reply that is built twice, or streamed, has the same ids.
+Source: OpenAI's `Response`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from gym.jsontypes import JsonObject
+from gym.trajectory import Usage
+from gym.wire.completion import Call, calls_of, choice_of, finish_of, reasoning_of, text_of, usage_of
+from gym.wire.responses_request import wants_logprobs
+
+__all__ = ["build_response", "finish_of", "output_items", "to_response", "usage_of"]
+
+Status = Literal["in_progress", "completed", "incomplete", "failed"]
+
+INCOMPLETE_REASONS = {"max_tokens": "max_output_tokens", "content_filter": "content_filter"}
+
+_ECHO: dict[str, Any] = {
+    "background": False,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": {"effort": None, "summary": None},
+    "safety_identifier": None,
+    "service_tier": None,
+    "store": False,
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": None,
+    "top_p": None,
+    "truncation": "disabled",
+    "user": None,
+}
+
+
+def output_items(message: JsonObject, *, id_prefix: str, status: str = "completed") -> list[JsonObject]:
+    """The items of an assistant message: reasoning, message, function calls, in that order.
+
+    An answer without text gets a message item only if it has nothing else either. `status` is the last item's; those
+    before it were finished.
+    """
+    items = []
+    if reasoning := reasoning_of(message):
+        items.append(reasoning_item(id_prefix, 0, [reasoning_part(reasoning)]))
+    calls = calls_of(message, id_prefix=id_prefix)
+    parts = []
+    if text := text_of(message):
+        parts.append(text_part(text))
+    parts += [refusal_part(refusal) for refusal in _refusals(message)]
+    if parts or not (items or calls):
+        items.append(message_item(id_prefix, 0, parts or [text_part("")]))
+    items += [call_item(id_prefix, number, call) for number, call in enumerate(calls)]
+    items[-1]["status"] = status
+    return items
+
+
+def _refusals(message: JsonObject) -> list[str]:
+    """Refusals, as a field of the message or as parts of its content."""
+    found = [message["refusal"]] if message.get("refusal") else []
+    content = message.get("content")
+    if isinstance(content, list):
+        found += [part["refusal"] for part in content if isinstance(part, dict) and part.get("refusal")]
+    return found
+
+
+def reasoning_item(id_prefix: str, number: int, parts: list[JsonObject], status: str = "completed") -> JsonObject:
+    """A reasoning item; open models give their reasoning itself, so there is no summary."""
+    return {"id": _id("rs", id_prefix, number), "type": "reasoning", "summary": [], "content": parts, "status": status}
+
+
+def message_item(id_prefix: str, number: int, parts: list[JsonObject], status: str = "completed") -> JsonObject:
+    """An assistant's message item."""
+    return {
+        "id": _id("msg", id_prefix, number),
+        "type": "message",
+        "role": "assistant",
+        "content": parts,
+        "status": status,
+    }
+
+
+def call_item(id_prefix: str, number: int, call: Call, status: str = "completed") -> JsonObject:
+    """A function call item."""
+    return {
+        "id": _id("fc", id_prefix, number),
+        "type": "function_call",
+        "call_id": call.call_id,
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": status,
+    }
+
+
+def _id(kind: str, id_prefix: str, number: int) -> str:
+    return f"{kind}_{id_prefix}_{number}" if number else f"{kind}_{id_prefix}"
+
+
+def reasoning_part(text: str) -> JsonObject:
+    """A part of a reasoning item."""
+    return {"type": "reasoning_text", "text": text}
+
+
+def text_part(text: str) -> JsonObject:
+    """A text part of a message."""
+    return {"type": "output_text", "text": text, "annotations": []}
+
+
+def refusal_part(text: str) -> JsonObject:
+    """A refusal part of a message."""
+    return {"type": "refusal", "refusal": text}
+
+
+def to_response(body: JsonObject, completion: JsonObject, *, response_id: str, created_at: float) -> JsonObject:
+    """The response to the request `body`. Raises BadCompletion."""
+    choice = choice_of(completion)
+    reason = INCOMPLETE_REASONS.get(finish_of(choice))
+    status: Literal["completed", "incomplete"] = "incomplete" if reason else "completed"
+    output = output_items(choice["message"], id_prefix=id_prefix_of(response_id), status=status)
+    if wants_logprobs(body):
+        add_logprobs(output, choice)
+    return build_response(
+        response_id=response_id,
+        created_at=created_at,
+        model=completion.get("model") or body.get("model") or "",
+        output=output,
+        usage=usage_of(completion),
+        request=body,
+        status=status,
+        incomplete_reason=reason,
+    )
+
+
+def id_prefix_of(response_id: str) -> str:
+    """What the ids of a response's items are made from."""
+    return response_id.removeprefix("resp_")
+
+
+def build_response(
+    *,
+    response_id: str,
+    created_at: float,
+    model: str,
+    output: list[JsonObject],
+    usage: Usage | None,
+    request: JsonObject,
+    status: Status,
+    incomplete_reason: str | None = None,
+    error: JsonObject | None = None,
+) -> JsonObject:
+    """A whole response object around items that are there already; the request's settings are echoed."""
+    echo = {name: request[name] if request.get(name) is not None else default for name, default in _ECHO.items()}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": created_at,
+        "status": status,
+        "error": error,
+        "incomplete_details": {"reason": incomplete_reason} if incomplete_reason else None,
+        "model": model,
+        "output": output,
+        "usage": None if usage is None else usage_object(usage),
+        **echo,
+    }
+
+
+def usage_object(usage: Usage) -> JsonObject:
+    """Token counts as the Responses API writes them."""
+    return {
+        "input_tokens": usage.input_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
+
+
+def add_logprobs(output: list[JsonObject], choice: JsonObject) -> None:
+    """Put log-probabilities on the text part they belong to.
+
+    The server's list covers all tokens, reasoning and tool calls too. Where the text's tokens cannot be told from the
+    others at token boundaries, the part gets an empty list rather than a wrong one.
+    """
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    for item in output:
+        for part in item["content"] if item["type"] == "message" else ():
+            if part["type"] == "output_text":
+                part["logprobs"] = logprobs(_covering(entries, part["text"]))
+
+
+def _covering(entries: list[JsonObject], text: str) -> list[JsonObject]:
+    """The last run of entries whose bytes are exactly the text."""
+    wanted = text.encode("utf-8", "surrogatepass")
+    pieces = [_bytes(entry) for entry in entries]
+    starts: dict[int, int] = {}
+    position = 0
+    for number, piece in enumerate(pieces):
+        starts[position] = number
+        position += len(piece)
+    starts[position] = len(pieces)
+    whole = b"".join(pieces)
+    at = whole.rfind(wanted) if wanted else -1
+    while at >= 0:
+        if at in starts and at + len(wanted) in starts:
+            return entries[starts[at] : starts[at + len(wanted)]]
+        at = whole.rfind(wanted, 0, at + len(wanted) - 1)
+    return []
+
+
+def _bytes(entry: JsonObject) -> bytes:
+    given = entry.get("bytes")
+    return bytes(given) if given is not None else str(entry.get("token", "")).encode("utf-8", "surrogatepass")
+
+
+def logprobs(entries: list[JsonObject]) -> list[JsonObject]:
+    """Log-probabilities as the Responses API writes them."""
+    return [_logprob(entry) for entry in entries]
+
+
+def _logprob(entry: JsonObject) -> JsonObject:
+    return {
+        **_token(entry),
+        "top_logprobs": [_token(top) for top in entry.get("top_logprobs") or ()],
+    }
+
+
+def _token(entry: JsonObject) -> JsonObject:
+    """One candidate; the farm may have asked for `token_id:N` in place of the token's text."""
+    raw = _bytes(entry)
+    token: str = entry.get("token", "")
+    if token.startswith("token_id:"):
+        token = raw.decode("utf-8", "replace")
+    return {"token": token, "bytes": list(raw), "logprob": entry.get("logprob")}

@@ -1,0 +1,34 @@
+"""Every completion under `golden/*_reply` becomes what the file says."""
+
+import copy
+from pathlib import Path
+
+import orjson
+import pytest
+
+from gym.wire.messages_reply import to_message
+from gym.wire.responses_reply import to_response
+
+GOLDEN = Path(__file__).parent / "golden"
+RESPONSES = sorted((GOLDEN / "responses_reply").glob("*.json"))
+MESSAGES = sorted((GOLDEN / "messages_reply").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RESPONSES, ids=lambda path: path.stem)
+def test_a_completion_becomes_the_response_of_its_golden_file(path: Path) -> None:
+    case = orjson.loads(path.read_bytes())
+    completion = copy.deepcopy(case["completion"])
+    response = to_response(case["request"], completion, response_id="resp_1", created_at=1700000000.5)
+    assert response == case["response"]
+    assert completion == case["completion"], "the server's completion was changed"
+
+
+@pytest.mark.parametrize("path", MESSAGES, ids=lambda path: path.stem)
+def test_a_completion_becomes_the_message_of_its_golden_file(path: Path) -> None:
+    case = orjson.loads(path.read_bytes())
+    assert to_message(case["request"], case["completion"], message_id="msg_1") == case["message"]
+
+
+def test_there_are_golden_replies_of_both_dialects() -> None:
+    assert len(RESPONSES) > 20
+    assert len(MESSAGES) > 10
