@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import orjson
@@ -13,7 +12,7 @@ from gym.jsontypes import JsonObject
 from gym.results.record import pack_trajectory
 from gym.rollout import StopReason
 from gym.state.results import rfc3339
-from gym.trajectory import Trajectory, Usage
+from gym.trajectory import ModelCall, Trajectory, Usage
 from workers.runner import Finished, Running
 
 PASS_REWARD = 1.0
@@ -31,7 +30,6 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
     claim, rollout = running.claim, running.rollout
     trajectory = finished.trajectory
     usage = trajectory.usage if trajectory is not None else Usage()
-    timing = {name: round(value, 6) for name, value in dataclasses.asdict(finished.timing).items()}
     return orjson.dumps(
         {
             "rollout_id": str(rollout),
@@ -48,10 +46,10 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
             "reward": finished.reward.value if finished.reward is not None else None,
             "reward_components": finished.reward.components if finished.reward is not None else {},
             "policy_version": _versions(trajectory),
-            "usage": dataclasses.asdict(usage),
+            "usage": usage,
             "model_calls": len(trajectory.calls) if trajectory is not None else 0,
             "tool_calls": len(trajectory.tool_calls) if trajectory is not None else 0,
-            "timing": timing,
+            "timing": finished.timing,
             "worker": worker,
             "finished_at": rfc3339(claim.claimed_at + int(finished.timing.total_s * 1000)),
         }
@@ -105,8 +103,23 @@ def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
         status="incomplete" if cut else "completed",
         incomplete_reason=cut,
     )
-    calls = [dataclasses.asdict(call) for call in trajectory.calls]
-    return pack_trajectory(response, calls, trajectory.segments.segments)
+    return pack_trajectory(response, [_call(call) for call in trajectory.calls], trajectory.segments.segments)
+
+
+def _call(call: ModelCall) -> JsonObject:
+    return {
+        "turn": call.turn,
+        "endpoint": call.endpoint,
+        "started_s": call.started_s,
+        "duration_s": call.duration_s,
+        "finish": call.finish,
+        "input_tokens": call.usage.input_tokens,
+        "output_tokens": call.usage.output_tokens,
+        "version_before": call.version_before,
+        "version_after": call.version_after,
+        "request_items": call.request_items,
+        "has_tokens": call.has_tokens,
+    }
 
 
 def sums(finished: Finished) -> dict[str, float]:
@@ -122,4 +135,12 @@ def sums(finished: Finished) -> dict[str, float]:
             "input_tokens": trajectory.usage.input_tokens,
             "output_tokens": trajectory.usage.output_tokens,
         }
-    return added | {name: round(value, 6) for name, value in dataclasses.asdict(finished.timing).items()}
+    timing = finished.timing
+    return added | {
+        "queued_s": timing.queued_s,
+        "environment_s": timing.environment_s,
+        "model_s": timing.model_s,
+        "tool_s": timing.tool_s,
+        "judge_s": timing.judge_s,
+        "total_s": timing.total_s,
+    }

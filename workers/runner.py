@@ -184,8 +184,7 @@ class Runner:
             environment = self._registry.get(claim.environment)
         except NotFound as error:
             raise BadRow(error.message) from error
-        own = environment.cls.agent if environment.cls is not None else "tool_loop"
-        agent = data.get("agent") or spec.agent or own
+        agent = data.get("agent") or spec.agent or environment.agent
         return Task(task_id=claim.task_id, environment=claim.environment, agent=agent, params=params, data=data)
 
     def _policy(self, spec: BatchSpec) -> PolicyRecord:
