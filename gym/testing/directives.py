@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 
 from gym.jsontypes import JsonObject
 from gym.testing.tokenizer import canonical_arguments, text_of
@@ -78,9 +77,8 @@ def _at_turn(steps: Sequence[_Step], turn: int) -> ScriptedReply:
     return ScriptedReply(content="Done.")
 
 
-@lru_cache(maxsize=1024)
-def _read_steps(text: str) -> tuple[_Step, ...]:
-    """The steps of a text, none where it has no directive; callers must not change them."""
+def _read_steps(text: str) -> list[_Step]:
+    """The steps of a text, none where it has no directive."""
     steps = []
     for part in _STEP_BREAK.split(text):
         step = _Step()
@@ -90,7 +88,7 @@ def _read_steps(text: str) -> tuple[_Step, ...]:
             _apply(step, name, part, start)
         if found:
             steps.append(step)
-    return tuple(steps)
+    return steps
 
 
 def _directives(text: str) -> Iterator[tuple[str, int]]:

@@ -150,7 +150,7 @@ def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int) 
 
 def token_logprob(token_id: int, place: int, seed: int) -> float:
     """A log-probability that follows from the token, its place and the seed: in (-1, 0]."""
-    mixed = (token_id * 2_654_435_761 + place * 40_503 + seed * 97) & 0xFFFFFFFF
+    mixed = (token_id * 2_654_435_761 + place * 2_246_822_519 + seed * 3_266_489_917) & 0xFFFFFFFF
     return -((mixed >> 12) & 0xFFFF) / 65_536
 
 

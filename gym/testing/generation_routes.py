@@ -16,6 +16,7 @@ from aiohttp import web
 from gym.jsontypes import JsonObject
 from gym.testing.behaviour import Behaviour, Faults, ScriptedModelOptions
 from gym.testing.chat_request import (
+    ChatRequest,
     Refused,
     read_chat_request,
     read_json,
@@ -28,6 +29,8 @@ from gym.testing.request_log import TAIL, RequestLog, RequestRecord
 from gym.testing.tokenizer import text_of
 
 DEFAULT_COMPLETION_TOKENS = 16
+REMEMBERED = 512  # requests
+REMEMBERED_BYTES = 16_384  # longer ones are worked out each time
 _NAMES = {500: "InternalServerError", 503: "ServiceUnavailableError", 429: "RateLimitError", 404: "NotFoundError"}
 _Answering = Callable[[web.Request, RequestRecord], Awaitable[web.StreamResponse]]
 
@@ -41,6 +44,7 @@ class GenerationRoutes:
         self.log = RequestLog(options.log_size)
         self.closing = asyncio.Event()
         self._faults = Faults(options.seed)
+        self._worked_out: dict[bytes, tuple[ChatRequest, Generation]] = {}
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions."""
@@ -70,9 +74,24 @@ class GenerationRoutes:
         return response
 
     async def _chat(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
-        body = read_json(await request.read())
+        raw = await request.read()
+        body = read_json(raw)
         _describe(record, body)
         self.check_caller(request, body)
+        read, generation = self._work_out(raw, body)
+        await self._follow(generation)
+        answer = self._answer(request, record, "chatcmpl-", read.seed)
+        if read.stream:
+            return await self._stream(request, record, generation, answer.chat_chunks(read, generation))
+        await self._take_time(generation)
+        self._count(generation)
+        return json_response(answer.chat(read, generation))
+
+    def _work_out(self, raw: bytes, body: JsonObject) -> tuple[ChatRequest, Generation]:
+        """Read a chat request and generate; the same bytes, as a group's samples send them, are worked out once."""
+        known = self._worked_out.get(raw)
+        if known is not None:
+            return known
         read = read_chat_request(body)
         options = self.options
         generation = generate(
@@ -82,13 +101,11 @@ class GenerationRoutes:
             seed=options.seed,
             always_reason=options.always_reason,
         )
-        await self._follow(generation)
-        answer = self._answer(request, record, "chatcmpl-", read.seed)
-        if read.stream:
-            return await self._stream(request, record, generation, answer.chat_chunks(read, generation))
-        await self._take_time(generation)
-        self._count(generation)
-        return json_response(answer.chat(read, generation))
+        if len(raw) <= REMEMBERED_BYTES:
+            if len(self._worked_out) >= REMEMBERED:
+                self._worked_out.clear()
+            self._worked_out[raw] = read, generation
+        return read, generation
 
     async def _completions(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
         body = read_json(await request.read())

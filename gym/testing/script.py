@@ -84,7 +84,7 @@ def _solve(messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, s
         return solvers.counter(question, after)
     if "query" in names:
         return solvers.sql(question, after, names)
-    answer = solvers.arithmetic(question)
+    answer = solvers.arithmetic(question[-solvers.LONGEST_QUESTION :])
     if answer is not None:
         return ScriptedReply(content=f"<answer>{answer}</answer>")
     return ScriptedReply(content=f"{_pick(_OPENINGS, seed, len(messages))} <answer>unknown</answer>")

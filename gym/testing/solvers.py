@@ -33,6 +33,7 @@ _NOT_A_CITY = re.compile(
 _PARTICLES = frozenset(("da", "de", "del", "der", "di", "do", "dos", "la", "le", "of", "the", "upon"))
 _WORDS = re.compile(r"\w[\w'.-]*\w|\w")
 _FEW_WORDS = 4
+LONGEST_QUESTION = 2000  # characters; the end of a longer one is what is read
 
 _MOVE = re.compile(
     r"\b(add|increment|increase|subtract|decrement|decrease|take)\b[^\d\n.;,]*?(-?\d+)"
@@ -47,7 +48,7 @@ _SQL_BLOCK = re.compile(r"```sql\s*\n(.*?)```", re.IGNORECASE | re.DOTALL)
 _SQL_TABLE = re.compile(r"\b(?:from|join)\s+[\"`\[]?(\w+)", re.IGNORECASE)
 
 _EXPRESSION = re.compile("[0-9(+\\-][0-9 +\\-*/%().,\u00d7\u00f7]*[0-9)]")
-_LONGEST_EXPRESSION = 2000
+
 _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -70,7 +71,10 @@ def weather(question: str, after: Sequence[JsonObject]) -> ScriptedReply:
     """Ask for the city once, then say what the tool reported."""
     outputs = _outputs(after)
     if not outputs:
-        return _calls(ScriptedCall("get_weather", canonical_arguments({"city": city})) for city in cities(question))
+        return _calls(
+            ScriptedCall("get_weather", canonical_arguments({"city": city}))
+            for city in cities(question[-LONGEST_QUESTION:])
+        )
     said = [read.get("weather_description") if isinstance(read := _json(text), dict) else None for text in outputs]
     return ScriptedReply(
         content=" ".join(
@@ -196,7 +200,7 @@ def _bundled_queries() -> list[tuple[re.Pattern[str], str]]:
 @lru_cache(maxsize=4096)
 def arithmetic(question: str) -> str | None:
     """The value of the longest arithmetic expression in a text, None where there is none that can be worked out."""
-    found = [match[0] for match in _EXPRESSION.finditer(question[-_LONGEST_EXPRESSION:])]
+    found = [match[0] for match in _EXPRESSION.finditer(question)]
     for text in sorted(found, key=len, reverse=True):
         plain = text.replace("\u00d7", "*").replace("\u00f7", "/").replace(",", "").strip()
         try:

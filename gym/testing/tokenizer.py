@@ -49,7 +49,7 @@ GENERATION_PROMPT: Final = "<|im_start|>assistant\n"
 _SPLIT = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
 _PIECES = re.compile(r"[\x01-\x7f]{1,4}|[^\x01-\x7f]")
 _WIDTH = 4
-_SHORT = 2048  # characters; what is remembered stays under 100 MB
+_SHORT = 1024  # characters; what is remembered stays under 100 MB
 _HIGH = 0x80  # the lowest bit pattern that no ASCII byte has
 _dump = json.JSONEncoder(ensure_ascii=False).encode
 REPLACEMENT = "\ufffd"

@@ -254,6 +254,8 @@ async def test_log_probabilities_carry_text_or_ids_and_alternatives(http: aiohtt
     assert [entry["token"] for entry in choice["logprobs"]["content"]] == [
         f"token_id:{token_id}" for token_id in choice["token_ids"]
     ]
+    alternatives = [token["token"] for entry in choice["logprobs"]["content"] for token in entry["top_logprobs"]]
+    assert all(token.startswith("token_id:") for token in alternatives)
 
 
 async def test_a_server_without_token_ids_ignores_that_they_are_wanted() -> None:
@@ -319,3 +321,11 @@ async def test_plain_completions_end_after_16_tokens(http: aiohttp.ClientSession
     answer = await post(http, {"prompt": "[[say " + "word " * 100 + "]]"}, "/v1/completions")
     assert answer["choices"][0]["finish_reason"] == "length"
     assert answer["usage"]["completion_tokens"] == 16
+
+
+@pytest.mark.parametrize("length", [10, 20_000])
+async def test_the_same_request_gets_the_same_answer_under_another_id(http: aiohttp.ClientSession, length: int) -> None:
+    body = user("x" * length, return_token_ids=True, logprobs=True)
+    first, second = await post(http, body), await post(http, body)
+    assert first.pop("id") != second.pop("id")
+    assert {**first, "created": 0} == {**second, "created": 0}
