@@ -8,6 +8,7 @@ FarmError
 │   ├── NotFound            404
 │   ├── Conflict            409  the same id with another body
 │   ├── TooLarge            413
+│   ├── UnsupportedMedia    415  a content type or encoding that the call does not take
 │   ├── Invalid             422  the row and the field are named in the details
 │   ├── Overloaded          429  carries retry_after_s
 │   └── Unavailable         503  carries retry_after_s; Redis, or what else is needed, is away
@@ -88,6 +89,12 @@ class TooLarge(RequestError):
     """The body or one row is over its limit."""
 
     status = 413
+
+
+class UnsupportedMedia(RequestError):
+    """The call does not take bodies of this content type or encoding."""
+
+    status = 415
 
 
 class Invalid(RequestError):

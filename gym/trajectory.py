@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gym.jsontypes import JsonObject
 
@@ -35,11 +35,15 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class TurnTokens:
-    """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token."""
+    """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token.
+
+    `source` is `tokenize` where the server gave the prompt's ids in another call than the one that generated.
+    """
 
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
     logprobs: Sequence[float]
+    source: Literal["server", "tokenize"] = "server"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from gym.wire.responses_reply import build_response
 
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
@@ -13,6 +12,7 @@ from gym.results.record import pack_trajectory
 from gym.rollout import StopReason
 from gym.state.results import rfc3339
 from gym.trajectory import ModelCall, Trajectory, Usage
+from gym.wire.responses_reply import build_response
 from workers.runner import Finished, Running
 
 PASS_REWARD = 1.0

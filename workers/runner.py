@@ -18,15 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import orjson
-from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
 
-from gym.agents.base import Agent, Episode, Model
+from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.batch import BatchSpec
 from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
+from gym.policy import PolicySpec
+from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
 from gym.reward import Reward
 from gym.rollout import StopReason
 from gym.state.rollouts import Claim
@@ -163,7 +164,7 @@ class Runner:
                 limits=spec.limits,
                 environment=session,
                 model=self._model,
-                policy=lambda: self._policy(spec),
+                policy=self._policy(spec),
                 deadline=asyncio.get_running_loop().time() + remaining_s,
                 trajectory=Trajectory(params=task.params),
             )
@@ -187,15 +188,21 @@ class Runner:
         agent = data.get("agent") or spec.agent or environment.agent
         return Task(task_id=claim.task_id, environment=claim.environment, agent=agent, params=params, data=data)
 
-    def _policy(self, spec: BatchSpec) -> PolicyRecord:
-        if not isinstance(spec.policy, str):
-            if spec.policy is None:
-                raise Internal("the batch names no policy")
-            return inline_record(spec.policy)
-        record = self._policies.get(spec.policy)
+    def _policy(self, spec: BatchSpec) -> PolicyNow:
+        """Gives the policy's record anew for each model call."""
+        policy = spec.policy
+        if isinstance(policy, PolicySpec):
+            record = inline_record(policy)
+            return lambda: record
+        if policy is None:
+            raise Internal("the batch names no policy")
+        return lambda: self._registered(policy)
+
+    def _registered(self, name: str) -> PolicyRecord:
+        record = self._policies.get(name)
         if record is None:
             raise ModelUnreachable(
-                f"policy {spec.policy!r} is not registered any more; PUT /v1/policies/{spec.policy} and requeue"
+                f"policy {name!r} is not registered any more; PUT /v1/policies/{name} and requeue the rollout"
             )
         return record
 

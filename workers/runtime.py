@@ -46,7 +46,7 @@ class Runtime:
         self._store = Store.connect(redis_url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
         self._rollouts = Rollouts(self._store)
         self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
-        self._policies = PolicyCache.of(self._store)
+        self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
         self._registry = load_registry(settings.environments)
         self._executor = ThreadPoolExecutor(settings.worker.environment_threads, thread_name_prefix="environment")
@@ -77,7 +77,7 @@ class Runtime:
         loop = asyncio.get_running_loop()
         self._services = [
             loop.create_task(self._committer.run(), name="committer"),
-            loop.create_task(self._policies.keep_fresh(), name="policies"),
+            loop.create_task(self._policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self._watch(), name="watch"),
         ]
 
@@ -89,6 +89,10 @@ class Runtime:
         await self._model.__aexit__(None, None, None)
         await self._store.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _lanes(self) -> dict[str, tuple[int, int]]:
+        """Model calls in flight and held, by policy."""
+        return {name: (int(load["in_flight"]), int(load["held"])) for name, load in self._model.load().items()}
 
     def describe(self) -> JsonObject:
         """What the worker says of itself with its lease; called from the lease's thread."""

@@ -54,6 +54,8 @@ class ChildSpec:
     orphan_signal: signal.Signals = signal.SIGTERM
     """What the child gets when the supervisor dies."""
     inherited_fds: tuple[int, ...] = ()
+    niceness: int = 0
+    """Above 0: it takes the processor time that the others leave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ class Supervisor:
                 env={**kept, **spec.environment},
                 start_new_session=True,
                 pass_fds=spec.inherited_fds,
-                preexec_fn=end_with_parent(spec.orphan_signal),
+                preexec_fn=end_with_parent(spec.orphan_signal, niceness=spec.niceness),
             )
         except BaseException:
             os.close(output)

@@ -38,6 +38,7 @@ from gym.state.embedded import (
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
 ADDRESSES_FILE = "farm.json"
+FLOWER_NICENESS = 10  # watching must not cost rollouts
 INTAKE, WORK, STORAGE = range(3)
 """The stages of a stop."""
 
@@ -202,11 +203,11 @@ class _Farm:
 
 
 def children_of(settings: Settings) -> Iterator[ChildSpec]:
-    """What runs beside Redis. The workers need longest to start and go first."""
+    """What runs beside Redis. The api needs longest to start and goes first."""
     environment = environment_of(settings)
     ours = frozenset(name for name in os.environ if name.startswith("FARM_"))
 
-    def child(name: str, command: str, stage: int, stop_within_s: float) -> ChildSpec:
+    def child(name: str, command: str, stage: int, stop_within_s: float, niceness: int = 0) -> ChildSpec:
         return ChildSpec(
             name=name,
             command=[sys.executable, "-m", "api.cli.main", command],
@@ -216,17 +217,18 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
             stop_within_s=stop_within_s,
             # Redis goes down with the supervisor, so there is nothing that a drain could still save
             orphan_signal=signal.SIGKILL,
+            niceness=niceness,
         )
 
     drain_s = settings.worker.drain_s + GRACE_S
+    yield child("api", "api", INTAKE, 2 * GRACE_S)
     for number in range(1, settings.worker.processes + 1):
         yield child(f"worker-{number}", "worker", WORK, drain_s)
-    yield child("api", "api", INTAKE, 2 * GRACE_S)
     yield child("dispatcher", "dispatcher", INTAKE, 2 * GRACE_S)
     if proxy_is_built():
         yield child("proxy", "proxy", WORK, drain_s)
     if settings.flower.enabled:
-        yield child("flower", "flower", INTAKE, GRACE_S)
+        yield child("flower", "flower", INTAKE, GRACE_S, niceness=FLOWER_NICENESS)
 
 
 async def _until_ready(settings: Settings, give_up_at: float) -> None:

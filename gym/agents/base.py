@@ -84,6 +84,7 @@ class Episode:
                     rollout_id=self.rollout_id,
                     attempt=self.attempt,
                     turn=turn,
+                    on_held=self.touch,
                 )
             )
         finally:

@@ -1,0 +1,18 @@
+"""The model proxy as a library: which endpoint, when, how often; what was sampled and under which version.
+
+    policies    the records of where policies are served
+    hosts       which hosts a policy may be served from
+    gate        pause and resume, calls in flight and held
+    urls        the addresses under a base URL (pure)
+    endpoints   the choice of an endpoint: load, stickiness, ejection (pure)
+    overflow    a refusal read: was the context too short (pure)
+    capture     token ids and log-probabilities: what to ask for, how to read them
+    sampling    the policy's model and pinned sampling parameters (pure)
+    versions    the policy version that a server reports (pure)
+    retry       when a call may be sent again, and what is said when not (pure)
+    forward     one chat completion: deadlines, retries
+    client      the whole call, as the agents make it
+
+Invariants. No call goes on beyond its deadline; no call is sent more often than 1 + `max_retries` times; token ids are
+those that the server named; an API key is never part of an error, a log line or a statistic.
+"""

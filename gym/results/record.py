@@ -69,13 +69,43 @@ def segment_json(segment: JsonObject) -> JsonObject:
 
 def add_trajectory(record: bytes, packed: bytes | None, row: bytes, *, full: bool) -> bytes:
     """A light record with its trajectory: segments for training, with `full` the conversation and the calls too."""
+    extra = _trajectory_fields(packed, row, full=full)
+    extra["segments"] = [segment_json(segment) for segment in extra["segments"]]
+    return record[:-1] + b"," + orjson.dumps(extra)[1:]
+
+
+def pack_record(record: bytes) -> bytes:
+    """A record as msgpack."""
+    packed: bytes = msgpack.packb(orjson.loads(record))
+    return packed
+
+
+def pack_with_trajectory(record: bytes, packed: bytes | None, row: bytes, *, full: bool) -> bytes:
+    """As `add_trajectory`, as msgpack with the arrays of the segments as they are stored."""
+    result: bytes = msgpack.packb(orjson.loads(record) | _trajectory_fields(packed, row, full=full))
+    return result
+
+
+def pack_page(records: list[bytes], *, next_after: str, done: bool) -> bytes:
+    """`{items, next_after, done}` around packed records."""
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_map_header(3)
+    packer.pack("items")
+    packer.pack_array_header(len(records))
+    head: bytes = packer.bytes()
+    tail: bytes = b"".join(map(msgpack.packb, ("next_after", next_after, "done", done)))
+    return head + b"".join(records) + tail
+
+
+def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool) -> JsonObject:
+    """What a trajectory adds to its record, the segments still packed."""
     extra: JsonObject = {}
     if full:
         extra |= {"responses_create_params": orjson.loads(row).get("responses_create_params", {}), "response": None}
     extra["segments"] = []
     if packed is not None:
         trajectory = unpack_trajectory(packed)
-        extra["segments"] = [segment_json(segment) for segment in trajectory["segments"]]
+        extra["segments"] = trajectory["segments"]
         if full:
             extra |= {"response": trajectory["response"], "calls": trajectory["calls"]}
-    return record[:-1] + b"," + orjson.dumps(extra)[1:]
+    return extra

@@ -213,15 +213,18 @@ def embedded_url(data_dir: Path, timeout_s: float = FIND_TIMEOUT_S) -> str:
         time.sleep(0.1)
 
 
-def end_with_parent(sent: signal.Signals) -> Callable[[], None]:
+def end_with_parent(sent: signal.Signals, *, niceness: int = 0) -> Callable[[], None]:
     """What a child calls between fork and exec so that it gets `sent` when its parent dies, however that happens.
 
-    The signal is sent when the thread that forked ends, so fork in the main thread. Nothing outside Linux.
+    The signal is sent when the thread that forked ends, so fork in the main thread. Outside Linux nothing is sent.
+    `niceness` is added to the child's.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def tie() -> None:
+        if niceness:
+            os.nice(niceness)
         if libc is not None:
             libc.prctl(_PR_SET_PDEATHSIG, int(sent), 0, 0, 0)
             if os.getppid() != parent:

@@ -177,13 +177,33 @@ class Keys:
 
     @property
     def policies(self) -> str:
-        """hash: policy → record, JSON."""
+        """hash: policy → what was put, JSON."""
         return f"{self.prefix}:policies"
+
+    @property
+    def policies_paused(self) -> str:
+        """hash: policy → `hold` or `drain`, while it is paused."""
+        return f"{self.prefix}:policies-paused"
+
+    @property
+    def policies_version(self) -> str:
+        """hash: policy → the version last announced."""
+        return f"{self.prefix}:policies-version"
+
+    @property
+    def policies_load(self) -> str:
+        """hash: process → the revision that it has seen, and its calls in flight and held, JSON."""
+        return f"{self.prefix}:policies-load"
 
     @property
     def policies_revision(self) -> str:
         """string: grows with every change of a policy."""
         return f"{self.prefix}:policies-revision"
+
+    @property
+    def configured_policies(self) -> str:
+        """hash: policy → digest of the settings' spec that was registered last."""
+        return f"{self.prefix}:configured-policies"
 
     @property
     def totals(self) -> str:

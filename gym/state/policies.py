@@ -1,96 +1,181 @@
-"""Where policies are served: the records in Redis, and the copy that every process keeps of them.
+"""Where policies are served, whether they are paused, and which version is announced: in Redis, for every process.
 
-A process asks for the revision often and for the records when it has grown, so a change is seen within `REFRESH_S`.
+A process asks for the revision often and for the records when it has grown, so a change is seen within `REFRESH_S`;
+it says in turn which revision it has seen and what it has in flight, so that a pause knows when it is obeyed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import orjson
+from redis.exceptions import RedisError
 
 from gym.errors import NotFound
 from gym.policy import PolicySpec
-from gym.proxy.policies import PolicyRecord
-from gym.state.store import RedisAway, Store
+from gym.proxy.policies import Pause, PolicyRecord
+from gym.state.store import Store
 
-REFRESH_S = 0.5
+REFRESH_S = 0.4
+POLL_S = 0.1
 _LOG = logging.getLogger(__name__)
+
+Lanes = Mapping[str, tuple[int, int]]  # policy → calls in flight, calls held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyLoad:
+    """A policy's model calls over all processes; `obeyed` says that all of them have seen its last change."""
+
+    in_flight: int
+    held: int
+    obeyed: bool
 
 
 class Policies:
-    """Puts, gets and deletes policies."""
+    """Puts, gets, deletes, pauses and resumes policies."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def put(self, name: str, spec: PolicySpec) -> PolicyRecord:
-        """Register or replace; takes effect for the next model call everywhere within a second."""
-        record = {"spec": spec.model_dump(mode="json"), "revision": await self._next_revision(), "paused": None}
-        await self._write(name, record)
-        return _record(name, record)
+        """Register or replace; takes effect for the next model call. A pause stays, and without a version the last."""
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.hset(keys.policies, name, orjson.dumps(spec.model_dump(mode="json")))
+        if spec.version is not None:
+            pipeline.hset(keys.policies_version, name, spec.version)
+        pipeline.incr(keys.policies_revision)
+        await pipeline.execute()
+        return await self.get(name)
 
     async def get(self, name: str) -> PolicyRecord:
         """Raises NotFound."""
-        value = await self._store.redis.hget(self._store.keys.policies, name)
-        if value is None:
+        record = (await self.all()).get(name)
+        if record is None:
             raise policy_not_found(name)
-        return _record(name, orjson.loads(value))
+        return record
 
     async def all(self) -> dict[str, PolicyRecord]:
         """Every registered policy by name."""
-        values = await self._store.redis.hgetall(self._store.keys.policies)
-        return {name.decode(): _record(name.decode(), orjson.loads(value)) for name, value in values.items()}
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.hgetall(keys.policies)
+        pipeline.hgetall(keys.policies_paused)
+        pipeline.hgetall(keys.policies_version)
+        pipeline.get(keys.policies_revision)
+        specs, paused, versions, revision = await pipeline.execute()
+        records = {}
+        for name, text in specs.items():
+            spec = PolicySpec.model_validate(orjson.loads(text))
+            records[name.decode()] = PolicyRecord(
+                name=name.decode(),
+                spec=spec,
+                revision=int(revision or 1),
+                paused=cast(Pause, paused[name].decode()) if name in paused else None,
+                version=int(versions[name]) if name in versions else None,
+            )
+        return records
 
     async def delete(self, name: str) -> bool:
         """Whether there was one."""
-        removed = await self._store.redis.hdel(self._store.keys.policies, name)
-        await self._next_revision()
-        return bool(removed)
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.hdel(keys.policies, name)
+        pipeline.hdel(keys.policies_paused, name)
+        pipeline.hdel(keys.policies_version, name)
+        pipeline.incr(keys.policies_revision)
+        return bool((await pipeline.execute())[0])
+
+    async def pause(self, name: str, mode: Pause, *, timeout_s: float) -> PolicyLoad:
+        """Keep new model calls waiting; returns when every process does, with `drain` when none is in flight either.
+
+        At the latest after `timeout_s`, with what is still so. Raises NotFound.
+        """
+        await self.get(name)
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.hset(self._store.keys.policies_paused, name, mode)
+        pipeline.incr(self._store.keys.policies_revision)
+        revision = int((await pipeline.execute())[1])
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + timeout_s
+        while True:
+            load = await self.load(name, revision)
+            done = load.obeyed and (mode == "hold" or load.in_flight == 0)
+            if done or loop.time() >= give_up_at:
+                return load
+            await asyncio.sleep(POLL_S)
+
+    async def resume(self, name: str, version: int | None) -> PolicyRecord:
+        """Let held calls go, under the version announced here. Raises NotFound."""
+        await self.get(name)
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=True)
+        if version is not None:
+            pipeline.hset(keys.policies_version, name, version)
+        pipeline.hdel(keys.policies_paused, name)
+        pipeline.incr(keys.policies_revision)
+        await pipeline.execute()
+        return await self.get(name)
 
     async def revision(self) -> int:
         """Grows with every change."""
         return int(await self._store.redis.get(self._store.keys.policies_revision) or 0)
 
-    async def _write(self, name: str, record: dict[str, object]) -> None:
-        await self._store.redis.hset(self._store.keys.policies, name, orjson.dumps(record))
-        await self._next_revision()
+    async def report(self, process: str, revision: int, lanes: Lanes, *, ttl_ms: int = 5000) -> None:
+        """What a process has seen and has under way; forgotten when it stops saying so."""
+        until = await self._store.now_ms() + ttl_ms
+        text = orjson.dumps({"revision": revision, "until": until, "lanes": lanes})
+        await self._store.redis.hset(self._store.keys.policies_load, process, text)
 
-    async def _next_revision(self) -> int:
-        return int(await self._store.redis.incr(self._store.keys.policies_revision))
+    async def load(self, name: str, revision: int) -> PolicyLoad:
+        """Calls over all living processes; those that have died are struck off."""
+        now = await self._store.now_ms()
+        in_flight = held = 0
+        obeyed = True
+        for process, text in (await self._store.redis.hgetall(self._store.keys.policies_load)).items():
+            report = orjson.loads(text)
+            if report["until"] < now:
+                await self._store.redis.hdel(self._store.keys.policies_load, process)
+                continue
+            flying, waiting = report["lanes"].get(name, (0, 0))
+            in_flight += flying
+            held += waiting
+            obeyed = obeyed and report["revision"] >= revision
+        return PolicyLoad(in_flight=in_flight, held=held, obeyed=obeyed)
 
 
-@dataclass(slots=True)
 class PolicyCache:
     """A process's copy of the records; `get` is what the proxy asks."""
 
-    policies: Policies
-    records: dict[str, PolicyRecord]
-    revision: int = -1
-
-    @classmethod
-    def of(cls, store: Store) -> PolicyCache:
-        return cls(Policies(store), {})
+    def __init__(self, store: Store, process: str) -> None:
+        self._policies = Policies(store)
+        self._process = process
+        self._records: dict[str, PolicyRecord] = {}
+        self._revision = -1
 
     def get(self, name: str) -> PolicyRecord | None:
         """The record as it was within the last moments."""
-        return self.records.get(name)
+        return self._records.get(name)
 
     async def refresh(self) -> None:
         """Look for changes once."""
-        revision = await self.policies.revision()
-        if revision != self.revision:
-            self.records = await self.policies.all()
-            self.revision = revision
+        revision = await self._policies.revision()
+        if revision != self._revision:
+            self._records = await self._policies.all()
+            self._revision = revision
 
-    async def keep_fresh(self) -> None:
-        """Look for changes until cancelled; while Redis is away the last copy stands."""
+    async def keep_fresh(self, lanes: Callable[[], Lanes]) -> None:
+        """Look for changes and report until cancelled; while Redis is away the last copy stands."""
         while True:
             try:
                 await self.refresh()
-            except RedisAway as error:
+                await self._policies.report(self._process, self._revision, lanes())
+            except RedisError as error:
                 _LOG.warning("policies not refreshed: %s", error, extra={"action": "policies_stale"})
             await asyncio.sleep(REFRESH_S)
 
@@ -98,15 +183,4 @@ class PolicyCache:
 def policy_not_found(name: str) -> NotFound:
     return NotFound(
         "policy_not_found", f"there is no policy {name}; register it with PUT /v1/policies/{name}", {"policy": name}
-    )
-
-
-def _record(name: str, value: dict[str, object]) -> PolicyRecord:
-    spec = PolicySpec.model_validate(value["spec"])
-    return PolicyRecord(
-        name=name,
-        spec=spec,
-        revision=int(str(value["revision"])),
-        paused=value.get("paused"),  # type: ignore[arg-type]  # written by `put` only
-        version=spec.version,
     )

@@ -19,12 +19,12 @@ from gym.errors import Invalid
 from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
-from gym.results.record import add_trajectory
+from gym.results.record import add_trajectory, pack_record, pack_with_trajectory
 from gym.state.batches import batch_not_found, rollout_not_found
 from gym.state.keys import BatchKeys
 from gym.state.store import Store
 
-_CURSOR = re.compile(r"^\d{1,15}-\d{1,10}$")
+_CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
 START = "0-0"
 WAIT_SLICE_S = 1.0
 
@@ -39,7 +39,7 @@ class View(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of results; `cursors` lie side by side with `records`, which are JSON texts."""
+    """A page of results; `cursors` lie side by side with `records`, which are JSON texts or packed (msgpack)."""
 
     records: list[bytes]
     cursors: list[str]
@@ -54,10 +54,13 @@ class Results:
         self._store = store
         self._blobs = blobs
 
-    async def page(self, batch_id: str, *, after: str | None, limit: int, view: View) -> Page:
-        """Up to `limit` results after a cursor. Raises NotFound, or Invalid for a cursor that is none."""
+    async def page(self, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False) -> Page:
+        """Up to `limit` results after a cursor, as JSON texts or `packed`.
+
+        Raises NotFound, or Invalid for a cursor that is none.
+        """
         cursor = after or START
-        if not _CURSOR.match(cursor):
+        if not _CURSOR.fullmatch(cursor):
             raise Invalid(
                 "invalid_cursor",
                 f"`after` {cursor!r} is not a cursor; use next_after of an earlier answer",
@@ -73,7 +76,7 @@ class Results:
             raise batch_not_found(batch_id)
         more = len(entries) > limit
         entries = entries[:limit]
-        records = await self._records(batch_id, run.decode(), entries, view)
+        records = await self._records(batch_id, run.decode(), entries, view, packed=packed)
         cursors = [entry_id.decode() for entry_id, _ in entries]
         return Page(records, cursors, cursors[-1] if cursors else cursor, ended_at is not None and not more)
 
@@ -108,7 +111,13 @@ class Results:
         return _unfinished(rollout, run.decode(), live, row, tries)
 
     async def _records(
-        self, batch_id: str, run: str, entries: Sequence[tuple[bytes, dict[bytes, bytes]]], view: View
+        self,
+        batch_id: str,
+        run: str,
+        entries: Sequence[tuple[bytes, dict[bytes, bytes]]],
+        view: View,
+        *,
+        packed: bool = False,
     ) -> list[bytes]:
         keys = self._store.keys.batch(batch_id)
         records = [fields.get(b"j") for _, fields in entries]
@@ -122,12 +131,13 @@ class Results:
                 )
         light = [record for record in records if record is not None]
         if view is View.LIGHT or not light:
-            return light
+            return [pack_record(record) for record in light] if packed else light
         rows = await self._store.redis.hmget(keys.rows, [member.partition(":")[0] for member in members])
-        packed = await self._store.redis.hmget(keys.traj, members)
+        blobs = await self._store.redis.hmget(keys.traj, members)
+        add = pack_with_trajectory if packed else add_trajectory
         return [
-            add_trajectory(record, await self._blobs.read(blob), row.partition(b"\n")[2], full=view is View.FULL)
-            for record, blob, row in zip(light, packed, rows, strict=True)
+            add(record, await self._blobs.read(blob), row.partition(b"\n")[2], full=view is View.FULL)
+            for record, blob, row in zip(light, blobs, rows, strict=True)
         ]
 
     async def _facts(self, keys: BatchKeys, members: list[str]) -> tuple[list[bytes], list[bytes | None]]:

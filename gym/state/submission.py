@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from gym.errors import Conflict
+from gym.errors import Conflict, Unavailable
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import activate, batch_conflict, batch_not_found, cancel, task_conflict
@@ -66,7 +66,7 @@ class Staging:
         self._keys = store.keys.batch(batch_id)
         self._batch_id = batch_id
         self._request_id = new_id("req")
-        self._since_ms: int | None = None
+        self._staged = 0
         self._ranges: list[list[int]] = []
         self._repeated = 0
         self._tasks: dict[str, str] = {}  # ids of this request and their digests
@@ -77,8 +77,7 @@ class Staging:
         self._repeated += len(rows) - len(fresh)
         if not fresh:
             return
-        if self._since_ms is None:
-            self._since_ms = await self._store.now_ms()
+        now = await self._store.now_ms()
         end = int(await self._store.redis.incrby(self._keys.seq, len(fresh)))
         first = end - len(fresh)
         if self._ranges and self._ranges[-1][1] == first:
@@ -91,12 +90,10 @@ class Staging:
         for number, row in enumerate(fresh, first):
             header = row.header
             task_id = header.task_id or f"row:{number}"
-            values[str(number)] = (
-                f"{header.num_samples} {header.environment} {self._since_ms} {task_id}\n".encode() + row.raw
-            )
+            values[str(number)] = f"{header.num_samples} {header.environment} {now} {task_id}\n".encode() + row.raw
             entries.append(f"{number}:0:{header.num_samples}:{header.environment}")
             tasks.append(f"{header.task_id} {row.digest}" if header.task_id is not None else "")
-        ranges = f"{self._since_ms} " + " ".join(f"{start}:{stop}" for start, stop in self._ranges)
+        ranges = f"{now} " + " ".join(f"{start}:{stop}" for start, stop in self._ranges)
         pipeline = self._store.redis.pipeline(transaction=False)
         # known as unpublished before it can be seen
         pipeline.hset(self._keys.staging, self._request_id, ranges)
@@ -106,6 +103,7 @@ class Staging:
         pipeline.expire(self._keys.stage(self._request_id), STAGED_TTL_S)
         pipeline.expire(self._keys.stage_tasks(self._request_id), STAGED_TTL_S)
         await pipeline.execute()
+        self._staged += len(fresh)
 
     def _is_fresh(self, row: StagedRow) -> bool:
         task_id = row.header.task_id
@@ -122,7 +120,8 @@ class Staging:
     async def publish(self, *, create: NewBatch | None, seal: bool) -> Published:
         """Make the rows visible, all or none.
 
-        Raises NotFound, or Conflict where the batch is sealed, cancelled, or made of something else.
+        Raises NotFound, Conflict where the batch is sealed, cancelled, or made of something else, or Unavailable where
+        what lies in Redis is not what was staged: a restart lost some, or a repeated command doubled it.
         """
         keys = self._keys
         head: list[str | bytes | int | float] = ["", "", "", 0, 0, ""]
@@ -136,7 +135,7 @@ class Staging:
                 keys.stage_tasks(self._request_id),
                 keys.stage_done(self._request_id),
             ],
-            ["create" if create else "append", int(seal), *head, self._request_id],
+            ["create" if create else "append", int(seal), *head, self._request_id, self._staged],
         )
         answer = Published(
             accepted=accepted, repeated=repeated + self._repeated, submitted=submitted, created=verdict == b"created"
@@ -155,6 +154,14 @@ class Staging:
                 raise task_conflict(self._batch_id, task.decode())
             case b"conflict":
                 raise batch_conflict(self._batch_id)
+            case b"damaged":
+                raise Unavailable(
+                    "rows_lost",
+                    f"rows for batch {self._batch_id} were lost or doubled on their way through Redis; nothing was "
+                    "added, send the same request again",
+                    {"batch_id": self._batch_id},
+                    retry_after_s=1,
+                )
             case _:
                 raise Conflict(
                     f"batch_{verdict.decode()}",

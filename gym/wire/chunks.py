@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gym.jsontypes import JsonObject
+from gym.wire.completion import as_list, as_object, as_text, logprobs_of
 from gym.wire.errors import BadCompletion
 
-_ASSEMBLED = frozenset({"id", "object", "created", "model", "choices", "usage"})
+_ASSEMBLED = frozenset({"object", "choices", "usage"})
+_TEXTS = ("reasoning", "reasoning_content", "content", "refusal")
 _CHOICE_ASSEMBLED = frozenset({"index", "delta", "logprobs", "finish_reason", "token_ids"})
 
 
@@ -32,34 +34,47 @@ def choice_in(chunk: JsonObject) -> JsonObject | None:
     if error is not None or chunk.get("object") == "error":
         message = error.get("message") if isinstance(error, dict) else error or chunk.get("message")
         raise BadCompletion(f"the model server broke the stream off: {message}")
-    choices = chunk.get("choices") or ()
-    if not isinstance(choices, list | tuple) or any(not isinstance(choice, dict) for choice in choices):
-        raise BadCompletion("the model server sent a chunk whose choices are no list of objects")
-    if len(choices) > 1 or any(choice.get("index") for choice in choices):
+    choices = as_list(chunk.get("choices"), "choices")
+    if not choices:
+        return None
+    choice = as_object(choices[0], "choice")
+    if len(choices) > 1 or choice.get("index"):
         raise BadCompletion("the model server streams more than one choice")
-    return choices[0] if choices else None
+    return choice
 
 
-def reasoning_in(delta: JsonObject) -> str:
-    """The piece of reasoning in a delta."""
-    return delta.get("reasoning") or delta.get("reasoning_content") or ""
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a chunk adds: pieces of texts by their field, and of tool calls."""
+
+    texts: dict[str, str]
+    calls: list[CallDelta]
+
+    @property
+    def reasoning(self) -> str:
+        """The piece of reasoning, under either of its names."""
+        return self.texts.get("reasoning") or self.texts.get("reasoning_content") or ""
 
 
-def calls_in(delta: JsonObject) -> list[CallDelta]:
-    """The pieces of tool calls in a delta."""
-    pieces = []
-    for place, call in enumerate(delta.get("tool_calls") or ()):
-        function = call.get("function") or {}
-        index = call.get("index")
-        pieces.append(
-            CallDelta(
-                place if index is None else index,
-                call.get("id") or "",
-                function.get("name") or "",
-                function.get("arguments") or "",
+def delta_of(choice: JsonObject) -> Delta:
+    """The delta of a chunk's choice. Raises BadCompletion."""
+    delta = as_object(choice.get("delta"), "delta")
+    texts = {name: text for name in _TEXTS if (text := as_text(delta.get(name), name))}
+    calls = []
+    if delta.get("tool_calls"):
+        for place, value in enumerate(as_list(delta["tool_calls"], "tool_calls")):
+            call = as_object(value, "tool call")
+            function = as_object(call.get("function"), "tool call")
+            index = call.get("index")
+            calls.append(
+                CallDelta(
+                    index if isinstance(index, int) else place,
+                    as_text(call.get("id"), "tool call's id"),
+                    as_text(function.get("name"), "function's name"),
+                    as_text(function.get("arguments"), "arguments"),
+                )
             )
-        )
-    return pieces
+    return Delta(texts, calls)
 
 
 @dataclass(slots=True)
@@ -76,7 +91,6 @@ class ChatAccumulator:
         self._top: JsonObject = {}
         self._choice: JsonObject = {}
         self._usage: JsonObject | None = None
-        self._role = "assistant"
         self._text: dict[str, list[str]] = {}
         self._calls: dict[int, _Call] = {}
         self._token_ids: list[int] | None = None
@@ -92,7 +106,7 @@ class ChatAccumulator:
         """Add a decoded chunk. Raises BadCompletion for an error in mid-stream."""
         choice = choice_in(chunk)
         for name, value in chunk.items():
-            if value is not None and (name not in _ASSEMBLED or name in ("id", "created", "model")):
+            if value is not None and name not in _ASSEMBLED:
                 self._top[name] = value
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
@@ -103,19 +117,18 @@ class ChatAccumulator:
         for name, value in choice.items():
             if value is not None and name not in _CHOICE_ASSEMBLED:
                 self._choice[name] = value
-        delta = choice.get("delta") or {}
-        self._role = delta.get("role") or self._role
-        for name in ("reasoning", "reasoning_content", "content", "refusal"):
-            if delta.get(name):
-                self._text.setdefault(name, []).append(delta[name])
-        for piece in calls_in(delta):
+        delta = delta_of(choice)
+        for name, text in delta.texts.items():
+            self._text.setdefault(name, []).append(text)
+        for piece in delta.calls:
             call = self._calls.setdefault(piece.index, _Call())
             call.call_id = call.call_id or piece.call_id
             call.name = call.name or piece.name
             call.arguments.append(piece.arguments)
         if choice.get("token_ids") is not None:
-            self._token_ids = [*self._token_ids, *choice["token_ids"]] if self._token_ids else list(choice["token_ids"])
-        entries = (choice.get("logprobs") or {}).get("content")
+            self._token_ids = self._token_ids or []
+            self._token_ids += as_list(choice["token_ids"], "token_ids")
+        entries = logprobs_of(choice)
         if entries is not None:
             self._logprobs = self._logprobs or []
             self._logprobs += entries
@@ -139,7 +152,7 @@ class ChatAccumulator:
         return whole
 
     def _message(self) -> JsonObject:
-        message: JsonObject = {"role": self._role}
+        message: JsonObject = {"role": "assistant"}
         texts = {name: "".join(pieces) for name, pieces in self._text.items()}
         if "content" not in texts:
             message["content"] = None if self._calls or "refusal" in texts else ""

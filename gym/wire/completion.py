@@ -25,6 +25,33 @@ class Call:
     arguments: str
 
 
+def as_object(value: object, what: str) -> JsonObject:
+    """An object of the server's, empty where it is null or left out."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadCompletion(f"the model server's {what} is no object but {type(value).__name__}")
+    return value
+
+
+def as_list(value: object, what: str) -> list[Any]:
+    """A list of the server's, empty where it is null or left out."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadCompletion(f"the model server's {what} is no list but {type(value).__name__}")
+    return value
+
+
+def as_text(value: object, what: str) -> str:
+    """A text of the server's, empty where it is null or left out."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise BadCompletion(f"the model server's {what} is no text but {type(value).__name__}")
+    return value
+
+
 def choice_of(completion: JsonObject) -> JsonObject:
     """The only choice of a completion."""
     choices = completion.get("choices")
@@ -52,33 +79,62 @@ def finish_of(choice: JsonObject) -> Finish:
 
 def usage_of(completion: JsonObject) -> Usage:
     """The server's token counts; details that it leaves out or gives as null count 0."""
-    usage = completion.get("usage") or {}
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    reasoning = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0, cached or 0, reasoning or 0)
+    usage = as_object(completion.get("usage"), "usage")
+    return Usage(
+        _count(usage, "prompt_tokens"),
+        _count(usage, "completion_tokens"),
+        _count(as_object(usage.get("prompt_tokens_details"), "prompt_tokens_details"), "cached_tokens"),
+        _count(as_object(usage.get("completion_tokens_details"), "completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _count(usage: JsonObject, name: str) -> int:
+    count = usage.get(name)
+    if count is None:
+        return 0
+    if not isinstance(count, int):
+        raise BadCompletion(f"the model server's usage.{name} is {count!r}")
+    return count
 
 
 def reasoning_of(message: JsonObject) -> str:
     """The reasoning that the server split off: `reasoning`, or `reasoning_content` from older servers."""
-    return _text(message.get("reasoning")) or _text(message.get("reasoning_content"))
+    return as_text(message.get("reasoning"), "reasoning") or as_text(message.get("reasoning_content"), "reasoning")
 
 
 def text_of(message: JsonObject) -> str:
     """The visible text."""
     content = message.get("content")
     if isinstance(content, list):
-        return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
-    return _text(content)
+        return "".join(as_text(as_object(part, "content part").get("text"), "content part") for part in content)
+    return as_text(content, "content")
+
+
+def refusals_of(message: JsonObject) -> list[str]:
+    """Refusals, as a field of the message or as parts of its content."""
+    found = [as_text(message.get("refusal"), "refusal")]
+    if isinstance(content := message.get("content"), list):
+        found += [as_text(as_object(part, "content part").get("refusal"), "refusal") for part in content]
+    return [refusal for refusal in found if refusal]
+
+
+def logprobs_of(choice: JsonObject) -> list[JsonObject] | None:
+    """Log-probabilities of the generated tokens, `None` where the server gave none."""
+    entries = as_object(choice.get("logprobs"), "logprobs").get("content")
+    if entries is None:
+        return None
+    return [as_object(entry, "logprobs entry") for entry in as_list(entries, "logprobs")]
 
 
 def calls_of(message: JsonObject, *, id_prefix: str) -> list[Call]:
     """The tool calls in order; one that the server gave no id gets one from the prefix and its place."""
     calls = []
-    for number, call in enumerate(message.get("tool_calls") or ()):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise BadCompletion(f"tool call {number} of the model server has no function")
-        call_id = call.get("id") or f"call_{id_prefix}_{number}"
+    for number, value in enumerate(as_list(message.get("tool_calls"), "tool_calls")):
+        call = as_object(value, "tool call")
+        function = as_object(call.get("function"), "tool call")
+        if not isinstance(function.get("name"), str):
+            raise BadCompletion(f"tool call {number} of the model server names no function")
+        call_id = as_text(call.get("id"), "tool call's id") or f"call_{id_prefix}_{number}"
         calls.append(Call(call_id, function["name"], _arguments(function.get("arguments"))))
     return calls
 
@@ -87,9 +143,3 @@ def _arguments(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False)
-
-
-def _text(value: object) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    raise BadCompletion(f"the model server's message has {type(value).__name__} where a text belongs")

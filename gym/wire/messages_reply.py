@@ -10,7 +10,7 @@ from typing import Any
 
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
-from gym.wire.completion import calls_of, choice_of, finish_of, reasoning_of, text_of, usage_of
+from gym.wire.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of, usage_of
 from gym.wire.messages_request import INVALID_JSON
 
 
@@ -24,7 +24,7 @@ def to_message(body: JsonObject, completion: JsonObject, *, message_id: str) -> 
     blocks: list[JsonObject] = []
     if reasoning := reasoning_of(message):
         blocks.append({"type": "thinking", "thinking": reasoning, "signature": message_id})
-    if text := text_of(message) + (message.get("refusal") or ""):
+    if text := "".join([text_of(message), *refusals_of(message)]):
         blocks.append({"type": "text", "text": text})
     calls = calls_of(message, id_prefix=message_id.removeprefix("msg_"))
     blocks += [
@@ -32,7 +32,8 @@ def to_message(body: JsonObject, completion: JsonObject, *, message_id: str) -> 
     ]
     if not blocks:
         blocks.append({"type": "text", "text": ""})
-    stop_reason, stop_sequence = stop_of(body, choice, has_calls=bool(calls))
+    refused = bool(refusals_of(message))
+    stop_reason, stop_sequence = stop_of(body, choice, has_calls=bool(calls), refused=refused)
     return {
         "id": message_id,
         "type": "message",
@@ -58,7 +59,7 @@ def input_of(arguments: str) -> JsonObject:
     return value if isinstance(value, dict) else {INVALID_JSON: arguments}
 
 
-def stop_of(body: JsonObject, choice: JsonObject, *, has_calls: bool) -> tuple[str, str | None]:
+def stop_of(body: JsonObject, choice: JsonObject, *, has_calls: bool, refused: bool) -> tuple[str, str | None]:
     """`stop_reason` and `stop_sequence`. vLLM reports in `stop_reason` which stop text ended the answer."""
     match finish_of(choice):
         case "max_tokens":
@@ -69,7 +70,7 @@ def stop_of(body: JsonObject, choice: JsonObject, *, has_calls: bool) -> tuple[s
             pass
     if has_calls:
         return "tool_use", None
-    if choice["message"].get("refusal"):
+    if refused:
         return "refusal", None
     stopped_by = choice.get("stop_reason")
     if isinstance(stopped_by, str) and stopped_by in (body.get("stop_sequences") or ()):

@@ -234,7 +234,7 @@ def _add_tools(request: JsonObject, body: JsonObject) -> None:
         if tool.get("type") not in (None, "custom"):
             raise WireError(f"{field}.type", "the model server runs no tools of its own: only custom tools")
         known = ("name", "description", "input_schema", "strict", "eager_input_streaming", "allowed_callers")
-        only(tool, _BLOCK.union(known) if tool.get("defer_loading") else _BLOCK | {*known, "defer_loading"}, field)
+        only({**tool, "defer_loading": tool.get("defer_loading") or None}, _BLOCK.union(known), field)
         if tool.get("allowed_callers") not in (None, ["direct"]):
             raise WireError(f"{field}.allowed_callers", "tools are called by the model alone")
         function: JsonObject = {"name": as_name(tool.get("name"), f"{field}.name")}

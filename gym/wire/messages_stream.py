@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
-from gym.wire.chunks import CallDelta, calls_in, choice_in, reasoning_in
-from gym.wire.completion import usage_of
+from gym.wire.chunks import CallDelta, choice_in, delta_of
+from gym.wire.completion import as_list, usage_of
 from gym.wire.errors import BadCompletion
 from gym.wire.messages_reply import stop_of, usage_object
 from gym.wire.streams import CUT, Event
@@ -50,15 +50,15 @@ class MessagesStream:
         events = [] if self._started else self._start(chunk)
         if choice is None:
             return events
-        delta = choice.get("delta") or {}
-        if reasoning := reasoning_in(delta):
-            events += self._grow("thinking", reasoning)
-        if text := delta.get("content"):
+        delta = delta_of(choice)
+        if delta.reasoning:
+            events += self._grow("thinking", delta.reasoning)
+        if text := delta.texts.get("content"):
             events += self._grow("text", text)
-        if refusal := delta.get("refusal"):
+        if refusal := delta.texts.get("refusal"):
             self._refused = True
             events += self._grow("text", refusal)
-        for piece in calls_in(delta):
+        for piece in delta.calls:
             events += self._grow_call(piece)
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
         self._stopped_by = choice.get("stop_reason") or self._stopped_by
@@ -68,13 +68,12 @@ class MessagesStream:
         """Close what is open and say why the answer ended. Raises BadCompletion if it has no end."""
         if self._finish_reason is None:
             raise BadCompletion(CUT)
-        choice: JsonObject = {
-            "finish_reason": self._finish_reason,
-            "stop_reason": self._stopped_by,
-            "message": {"refusal": self._refused},
-        }
-        stop_reason, stop_sequence = stop_of(self._body, choice, has_calls=bool(self._calls))
-        events = [] if self._blocks else self._open_block("text", {"type": "text", "text": ""})
+        choice: JsonObject = {"finish_reason": self._finish_reason, "stop_reason": self._stopped_by}
+        has_calls = bool(self._calls)
+        stop_reason, stop_sequence = stop_of(self._body, choice, has_calls=has_calls, refused=self._refused)
+        events: list[Event] = []
+        if self._open is None and not self._blocks:
+            events += self._open_block("text", {"type": "text", "text": ""})
         events += self._close()
         events.append(
             _event(
@@ -92,7 +91,7 @@ class MessagesStream:
     def _start(self, chunk: JsonObject) -> list[Event]:
         self._started = True
         prompt_ids = chunk.get("prompt_token_ids")
-        usage = self._usage if prompt_ids is None else Usage(len(prompt_ids))
+        usage = self._usage if prompt_ids is None else Usage(len(as_list(prompt_ids, "prompt_token_ids")))
         message: JsonObject = {
             "id": self._message_id,
             "type": "message",

@@ -102,7 +102,7 @@ class _Turns:
         if reasoning is not None:
             _reason(turn, as_text(reasoning, f"{field}.reasoning"))
         said = item.get("content")
-        if said is not None or not calls:
+        if said is not None or item.get("refusal") is not None or not calls:
             turn["content"] = assistant_content(said, item.get("refusal"), f"{field}.content")
         for number, call in enumerate(calls):
             turn.setdefault("tool_calls", []).append(_chat_call(call, f"{field}.tool_calls.{number}"))
@@ -221,7 +221,7 @@ def content(value: object, field: str) -> str | list[JsonObject]:
 
 def _part(value: object, field: str) -> JsonObject:
     part = as_object(value, field)
-    name = part.get("type")
+    name = as_text(part.get("type"), f"{field}.type")
     if name in _TEXT_TYPES:
         only(part, _NO_EFFECT | {"type", "text"}, field)
         return {"type": "text", "text": as_text(part.get("text"), f"{field}.text")}

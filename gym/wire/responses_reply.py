@@ -6,11 +6,26 @@ Source: OpenAI's `Response`.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Literal
 
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
-from gym.wire.completion import Call, calls_of, choice_of, finish_of, reasoning_of, text_of, usage_of
+from gym.wire.completion import (
+    Call,
+    as_list,
+    as_object,
+    as_text,
+    calls_of,
+    choice_of,
+    finish_of,
+    logprobs_of,
+    reasoning_of,
+    refusals_of,
+    text_of,
+    usage_of,
+)
+from gym.wire.errors import BadCompletion
 from gym.wire.responses_request import wants_logprobs
 
 __all__ = ["build_response", "finish_of", "output_items", "to_response", "usage_of"]
@@ -18,29 +33,6 @@ __all__ = ["build_response", "finish_of", "output_items", "to_response", "usage_
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 INCOMPLETE_REASONS = {"max_tokens": "max_output_tokens", "content_filter": "content_filter"}
-
-_ECHO: dict[str, Any] = {
-    "background": False,
-    "instructions": None,
-    "max_output_tokens": None,
-    "max_tool_calls": None,
-    "metadata": {},
-    "parallel_tool_calls": True,
-    "previous_response_id": None,
-    "prompt_cache_key": None,
-    "reasoning": {"effort": None, "summary": None},
-    "safety_identifier": None,
-    "service_tier": None,
-    "store": False,
-    "temperature": None,
-    "text": {"format": {"type": "text"}},
-    "tool_choice": "auto",
-    "tools": [],
-    "top_logprobs": None,
-    "top_p": None,
-    "truncation": "disabled",
-    "user": None,
-}
 
 
 def output_items(message: JsonObject, *, id_prefix: str, status: str = "completed") -> list[JsonObject]:
@@ -56,21 +48,12 @@ def output_items(message: JsonObject, *, id_prefix: str, status: str = "complete
     parts = []
     if text := text_of(message):
         parts.append(text_part(text))
-    parts += [refusal_part(refusal) for refusal in _refusals(message)]
+    parts += [refusal_part(refusal) for refusal in refusals_of(message)]
     if parts or not (items or calls):
         items.append(message_item(id_prefix, 0, parts or [text_part("")]))
     items += [call_item(id_prefix, number, call) for number, call in enumerate(calls)]
     items[-1]["status"] = status
     return items
-
-
-def _refusals(message: JsonObject) -> list[str]:
-    """Refusals, as a field of the message or as parts of its content."""
-    found = [message["refusal"]] if message.get("refusal") else []
-    content = message.get("content")
-    if isinstance(content, list):
-        found += [part["refusal"] for part in content if isinstance(part, dict) and part.get("refusal")]
-    return found
 
 
 def reasoning_item(id_prefix: str, number: int, parts: list[JsonObject], status: str = "completed") -> JsonObject:
@@ -102,7 +85,7 @@ def call_item(id_prefix: str, number: int, call: Call, status: str = "completed"
 
 
 def _id(kind: str, id_prefix: str, number: int) -> str:
-    return f"{kind}_{id_prefix}_{number}" if number else f"{kind}_{id_prefix}"
+    return f"{kind}_{id_prefix}_{number}"
 
 
 def reasoning_part(text: str) -> JsonObject:
@@ -127,7 +110,7 @@ def to_response(body: JsonObject, completion: JsonObject, *, response_id: str, c
     status: Literal["completed", "incomplete"] = "incomplete" if reason else "completed"
     output = output_items(choice["message"], id_prefix=id_prefix_of(response_id), status=status)
     if wants_logprobs(body):
-        add_logprobs(output, choice)
+        add_logprobs(output, logprobs_of(choice) or [])
     return build_response(
         response_id=response_id,
         created_at=created_at,
@@ -158,7 +141,6 @@ def build_response(
     error: JsonObject | None = None,
 ) -> JsonObject:
     """A whole response object around items that are there already; the request's settings are echoed."""
-    echo = {name: request[name] if request.get(name) is not None else default for name, default in _ECHO.items()}
     return {
         "id": response_id,
         "object": "response",
@@ -169,8 +151,35 @@ def build_response(
         "model": model,
         "output": output,
         "usage": None if usage is None else usage_object(usage),
-        **echo,
+        **_echo(request),
     }
+
+
+def _echo(request: JsonObject) -> JsonObject:
+    """The settings that a response repeats, or their defaults."""
+    defaults: JsonObject = {
+        "background": False,
+        "instructions": None,
+        "max_output_tokens": None,
+        "max_tool_calls": None,
+        "metadata": {},
+        "parallel_tool_calls": True,
+        "previous_response_id": None,
+        "prompt_cache_key": None,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": None,
+        "service_tier": None,
+        "store": False,
+        "temperature": None,
+        "text": {"format": {"type": "text"}},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": None,
+        "top_p": None,
+        "truncation": "disabled",
+        "user": None,
+    }
+    return {name: request[name] if request.get(name) is not None else value for name, value in defaults.items()}
 
 
 def usage_object(usage: Usage) -> JsonObject:
@@ -184,41 +193,38 @@ def usage_object(usage: Usage) -> JsonObject:
     }
 
 
-def add_logprobs(output: list[JsonObject], choice: JsonObject) -> None:
-    """Put log-probabilities on the text part they belong to.
+def add_logprobs(output: list[JsonObject], entries: list[JsonObject]) -> None:
+    """Put log-probabilities on the text parts they belong to.
 
-    The server's list covers all tokens, reasoning and tool calls too. Where the text's tokens cannot be told from the
-    others at token boundaries, the part gets an empty list rather than a wrong one.
+    The server's list covers all tokens in order, reasoning and tool calls too. Where a text's tokens cannot be told
+    from the others at token boundaries, its part gets an empty list rather than a wrong one.
     """
-    entries = (choice.get("logprobs") or {}).get("content") or []
-    for item in output:
-        for part in item["content"] if item["type"] == "message" else ():
-            if part["type"] == "output_text":
-                part["logprobs"] = logprobs(_covering(entries, part["text"]))
-
-
-def _covering(entries: list[JsonObject], text: str) -> list[JsonObject]:
-    """The last run of entries whose bytes are exactly the text."""
-    wanted = text.encode("utf-8", "surrogatepass")
     pieces = [_bytes(entry) for entry in entries]
-    starts: dict[int, int] = {}
-    position = 0
-    for number, piece in enumerate(pieces):
-        starts[position] = number
-        position += len(piece)
-    starts[position] = len(pieces)
     whole = b"".join(pieces)
-    at = whole.rfind(wanted) if wanted else -1
-    while at >= 0:
-        if at in starts and at + len(wanted) in starts:
-            return entries[starts[at] : starts[at + len(wanted)]]
-        at = whole.rfind(wanted, 0, at + len(wanted) - 1)
-    return []
+    borders = list(accumulate(map(len, pieces), initial=0))
+    starts = {border: number for number, border in enumerate(borders)}
+    ends = {border: number for number, border in reversed(list(enumerate(borders)))}  # tokens without bytes stay out
+    position = 0
+    for item in output:
+        for part in item.get("content", ()):
+            said = part.get("text", "").encode("utf-8", "surrogatepass")
+            at = whole.find(said, position)
+            if part["type"] == "output_text":
+                while at >= 0 and not (at in starts and at + len(said) in ends):
+                    at = whole.find(said, at + 1)
+                run = entries[starts[at] : ends[at + len(said)]] if at >= 0 and said else []
+                part["logprobs"] = logprobs(run)
+            if at >= 0:
+                position = at + len(said)
 
 
 def _bytes(entry: JsonObject) -> bytes:
-    given = entry.get("bytes")
-    return bytes(given) if given is not None else str(entry.get("token", "")).encode("utf-8", "surrogatepass")
+    if entry.get("bytes") is None:
+        return as_text(entry.get("token"), "token").encode("utf-8", "surrogatepass")
+    try:
+        return bytes(as_list(entry["bytes"], "token's bytes"))
+    except (TypeError, ValueError) as error:
+        raise BadCompletion(f"the model server's token has bytes that are none: {error}") from error
 
 
 def logprobs(entries: list[JsonObject]) -> list[JsonObject]:
@@ -229,14 +235,16 @@ def logprobs(entries: list[JsonObject]) -> list[JsonObject]:
 def _logprob(entry: JsonObject) -> JsonObject:
     return {
         **_token(entry),
-        "top_logprobs": [_token(top) for top in entry.get("top_logprobs") or ()],
+        "top_logprobs": [
+            _token(as_object(top, "top_logprobs")) for top in as_list(entry.get("top_logprobs"), "top_logprobs")
+        ],
     }
 
 
 def _token(entry: JsonObject) -> JsonObject:
     """One candidate; the farm may have asked for `token_id:N` in place of the token's text."""
     raw = _bytes(entry)
-    token: str = entry.get("token", "")
+    token = as_text(entry.get("token"), "token")
     if token.startswith("token_id:"):
         token = raw.decode("utf-8", "replace")
     return {"token": token, "bytes": list(raw), "logprob": entry.get("logprob")}

@@ -13,8 +13,8 @@ from typing import Literal
 
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
-from gym.wire.chunks import CallDelta, calls_in, choice_in, reasoning_in
-from gym.wire.completion import Call, finish_of, usage_of
+from gym.wire.chunks import CallDelta, choice_in, delta_of
+from gym.wire.completion import Call, finish_of, logprobs_of, usage_of
 from gym.wire.errors import BadCompletion
 from gym.wire.responses_reply import (
     INCOMPLETE_REASONS,
@@ -91,18 +91,18 @@ class ResponsesStream:
             self._usage = usage_of(chunk)
         if choice is None:
             return []
-        delta = choice.get("delta") or {}
+        delta = delta_of(choice)
         entries: list[JsonObject] = []
         if self._entries is not None:
-            entries = (choice.get("logprobs") or {}).get("content") or []
+            entries = logprobs_of(choice) or []
             self._entries += entries
-        if reasoning := reasoning_in(delta):
-            self._grow("reasoning_text", reasoning, [])
-        if text := delta.get("content"):
+        if delta.reasoning:
+            self._grow("reasoning_text", delta.reasoning, [])
+        if text := delta.texts.get("content"):
             self._grow("output_text", text, entries)
-        if refusal := delta.get("refusal"):
+        if refusal := delta.texts.get("refusal"):
             self._grow("refusal", refusal, [])
-        for piece in calls_in(delta):
+        for piece in delta.calls:
             self._grow_call(piece)
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
         return self._drain()
@@ -186,7 +186,7 @@ class ResponsesStream:
             done = {"text": text}
         else:
             if self._entries is not None:
-                add_logprobs([opened.item], {"logprobs": {"content": self._entries}})
+                add_logprobs([*self._done, opened.item], self._entries)
             done = {"text": text, "logprobs": part.get("logprobs", [])}
         self._emit(f"response.{kind}.done", {**place, **done})
         self._emit("response.content_part.done", {**place, "part": part})

@@ -49,6 +49,15 @@ def all_results(http: httpx.Client, batch_id: str, view: str = "light") -> list[
     raise AssertionError(f"{batch_id} is not done: {http.get(f'/v1/batches/{batch_id}').json()['ledger']}")
 
 
+def model_calls(model: httpx.Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    after = 0
+    while page := model.get("/admin/requests", params={"after": after}).json()["items"]:
+        found += page
+        after = page[-1]["number"]
+    return found
+
+
 def balanced(ledger: dict[str, int]) -> bool:
     return ledger["submitted"] == sum(number for state, number in ledger.items() if state != "submitted")
 
@@ -128,8 +137,8 @@ def test_a_cancelled_batch_makes_no_further_model_call_and_keeps_what_had_finish
             time.sleep(0.05)
         late = [
             request
-            for request in model.get("/admin/requests").json()["requests"]
-            if request["started_at"] > cancelled_at + 2 and request["request_id"].startswith(batch_id)
+            for request in model_calls(model)
+            if request["started"] > cancelled_at + 2 and request["x_request_id"].startswith(batch_id)
         ]
     assert late == []
 

@@ -155,11 +155,13 @@ def test_the_data_stay_locked_until_the_redis_of_a_killed_farm_has_ended(tmp_pat
         farm.ready()
         redis = farm.redis_process()
         redis.suspend()
-        farm.process.kill()
-        farm.process.wait(20)
-        with pytest.raises(SettingsError, match="in use by its Redis server"):
-            DataDirLock.take(tmp_path, timeout_s=0)
-        redis.resume()
+        try:
+            farm.process.kill()
+            farm.process.wait(20)
+            with pytest.raises(SettingsError, match="in use by its Redis server"):
+                DataDirLock.take(tmp_path, timeout_s=0)
+        finally:
+            redis.resume()
     DataDirLock.take(tmp_path, timeout_s=20).release()
 
 

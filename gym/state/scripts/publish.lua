@@ -1,6 +1,6 @@
 -- Publish staged rows, creating the batch where asked: all of them or none.
 -- KEYS 15.. : stage, stage tasks, stage done
--- ARGV: mode (create | append), seal, spec, digest, run, priority, weight, policy, request
+-- ARGV: mode (create | append), seal, spec, digest, run, priority, weight, policy, request, rows that were staged
 -- Returns {verdict, accepted, repeated, submitted, first conflicting task id}
 local STAGE, STAGE_TASKS, STAGE_DONE = KEYS[15], KEYS[16], KEYS[17]
 local mode, seal = ARGV[1], ARGV[2]
@@ -17,6 +17,7 @@ end
 if mode == 'append' and not exists then return { 'missing', 0, 0, 0, '' } end
 
 local total = redis.call('LLEN', STAGE)
+if total ~= tonumber(ARGV[10]) or total ~= redis.call('LLEN', STAGE_TASKS) then return { 'damaged', 0, 0, 0, '' } end
 local repeats = {}
 local repeated = 0
 for from = 0, total - 1, CHUNK do

@@ -235,3 +235,12 @@ async def test_a_variable_that_is_dropped_does_not_reach_the_child(
     await until(lambda: bool(supervisor.children["one"].tail), "a line")
     await supervisor.stop()
     assert supervisor.children["one"].tail[0] == "None yes"
+
+
+async def test_a_nice_child_runs_below_the_others(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    program = f"import os; print(os.nice(0), flush=True); {IDLE}"
+    await supervisor.start(ChildSpec(name="one", command=[sys.executable, "-S", "-c", program], niceness=5))
+    await until(lambda: bool(supervisor.children["one"].tail), "a line")
+    await supervisor.stop()
+    assert int(supervisor.children["one"].tail[0]) == min(19, os.nice(0) + 5)

@@ -1,0 +1,127 @@
+"""The REST head: puts the parts together. Stateless, so any number of processes may stand behind one address."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+from fastapi import FastAPI
+from redis.exceptions import RedisError
+
+from api.auth import ApiKeyAuth
+from api.errors import ErrorAnswer, add_error_handlers
+from api.metrics import HttpMetrics, MeasureRequests
+from api.routes import batches, environments, groups, operations, policies, results, rollouts, submission
+from api.routes.policies import check_policy_hosts
+from api.routes.services import Backlog, Services
+from api.schemas import openapi_of
+from gym.config import Settings
+from gym.environments.registry import load_registry
+from gym.errors import RequestError, SettingsError
+from gym.results.blobs import BlobStore
+from gym.state.batches import Batches
+from gym.state.leases import Leases
+from gym.state.policies import Policies
+from gym.state.results import Results
+from gym.state.store import Store
+
+REGISTER_AGAIN_S = 1.0
+_LOG = logging.getLogger(__name__)
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    422: {"model": ErrorAnswer, "description": "Invalid; the details name the field, and the row where there is one."},
+    "4XX": {"model": ErrorAnswer, "description": "What was sent or asked cannot be done."},
+    503: {"model": ErrorAnswer, "description": "Something the farm needs is away; `Retry-After` says when to retry."},
+}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI app. It connects when it starts up, and then waits for nobody: without Redis it answers 503."""
+    app = FastAPI(
+        title="Rollout farm",
+        version=version("rollout-farm"),
+        description="Runs reinforcement-learning rollouts for language-model agents, apart from training.",
+        lifespan=_lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=_ERRORS,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    app.state.settings = settings
+    app.state.http_metrics = HttpMetrics()
+    app.state.routes = []
+    add_error_handlers(app)
+    for family in (operations, submission, batches, results, rollouts, groups, environments, policies):
+        app.include_router(family.router)
+        app.state.routes += family.router.routes
+    if settings.api.keys:
+        app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
+    app.add_middleware(MeasureRequests, metrics=app.state.http_metrics)
+    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    if settings.redis.url is None:
+        raise SettingsError("the api needs redis.url (FARM_REDIS_URL)")
+    store = Store.connect(settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
+    blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
+    services = Services(
+        settings=settings,
+        store=store,
+        registry=load_registry(settings.environments),
+        batches=Batches(store),
+        results=Results(store, blobs),
+        policies=Policies(store),
+        leases=Leases(store),
+        backlog=Backlog(store, settings.api.max_backlog),
+    )
+    app.state.services = services
+    registering: asyncio.Task[None] | None = None
+    try:
+        if not await _register_policies(services):
+            registering = asyncio.create_task(_keep_registering(services), name="register policies")
+        yield
+    finally:
+        if registering is not None:
+            registering.cancel()
+            with suppress(asyncio.CancelledError):
+                await registering
+        await store.close()
+
+
+async def _keep_registering(services: Services) -> None:
+    """Until Redis is there."""
+    registered = False
+    while not registered:
+        await asyncio.sleep(REGISTER_AGAIN_S)
+        registered = await _register_policies(services)
+
+
+async def _register_policies(services: Services) -> bool:
+    """Register the policies of the settings, where they changed; false where Redis is away.
+
+    What a trainer registered under the same name since then stands: a restart does not take it back.
+    """
+    seen = services.store.keys.configured_policies
+    for name, spec in services.settings.policies.items():
+        digest = hashlib.sha256(orjson.dumps(spec.model_dump(mode="json"))).hexdigest()
+        try:
+            if await services.store.redis.hget(seen, name) == digest.encode():
+                continue
+            check_policy_hosts(spec, services.settings, field=f"policies.{name}.base_urls")
+            await services.policies.put(name, spec)
+            await services.store.redis.hset(seen, name, digest)
+        except RedisError as error:
+            _LOG.warning("policies not registered yet: %s", error, extra={"action": "redis_unavailable"})
+            return False
+        except RequestError as error:
+            raise SettingsError(error.message) from error
+    return True

@@ -1,0 +1,242 @@
+"""Rows on their way in: lines cut from a stream, rows read and checked, then staged in slices.
+
+Invariant: nothing is visible before the whole request has been read and checked; what was staged for a request that
+fails is forgotten. Memory is bounded by one slice and one row, however long the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import orjson
+from redis.exceptions import RedisError
+
+from api.routes.bodies import malformed_json
+from api.routes.services import Backlog
+from gym.agents.registry import AGENTS
+from gym.environments.registry import Registry
+from gym.errors import Invalid, NotFound, TooLarge
+from gym.jsontypes import JsonObject
+from gym.state.store import Store
+from gym.state.submission import StagedRow, Staging, canonical_digest
+from gym.task import bad_row, read_header
+
+SLICE_ROWS = 1000
+SLICE_BYTES = 4 * 2**20
+# orjson writes 254 levels; two are kept for what a row is put into
+MAX_ROW_DEPTH = 252
+
+
+class LineSplitter:
+    """Cuts a stream of pieces into lines; holds at most one line, of at most `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._line = 1
+
+    def feed(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
+        """The lines that a piece completes, stripped, with their numbers from 1; empty ones are skipped.
+
+        Raises TooLarge, naming the line, as soon as a line is over the limit.
+        """
+        first, *others = piece.split(b"\n")
+        self._hold(first)
+        for other in others:
+            yield from self._take()
+            self._line += 1
+            self._hold(other)
+
+    def end(self) -> Iterator[tuple[int, bytes]]:
+        """The last line, where the stream does not end with a line end."""
+        yield from self._take()
+
+    def _hold(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > self._max_bytes:
+            raise TooLarge(
+                "row_too_large",
+                f"line {self._line} is longer than {self._max_bytes} bytes (setting api.max_row_bytes); "
+                "nothing of the request was added",
+                {"line": self._line, "limit_bytes": self._max_bytes},
+            )
+        if part:
+            self._parts.append(part)
+
+    def _take(self) -> Iterator[tuple[int, bytes]]:
+        line = b"".join(self._parts).strip()
+        self._parts.clear()
+        self._size = 0
+        if line:
+            yield self._line, line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowReader:
+    """Reads and checks rows; the defaults are the batch's, for rows that name none themselves."""
+
+    registry: Registry
+    known: frozenset[str]
+    default_environment: str | None
+    default_samples: int
+    max_row_bytes: int
+
+    def read_line(self, raw: bytes, *, row: int, line: int) -> StagedRow:
+        """A row from one line of NDJSON, kept as it was sent. Raises Malformed or Invalid, naming line and field."""
+        try:
+            data = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise malformed_json(error, where=f"line {line}", line=line, row=row, field="") from None
+        if raw.count(b"{") + raw.count(b"[") > MAX_ROW_DEPTH:
+            _encode([[data]], row=row, line=line)
+        return self._read(data, raw, row=row, line=line)
+
+    def read_value(self, data: object, *, row: int) -> StagedRow:
+        """A row that came inside a larger body. Raises Invalid or TooLarge, naming row and field."""
+        raw = _encode([[data]], row=row, line=None)[2:-2]
+        if len(raw) > self.max_row_bytes:
+            raise TooLarge(
+                "row_too_large",
+                f"row {row} is longer than {self.max_row_bytes} bytes (setting api.max_row_bytes); "
+                "nothing of the request was added",
+                {"row": row, "limit_bytes": self.max_row_bytes},
+            )
+        return self._read(data, raw, row=row, line=None)
+
+    def _read(self, data: object, raw: bytes, *, row: int, line: int | None) -> StagedRow:
+        header = read_header(
+            data,
+            row=row,
+            default_environment=self.default_environment,
+            default_samples=self.default_samples,
+            line=line,
+        )
+        assert isinstance(data, dict)  # noqa: S101  read_header refuses everything else
+        if header.environment not in self.known:
+            raise self._unknown(header.environment, row=row, line=line)
+        agent = data.get("agent")
+        if agent is not None and agent not in AGENTS:
+            raise bad_row(row, "agent", f"there is no agent `{agent[:80]}`; {_known_agents()}", line=line)
+        self.registry.check_row(header.environment, data, row=row, line=line)
+        digest = canonical_digest(data) if header.task_id is not None else ""
+        return StagedRow(header=header, raw=raw, digest=digest)
+
+    def _unknown(self, name: str, *, row: int, line: int | None) -> Invalid:
+        where: JsonObject = {"row": row} if line is None else {"row": row, "line": line}
+        return unknown_environment(self.registry, name, where)
+
+
+def check_defaults(registry: Registry, environment: str | None, agent: str | None) -> None:
+    """Check what a batch names for rows that name none. Raises Invalid."""
+    if environment is not None and environment not in registry.names():
+        raise unknown_environment(registry, environment, {})
+    if agent is not None and agent not in AGENTS:
+        raise Invalid(
+            "unknown_agent",
+            f"field `agent`: there is no agent `{agent[:80]}`; {_known_agents()}",
+            {"field": "agent", "known": sorted(AGENTS)},
+        )
+
+
+def _known_agents() -> str:
+    return f"there are {', '.join(sorted(AGENTS))}"
+
+
+def unknown_environment(registry: Registry, name: str, where: JsonObject) -> Invalid:
+    """The error for an environment that there is not; `where` says in which row or line, nothing for the batch."""
+    try:
+        registry.get(name)
+        message = f"environment `{name}` cannot be used"
+    except NotFound as error:
+        message = error.message
+    kind = "line" if "line" in where else "row"
+    place = f"{kind} {where[kind]}, " if where else ""
+    details = {**where, "field": "environment", "environment": name[:200], "known": registry.names()}
+    return Invalid("unknown_environment", f"{place}field `environment`: {message}", details)
+
+
+def _encode(value: object, *, row: int, line: int | None) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise bad_row(row, "", f"it is nested deeper than {MAX_ROW_DEPTH} levels", line=line) from None
+
+
+@asynccontextmanager
+async def staging(store: Store, batch_id: str) -> AsyncIterator[Staging]:
+    """Rows on their way in, forgotten where the block fails.
+
+    Publish outside of the block: where the answer to publishing gets lost, the rows may be in use already.
+    """
+    staged = Staging(store, batch_id)
+    try:
+        yield staged
+    except BaseException:
+        with suppress(RedisError):  # the dispatcher sweeps what is left
+            await staged.abort()
+        raise
+
+
+async def check_values(reader: RowReader, rows: list[object]) -> list[StagedRow]:
+    """All rows of a body, checked; lets others run in between."""
+    checked: list[StagedRow] = []
+    for number, data in enumerate(rows):
+        checked.append(reader.read_value(data, row=number))
+        if number % SLICE_ROWS == SLICE_ROWS - 1:
+            await asyncio.sleep(0)
+    return checked
+
+
+async def stage_values(staged: Staging, rows: list[StagedRow]) -> None:
+    """Stage checked rows in slices."""
+    portion = _Slice()
+    for row in rows:
+        if portion.add(row):
+            await staged.add(portion.take())
+    await staged.add(portion.take())
+
+
+async def stage_lines(reader: RowReader, staged: Staging, pieces: AsyncIterator[bytes], backlog: Backlog) -> None:
+    """Check and stage the rows of an NDJSON stream. Raises RequestError for the first bad line."""
+    splitter = LineSplitter(reader.max_row_bytes)
+    portion = _Slice()
+    rows = rollouts = 0
+
+    async def stage() -> None:
+        await backlog.check_room(rollouts)
+        await staged.add(portion.take())
+
+    async for piece in pieces:
+        for line, raw in splitter.feed(piece):
+            row = reader.read_line(raw, row=rows, line=line)
+            rows += 1
+            rollouts += row.header.num_samples
+            if portion.add(row):
+                await stage()
+    for line, raw in splitter.end():
+        row = reader.read_line(raw, row=rows, line=line)
+        rollouts += row.header.num_samples
+        portion.add(row)
+    await stage()
+
+
+class _Slice:
+    """Rows to be staged in one go, bounded in number and size."""
+
+    def __init__(self) -> None:
+        self._rows: list[StagedRow] = []
+        self._size = 0
+
+    def add(self, row: StagedRow) -> bool:
+        """Whether it is full now."""
+        self._rows.append(row)
+        self._size += len(row.raw)
+        return len(self._rows) >= SLICE_ROWS or self._size >= SLICE_BYTES
+
+    def take(self) -> list[StagedRow]:
+        rows, self._rows, self._size = self._rows, [], 0
+        return rows

@@ -1,0 +1,153 @@
+"""Prometheus metrics: the farm as Redis has it at the moment of the scrape, and this process's own requests.
+
+Nothing here is global, so that several apps can live in one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.routes.services import COUNTERS, active_counters
+from gym.state.leases import Leases, WorkerStatus
+from gym.state.store import Store
+
+UNMATCHED = "unmatched"
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FarmNumbers:
+    """The farm at one moment; `up` is false where Redis did not answer."""
+
+    up: bool
+    active_batches: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+    workers: int = 0
+    slots: int = 0
+    dispatcher: bool = False
+
+
+async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
+    """The numbers of now."""
+    try:
+        batches = await active_counters(store)
+        totals = await store.redis.hgetall(store.keys.totals)
+        alive = _alive(await leases.workers())
+        dispatcher = await leases.dispatcher()
+    except RedisError as error:
+        _LOG.warning("metrics without the farm: %s", error, extra={"action": "redis_unavailable"})
+        return FarmNumbers(up=False)
+    states = {name: sum(counters[name] for _, counters in batches) for name in COUNTERS}
+    return FarmNumbers(
+        up=True,
+        active_batches=len(batches),
+        states=states,
+        totals={name.decode(): float(value) for name, value in totals.items()},
+        workers=len(alive),
+        slots=sum(worker.slots for worker in alive),
+        dispatcher=dispatcher is not None,
+    )
+
+
+def _alive(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
+    return [worker for worker in workers if worker.lease_ends_in_s > 0]
+
+
+class _Snapshot(Collector):
+    """Shows numbers that were read before."""
+
+    def __init__(self, farm: FarmNumbers) -> None:
+        self._farm = farm
+
+    def collect(self) -> Iterable[Metric]:
+        farm = self._farm
+        yield GaugeMetricFamily("farm_redis_up", "Whether Redis answered this scrape.", value=farm.up)
+        if not farm.up:
+            return
+        states = GaugeMetricFamily(
+            "farm_rollouts_active", "Rollouts of active batches; those dispatched are also queued.", labels=["state"]
+        )
+        for state, number in farm.states.items():
+            states.add_metric([state], number)
+        yield states
+        ended = CounterMetricFamily("farm_rollouts", "Rollouts that ended.", labels=["outcome"])
+        events = CounterMetricFamily("farm_events", "What else happened to rollouts.", labels=["event"])
+        for name, value in sorted(farm.totals.items()):
+            kind, _, outcome = name.partition(":")
+            if kind == "rollouts":
+                ended.add_metric([outcome], value)
+            else:
+                events.add_metric([name], value)
+        yield ended
+        yield events
+        yield GaugeMetricFamily("farm_batches_active", "Batches that have not ended.", value=farm.active_batches)
+        yield GaugeMetricFamily("farm_workers", "Worker processes with a lease.", value=farm.workers)
+        yield GaugeMetricFamily("farm_slots", "Rollouts that the workers can run at a time.", value=farm.slots)
+        yield GaugeMetricFamily("farm_dispatcher_up", "Whether a dispatcher leads.", value=farm.dispatcher)
+
+
+class HttpMetrics:
+    """Counts this process's requests, by method, route and status."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "farm_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "farm_http_request_seconds",
+            "From the request to the start of its answer.",
+            ["method", "route"],
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+
+    def observe(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count an answer."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+
+class MeasureRequests:
+    """ASGI middleware that feeds `HttpMetrics`."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def measured_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # templates only: a path of a client's choice must not become a label
+                route = getattr(scope.get("route"), "path", UNMATCHED)
+                method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+                self._metrics.observe(method, route, message["status"], time.perf_counter() - began)
+            await send(message)
+
+        await self._app(scope, receive, measured_send)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def exposition(http: HttpMetrics, farm: FarmNumbers) -> bytes:
+    """The text of a scrape."""
+    snapshot = CollectorRegistry()
+    snapshot.register(_Snapshot(farm))
+    return generate_latest(snapshot) + generate_latest(http.registry)

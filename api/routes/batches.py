@@ -1,0 +1,166 @@
+"""Batches as they stand: their lists, status, cancellation, and running failed rollouts again."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from api.routes.bodies import json_response, read_model
+from api.routes.policies import policy_shown
+from api.routes.services import Farm, Services
+from api.schemas import BatchAnswer, BatchList, Cancelled, RequeueBody, Requeued, body_of
+from gym.errors import Invalid
+from gym.ids import is_id, parse_rollout_id
+from gym.jsontypes import JsonObject
+from gym.state.batches import BatchState, BatchStatus, batch_not_found
+from gym.state.results import View, rfc3339
+
+MAX_BODY_BYTES = 16 * 2**20
+PAGE = 1000
+# sums that workers keep for each environment; all but the rewards are over rollouts that a worker ended
+MEANS = (
+    "turns",
+    "tool_calls",
+    "input_tokens",
+    "output_tokens",
+    "queued_s",
+    "environment_s",
+    "model_s",
+    "tool_s",
+    "judge_s",
+    "total_s",
+)
+
+router = APIRouter(tags=["batches"])
+
+
+@router.get("/v1/batches", response_model=BatchList)
+async def list_batches(
+    farm: Farm,
+    run: str | None = None,
+    state: BatchState | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: str | None = None,
+) -> Response:
+    """Batches, newest first."""
+    found, next_after = await farm.batches.list(run=run, state=state, limit=limit, after=after)
+    return json_response({"items": [batch_answer(batch) for batch in found], "next_after": next_after})
+
+
+@router.get("/v1/batches/{batch_id}", response_model=BatchAnswer)
+async def get_batch(batch_id: str, farm: Farm) -> Response:
+    """State, options, ledger, and means for each environment."""
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    return json_response(batch_answer(await farm.batches.status(batch_id)))
+
+
+@router.delete("/v1/batches/{batch_id}", response_model=Cancelled)
+async def cancel_batch(batch_id: str, farm: Farm) -> Response:
+    """Cancel what has not finished; repeatable, and before the submission it wins over it."""
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    known, stopped = await farm.batches.cancel_batch(batch_id)
+    await count_cancelled(farm, stopped)
+    answer: JsonObject = {"batch_id": batch_id, "cancelled": stopped, "tombstone": not known}
+    if known:
+        status = await farm.batches.status(batch_id)
+        answer |= {"state": status.state, "ledger": status.ledger.as_dict()}
+    return json_response(answer)
+
+
+@router.post(
+    "/v1/batches/{batch_id}/requeue", response_model=Requeued, openapi_extra=body_of(RequeueBody, required=False)
+)
+async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
+    """Run failed and expired rollouts again, as new attempts."""
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    body = await read_model(request, RequeueBody, limit=MAX_BODY_BYTES, code="invalid_requeue", what="the requeue")
+    wanted = None if body.rollout_ids is None else _members_ids(batch_id, body.rollout_ids)
+    requeued = 0
+    after: str | None = None
+    while True:
+        page = await farm.results.page(batch_id, after=after, limit=PAGE, view=View.LIGHT)
+        items = []
+        for text in page.records:
+            record = orjson.loads(text)
+            if wanted is not None and record["rollout_id"] not in wanted:
+                continue
+            if _runs_again(record, body):
+                items.append(_requeue_item(record))
+        if items:
+            requeued += await farm.batches.requeue(batch_id, items)
+        if len(page.records) < PAGE:
+            return json_response({"requeued": requeued})
+        after = page.next_after
+
+
+async def count_cancelled(farm: Services, stopped: int) -> None:
+    """Add to the farm's totals, which the metrics show."""
+    if stopped:
+        await farm.store.redis.hincrby(farm.store.keys.totals, "rollouts:cancelled", stopped)
+
+
+def batch_answer(batch: BatchStatus) -> JsonObject:
+    """A batch as the API shows it, without secrets."""
+    options = dict(batch.spec)
+    if isinstance(options.get("policy"), dict):
+        options["policy"] = policy_shown(options["policy"])
+    return {
+        "batch_id": batch.batch_id,
+        "run": batch.run,
+        "state": batch.state,
+        "sealed": batch.sealed,
+        "created_at": rfc3339(batch.created_at),
+        "ended_at": None if batch.ended_at is None else rfc3339(batch.ended_at),
+        "options": options,
+        "ledger": batch.ledger.as_dict(),
+        "fenced": batch.fenced,
+        "environments": {name: means(sums) for name, sums in sorted(batch.environments.items())},
+    }
+
+
+def means(sums: dict[str, float]) -> dict[str, float | None]:
+    """An environment's means from its sums. Rewards are averaged over what was scored, the rest over what ran."""
+    scored, ran = sums.get("scored", 0.0), sums.get("run", 0.0)
+    return {
+        "rollouts": int(sums.get("ended", 0.0)),
+        "scored": int(scored),
+        "reward_mean": _ratio(sums.get("reward", 0.0), scored),
+        "pass_rate": _ratio(sums.get("passed", 0.0), scored),
+        **{f"{name}_mean": _ratio(sums.get(name, 0.0), ran) for name in MEANS},
+    }
+
+
+def _ratio(total: float, count: float) -> float | None:
+    return round(total / count, 6) if count > 0 else None
+
+
+def _members_ids(batch_id: str, rollout_ids: list[str]) -> frozenset[str]:
+    """Raises Invalid for the id of a rollout elsewhere."""
+    for number, rollout_id in enumerate(rollout_ids):
+        rollout = parse_rollout_id(rollout_id)
+        if rollout is None or rollout.batch_id != batch_id:
+            raise Invalid(
+                "invalid_requeue",
+                f"field `rollout_ids.{number}`: {rollout_id[:200]!r} is not a rollout of batch {batch_id}",
+                {"field": f"rollout_ids.{number}"},
+            )
+    return frozenset(rollout_ids)
+
+
+def _runs_again(record: JsonObject, body: RequeueBody) -> bool:
+    if record["outcome"] not in ("failed", "expired"):
+        return False
+    return body.error_kinds is None or (record["error"] or {}).get("kind") in body.error_kinds
+
+
+def _requeue_item(record: dict[str, Any]) -> tuple[str, int, str, bytes]:
+    rollout = parse_rollout_id(record["rollout_id"])
+    assert rollout is not None  # noqa: S101  the farm wrote it
+    attempts = (record["error"] or {}).get("attempts", [])
+    lines = b"".join(orjson.dumps(attempt) + b"\n" for attempt in attempts)
+    return rollout.member, record["attempt"], record["environment"], lines

@@ -1,0 +1,92 @@
+"""Health, metrics, and what runs where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from redis.exceptions import RedisError
+
+from api.errors import REDIS_RETRY_S
+from api.metrics import HttpMetrics, exposition, read_farm
+from api.routes.bodies import json_response
+from api.routes.services import MOVING, Farm, Services, active_counters
+from api.schemas import Items
+from gym.errors import Unavailable
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/healthz", response_model=dict[str, str])
+async def healthz() -> Response:
+    """The process is alive."""
+    return json_response({"status": "alive"})
+
+
+@router.get("/readyz", response_model=dict[str, str])
+async def readyz(farm: Farm) -> Response:
+    """Redis, at least one worker and the dispatcher are up; else 503 with what is missing."""
+    missing = await _missing(farm)
+    if missing:
+        raise Unavailable(
+            "not_ready",
+            f"missing: {', '.join(missing)}; start it, or look at its log",
+            {"missing": missing},
+            retry_after_s=REDIS_RETRY_S,
+        )
+    return json_response({"status": "ready"})
+
+
+async def _missing(farm: Services) -> list[str]:
+    try:
+        await farm.store.redis.ping()
+        workers = await farm.leases.workers()
+        dispatcher = await farm.leases.dispatcher()
+    except RedisError:
+        return ["redis"]
+    missing = []
+    if not any(worker.lease_ends_in_s > 0 for worker in workers):
+        missing.append("worker")
+    if dispatcher is None:
+        missing.append("dispatcher")
+    return missing
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request, farm: Farm) -> Response:
+    """Prometheus text."""
+    http: HttpMetrics = request.app.state.http_metrics
+    return Response(exposition(http, await read_farm(farm.store, farm.leases)), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/workers", response_model=Items)
+async def workers(farm: Farm) -> Response:
+    """The worker processes and their load; `alive` is false for one whose lease ran out."""
+    items: list[dict[str, Any]] = [
+        {
+            **worker.info,
+            "worker": worker.worker,
+            "alive": worker.lease_ends_in_s > 0,
+            "lease_ends_in_s": worker.lease_ends_in_s,
+            "slots": worker.slots,
+        }
+        for worker in await farm.leases.workers()
+    ]
+    return json_response({"items": items, "dispatcher": await farm.leases.dispatcher()})
+
+
+@router.get("/v1/judges", response_model=Items)
+async def judges() -> Response:
+    """The judges and their load."""
+    return json_response({"items": []})
+
+
+@router.get("/v1/queues", response_model=Items)
+async def queues(farm: Farm) -> Response:
+    """What waits and runs, for each batch that has not ended; `dispatched` are those of `queued` that are in Celery."""
+    batches = [
+        (name, {field: counters[field] for field in MOVING}) for name, counters in await active_counters(farm.store)
+    ]
+    totals = {field: sum(counters[field] for _, counters in batches) for field in MOVING}
+    return json_response({"items": [{"batch_id": name, **counters} for name, counters in batches], **totals})

@@ -1,0 +1,85 @@
+"""Where policies are served: what trainers register. Keys go in and never come out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from api.routes.bodies import json_response, read_model
+from api.routes.services import Farm
+from api.schemas import Items, PolicyAnswer, body_of
+from gym.config import MASK, Settings
+from gym.errors import Invalid
+from gym.ids import is_id
+from gym.jsontypes import JsonObject
+from gym.policy import PolicySpec
+from gym.proxy.hosts import check_hosts
+from gym.proxy.policies import PolicyRecord
+from gym.state.policies import policy_not_found
+
+MAX_BODY_BYTES = 2**20
+
+router = APIRouter(tags=["policies"])
+
+
+@router.put("/v1/policies/{name}", response_model=PolicyAnswer, openapi_extra=body_of(PolicySpec))
+async def put_policy(name: str, request: Request, farm: Farm) -> Response:
+    """Register a policy or replace it; takes effect for the next model call."""
+    if not is_id(name):
+        raise Invalid(
+            "invalid_policy", f"{name[:200]!r} is not a name ([A-Za-z0-9._:-], 1 to 128 long)", {"field": "name"}
+        )
+    spec = await read_model(request, PolicySpec, limit=MAX_BODY_BYTES, code="invalid_policy", what="the policy")
+    check_policy_hosts(spec, farm.settings, field="base_urls")
+    return json_response(_answer(await farm.policies.put(name, spec)))
+
+
+@router.get("/v1/policies", response_model=Items)
+async def list_policies(farm: Farm) -> Response:
+    """Every registered policy."""
+    records = await farm.policies.all()
+    return json_response({"items": [_answer(records[name]) for name in sorted(records)]})
+
+
+@router.get("/v1/policies/{name}", response_model=PolicyAnswer)
+async def get_policy(name: str, farm: Farm) -> Response:
+    """One policy."""
+    return json_response(_answer(await farm.policies.get(name)))
+
+
+@router.delete("/v1/policies/{name}", response_model=dict[str, Any])
+async def delete_policy(name: str, farm: Farm) -> Response:
+    """Forget a policy; rollouts that still need it fail, and can be requeued once it is back."""
+    if not await farm.policies.delete(name):
+        raise policy_not_found(name)
+    return json_response({"name": name, "deleted": True})
+
+
+def check_policy_hosts(spec: PolicySpec, settings: Settings, *, field: str) -> None:
+    """Raises Invalid, naming the field, where the settings do not allow a policy to be served from there."""
+    try:
+        check_hosts(spec.base_urls, settings.policy_hosts)
+    except Invalid as error:
+        raise Invalid(error.code, f"field `{field}`: {error.message}", {**error.details, "field": field}) from None
+
+
+def policy_shown(spec: JsonObject) -> JsonObject:
+    """A policy's JSON without its key and without credentials in its URLs."""
+    shown = {**spec, "base_urls": [_without_credentials(url) for url in spec["base_urls"]]}
+    if shown.get("api_key") is not None:
+        shown["api_key"] = MASK
+    return shown
+
+
+def _without_credentials(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    if "@" not in authority:
+        return url
+    return f"{scheme}{separator}{MASK}@{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def _answer(record: PolicyRecord) -> JsonObject:
+    shown = policy_shown(record.spec.model_dump(mode="json"))
+    return {"name": record.name, **shown, "revision": record.revision, "paused": record.paused}

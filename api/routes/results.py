@@ -1,0 +1,135 @@
+"""Results of a batch: pages by cursor with long polling, as JSON or msgpack, or one NDJSON stream to the end.
+
+Memory is bounded for each request: pages with trajectories stop at `PAGE_BYTES`, whatever the limit says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
+
+from api.errors import redis_error
+from api.routes.services import Farm
+from api.schemas import ResultPage
+from gym.ids import is_id
+from gym.results.record import pack_page
+from gym.state.batches import batch_not_found
+from gym.state.results import Page, Results, View
+
+NDJSON = "application/x-ndjson"
+MSGPACK = "application/msgpack"
+LIGHT_PORTION = 500
+HEAVY_PORTION = 32
+PAGE_BYTES = 32 * 2**20
+HEARTBEAT_S = 10.0
+REDIS_AWAY_S = 60.0  # a stream outlives a restart of Redis, not its end
+
+router = APIRouter(tags=["results"])
+
+
+@router.get(
+    "/v1/batches/{batch_id}/results",
+    response_model=ResultPage,
+    responses={
+        200: {
+            "content": {
+                NDJSON: {"schema": {"type": "string", "description": "one result on each line, as they finish"}},
+                MSGPACK: {"schema": {"type": "string", "format": "binary", "description": "arrays packed"}},
+            }
+        }
+    },
+)
+async def get_results(
+    batch_id: str,
+    request: Request,
+    farm: Farm,
+    after: Annotated[str | None, Query(description="`next_after` of an earlier answer")] = None,
+    limit: Annotated[int, Query(ge=1, le=5000)] = 500,
+    wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False, description="seconds to wait for a result")] = 0,
+    view: View = View.LIGHT,
+) -> Response:
+    """Results in order of completion; a page may hold fewer than `limit`, `done` says when nothing follows.
+
+    `Accept: application/x-ndjson` streams until the batch is done, with an empty line now and then while nothing
+    happens; `limit` and `wait` do not count there.
+    """
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    accept = request.headers.get("accept", "")
+    if NDJSON in accept:
+        first = await _portion(farm.results, batch_id, after=after, limit=LIGHT_PORTION, view=view)
+        return StreamingResponse(_lines(farm.results, batch_id, first, view), media_type=NDJSON)
+    packed = MSGPACK in accept
+    ends_at = time.monotonic() + wait
+    while True:
+        page = await _page(farm.results, batch_id, after=after, limit=limit, view=view, packed=packed)
+        left_s = ends_at - time.monotonic()
+        if page.records or page.done or left_s <= 0 or await request.is_disconnected():
+            break
+        await farm.results.wait(batch_id, after=after, timeout_s=left_s)
+    if packed:
+        return Response(pack_page(page.records, next_after=page.next_after, done=page.done), media_type=MSGPACK)
+    return Response(page_json(page), media_type="application/json")
+
+
+def page_json(page: Page) -> bytes:
+    """A page around records that are JSON already."""
+    tail = orjson.dumps({"next_after": page.next_after, "done": page.done})
+    return b'{"items":[' + b",".join(page.records) + b"]," + tail[1:]
+
+
+async def _portion(
+    results: Results, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False
+) -> Page:
+    """As many as may be in memory at once."""
+    most = limit if view is View.LIGHT else min(limit, HEAVY_PORTION)
+    return await results.page(batch_id, after=after, limit=most, view=view, packed=packed)
+
+
+async def _page(results: Results, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool) -> Page:
+    """Up to `limit` results, fewer where their trajectories are large."""
+    records: list[bytes] = []
+    cursors: list[str] = []
+    size = 0
+    while True:
+        portion = await _portion(results, batch_id, after=after, limit=limit - len(records), view=view, packed=packed)
+        records += portion.records
+        cursors += portion.cursors
+        size += sum(map(len, portion.records))
+        after = portion.next_after
+        if not portion.records or portion.done or len(records) >= limit or size >= PAGE_BYTES:
+            return Page(records, cursors, after, portion.done)
+
+
+async def _lines(results: Results, batch_id: str, page: Page, view: View) -> AsyncIterator[bytes]:
+    """Every result as a line, until the batch is done.
+
+    Raises redis-py's errors where Redis stays away; the connection is cut then, so that it does not look complete.
+    """
+    said_at = seen_redis_at = time.monotonic()
+    while True:
+        if page.records:
+            yield b"\n".join(page.records) + b"\n"
+            said_at = time.monotonic()
+        if page.done:
+            return
+        try:
+            if not page.records:
+                await results.wait(batch_id, after=page.next_after, timeout_s=HEARTBEAT_S)
+            page = await _portion(results, batch_id, after=page.next_after, limit=LIGHT_PORTION, view=view)
+            seen_redis_at = time.monotonic()
+        except RedisError as error:
+            if redis_error(error, submitting=False) is None or time.monotonic() - seen_redis_at > REDIS_AWAY_S:
+                raise
+            page = Page([], [], page.next_after, done=False)
+            await asyncio.sleep(1.0)
+        if not page.records and time.monotonic() - said_at >= HEARTBEAT_S:
+            yield b"\n"
+            said_at = time.monotonic()

@@ -1,0 +1,35 @@
+"""One rollout: how it stands, and its cancellation."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from api.routes.batches import count_cancelled
+from api.routes.bodies import json_response
+from api.routes.services import Farm
+from api.schemas import Cancelled, ResultAnswer
+from gym.ids import parse_rollout_id
+from gym.state.batches import rollout_not_found
+from gym.state.results import View
+
+router = APIRouter(tags=["rollouts"])
+
+
+@router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer)
+async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Response:
+    """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`."""
+    rollout = parse_rollout_id(rollout_id)
+    if rollout is None:
+        raise rollout_not_found(rollout_id)
+    return json_response(await farm.results.get(rollout, view))
+
+
+@router.delete("/v1/rollouts/{rollout_id}", response_model=Cancelled)
+async def cancel_rollout(rollout_id: str, farm: Farm) -> Response:
+    """Cancel a rollout that has not finished; repeatable, and before the submission it wins over it."""
+    rollout = parse_rollout_id(rollout_id)
+    if rollout is None:
+        raise rollout_not_found(rollout_id)
+    known, stopped = await farm.batches.cancel_rollout(rollout)
+    await count_cancelled(farm, stopped)
+    return json_response({"rollout_id": rollout_id, "cancelled": stopped, "tombstone": not known})

@@ -1,0 +1,94 @@
+"""What the routes work with; made once by `api.app` and handed to each request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from gym.config import Settings
+from gym.environments.registry import Registry
+from gym.errors import Overloaded
+from gym.state.batches import Batches
+from gym.state.leases import Leases
+from gym.state.policies import Policies
+from gym.state.results import Results
+from gym.state.store import Store
+
+BACKLOG_AGE_S = 1.0
+
+
+class Backlog:
+    """How many rollouts wait in all, read from Redis at most once a second."""
+
+    def __init__(self, store: Store, most: int) -> None:
+        self._store = store
+        self._most = most
+        self._queued = 0
+        self._read_at = -BACKLOG_AGE_S
+        self._lock = asyncio.Lock()
+
+    async def check_room(self, rollouts: int) -> None:
+        """Raises Overloaded where so many more would be over the limit."""
+        queued = await self._current()
+        if queued + rollouts <= self._most:
+            return
+        if rollouts > self._most:
+            advice = "one submission is over the limit; submit fewer rollouts at a time, or raise api.max_backlog"
+        else:
+            advice = "wait until some have run, then send the same request again"
+        raise Overloaded(
+            "backlog_full",
+            f"{queued} rollouts are queued and {rollouts} more would be over the limit of {self._most}; {advice}",
+            {"queued": queued, "limit": self._most},
+            retry_after_s=10,
+        )
+
+    async def _current(self) -> int:
+        async with self._lock:
+            if time.monotonic() - self._read_at >= BACKLOG_AGE_S:
+                self._queued = sum([counters["queued"] for _, counters in await active_counters(self._store)])
+                self._read_at = time.monotonic()
+        return self._queued
+
+
+MOVING = ("queued", "running", "judging", "dispatched")  # what is dispatched is also queued
+COUNTERS = (*MOVING, "succeeded", "failed", "cancelled", "expired")
+
+
+async def active_counters(store: Store) -> list[tuple[str, dict[str, int]]]:
+    """The counters of each batch that has not ended, oldest first."""
+    names = [name.decode() for name in await store.redis.zrange(store.keys.active, 0, -1)]
+    pipeline = store.redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.hmget(store.keys.batch(name).meta, COUNTERS)
+    answers = await pipeline.execute() if names else []
+    return [
+        (name, {field: int(value or 0) for field, value in zip(COUNTERS, values, strict=True)})
+        for name, values in zip(names, answers, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """The parts of one api process."""
+
+    settings: Settings
+    store: Store
+    registry: Registry
+    batches: Batches
+    results: Results
+    policies: Policies
+    leases: Leases
+    backlog: Backlog
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Farm = Annotated[Services, Depends(_services)]

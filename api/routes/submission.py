@@ -1,0 +1,155 @@
+"""How batches come in: created with their rows, filled by NDJSON streams, sealed."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import orjson
+from fastapi import APIRouter, Request, Response
+
+from api.ingest import RowReader, check_defaults, check_values, stage_lines, stage_values, staging
+from api.routes.batches import batch_answer
+from api.routes.bodies import (
+    JSON_TYPES,
+    NDJSON_TYPES,
+    body_stream,
+    check_content_type,
+    check_model,
+    json_response,
+    parse_object,
+    read_body,
+    too_deep,
+)
+from api.routes.policies import check_policy_hosts
+from api.routes.services import Farm, Services
+from api.schemas import BatchAnswer, BatchBody, BatchCreated, RowsAdded, body_of
+from gym.batch import BatchSpec
+from gym.errors import Invalid, NotFound
+from gym.ids import is_id, new_id
+from gym.policy import PolicySpec
+from gym.state.batches import batch_not_found
+from gym.state.submission import NewBatch, canonical_digest, existing
+
+router = APIRouter(tags=["batches"])
+
+
+@router.post(
+    "/v1/batches",
+    status_code=201,
+    response_model=BatchCreated,
+    responses={200: {"model": BatchCreated, "description": "The same batch had been created before."}},
+    openapi_extra=body_of(BatchBody),
+)
+async def create_batch(request: Request, farm: Farm) -> Response:
+    """Create a batch, with as many rows as fit into one body; `sealed: false` leaves it open for more."""
+    check_content_type(request, JSON_TYPES)
+    body = parse_object(await read_body(request, farm.settings.api.max_body_bytes), what="the batch")
+    try:
+        digest = canonical_digest(body)
+    except orjson.JSONEncodeError:
+        raise too_deep() from None
+    rows = body.pop("rows", [])
+    if not isinstance(rows, list):
+        raise Invalid("invalid_batch", f"`rows` is a list of rows, this is {type(rows).__name__}", {"field": "rows"})
+    if body.get("staleness") is not None:
+        raise Invalid(
+            "not_built", "field `staleness`: it is reserved and not built yet; leave it out", {"field": "staleness"}
+        )
+    spec = check_model(BatchSpec, body, code="invalid_batch", what="the batch")
+    batch_id = spec.batch_id or new_id("batch")
+    if spec.batch_id is not None and await existing(farm.store, batch_id, digest) is not None:
+        return await _created(farm, batch_id, 200)
+    check_defaults(farm.registry, spec.environment, spec.agent)
+    policy = await _resolve_policy(farm, spec.policy)
+    spec = spec.model_copy(update={"batch_id": batch_id, "run": spec.run or batch_id, "policy": policy})
+    checked = await check_values(_reader(farm, spec.environment, spec.num_samples), rows)
+    await farm.backlog.check_room(sum(row.header.num_samples for row in checked))
+    async with staging(farm.store, batch_id) as staged:
+        await stage_values(staged, checked)
+    new = NewBatch(
+        spec=spec.model_dump(mode="json"),
+        digest=digest,
+        run=spec.run or batch_id,
+        priority=spec.priority,
+        weight=spec.weight,
+        policy=policy if isinstance(policy, str) else "",
+    )
+    published = await staged.publish(create=new, seal=spec.sealed)
+    return await _created(farm, batch_id, 201 if published.created else 200)
+
+
+@router.post(
+    "/v1/batches/{batch_id}/rows",
+    response_model=RowsAdded,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/x-ndjson": {"schema": {"type": "string", "description": "one row on each line"}}},
+        }
+    },
+)
+async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
+    """Append rows to a batch that is not sealed: a stream of any length, taken as a whole or not at all."""
+    check_content_type(request, NDJSON_TYPES)
+    spec = await farm.store.redis.hget(farm.store.keys.batch(batch_id).meta, "spec") if is_id(batch_id) else None
+    if spec is None:
+        raise batch_not_found(batch_id)
+    options = orjson.loads(spec)
+    reader = _reader(farm, options["environment"], options["num_samples"])
+    async with staging(farm.store, batch_id) as staged, aclosing(body_stream(request)) as pieces:
+        await stage_lines(reader, staged, pieces, farm.backlog)
+    published = await staged.publish(create=None, seal=False)
+    return json_response(
+        {"accepted": published.accepted, "repeated": published.repeated, "submitted": published.submitted}
+    )
+
+
+@router.post("/v1/batches/{batch_id}/seal", response_model=BatchAnswer)
+async def seal_batch(batch_id: str, farm: Farm) -> Response:
+    """No more rows; the batch ends when its last rollout does. Repeatable."""
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    return json_response(batch_answer(await farm.batches.seal(batch_id)))
+
+
+def _reader(farm: Services, environment: str | None, num_samples: int) -> RowReader:
+    return RowReader(
+        registry=farm.registry,
+        known=frozenset(farm.registry.names()),
+        default_environment=environment,
+        default_samples=num_samples,
+        max_row_bytes=farm.settings.api.max_row_bytes,
+    )
+
+
+async def _resolve_policy(farm: Services, policy: str | PolicySpec | None) -> str | PolicySpec:
+    """Raises Invalid for a name that is not registered, or a host that is not allowed."""
+    if isinstance(policy, PolicySpec):
+        check_policy_hosts(policy, farm.settings, field="policy.base_urls")
+        return policy
+    name = policy or farm.settings.default_policy
+    try:
+        await farm.policies.get(name)
+    except NotFound:
+        whose = f"field `policy`: there is no policy {name}" if policy else f"there is no default policy ({name})"
+        raise Invalid(
+            "unknown_policy",
+            f"{whose}; register it with PUT /v1/policies/{name} or in the settings, or send an inline policy",
+            {"field": "policy", "policy": name},
+        ) from None
+    return name
+
+
+async def _created(farm: Services, batch_id: str, status: int) -> Response:
+    batch = await farm.batches.status(batch_id)
+    path = f"/v1/batches/{batch_id}"
+    return json_response(
+        {
+            "batch_id": batch_id,
+            "run": batch.run,
+            "state": batch.state,
+            "submitted": batch.ledger.submitted,
+            "links": {"self": path, "results": f"{path}/results", "rows": f"{path}/rows", "seal": f"{path}/seal"},
+        },
+        status,
+    )

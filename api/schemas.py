@@ -1,0 +1,204 @@
+"""The bodies that the API takes, and the answers that its OpenAPI document describes.
+
+Bodies are checked with these models by hand, since they arrive in forms that FastAPI does not read (streams, gzip,
+limits of their own). Answers are written as plain JSON; their models are documentation, kept true by tests.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from gym.batch import BatchSpec
+from gym.errors import ErrorKind
+from gym.policy import PolicySpec
+
+REF = "#/components/schemas/{model}"
+
+
+class BatchBody(BatchSpec):
+    """A batch with its rows. A row is NeMo Gym's row; `GET /v1/environments` shows each environment's."""
+
+    rows: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class RequeueBody(BaseModel):
+    """Which rollouts run again; without either field, all that failed or expired."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    error_kinds: list[ErrorKind] | None = None
+    rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
+
+
+class Links(BaseModel):
+    """Where a batch's calls are."""
+
+    self: str
+    results: str
+    rows: str
+    seal: str
+
+
+class BatchCreated(BaseModel):
+    """What came of a submission; `submitted` counts rollouts."""
+
+    batch_id: str
+    run: str
+    state: str
+    submitted: int
+    links: Links
+
+
+class RowsAdded(BaseModel):
+    """`accepted` and `repeated` count rows of this request, `submitted` all rollouts of the batch."""
+
+    accepted: int
+    repeated: int
+    submitted: int
+
+
+class LedgerAnswer(BaseModel):
+    """`submitted` is the sum of the others at every moment."""
+
+    submitted: int
+    queued: int
+    running: int
+    judging: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+
+
+class BatchAnswer(BaseModel):
+    """A batch as it stands; `environments` holds means by environment, `null` where there is nothing to divide by."""
+
+    batch_id: str
+    run: str
+    state: Literal["open", "running", "done", "cancelled", "expired"]
+    sealed: bool
+    created_at: str
+    ended_at: str | None
+    options: dict[str, Any]
+    ledger: LedgerAnswer
+    fenced: Annotated[int, Field(description="late or duplicate writers that changed nothing")]
+    environments: dict[str, dict[str, float | None]]
+
+
+class BatchList(BaseModel):
+    """Batches, newest first; `next_after` is null when nothing follows. These leave `environments` empty."""
+
+    items: list[BatchAnswer]
+    next_after: str | None
+
+
+class ResultError(BaseModel):
+    """Why a rollout failed."""
+
+    kind: ErrorKind
+    stage: str
+    message: str
+    retryable: bool
+    attempts: list[dict[str, Any]]
+
+
+class ResultAnswer(BaseModel):
+    """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`."""
+
+    rollout_id: str
+    batch_id: str
+    run: str
+    group_id: str
+    task_id: str
+    sample_index: int
+    attempt: int
+    environment: str
+    outcome: Literal["succeeded", "failed", "cancelled", "expired"] | None
+    stop_reason: str | None
+    error: ResultError | None
+    reward: float | None
+    reward_components: dict[str, float]
+    policy_version: dict[str, int] | None
+    usage: dict[str, int]
+    model_calls: int
+    tool_calls: int
+    timing: dict[str, float]
+    responses_create_params: dict[str, Any] | None = None
+    response: dict[str, Any] | None = None
+    calls: list[dict[str, Any]] | None = None
+    segments: list[dict[str, Any]] | None = None
+
+
+class ResultPage(BaseModel):
+    """A page of the completion log; `done` is true when nothing will follow."""
+
+    items: list[ResultAnswer]
+    next_after: str
+    done: bool
+
+
+class Cancelled(BaseModel):
+    """`cancelled` counts rollouts that this call ended; a tombstone waits for what has not been submitted yet."""
+
+    batch_id: str | None = None
+    group_id: str | None = None
+    rollout_id: str | None = None
+    cancelled: int
+    tombstone: bool
+    state: str | None = None
+    ledger: LedgerAnswer | None = None
+
+
+class Requeued(BaseModel):
+    """How many rollouts run again."""
+
+    requeued: int
+
+
+class EnvironmentAnswer(BaseModel):
+    """What can be run; `error` says why it cannot."""
+
+    name: str
+    description: str
+    tools: list[dict[str, Any]]
+    row_schema: dict[str, Any] | None
+    example_row: dict[str, Any] | None
+    error: str | None = None
+
+
+class PolicyAnswer(PolicySpec):
+    """A registered policy; its key is shown as asterisks."""
+
+    name: str
+    revision: int
+    paused: Literal["hold", "drain"] | None
+
+
+class Items(BaseModel):
+    """A list."""
+
+    items: list[dict[str, Any]]
+
+
+def body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """The documentation of a JSON body that a route reads by hand."""
+    schema = {"$ref": REF.format(model=model.__name__)}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+def openapi_of(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the bodies that routes read by hand."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        models = [(model, "validation") for model in (BatchBody, PolicySpec, RequeueBody)]
+        _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas |= definitions["$defs"]
+        document["components"]["schemas"] = dict(sorted(schemas.items()))
+        app.openapi_schema = document
+    return app.openapi_schema

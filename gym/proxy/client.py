@@ -1,0 +1,288 @@
+"""Model calls as the farm makes them: a Responses request in, items, tokens and versions out.
+
+`PolicyClient.respond` is what agents call in a worker; `complete` is the same below translation, for whoever speaks
+Chat Completions or translates another dialect. Both take what is sampled from the policy, not from the caller: `model`
+is the policy's, and its `sampling_overrides` win.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import aiohttp
+import orjson
+from aiohttp.abc import AbstractCookieJar
+
+from gym.config import ModelSettings
+from gym.errors import BadRow, Stage
+from gym.jsontypes import JsonObject
+from gym.proxy.capture import read_tokenized, tokenize_request
+from gym.proxy.endpoints import EndpointPool
+from gym.proxy.forward import Answer, ChatCall, ContextOverflow, Forwarder, request_headers
+from gym.proxy.gate import Gate
+from gym.proxy.policies import PolicyRecord, PolicySource, newest
+from gym.proxy.versions import reported_versions
+from gym.trajectory import TurnTokens, Usage
+from gym.wire.errors import WireError
+from gym.wire.responses_reply import finish_of, output_items, usage_of
+from gym.wire.responses_request import to_chat_request
+
+KEEP_ALIVE_S = 4.0  # vLLM's server closes idle connections after 5 s; a call sent into that is lost
+MOST_POOLS = 1024
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """One model call of a rollout. `params` is the body of a Responses request: input items, tools, sampling.
+
+    `sticky_key` is the group, whose rollouts share a prompt. `on_held` is called now and then while a pause holds the
+    call, so that a held rollout does not count as stalled.
+    """
+
+    policy: PolicyRecord
+    params: JsonObject
+    sticky_key: str
+    deadline: float  # loop.time()
+    rollout_id: str
+    attempt: int
+    turn: int
+    on_held: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReply:
+    """What came of it. A context overflow has no items, no tokens and no usage.
+
+    `duration_s` covers all attempts and waits; `endpoint` is a base URL without credentials; the versions are those
+    that the server reported, else those that were announced when the call was sent and when its answer was there.
+    """
+
+    items: list[JsonObject]
+    finish: Literal["stop", "max_tokens", "content_filter", "context_overflow"]
+    usage: Usage
+    tokens: TurnTokens | None
+    version_before: int | None
+    version_after: int | None
+    endpoint: str
+    duration_s: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatReply:
+    """A chat completion with what was recorded of it; the fields are those of ModelReply."""
+
+    completion: JsonObject
+    tokens: TurnTokens | None
+    version_before: int | None
+    version_after: int | None
+    endpoint: str
+    duration_s: float
+    attempts: int
+
+
+class PolicyClient:
+    """One per process, as an async context manager; owns the connections."""
+
+    def __init__(
+        self, settings: ModelSettings, policies: PolicySource, *, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self._settings = settings
+        self._jitter = jitter
+        self._policies = policies
+        self._gate = Gate(policies)
+        self._pools: dict[str, tuple[int, EndpointPool]] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._forwarder: Forwarder | None = None
+
+    async def __aenter__(self) -> Self:
+        """Make the connection pool."""
+        cookies: AbstractCookieJar = aiohttp.DummyCookieJar()
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                limit_per_host=self._settings.connections_per_endpoint,
+                keepalive_timeout=KEEP_ALIVE_S,
+                socket_factory=_socket,
+            ),
+            cookie_jar=cookies,
+            # `connect` would count the wait for a free connection; whole calls are bounded by the forwarder
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
+        )
+        self._forwarder = Forwarder(self._session, self._settings, self._gate, self._pool_of, jitter=self._jitter)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections; calls still under way fail."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def respond(self, request: ModelRequest) -> ModelReply:
+        """One model call. Raises ModelUnreachable, ModelRejected, and BadRow where the request cannot be translated."""
+        try:
+            body = to_chat_request(request.params)
+        except WireError as error:
+            failure = BadRow(f"the request to policy {request.policy.name!r} cannot be sent: {error.message}")
+            failure.stage = Stage.MODEL
+            raise failure from error
+        began = asyncio.get_running_loop().time()
+        call_id = f"{request.rollout_id}-{request.attempt}-{request.turn}"
+        reply = await self.complete(
+            ChatCall(
+                policy=request.policy,
+                body=body,
+                sticky_key=request.sticky_key,
+                deadline=request.deadline,
+                request_id=call_id,
+                on_held=request.on_held,
+            )
+        )
+        if isinstance(reply, ContextOverflow):
+            return ModelReply(
+                items=[],
+                finish="context_overflow",
+                usage=Usage(),
+                tokens=None,
+                version_before=reply.policy.version,
+                version_after=self._announced(reply.policy),
+                endpoint=reply.endpoint.url.shown,
+                duration_s=asyncio.get_running_loop().time() - began,
+                attempts=reply.attempts,
+            )
+        choice = reply.completion["choices"][0]
+        finish = finish_of(choice)
+        status = "completed" if finish == "stop" else "incomplete"
+        return ModelReply(
+            items=output_items(choice["message"], id_prefix=call_id, status=status),
+            finish=finish,
+            usage=usage_of(reply.completion),
+            tokens=reply.tokens,
+            version_before=reply.version_before,
+            version_after=reply.version_after,
+            endpoint=reply.endpoint,
+            duration_s=reply.duration_s,
+            attempts=reply.attempts,
+        )
+
+    async def complete(self, call: ChatCall) -> ChatReply | ContextOverflow:
+        """One chat completion, not streamed. Raises ModelUnreachable, ModelRejected."""
+        if self._forwarder is None:
+            raise RuntimeError("PolicyClient is used outside `async with`")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answer = await self._forwarder.send(call)
+        if isinstance(answer, ContextOverflow):
+            return answer
+        announced = self._announced(answer.policy)  # before another call is waited for
+        reported = reported_versions(answer.completion)
+        before, after = reported or (answer.policy.version, announced)
+        return ChatReply(
+            completion=answer.completion,
+            tokens=await self._tokens(answer, call),
+            version_before=before,
+            version_after=after,
+            endpoint=answer.endpoint.url.shown,
+            duration_s=loop.time() - began,
+            attempts=answer.attempts,
+        )
+
+    def load(self) -> dict[str, JsonObject]:
+        """By policy: calls in flight and held, and the state of its endpoints."""
+        return {
+            name: {
+                "in_flight": lane.in_flight,
+                "held": lane.held,
+                "endpoints": self._pools[name][1].describe() if name in self._pools else [],
+            }
+            for name, lane in self._gate.lanes.items()
+        }
+
+    def _announced(self, policy: PolicyRecord) -> int | None:
+        current = newest(self._policies, policy) or policy
+        return current.version
+
+    def _pool_of(self, policy: PolicyRecord) -> EndpointPool:
+        """The policy's endpoints, as its newest record lists them."""
+        known = self._pools.get(policy.name)
+        if known is None:
+            self._forget_idle()
+            pool = EndpointPool(policy.spec.base_urls, clock=asyncio.get_running_loop().time)
+        elif known[0] == policy.revision:
+            return known[1]
+        else:
+            pool = known[1]
+            pool.replace(policy.spec.base_urls)
+        self._pools[policy.name] = (policy.revision, pool)
+        return pool
+
+    def _forget_idle(self) -> None:
+        """Inline policies come and go, each with a name of its own."""
+        if len(self._pools) < MOST_POOLS:
+            return
+        for name, lane in list(self._gate.lanes.items()):
+            if lane.in_flight == 0 and lane.held == 0:
+                del self._gate.lanes[name]
+                self._pools.pop(name, None)
+
+    async def _tokens(self, answer: Answer, call: ChatCall) -> TurnTokens | None:
+        capture = answer.endpoint.capture
+        level = capture.level
+        generated = capture.read(answer.completion, asked=answer.asked)
+        if capture.level != level and capture.level == "none":
+            _LOG.warning(
+                "policy %s: %s gives no token ids; its rollouts carry none",
+                answer.policy.name,
+                answer.endpoint.url.shown,
+                extra={"action": "no_token_ids"},
+            )
+        if generated is None:
+            return None
+        tokens = generated.complete()
+        if tokens is not None or not capture.tokenizes:
+            return tokens
+        prompt_ids = read_tokenized(await self._tokenize(answer, call), answer.completion)
+        return None if prompt_ids is None else generated.with_prompt(prompt_ids)
+
+    async def _tokenize(self, answer: Answer, call: ChatCall) -> Any:
+        """What `/tokenize` says of the call's prompt; None where it says nothing. Its failure costs the tokens only."""
+        if self._session is None:
+            return None
+        loop = asyncio.get_running_loop()
+        endpoint = answer.endpoint
+        try:
+            async with (
+                asyncio.timeout_at(min(call.deadline, loop.time() + self._settings.call_timeout_s)),
+                self._session.post(
+                    endpoint.url.tokenize,
+                    data=orjson.dumps(tokenize_request(answer.body)),
+                    headers=request_headers(answer.policy, endpoint),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                if response.status in (403, 404, 405, 501):
+                    endpoint.capture.tokenizes = False
+                return orjson.loads(await response.read()) if response.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
+            return None
+
+
+def _socket(address: Any) -> socket.socket:
+    """A socket whose peer is asked now and then whether it still lives, since an answer may be minutes away."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made

@@ -1,0 +1,108 @@
+"""How far a call has come, when it may be sent again, and what is said when it may not. No I/O; times are passed in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from gym.errors import ModelUnreachable
+from gym.proxy.endpoints import Endpoint, EndpointPool
+
+BACK_OFF_S = 0.25
+BACK_OFF_MAX_S = 8.0
+UNHEALTHY_WAIT_S = 60.0  # for an endpoint to come back; a server that restarts costs no rollout an attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An attempt that may be made again. `text` names the endpoint and what was seen.
+
+    `elsewhere_only`: the same endpoint would only take as long again. `free`: the server merely refused to be asked for
+    token ids, so the repeat is no retry.
+    """
+
+    text: str
+    retry_after_s: float = 0.0
+    elsewhere_only: bool = False
+    free: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """One call on its way. `avoid` are the endpoints that have failed it."""
+
+    policy: str
+    began: float
+    deadline: float
+    max_retries: int
+    attempts: int = 0
+    retries: int = 0
+    avoid: list[Endpoint] = field(default_factory=list)
+    failures: Counter[str] = field(default_factory=Counter)
+    waiting_since: float | None = None
+
+    def retry_in_s(
+        self, failure: Failure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float
+    ) -> float:
+        """Seconds to wait after a failure: a share `jitter` of a back-off that doubles, up to 8 s.
+
+        `Retry-After` counts where there is no other endpoint. Raises ModelUnreachable where the call is to be given up.
+        """
+        if failure.free:
+            return 0.0
+        self.failures[failure.text] += 1
+        self.retries += 1
+        self._avoid(endpoint, pool)
+        if self.retries > self.max_retries:
+            raise self.given_up(f"max_retries is {self.max_retries}", now=now)
+        other = pool.has_other(endpoint)
+        if failure.elsewhere_only and not other:
+            raise self.given_up("call_timeout_s was reached and there is no other endpoint", now=now)
+        delay_s = jitter * min(BACK_OFF_MAX_S, BACK_OFF_S * 2.0 ** (self.retries - 1))
+        if not other:
+            delay_s += failure.retry_after_s
+        if now + delay_s >= self.deadline:
+            raise self.given_up(f"a retry in {delay_s:.1f} s would come after its deadline", now=now)
+        return delay_s
+
+    def look_again_in_s(self, pool: EndpointPool, *, now: float) -> float:
+        """Seconds to wait while no endpoint takes calls. Raises ModelUnreachable after `UNHEALTHY_WAIT_S`."""
+        if self.waiting_since is None:
+            self.waiting_since = now
+        until = min(self.deadline, self.waiting_since + UNHEALTHY_WAIT_S)
+        if now >= until:
+            states = "; ".join(f"{e.url.shown} is {e.state(now)}: {e.last_error}" for e in pool.endpoints[:8])
+            raise self.given_up(f"no endpoint was healthy for {now - self.waiting_since:.1f} s ({states})", now=now)
+        return min(until - now, 0.25, max(0.02, pool.reopens_in_s()))
+
+    def given_up(self, why: str, *, now: float) -> ModelUnreachable:
+        """The error that ends the call."""
+        tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
+        attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
+        return ModelUnreachable(
+            f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
+            + (f". Tried: {tried}" if tried else "")
+        )
+
+    def _avoid(self, endpoint: Endpoint, pool: EndpointPool) -> None:
+        if endpoint not in self.avoid:
+            self.avoid.append(endpoint)
+        if all(other in self.avoid for other in pool.endpoints):
+            self.avoid = [endpoint]
+
+
+def retry_after_s(header: str | None, *, now: datetime) -> float:
+    """`Retry-After` in seconds: a number or an HTTP date (RFC 9110, 10.2.3); 0 where it is neither."""
+    if header is None:
+        return 0.0
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds())

@@ -1,0 +1,30 @@
+"""What is sampled is the policy's to say: its model and its pinned sampling parameters."""
+
+from __future__ import annotations
+
+from gym.jsontypes import JsonObject
+from gym.policy import PolicySpec
+
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # names for one thing
+
+
+def pinned(body: JsonObject, spec: PolicySpec) -> JsonObject:
+    """A chat request with the policy's model and its `sampling_overrides`, which win over whatever a caller asked.
+
+    The overrides are fields of Chat Completions; `max_output_tokens` is taken for its `max_tokens`. A null takes the
+    field out of the request. Nothing is streamed.
+    """
+    request = dict(body)
+    for name, value in spec.sampling_overrides.items():
+        if name in _LIMITS:
+            for other in _LIMITS:
+                request.pop(other, None)
+        wire_name = "max_tokens" if name == "max_output_tokens" else name
+        if value is None:
+            request.pop(wire_name, None)
+        else:
+            request[wire_name] = value
+    request["model"] = spec.model
+    request.pop("stream", None)
+    request.pop("stream_options", None)
+    return request

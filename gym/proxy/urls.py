@@ -1,0 +1,52 @@
+"""The base URL of an endpoint, and the addresses under it.
+
+A base URL may or may not end in `/v1`, as clients of OpenAI's API and people write it: `http://host:8000` and
+`http://host:8000/v1` are the same endpoint. Another version (`/v2`) is kept. User and password in it become the
+`Authorization` header where the policy has no API key; they are shown nowhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from yarl import URL
+
+_VERSION = re.compile(r"/v\d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointUrl:
+    """`shown` is the base without credentials; `basic` is the `Authorization` header that the URL itself gives."""
+
+    shown: str
+    chat: URL = field(compare=False)
+    tokenize: URL = field(compare=False)
+    basic: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> EndpointUrl:
+        """Read a base URL, as `PolicySpec` has checked it."""
+        return _parse(text)
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: str) -> EndpointUrl:
+    url = URL(text)
+    basic = None
+    if url.user is not None or url.password is not None:
+        pair = f"{url.user or ''}:{url.password or ''}".encode()
+        basic = f"Basic {base64.b64encode(pair).decode()}"
+        url = url.with_user(None)
+    path = url.path.rstrip("/")
+    if not _VERSION.search(path):
+        path += "/v1"
+    base = url.with_path(path)
+    return EndpointUrl(
+        shown=str(base),
+        chat=base.with_path(f"{path}/chat/completions"),
+        tokenize=base.with_path(f"{_VERSION.sub('', path)}/tokenize"),
+        basic=basic,
+    )

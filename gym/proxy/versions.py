@@ -1,0 +1,38 @@
+"""The policy version that a server reports with its answer.
+
+vLLM and SGLang carry an opaque text that the trainer set (`"default"` until then). It is a version where it is an
+integer, alone or after a word, as in `42`, `"42"`, `"step-42"`; anything else is no version.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from gym.jsontypes import JsonObject
+
+_VERSION = re.compile(r"(?:[A-Za-z_]+[-_:]?)?(\d+)")
+
+
+def reported_versions(completion: JsonObject) -> tuple[int, int] | None:
+    """The first and the last version that had a part in an answer, or None where the server says nothing usable.
+
+    Read from `weight_versions` (a list in order), `weight_version`, or `metadata.weight_version` (SGLang).
+    """
+    versions = completion.get("weight_versions")
+    if isinstance(versions, list) and versions:
+        first, last = _version(versions[0]), _version(versions[-1])
+        return None if first is None or last is None else (first, last)
+    reported: Any = completion.get("weight_version")
+    metadata = completion.get("metadata")
+    if reported is None and isinstance(metadata, dict):
+        reported = metadata.get("weight_version")
+    version = _version(reported)
+    return None if version is None else (version, version)
+
+
+def _version(value: Any) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _VERSION.fullmatch(value) if isinstance(value, str) else None
+    return int(match[1]) if match else None

@@ -1,0 +1,41 @@
+"""Every stream under `golden/stream` becomes the events and the completion that the file says."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from gym.wire.chunks import ChatAccumulator
+from gym.wire.messages_stream import MessagesStream
+from gym.wire.responses_stream import ResponsesStream
+from gym.wire.streams import StreamTranslator
+
+CASES = sorted((Path(__file__).parent / "golden" / "stream").glob("*.json"))
+
+
+def _events(translator: StreamTranslator, chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    events = copy.deepcopy(translator.start())
+    for chunk in chunks:
+        events += copy.deepcopy(translator.feed(chunk))
+    events += translator.finish()
+    assert all(name == data["type"] for name, data in events)
+    return [data for _, data in events]
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_a_stream_becomes_what_its_golden_file_says(path: Path) -> None:
+    case = orjson.loads(path.read_bytes())
+    body, chunks = case["request"], case["chunks"]
+    responses = ResponsesStream(body, response_id="resp_1", created_at=5.0)
+    assert _events(responses, chunks) == case["responses"]
+    assert _events(MessagesStream(body, message_id="msg_1"), chunks) == case["messages"]
+    accumulator = ChatAccumulator()
+    for chunk in chunks:
+        accumulator.feed(chunk)
+    assert accumulator.completion() == case["completion"]
+
+
+def test_there_are_golden_streams() -> None:
+    assert len(CASES) > 6
