@@ -23,6 +23,8 @@ View = Annotated[ViewName, typer.Option(help="full adds the conversation, traini
 SuccessAt = Annotated[float, typer.Option(help="The reward from which a rollout counts as solved, for pass@k.")]
 OutFile = Annotated[Path | None, typer.Option(help="Write results here, one JSON object per line; - is the terminal.")]
 
+FOLLOW_RETRIES = 12  # about a minute: whoever follows a batch sits out a restart of the farm
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
@@ -68,7 +70,7 @@ def submit(
         options["run"] = run
     if batch_id is not None:
         options["batch_id"] = batch_id
-    with client(url, api_key) as farm:
+    with client(url, api_key, retries=FOLLOW_RETRIES) as farm:
         with parsed.naming_lines():
             batch = farm.submit(parsed.rows, **options)
         created: dict[str, Any] = batch.created or {}
@@ -90,7 +92,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Show a batch's progress until it is done, then its figures."""
-    with client(url, api_key) as farm:
+    with client(url, api_key, retries=FOLLOW_RETRIES) as farm:
         _follow(farm.batch(batch), out=None, view="light", success_at=success_at, as_json=as_json)
 
 

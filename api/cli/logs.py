@@ -7,6 +7,9 @@ import time
 
 FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 
+CHATTY = ("httpx", "aiohttp.access", "tornado.access", "celery.worker.strategy", "celery.app.trace")
+"""They write a line per request or job; what goes wrong is still shown."""
+
 
 class _Events(logging.Formatter):
     converter = staticmethod(time.gmtime)
@@ -23,5 +26,6 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Events(FORMAT, "%Y-%m-%dT%H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("httpx", "aiohttp.access", "tornado.access"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if level != "debug":
+        for chatty in CHATTY:
+            logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -93,10 +93,16 @@ class PolicyClient:
     """One per process, as an async context manager; owns the connections."""
 
     def __init__(
-        self, settings: ModelSettings, policies: PolicySource, *, jitter: Callable[[], float] = random.random
+        self,
+        settings: ModelSettings,
+        policies: PolicySource,
+        *,
+        jitter: Callable[[], float] = random.random,
+        most_pools: int = MOST_POOLS,
     ) -> None:
         self._settings = settings
         self._jitter = jitter
+        self._most_pools = most_pools
         self._policies = policies
         self._gate = Gate(policies)
         self._pools: dict[str, tuple[int, EndpointPool]] = {}
@@ -227,7 +233,7 @@ class PolicyClient:
 
     def _forget_idle(self) -> None:
         """Inline policies come and go, each with a name of its own."""
-        if len(self._pools) < MOST_POOLS:
+        if len(self._pools) < self._most_pools:
             return
         for name, lane in list(self._gate.lanes.items()):
             if lane.in_flight == 0 and lane.held == 0:

@@ -51,11 +51,12 @@ def test_flower_tells_of_a_finished_job_with_its_environment_and_rollouts(farm: 
     def finished() -> list[dict[str, Any]]:
         answer = httpx.get(f"{farm.flower_url}/api/tasks", params={"limit": 1000}, timeout=10)
         jobs = answer.json().values() if answer.status_code == 200 else []
-        return [job for job in jobs if job["state"] == "SUCCESS" and batch.batch_id in job["args"]]
+        return [job for job in jobs if job["state"] == "SUCCESS" and batch.batch_id in job["kwargs"]]
 
     (job,) = until(finished, "the job in Flower")
-    assert "weather" in job["name"] + job["args"]
-    assert rollout_id in job["args"] or rollout_id.removeprefix(batch.batch_id).lstrip(".:/") in job["args"]
+    assert job["name"] == "farm.run_rollouts"
+    assert "weather" in job["kwargs"]
+    assert rollout_id in job["kwargs"]
 
 
 def test_nothing_secret_is_in_the_command_lines(farm: LocalFarm) -> None:
@@ -66,13 +67,16 @@ def test_nothing_secret_is_in_the_command_lines(farm: LocalFarm) -> None:
 
 
 def test_a_farm_that_is_stopped_and_started_again_goes_on(tmp_path: Path) -> None:
-    options = ["--no-flower", "--workers", "1"]
-    with local_farm(tmp_path, options=options) as farm, connect_sync(farm.url) as connected:
-        batch_id = connected.submit(weather_rows(2), num_samples=2).batch_id
+    without_workers = local_farm(tmp_path, options=["--no-flower", "--workers", "0"])
+    with without_workers as farm, connect_sync(farm.url) as connected:
+        batch = connected.submit(weather_rows(2), num_samples=2)
+        assert batch.status().ledger.queued == 4
     assert farm.process.returncode == 0
-    with local_farm(tmp_path, options=options) as farm, connect_sync(farm.url) as connected:
-        results = list(connected.batch(batch_id).results())
+    with_one = local_farm(tmp_path, options=["--no-flower", "--workers", "1"])
+    with with_one as farm, connect_sync(farm.url) as connected:
+        results = list(connected.batch(batch.batch_id).results())
     assert [result.outcome for result in results] == ["succeeded"] * 4
+    assert farm.process.returncode == 0
 
 
 def test_a_farm_that_is_killed_leaves_no_process(tmp_path: Path) -> None:

@@ -121,7 +121,9 @@ async def test_a_call_that_takes_too_long_is_tried_on_another_endpoint(servers, 
     assert {len(first.requests), len(second.requests)} == {1}
 
 
-async def test_a_call_that_takes_too_long_is_not_sent_to_the_same_endpoint_again(server, clients, policies, ask, shapes):
+async def test_a_call_that_takes_too_long_is_not_sent_to_the_same_endpoint_again(
+    server, clients, policies, ask, shapes
+):
     client = await clients(call_timeout_s=0.2)
     server.script = [shapes.HANG]
     with pytest.raises(ModelUnreachable, match="call_timeout_s"):
@@ -250,6 +252,8 @@ async def test_a_limit_that_leaves_room_for_no_prompt_is_a_refusal(server, clien
 
 async def test_many_calls_through_a_server_that_fails_one_in_three_all_get_an_answer(server, client, policies, ask):
     policy = policies.put("p", [server.url])
-    server.script = [500 if n % 3 == 0 else orjson.loads(b'{"choices":[{"message":{"content":"x"}}]}') for n in range(90)]
+    server.script = [
+        500 if n % 3 == 0 else orjson.loads(b'{"choices":[{"message":{"content":"x"}}]}') for n in range(90)
+    ]
     replies = await asyncio.gather(*(client.respond(ask(policy, rollout_id=f"b:{n}")) for n in range(50)))
     assert len(replies) == 50
