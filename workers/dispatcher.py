@@ -31,6 +31,7 @@ from workers.schedule import Waiting, plan
 
 LEAD_TTL_S = 3.0
 HOUSEKEEPING_S = 1.0
+ORPHANED_CANCEL_S = 10.0
 MIN_TICK_S = 0.02
 _LOG = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Batch:
     dispatched: int = 0
     running: int = 0
     stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
+    sweep_at: float = 0.0  # when to finish a cancellation that whoever asked for it has not finished
     ended: bool = False
 
 
@@ -244,7 +246,9 @@ class Dispatcher:
         if batch.stopping == b"2" or (overdue and batch.stopping == b"0"):
             await cancel(self._store, batch.batch_id, "batch", "*", letter="e", reason="deadline")
         elif batch.stopping == b"1":
-            await cancel(self._store, batch.batch_id, "batch", "*")
+            batch.sweep_at = batch.sweep_at or time.monotonic() + ORPHANED_CANCEL_S
+            if time.monotonic() >= batch.sweep_at:
+                await cancel(self._store, batch.batch_id, "batch", "*")
         if dead or batch.dispatched:
             recovered = await self._rollouts.recover(
                 batch.batch_id, overdue_ms=overdue_ms, max_attempts=batch.max_attempts, dead_workers=dead
