@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import orjson
-from gym.proxy.client import PolicyClient
 from redis.exceptions import RedisError
 
 from gym.agents.registry import AGENTS
@@ -21,6 +20,7 @@ from gym.batch import BatchSpec
 from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.jsontypes import JsonObject
+from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache

@@ -60,6 +60,7 @@ def run(settings: Settings) -> int:
     options.address = settings.host
     options.port = settings.flower.port
     options.max_tasks = settings.flower.max_tasks
+    options.tasks_columns = "name,kwargs,state,received,runtime,worker,uuid"  # kwargs hold the rollouts
     options.inspect_timeout = INSPECT_TIMEOUT_MS
     options.basic_auth = [settings.flower.basic_auth] if settings.flower.basic_auth else []
     options.read_only = settings.flower.basic_auth is None

@@ -45,7 +45,7 @@ class Gate:
         if lane is None:
             lane = self.lanes[record.name] = Lane()
         current = self._newest(record)
-        if False:
+        if current.paused is not None:
             current = await self._hold(current, lane, deadline, on_held)
         lane.in_flight += 1
         return current

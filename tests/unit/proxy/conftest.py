@@ -36,7 +36,7 @@ def error(status: int, message: str = "broken", **fields: Any) -> web.Response:
 
 
 class StubServer:
-    """Answers by script, then with a plain completion. A script's step is a status, an answer, a body, HANG, …"""
+    """Answers by script, then with a plain completion. A step is a status, an answer, a body, HANG or DISCONNECT."""
 
     def __init__(self) -> None:
         self.script: list[Any] = []

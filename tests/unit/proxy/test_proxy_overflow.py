@@ -25,7 +25,7 @@ OVERFLOWS = {
     "only 4096 tokens, resulting in a maximum input length of 4096 tokens. Please reduce the length of the input "
     "prompt. (parameter=input_tokens, value=4097)",
     "vllm 0.15, characters": "You passed 90000 input characters and requested 16 output tokens. However, the model's "
-    "context length is only 4096 tokens, resulting in a maximum input length of 4080 tokens (at most 65280 characters).",
+    "context length is only 4096 tokens, resulting in a maximum input length of 4080 tokens.",
     "vllm 0.32": "This model's maximum context length is 32768 tokens. However, you requested 32512 output tokens and "
     "your prompt contains at least 257 input tokens, for a total of at least 32769 tokens. Please reduce the length of "
     "the input prompt or the number of requested output tokens. (parameter=input_tokens, value=257)",
@@ -49,11 +49,11 @@ OVERFLOWS = {
 OTHERS = {
     "a limit that no prompt leaves room for": "max_tokens=999 cannot be greater than max_model_len=64. Please request "
     "fewer output tokens. (parameter=max_tokens, value=999)",
-    "the same in vllm 0.11": "'max_tokens' or 'max_completion_tokens' is too large: 40000. This model's maximum context "
-    "length is 32768 tokens and your request has 12 input tokens (40000 > 32768 - 12).",
+    "the same in vllm 0.11": "'max_tokens' or 'max_completion_tokens' is too large: 40000. This model's maximum "
+    "context length is 32768 tokens and your request has 12 input tokens (40000 > 32768 - 12).",
     "the same in vllm 0.32": "This model's maximum context length is 4096 tokens. However, you requested 4096 output "
     "tokens and your prompt contains at least 1 input tokens, for a total of at least 4097 tokens.",
-    "a mention of the words": "Tool 'grow' says: this model's maximum context length is 10 tokens. However, your "
+    "a mention of the words": "Tool 'grow' says: This model's maximum context length is 10 tokens. However, your "
     "request has 12 input tokens.",
     "a question about max_tokens": "max_tokens must be an integer, see the documentation on context length",
     "truncation": "truncate_prompt_tokens=99 cannot be greater than max_total_tokens - max_output_tokens = 64.",
