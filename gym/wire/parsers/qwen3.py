@@ -14,7 +14,6 @@ markup as far as they can be named, and markup that names nothing disappears.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from gym.jsontypes import JsonObject
 from gym.wire.parsers.found import Found, call
 from gym.wire.parsers.schema_types import properties_of, typed
 
-_TAG = re.compile(r"(</?think>|</?tool_call>|<function=|</function>|>)")
+_TAG = re.compile(r"(</?think>|</?tool_call>|<function=|</function>|</parameter>|>)")
 _REASONING_END = re.compile(r"</think>|(?=<tool_call>)")
 _PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>(.*?)(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s*=))", re.DOTALL)
 _NAME_IN_JSON = re.compile(r'"name"\s*:\s*"([^"]*)"')
@@ -86,14 +85,16 @@ def xml_calls(text: str, tools: list[JsonObject], *, keep_think: bool) -> Found:
     `keep_think` leaves a stray `</think>` in the text: right where no reasoning parser has taken it out.
     """
     before, after, opened = _read(text, keep_think=keep_think)
-    named = [(name, each.body) for each in opened if (name := _name_of(each))]
-    content = before if named else before + after
+    names = [_name_of(each) for each in opened]
+    content = before if any(names) else before + after
     if opened and not content.strip():
         content = ""
-    if not named:
-        return Found((), content or None)
-    calls = tuple(call(name, _arguments(body, properties_of(tools, name))) for name, body in named)
-    return Found(calls, content.strip() or None)
+    calls = tuple(
+        call(name, _arguments(each.body, properties_of(tools, name)))
+        for each, name in zip(opened, map(str.strip, names), strict=True)
+        if name
+    )
+    return Found(calls, (content.strip() if calls else content) or None)
 
 
 def text_outside_calls(text: str, *, keep_think: bool) -> str | None:
@@ -127,10 +128,10 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _name_of(opened: _Open) -> str:
-    """The name in the tag, or else one that a model put into JSON between the tags."""
+    """The name in the tag, or else one that a model put into JSON between the tags; with the spaces around it."""
     if not opened.name and (inside := _NAME_IN_JSON.search(opened.body)):
-        return inside.group(1).strip()
-    return opened.name.strip()
+        return inside.group(1)
+    return opened.name
 
 
 def _arguments(body: str, properties: JsonObject) -> JsonObject:

@@ -1,7 +1,7 @@
 """The parsers by the names that vLLM gives them, and the message that a reply becomes.
 
-A server that is driven with token ids gives back token ids: what its `--tool-call-parser` and `--reasoning-parser` would
-have made of the text is made here. The message equals what `/v1/chat/completions` answers, but for the calls' ids.
+A server that is driven with token ids answers with token ids: what its own parsers (`--tool-call-parser`,
+`--reasoning-parser`) make of a text is made here, into the message of `/v1/chat/completions` but for call ids.
 Composition as in vLLM's `parser/abstract_parser.py` (DelegatingParser) and
 `entrypoints/openai/chat_completion/serving.py`, with strict tool calling as it is by default.
 """
@@ -141,4 +141,6 @@ def _found(
         return Found((), content)
     if found.calls:
         return Found(found.calls, found.content if (found.content or "").strip() else None)
+    if choice != "auto" and not (content or "").strip():
+        return Found((), None)
     return Found((), found.content if strips else content)
