@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from api.auth import ApiKeyAuth
 from api.errors import ErrorAnswer, add_error_handlers
 from api.metrics import HttpMetrics, MeasureRequests
-from api.routes import batches, environments, groups, operations, policies, results, rollouts, submission
+from api.routes import batches, environments, groups, operations, policies, results, rollouts, submission, weight_sync
 from api.routes.policies import check_policy_hosts
 from api.routes.services import Backlog, Services
 from api.schemas import openapi_of
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.http_metrics = HttpMetrics()
     app.state.routes = []
     add_error_handlers(app)
-    for family in (operations, submission, batches, results, rollouts, groups, environments, policies):
+    for family in (operations, submission, batches, results, rollouts, groups, environments, policies, weight_sync):
         app.include_router(family.router)
         app.state.routes += family.router.routes
     if settings.api.keys:

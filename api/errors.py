@@ -99,7 +99,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         405: f"{path} does not take {request.method}; the header Allow says what it takes",
     }.get(error.status_code, str(error.detail))
     code = _HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if error.status_code == 405:
         headers["allow"] = _allowed(request) or headers.get("allow", "GET")
     return _response(error.status_code, code, message, {"path": path}, headers)
@@ -108,7 +108,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> str:
     """Every method of a path; the router names those of its first route only."""
     routes: Sequence[APIRoute] = request.app.state.routes
-    found = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods}
+    found = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
     return ", ".join(sorted(found))
 
 
@@ -117,7 +117,9 @@ async def _on_redis_error(request: Request, error: Exception) -> Response:
     known = redis_error(error, submitting=request.method == "POST")
     if known is None:
         raise error
-    _LOG.warning("%s %s: %s", request.method, request.url.path, error, extra={"action": "redis_unavailable"})
+    # an error of a pipeline repeats the command, with what a client sent in it
+    reason = type(error).__name__
+    _LOG.warning("%s %s: %s", request.method, request.url.path, reason, extra={"action": "redis_unavailable"})
     return error_response(known)
 
 

@@ -45,7 +45,7 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         alive = _alive(await leases.workers())
         dispatcher = await leases.dispatcher()
     except RedisError as error:
-        _LOG.warning("metrics without the farm: %s", error, extra={"action": "redis_unavailable"})
+        _LOG.warning("metrics without the farm: %s", type(error).__name__, extra={"action": "redis_unavailable"})
         return FarmNumbers(up=False)
     states = {name: sum(counters[name] for _, counters in batches) for name in COUNTERS}
     return FarmNumbers(

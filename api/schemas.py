@@ -118,8 +118,8 @@ class ResultAnswer(BaseModel):
     sample_index: int
     attempt: int
     environment: str
-    outcome: Literal["succeeded", "failed", "cancelled", "expired"] | None
-    stop_reason: str | None
+    outcome: Literal["succeeded", "failed", "cancelled", "expired"]
+    stop_reason: str
     error: ResultError | None
     reward: float | None
     reward_components: dict[str, float]
@@ -128,10 +128,30 @@ class ResultAnswer(BaseModel):
     model_calls: int
     tool_calls: int
     timing: dict[str, float]
+    worker: str | None = None
+    finished_at: str
+    state: Annotated[str | None, Field(description="in `GET /v1/rollouts/{id}`: the outcome")] = None
     responses_create_params: dict[str, Any] | None = None
     response: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
     segments: list[dict[str, Any]] | None = None
+
+
+class UnfinishedRollout(BaseModel):
+    """A rollout that has not ended; `attempts` are those that failed."""
+
+    rollout_id: str
+    batch_id: str
+    run: str
+    group_id: str
+    task_id: str
+    sample_index: int
+    environment: str
+    state: Literal["queued", "running", "judging"]
+    attempt: int
+    outcome: None
+    worker: str | None
+    attempts: list[dict[str, Any]]
 
 
 class ResultPage(BaseModel):
@@ -179,6 +199,33 @@ class PolicyAnswer(PolicySpec):
     paused: Literal["hold", "drain"] | None
 
 
+class PauseBody(BaseModel):
+    """`hold` keeps new model calls waiting; `drain` also waits, up to `timeout_s`, for those in flight."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["hold", "drain"] = "hold"
+    timeout_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 60.0
+
+
+class ResumeBody(BaseModel):
+    """The version of the weights that are served from now on, where the trainer counts them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int | None = None
+
+
+class PauseAnswer(BaseModel):
+    """Calls over all processes; `obeyed` says that each of them has seen the pause."""
+
+    policy: str
+    mode: str
+    in_flight: int
+    held: int
+    obeyed: bool
+
+
 class Items(BaseModel):
     """A list."""
 
@@ -195,7 +242,7 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        models = [(model, "validation") for model in (BatchBody, PolicySpec, RequeueBody)]
+        models = [(model, "validation") for model in (BatchBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= definitions["$defs"]

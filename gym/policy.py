@@ -27,5 +27,6 @@ class PolicySpec(BaseModel):
         for url in urls:
             scheme, _, rest = url.partition("://")
             if scheme not in ("http", "https") or not rest or any(c.isspace() for c in url):
-                raise ValueError(f"{url!r} is not an http:// or https:// URL")
+                shown = url.rpartition("@")[2]  # without the credentials that it may carry
+                raise ValueError(f"{shown!r} is not an http:// or https:// URL")
         return [url.rstrip("/") for url in urls]

@@ -225,6 +225,7 @@ class Dispatcher:
         overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in list(self._batches.values()):
             await self._look_after(batch, now, overdue_ms, dead)
+        await sweep_staged(self._store, now)
         for worker in dead:
             _LOG.warning("worker %s is gone", worker, extra={"action": "worker_lost"})
             await self._leases.forget_worker(worker)
@@ -262,7 +263,6 @@ class Dispatcher:
                     recovered.resent,
                     extra={"action": "recovered"},
                 )
-        await sweep_staged(self._store, batch.batch_id, now)
 
     async def _retire(self, batch: Batch) -> None:
         """An ended batch is left alone and kept for as long as the settings say."""

@@ -5,6 +5,7 @@ Memory is bounded by the limits of the settings, whatever a client sends or a gz
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,6 +21,7 @@ from gym.jsontypes import JsonObject
 
 JSON_TYPES = frozenset({"application/json"})
 NDJSON_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+BODY_STALL_S = 60.0
 PIECE_BYTES = 256 * 1024
 # gzip packs at most 1032:1; only a body made to be a bomb comes near
 MAX_EXPANSION = 200
@@ -39,29 +41,47 @@ def check_content_type(request: Request, accepted: frozenset[str]) -> None:
         )
 
 
-async def body_stream(request: Request) -> AsyncGenerator[bytes]:
-    """The pieces of a body, unpacked where it is gzip. Raises UnsupportedMedia, Malformed or TooLarge."""
+async def body_stream(request: Request, *, stall_s: float = BODY_STALL_S) -> AsyncGenerator[bytes]:
+    """The pieces of a body, unpacked where it is gzip.
+
+    Raises UnsupportedMedia, TooLarge, or Malformed, also where nothing comes for `stall_s`.
+    """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
-        async for piece in request.stream():
+        async for piece in _received(request, stall_s):
             yield piece
         return
     if encoding != "gzip":
         raise UnsupportedMedia(
             "unsupported_encoding", f"content-encoding is {encoding[:100]}; send the body plain or as gzip"
         )
-    async with aclosing(_gunzipped(request)) as pieces:
+    async with aclosing(_gunzipped(_received(request, stall_s))) as pieces:
         async for piece in pieces:
             yield piece
 
 
-async def _gunzipped(request: Request) -> AsyncGenerator[bytes]:
+async def _received(request: Request, stall_s: float) -> AsyncGenerator[bytes]:
+    stream = aiter(request.stream())
+    while True:
+        try:
+            async with asyncio.timeout(stall_s):
+                piece = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Malformed(
+                "body_stalled", f"nothing of the body came for {stall_s:g} s; nothing was stored, send it again"
+            ) from None
+        yield piece
+
+
+async def _gunzipped(received: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Members of a gzip file (RFC 1952), unpacked in bounded pieces."""
     unpack = zlib.decompressobj(wbits=31)
-    received = unpacked = 0
-    async for received_piece in request.stream():
+    size = unpacked = 0
+    async for received_piece in received:
         packed = received_piece
-        received += len(packed)
+        size += len(packed)
         while packed:
             if unpack.eof:
                 unpack = zlib.decompressobj(wbits=31)
@@ -71,11 +91,11 @@ async def _gunzipped(request: Request) -> AsyncGenerator[bytes]:
                 raise Malformed("malformed_gzip", f"the body is not gzip: {error}") from None
             packed = unpack.unused_data if unpack.eof else unpack.unconsumed_tail
             unpacked += len(piece)
-            if unpacked > FREE_EXPANSION_BYTES and unpacked > MAX_EXPANSION * received:
+            if unpacked > FREE_EXPANSION_BYTES and unpacked > MAX_EXPANSION * size:
                 raise TooLarge("gzip_bomb", f"the body unpacks to more than {MAX_EXPANSION} times its size")
             if piece:
                 yield piece
-    if received and not unpack.eof:
+    if size and not unpack.eof:
         raise Malformed("malformed_gzip", "the gzip body ends in the middle; send it again whole")
 
 
@@ -146,7 +166,7 @@ def check_model(model: type[ModelT], data: JsonObject, *, code: str, what: str) 
     """Raises Invalid, also for what could be read but not be stored."""
     try:
         checked = model.model_validate(data)
-        orjson.dumps(checked.model_dump(mode="json"))
+        orjson.dumps([[[[checked.model_dump(mode="json")]]]])  # room for what it is stored and shown in
     except ValidationError as error:
         raise invalid_body(error, code=code, what=what) from None
     except (orjson.JSONEncodeError, RecursionError, ValueError):

@@ -32,20 +32,20 @@ async def put_policy(name: str, request: Request, farm: Farm) -> Response:
         )
     spec = await read_model(request, PolicySpec, limit=MAX_BODY_BYTES, code="invalid_policy", what="the policy")
     check_policy_hosts(spec, farm.settings, field="base_urls")
-    return json_response(_answer(await farm.policies.put(name, spec)))
+    return json_response(policy_answer(await farm.policies.put(name, spec)))
 
 
 @router.get("/v1/policies", response_model=Items)
 async def list_policies(farm: Farm) -> Response:
     """Every registered policy."""
     records = await farm.policies.all()
-    return json_response({"items": [_answer(records[name]) for name in sorted(records)]})
+    return json_response({"items": [policy_answer(records[name]) for name in sorted(records)]})
 
 
 @router.get("/v1/policies/{name}", response_model=PolicyAnswer)
 async def get_policy(name: str, farm: Farm) -> Response:
     """One policy."""
-    return json_response(_answer(await farm.policies.get(name)))
+    return json_response(policy_answer(await farm.policies.get(name)))
 
 
 @router.delete("/v1/policies/{name}", response_model=dict[str, Any])
@@ -80,6 +80,13 @@ def _without_credentials(url: str) -> str:
     return f"{scheme}{separator}{MASK}@{authority.rpartition('@')[2]}{slash}{path}"
 
 
-def _answer(record: PolicyRecord) -> JsonObject:
+def policy_answer(record: PolicyRecord) -> JsonObject:
+    """A policy as it is now; `version` is the one last announced, by PUT or by resume."""
     shown = policy_shown(record.spec.model_dump(mode="json"))
-    return {"name": record.name, **shown, "revision": record.revision, "paused": record.paused}
+    return {
+        "name": record.name,
+        **shown,
+        "version": record.version,
+        "revision": record.revision,
+        "paused": record.paused,
+    }

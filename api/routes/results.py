@@ -23,6 +23,7 @@ from gym.results.record import pack_page
 from gym.state.batches import batch_not_found
 from gym.state.results import Page, Results, View
 
+JSON = "application/json"
 NDJSON = "application/x-ndjson"
 MSGPACK = "application/msgpack"
 LIGHT_PORTION = 500
@@ -62,11 +63,11 @@ async def get_results(
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
-    accept = request.headers.get("accept", "")
-    if NDJSON in accept:
+    wanted = answer_type(request.headers.get("accept", ""))
+    if wanted == NDJSON:
         first = await _portion(farm.results, batch_id, after=after, limit=LIGHT_PORTION, view=view)
-        return StreamingResponse(_lines(farm.results, batch_id, first, view), media_type=NDJSON)
-    packed = MSGPACK in accept
+        return StreamingResponse(result_lines(farm.results, batch_id, first, view), media_type=NDJSON)
+    packed = wanted == MSGPACK
     ends_at = time.monotonic() + wait
     while True:
         page = await _page(farm.results, batch_id, after=after, limit=limit, view=view, packed=packed)
@@ -77,6 +78,15 @@ async def get_results(
     if packed:
         return Response(pack_page(page.records, next_after=page.next_after, done=page.done), media_type=MSGPACK)
     return Response(page_json(page), media_type="application/json")
+
+
+def answer_type(accept: str) -> str:
+    """The first type of an `Accept` header that this call can give; JSON where there is none."""
+    for part in accept.lower().split(","):
+        name = part.partition(";")[0].strip()
+        if name in (JSON, NDJSON, MSGPACK):
+            return name
+    return JSON
 
 
 def page_json(page: Page) -> bytes:
@@ -108,8 +118,10 @@ async def _page(results: Results, batch_id: str, *, after: str | None, limit: in
             return Page(records, cursors, after, portion.done)
 
 
-async def _lines(results: Results, batch_id: str, page: Page, view: View) -> AsyncIterator[bytes]:
-    """Every result as a line, until the batch is done.
+async def result_lines(
+    results: Results, batch_id: str, page: Page, view: View, *, heartbeat_s: float = HEARTBEAT_S
+) -> AsyncIterator[bytes]:
+    """Every result as a line, from a first page on until the batch is done; an empty line where nothing happens.
 
     Raises redis-py's errors where Redis stays away; the connection is cut then, so that it does not look complete.
     """
@@ -122,14 +134,14 @@ async def _lines(results: Results, batch_id: str, page: Page, view: View) -> Asy
             return
         try:
             if not page.records:
-                await results.wait(batch_id, after=page.next_after, timeout_s=HEARTBEAT_S)
+                await results.wait(batch_id, after=page.next_after, timeout_s=heartbeat_s)
             page = await _portion(results, batch_id, after=page.next_after, limit=LIGHT_PORTION, view=view)
             seen_redis_at = time.monotonic()
         except RedisError as error:
             if redis_error(error, submitting=False) is None or time.monotonic() - seen_redis_at > REDIS_AWAY_S:
                 raise
             page = Page([], [], page.next_after, done=False)
-            await asyncio.sleep(1.0)
-        if not page.records and time.monotonic() - said_at >= HEARTBEAT_S:
+            await asyncio.sleep(min(1.0, heartbeat_s))
+        if not page.records and time.monotonic() - said_at >= heartbeat_s:
             yield b"\n"
             said_at = time.monotonic()

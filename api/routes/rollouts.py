@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from api.routes.batches import count_cancelled
 from api.routes.bodies import json_response
 from api.routes.services import Farm
-from api.schemas import Cancelled, ResultAnswer
+from api.schemas import Cancelled, ResultAnswer, UnfinishedRollout
 from gym.ids import parse_rollout_id
 from gym.state.batches import rollout_not_found
 from gym.state.results import View
@@ -15,7 +15,7 @@ from gym.state.results import View
 router = APIRouter(tags=["rollouts"])
 
 
-@router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer)
+@router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer | UnfinishedRollout)
 async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Response:
     """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`."""
     rollout = parse_rollout_id(rollout_id)

@@ -86,7 +86,7 @@ class Services:
     backlog: Backlog
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

@@ -132,6 +132,36 @@ class BatchKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureKeys:
+    """The keys of what the proxy captured of a rollout; all of them end by themselves."""
+
+    prefix: str
+    rollout_id: str
+    attempt: int
+
+    @property
+    def current(self) -> str:
+        """string: the latest attempt."""
+        return f"{self.prefix}:cap:{{{self.rollout_id}}}:attempt"
+
+    @property
+    def calls(self) -> str:
+        """list: a record for each finished call, msgpack."""
+        return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:calls"
+
+    @property
+    def index(self) -> str:
+        """hash: `d:DIGEST` → a request under way `w:OWNER:UNTIL` or answered `r:PLACE`; `m:DIGEST` → a known beginning
+        of the conversation; `s:DIGEST` → known settings; `began` in ms; `turns`; `bytes`.
+        """
+        return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:index"
+
+    def scripted(self) -> list[str]:
+        """The keys that the capture scripts are given."""
+        return [self.current, self.calls, self.index]
+
+
+@dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of a farm."""
 
@@ -139,6 +169,9 @@ class Keys:
 
     def batch(self, batch_id: str) -> BatchKeys:
         return BatchKeys(self.prefix, batch_id)
+
+    def capture(self, rollout_id: str, attempt: int) -> CaptureKeys:
+        return CaptureKeys(self.prefix, rollout_id, attempt)
 
     @property
     def batches(self) -> str:
@@ -149,6 +182,11 @@ class Keys:
     def active(self) -> str:
         """zset: batches that have not ended, by their creation in ms."""
         return f"{self.prefix}:active"
+
+    @property
+    def staged(self) -> str:
+        """zset: batches with rows that may not be published, by the time in ms of the last of them."""
+        return f"{self.prefix}:staged"
 
     @property
     def wake(self) -> str:

@@ -162,6 +162,10 @@ class PolicyCache:
         """The record as it was within the last moments."""
         return self._records.get(name)
 
+    def records(self) -> list[PolicyRecord]:
+        """All of them, by name."""
+        return [self._records[name] for name in sorted(self._records)]
+
     async def refresh(self) -> None:
         """Look for changes once."""
         revision = await self._policies.revision()

@@ -97,6 +97,7 @@ class Staging:
         pipeline = self._store.redis.pipeline(transaction=False)
         # known as unpublished before it can be seen
         pipeline.hset(self._keys.staging, self._request_id, ranges)
+        pipeline.zadd(self._store.keys.staged, {self._batch_id: now})
         pipeline.hset(self._keys.rows, mapping=values)
         pipeline.rpush(self._keys.stage(self._request_id), *entries)
         pipeline.rpush(self._keys.stage_tasks(self._request_id), *tasks)
@@ -219,11 +220,17 @@ async def bury(store: Store, batch_id: str) -> None:
             await cancel(store, batch_id, "rollout" if ":" in name else "group", name)
 
 
-async def sweep_staged(store: Store, batch_id: str, now_ms: int) -> None:
-    """Delete what requests left behind whose api process died an hour ago."""
-    keys = store.keys.batch(batch_id)
-    for request_id, text in (await store.redis.hgetall(keys.staging)).items():
-        since, *ranges = text.decode().split(" ")
-        if now_ms - int(since) > STAGED_TTL_S * 1000:
-            spans = [[int(number) for number in span.split(":")] for span in ranges]
-            await discard_staged(store, keys, request_id.decode(), spans)
+async def sweep_staged(store: Store, now_ms: int) -> None:
+    """Delete what requests left behind whose api process died an hour ago, also of batches that never came to be."""
+    limit = now_ms - STAGED_TTL_S * 1000
+    for name in await store.redis.zrangebyscore(store.keys.staged, "-inf", limit, start=0, num=10):
+        keys = store.keys.batch(name.decode())
+        # taken out first: a younger request enters the batch again
+        await store.redis.zrem(store.keys.staged, name)
+        for request_id, text in (await store.redis.hgetall(keys.staging)).items():
+            since, *ranges = text.decode().split(" ")
+            if int(since) <= limit:
+                spans = [[int(number) for number in span.split(":")] for span in ranges]
+                await discard_staged(store, keys, request_id.decode(), spans)
+        if not await store.redis.exists(keys.meta) and not await store.redis.exists(keys.staging):
+            await store.redis.delete(keys.seq)
