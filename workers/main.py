@@ -7,8 +7,10 @@ import os
 import secrets
 import socket
 import threading
+import warnings
 from typing import Any
 
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
@@ -70,6 +72,8 @@ def run(settings: Settings) -> int:
 
     worker_ready.connect(announce, weak=False)
     worker_shutting_down.connect(begin_drain, weak=False)
+    # it warns of pickle, which this app does not accept
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     worker = app.Worker(
         hostname=f"worker@{name}",
         loglevel=settings.log_level.upper(),

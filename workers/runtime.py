@@ -109,7 +109,9 @@ class Runtime:
         """Claim what is still ours to run, run it side by side, and return how many that were."""
         claims: list[Claim] = []
         try:
-            if not self.draining:
+            if self.draining:
+                await self._bounce(batch_id, wanted)
+            else:
                 claims = await self._claim(batch_id, wanted)
         finally:
             self.slots.free(len(wanted) - len(claims))
@@ -127,6 +129,13 @@ class Runtime:
         except RedisError as error:
             _LOG.warning("slice of %s not claimed: %s", batch_id, error, extra={"action": "claim_failed"})
             return []
+
+    async def _bounce(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> None:
+        """A draining worker starts nothing; what it cannot give back is found when it is overdue."""
+        try:
+            await self._rollouts.bounce(batch_id, wanted)
+        except RedisError as error:
+            _LOG.warning("slice of %s not given back: %s", batch_id, error, extra={"action": "bounce_failed"})
 
     async def _spec(self, batch_id: str) -> BatchSpec:
         """A batch's options, which never change; asked for until Redis answers."""

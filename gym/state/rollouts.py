@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gym.state.store import CLAIM, COMMIT, RECOVER, RETRY, TAKE, ScriptCall, Store
+from gym.state.store import BOUNCE, CLAIM, COMMIT, RECOVER, RETRY, TAKE, ScriptCall, Store
 
 OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
 
@@ -109,6 +109,13 @@ class Rollouts:
                 )
             )
         return claims
+
+    async def bounce(self, batch_id: str, unwanted: Sequence[tuple[str, int]]) -> int:
+        """Give (member, attempt) back that were received and will not be started here: how many that were."""
+        args: list[str | int] = []
+        for member, attempt in unwanted:
+            args += [member, attempt]
+        return int(await self._store.run(BOUNCE, self._store.keys.batch(batch_id).scripted(), args))
 
     def commit_call(self, claim: Claim, commit: Commit) -> ScriptCall:
         """The script call that commits; its answer is read by `committed`."""

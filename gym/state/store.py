@@ -44,6 +44,7 @@ def _load(name: str) -> Script:
 PUBLISH = _load("publish")
 TAKE = _load("take")
 CLAIM = _load("claim")
+BOUNCE = _load("bounce")
 COMMIT = _load("commit")
 RETRY = _load("retry")
 RECOVER = _load("recover")

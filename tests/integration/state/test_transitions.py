@@ -101,6 +101,13 @@ class Farm(RuleBasedStateMachine):
             self._move(claim.member, RolloutState.RUNNING)
             self.claims.append((worker, claim))
 
+    @precondition(lambda self: self.in_celery)
+    @rule(data=st.data())
+    def bounce(self, data: st.DataObject) -> None:
+        """A draining worker gives a message back, perhaps one that has been claimed elsewhere."""
+        member, attempt = data.draw(st.sampled_from(self.in_celery))
+        self._do(self.rollouts.bounce(self.batch_id, [(member, attempt)]))
+
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]), twice=st.booleans())
     def commit(self, data: st.DataObject, outcome: str, twice: bool) -> None:
