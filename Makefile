@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all demo up clean
+.PHONY: help setup check test test-all test-vllm demo up clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +33,18 @@ test: setup ## the tests, without the slow ones
 test-all: setup ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu and not vllm"
 
+test-vllm: setup $(VLLM)/model/config.json ## the tests against a real vLLM on this CPU, which it installs first (2.5 GB)
+	$(BIN)/python -m pytest -m vllm tests/vllm
+
+$(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/name_vllm.py
+	@$(VLLM)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vllm/requirements.txt
+	$(VLLM)/bin/python tests/vllm/name_vllm.py
+	@touch $@
+
+$(VLLM)/model/config.json: $(VLLM)/.installed tests/vllm/make_model.py tests/vllm/chat_template.jinja
+	$(VLLM)/bin/python tests/vllm/make_model.py $(VLLM)/model
+
 demo: setup ## start a farm and a mock model, run real rows, show a table, stop
 	$(BIN)/farm demo
 
@@ -40,5 +53,5 @@ up: setup ## leave a farm running in the foreground, with Flower; Ctrl-C drains 
 	$(BIN)/farm up --config configs/dev.yaml
 
 clean: ## remove .venv and what tools left; farm-data stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

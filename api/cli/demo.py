@@ -43,15 +43,23 @@ def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
 
 
 def demo_tasks(count: int, seed: int) -> list[JsonObject]:
-    """`count` rows of each built-in environment. Raises SettingsError where one cannot be loaded."""
+    """`count` rows of each built-in environment. Raises SettingsError where one cannot be loaded.
+
+    Those that need a package of their own come last, since its import takes a worker seconds.
+    """
     tasks: list[JsonObject] = []
+    later: list[JsonObject] = []
     registry = load_registry()
     for name in registry.names():
         environment = registry.get(name)
         if environment.cls is None:
             raise SettingsError(f"the environment {name} cannot be run: {environment.error}")
-        tasks += [row | {"environment": name} for row in environment.cls.demo_rows(count, seed)]
-    return tasks
+        rows = [row | {"environment": name} for row in environment.cls.demo_rows(count, seed)]
+        if environment.cls.requires:
+            later += rows
+        else:
+            tasks += rows
+    return tasks + later
 
 
 def _submit_and_follow(farm: LocalFarm, tasks: list[JsonObject], num_samples: int, results_file: Path) -> bool:

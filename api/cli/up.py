@@ -266,9 +266,10 @@ def _listen(host: str, port: int, option: str) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
+        unknown_host = isinstance(error, socket.gaierror)
+        reason = error.strerror if unknown_host else os.strerror(error.errno or 0)  # create_server repeats the address
         raise SettingsError(
-            f"cannot listen on {host}:{port} ({error.strerror}): something else may use the port; "
-            f"give another one with {option}, 0 for any"
+            f"cannot listen on {host}:{port} ({reason}): give another port with {option}, 0 for any free one"
         ) from None
 
 

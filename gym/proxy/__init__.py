@@ -10,6 +10,7 @@
     sampling    the policy's model and pinned sampling parameters (pure)
     versions    the policy version that a server reports (pure)
     retry       when a call may be sent again, and what is said when not (pure)
+    streaming   a streamed chat completion: handed on as it comes, and put together
     forward     one chat completion: deadlines, retries
     client      the whole call, as the agents make it
 

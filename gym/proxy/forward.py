@@ -31,6 +31,7 @@ from gym.proxy.overflow import MESSAGE_CHARS, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.retry import Failure, Progress, retry_after_s
 from gym.proxy.sampling import pinned
+from gym.proxy.streaming import OnChunks, read_stream, streamed
 from gym.wire.completion import choice_of, finish_of
 from gym.wire.errors import BadCompletion
 
@@ -42,7 +43,8 @@ _LOG = logging.getLogger(__name__)
 class ChatCall:
     """A chat completion to be made. `body` is the request as the caller wants it; the policy has the last word.
 
-    `on_held` is called now and then while a pause holds the call.
+    `on_held` is called now and then while a pause holds the call. With `on_chunks` the answer is streamed: it gets the
+    chunks as they come, and once it has been called the call is not sent again.
     """
 
     policy: PolicyRecord
@@ -51,6 +53,7 @@ class ChatCall:
     deadline: float  # loop.time()
     request_id: str
     on_held: Callable[[], None] | None = None
+    on_chunks: OnChunks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,9 @@ class Forwarder:
                 self._gate.leave(policy.name)
             if endpoint is None:
                 delay_s = progress.look_again_in_s(pool, now=now())
+            elif isinstance(result, Failure) and progress.delivered:
+                progress.failures[result.text] += 1
+                raise progress.given_up("a part of the answer had been handed on", now=now())
             elif isinstance(result, Failure):
                 delay_s = progress.retry_in_s(result, endpoint, pool, now=now(), jitter=self._jitter())
             else:
@@ -151,6 +157,8 @@ class Forwarder:
         # a server may still know the request that it did not answer, so a retry has an id of its own
         request_id = call.request_id if progress.attempts == 1 else f"{call.request_id}-r{progress.attempts - 1}"
         body = pinned(call.body, policy.spec)
+        if call.on_chunks is not None:
+            body = streamed(body, call.body.get("stream_options"))
         attempt = _Attempt(body, request_id, policy, endpoint, asked, progress.attempts)
         began = self._loop.time()
         cut = min(call.deadline, began + self._settings.call_timeout_s)
@@ -158,13 +166,16 @@ class Forwarder:
         error = ""
         try:
             async with asyncio.timeout_at(cut):
-                status, header, raw = await self._exchange(attempt)
+                status, header, raw = await self._exchange(attempt, progress, call.on_chunks)
+        except BadCompletion as problem:
+            outcome, error = "erred", problem.message
+            return attempt.failure(f"broke off or gave no completion: {error}")
         except aiohttp.ClientError as problem:
             outcome, error = "failed", str(problem) or type(problem).__name__
             return attempt.failure(f"failed: {error}")
         except TimeoutError:
             # silence towards everybody is the endpoint's fault; one answer that does not come may only be long
-            if endpoint.last_answer < began:
+            if endpoint.last_answer < began and not progress.delivered:
                 outcome = "failed"
             error = f"gave no answer within {self._loop.time() - began:.1f} s"
             failure = attempt.failure(error, elsewhere_only=True)
@@ -189,8 +200,16 @@ class Forwarder:
                     extra={"action": "endpoint_ejected"},
                 )
 
-    async def _exchange(self, attempt: _Attempt) -> tuple[int, str | None, bytes]:
-        """Status, `Retry-After` and body."""
+    async def _exchange(
+        self, attempt: _Attempt, progress: Progress, on_chunks: OnChunks | None
+    ) -> tuple[int, str | None, bytes | JsonObject]:
+        """Status, `Retry-After` and body; of a stream the whole completion. Raises BadCompletion where it breaks."""
+
+        async def deliver(chunks: list[JsonObject]) -> None:
+            progress.delivered = True
+            if on_chunks is not None:
+                await on_chunks(chunks)
+
         data = orjson.dumps(with_asks(attempt.body, attempt.asked))
         headers = request_headers(attempt.policy, attempt.endpoint)
         headers["x-request-id"] = attempt.request_id
@@ -200,6 +219,8 @@ class Forwarder:
             headers=headers,
             allow_redirects=False,  # a redirect would lead past the check of hosts, with the key
         ) as response:
+            if on_chunks is not None and response.status == 200:
+                return 200, None, await read_stream(response, deliver)
             return response.status, response.headers.get("Retry-After"), await response.read()
 
 
@@ -213,9 +234,11 @@ def request_headers(policy: PolicyRecord, endpoint: Endpoint) -> dict[str, str]:
     return headers
 
 
-def _meaning(attempt: _Attempt, status: int, header: str | None, body: bytes) -> Answer | ContextOverflow | Failure:
+def _meaning(
+    attempt: _Attempt, status: int, header: str | None, body: bytes | JsonObject
+) -> Answer | ContextOverflow | Failure:
     """What an HTTP answer means. Raises ModelRejected."""
-    if status == 200:
+    if status == 200 or isinstance(body, dict):
         return _completion(attempt, body)
     refusal = read_refusal(body)
     if is_context_overflow(status, refusal, max_tokens=_max_tokens(attempt.body)):
@@ -232,9 +255,9 @@ def _meaning(attempt: _Attempt, status: int, header: str | None, body: bytes) ->
     )
 
 
-def _completion(attempt: _Attempt, body: bytes) -> Answer | Failure:
+def _completion(attempt: _Attempt, body: bytes | JsonObject) -> Answer | Failure:
     try:
-        completion = orjson.loads(body)
+        completion = body if isinstance(body, dict) else orjson.loads(body)
         finish_of(choice_of(completion))
     except BadCompletion as error:
         return attempt.failure(f"broke off or gave no completion: {error.message}")

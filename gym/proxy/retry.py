@@ -31,7 +31,10 @@ class Failure:
 
 @dataclass(slots=True)
 class Progress:
-    """One call on its way. `avoid` are the endpoints that have failed it."""
+    """One call on its way. `avoid` are the endpoints that have failed it.
+
+    `delivered`: a part of the answer has been handed on, so it must not begin anew.
+    """
 
     policy: str
     began: float
@@ -42,6 +45,7 @@ class Progress:
     avoid: list[Endpoint] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     waiting_since: float | None = None
+    delivered: bool = False
 
     def retry_in_s(
         self, failure: Failure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float

@@ -1,0 +1,201 @@
+"""The proxy's ASGI app: routes, the start and the end of the process, API keys. Stateless but for calls under way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from contextlib import AsyncExitStack, suppress
+from types import TracebackType
+from typing import Self
+
+from redis.exceptions import RedisError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.auth import ApiKeyAuth
+from api.proxy.calls import Calls
+from api.proxy.capture import CapturedCalls
+from api.proxy.dialects import DIALECTS
+from api.proxy.errors import Shape, problem_of
+from api.proxy.exchange import ClientLeft, Exchange
+from gym.config import Settings
+from gym.errors import NotFound, RequestError, SettingsError
+from gym.ids import new_id
+from gym.jsontypes import JsonObject
+from gym.proxy.client import PolicyClient
+from gym.state.captures import Captures
+from gym.state.policies import PolicyCache
+from gym.state.store import Store
+
+OPEN_PATHS = frozenset({"/healthz"})
+_ROLLOUT = re.compile(r"/rollouts/([^/]+)(/v1/.+)")
+_LOG = logging.getLogger(__name__)
+
+
+class Parts:
+    """What lives as long as the process: connections, the copy of the policies, the services that keep them fresh."""
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.redis.url is None:
+            raise SettingsError("the proxy needs redis.url (FARM_REDIS_URL)")
+        self._name = new_id("proxy")
+        self._store = Store.connect(
+            settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s
+        )
+        self._stack = AsyncExitStack()
+        self.policies = PolicyCache(self._store, self._name)
+        self.captures = Captures(self._store)
+        self.client = PolicyClient(settings.model, self.policies)
+        self.calls = Calls(settings, self.client, self.policies)
+        self.captured = CapturedCalls(self.calls, self.captures)
+        self._services: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """Connect; without Redis the process starts all the same and waits for it."""
+        await self._stack.enter_async_context(self.client)
+        try:
+            await self.policies.refresh()
+        except RedisError as error:
+            _LOG.warning("policies not known yet: %s", error, extra={"action": "redis_unavailable"})
+        loop = asyncio.get_running_loop()
+        self._services = [
+            loop.create_task(self.policies.keep_fresh(self._lanes), name="policies"),
+            loop.create_task(self.captures.keep_leases(), name="leases"),
+        ]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections; no pause waits for this process any more."""
+        running = set(self._services)
+        while running:
+            # a cancellation that meets redis-py at the end of a command can be lost, so it is said again
+            for service in running:
+                service.cancel()
+            _, running = await asyncio.wait(running, timeout=0.5)
+        with suppress(RedisError):
+            await self._store.redis.hdel(self._store.keys.policies_load, self._name)
+        await self._stack.aclose()
+        await self._store.close()
+
+    def _lanes(self) -> dict[str, tuple[int, int]]:
+        return {name: (int(load["in_flight"]), int(load["held"])) for name, load in self.client.load().items()}
+
+
+class ProxyApp:
+    """ASGI."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._parts: Parts | None = None
+        self._auth = _Keys(settings) if settings.api.keys else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            async with Parts(self._settings) as self._parts:
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except SettingsError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        path, rollout_id = _place(scope)
+        shape: Shape = "anthropic" if _speaks_anthropic(path, exchange) else "openai"
+        try:
+            if self._auth is not None and path not in OPEN_PATHS:
+                self._auth.check(scope)
+            if path in DIALECTS and scope["method"] == "POST":
+                await self._call(exchange, path, rollout_id)
+            elif path == "/v1/models" and scope["method"] == "GET":
+                await exchange.answer(200, self._models(shape))
+            elif path == "/healthz" and scope["method"] in ("GET", "HEAD"):
+                await exchange.answer(200, {"status": "alive"})
+            else:
+                _refuse(path, scope["method"])
+        except ClientLeft:
+            return
+        except RequestError as error:
+            problem = problem_of(error)
+            await exchange.answer(problem.status, problem.body(shape), problem.headers)
+        except Exception as error:  # noqa: BLE001  the ASGI edge
+            problem = problem_of(error)
+            if not exchange.started:
+                await exchange.answer(problem.status, problem.body(shape), problem.headers)
+
+    async def _call(self, exchange: Exchange, path: str, rollout_id: str | None) -> None:
+        if self._parts is None:
+            raise RuntimeError("the lifespan of the app has not begun")
+        call = await self._parts.calls.read(exchange, DIALECTS[path])
+        async with exchange.attended():
+            try:
+                if rollout_id is None:
+                    await self._parts.calls.run(call)
+                else:
+                    await self._parts.captured.run(call, rollout_id)
+            except Exception as error:  # noqa: BLE001  the ASGI edge: it may have to end a stream
+                await call.fail(problem_of(error))
+
+    def _models(self, shape: Shape) -> JsonObject:
+        records = self._parts.policies.records() if self._parts is not None else []
+        if shape == "anthropic":
+            models = [
+                {"type": "model", "id": r.name, "display_name": r.spec.model, "created_at": "1970-01-01T00:00:00Z"}
+                for r in records
+            ]
+            ends = {"first_id": records[0].name if records else None, "last_id": records[-1].name if records else None}
+            return {"data": models, "has_more": False, **ends}
+        return {
+            "object": "list",
+            "data": [
+                {"id": r.name, "object": "model", "created": 0, "owned_by": "farm", "root": r.spec.model}
+                for r in records
+            ],
+        }
+
+
+class _Keys(ApiKeyAuth):
+    """The API's keys, where the error is answered in the caller's dialect."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(_nothing, settings.api.keys)
+
+    def check(self, scope: Scope) -> None:
+        """Raises Unauthorized, Forbidden."""
+        self._check(scope)
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    """There is no app behind the keys here."""
+
+
+def _place(scope: Scope) -> tuple[str, str | None]:
+    """The path without the rollout that it may begin with, and that rollout."""
+    path: str = scope["path"]
+    match = _ROLLOUT.fullmatch(path) if path.startswith("/rollouts/") else None
+    return (path, None) if match is None else (match[2], match[1])
+
+
+def _speaks_anthropic(path: str, exchange: Exchange) -> bool:
+    return path == "/v1/messages" or exchange.header(b"anthropic-version") is not None
+
+
+def _refuse(path: str, method: str) -> None:
+    known = "POST " + ", ".join(DIALECTS) + ", GET /v1/models, GET /healthz"
+    raise NotFound("not_found", f"there is no {method} {path[:200]} here; there are {known}, also below /rollouts/ID")
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    """The ASGI app. It connects when it starts up; without Redis it starts too, and answers 503 or 404."""
+    return ProxyApp(settings)

@@ -1,0 +1,173 @@
+"""One model call of an outside agent: which policy, until when, and its answer whole or as it is generated."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+import zlib
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from api.proxy.dialects import Dialect
+from api.proxy.errors import ContextTooLong, Problem
+from api.proxy.exchange import Exchange
+from gym.config import Settings
+from gym.errors import Invalid, NotFound, Unavailable
+from gym.jsontypes import JsonObject
+from gym.proxy.client import ChatReply, PolicyClient
+from gym.proxy.forward import ChatCall, ContextOverflow
+from gym.proxy.policies import PolicyRecord
+from gym.proxy.streaming import chunks_of
+from gym.state.policies import PolicyCache
+from gym.wire.chat import to_completion
+from gym.wire.streams import StreamTranslator, encode
+
+MAX_TIMEOUT_S = 24 * 3600.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A request that has been read. `call_id` is what ids of the answer are made from."""
+
+    exchange: Exchange
+    dialect: Dialect
+    body: JsonObject
+    chat: JsonObject
+    policy: PolicyRecord
+    deadline: float  # loop.time()
+    call_id: str = ""
+    created_at: float = field(default_factory=time.time)
+    translator: StreamTranslator | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the caller wants the answer as it is generated."""
+        return bool(self.chat.get("stream"))
+
+    async def on_chunks(self, chunks: list[JsonObject]) -> None:
+        """Chunks of the answer, for a caller that wants a stream."""
+        events = []
+        if self.translator is None:
+            self.translator = self.dialect.stream(self.body, call_id=self.call_id, created_at=self.created_at)
+            events += self.translator.start()
+        for chunk in chunks:
+            events += self.translator.feed(chunk)
+        await self.exchange.stream(encode(events), more=True)
+
+    async def finish(self, completion: JsonObject) -> None:
+        """The end of the stream, or the whole answer."""
+        if self.translator is not None:
+            await self.exchange.stream(encode(self.translator.finish()) + self.translator.tail, more=False)
+            return
+        answer = self.dialect.reply(self.body, completion, call_id=self.call_id, created_at=self.created_at)
+        await self.exchange.answer(200, answer)
+
+    async def replay(self, completion: JsonObject) -> None:
+        """An answer that is known already."""
+        if self.streamed:
+            await self.on_chunks(chunks_of(completion))
+        await self.finish(completion)
+
+    async def fail(self, problem: Problem) -> None:
+        """The error, as the end of the stream where one has begun."""
+        if not self.exchange.started:
+            await self.exchange.answer(problem.status, problem.body(self.dialect.shape), problem.headers)
+        elif self.translator is not None:
+            events = self.translator.fail(problem.message)
+            await self.exchange.stream(encode(events) + self.translator.tail, more=False)
+
+
+class Calls:
+    """Reads calls and sends them."""
+
+    def __init__(self, settings: Settings, client: PolicyClient, policies: PolicyCache) -> None:
+        self._settings = settings
+        self._client = client
+        self._policies = policies
+
+    async def read(self, exchange: Exchange, dialect: Dialect) -> Call:
+        """The call in a request. Raises RequestError, ClientLeft."""
+        deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
+        body = await exchange.json(self._settings.api.max_body_bytes)
+        chat = dialect.to_chat(body)
+        policy = await self._policy(exchange.header(b"x-farm-policy"), body.get("model"))
+        return Call(exchange=exchange, dialect=dialect, body=body, chat=chat, policy=policy, deadline=deadline)
+
+    async def run(self, call: Call) -> None:
+        """A call that belongs to no rollout. Raises RequestError, ModelUnreachable, ModelRejected."""
+        call.call_id = secrets.token_hex(12)
+        # callers that share a beginning share an endpoint, for the sake of its prefix cache
+        sticky_key = f"{zlib.crc32(orjson.dumps(call.chat['messages'][:2])):08x}"
+        reply = await self.send(call, sticky_key=sticky_key)
+        if isinstance(reply, ContextOverflow):
+            raise ContextTooLong(reply.message)
+        await call.finish(reply.completion)
+
+    def send(self, call: Call, *, sticky_key: str) -> Coroutine[Any, Any, ChatReply | ContextOverflow]:
+        """The call to the model server, within its deadline."""
+        return self._client.complete(
+            ChatCall(
+                policy=call.policy,
+                body=call.chat,
+                sticky_key=sticky_key,
+                deadline=call.deadline,
+                request_id=call.call_id,
+                on_chunks=call.on_chunks if call.streamed else None,
+            )
+        )
+
+    async def _policy(self, header: str | None, model: Any) -> PolicyRecord:
+        found = self._find(header, model)
+        if found is None:
+            await self._policies.refresh()  # it may have been registered a moment ago
+            found = self._find(header, model)
+        if found is None:
+            name = header or self._settings.default_policy
+            raise NotFound(
+                "policy_not_found",
+                f"there is no policy {name!r}; name one in the header x-farm-policy or as the model, "
+                f"or register it with PUT /v1/policies/{name}",
+            )
+        return found
+
+    def _find(self, header: str | None, model: Any) -> PolicyRecord | None:
+        if header:
+            return self._policies.get(header)
+        named = self._policies.get(model) if isinstance(model, str) else None
+        return named or self._policies.get(self._settings.default_policy)
+
+    def _timeout_s(self, header: str | None) -> float:
+        if header is None:
+            return self._settings.model.call_timeout_s
+        try:
+            timeout_s = float(header)
+        except ValueError:
+            timeout_s = math.nan
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise Invalid(
+                "invalid_timeout",
+                f"the header x-farm-timeout-s is {header[:40]!r}, expected seconds from 0 to {MAX_TIMEOUT_S:g}",
+                {"field": "x-farm-timeout-s"},
+            )
+        return timeout_s
+
+
+def shown(call: Call, completion: JsonObject) -> JsonObject:
+    """A completion with what the caller asked for, as it is kept for a repeat."""
+    kept = to_completion(call.chat, completion)
+    kept.pop("prompt_token_ids", None)  # the tokens are recorded as deltas
+    return kept
+
+
+def still_waiting(seconds: float) -> Unavailable:
+    """The error for a repeat whose first call did not end in time."""
+    return Unavailable(
+        "call_underway",
+        f"the same call of this rollout is under way, and had no answer within {seconds:.1f} s; repeat it",
+        retry_after_s=1.0,
+    )

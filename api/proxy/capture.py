@@ -1,0 +1,117 @@
+"""A call under `/rollouts/{id}`: recorded before its end is sent, answered from the record when it is repeated.
+
+A repeat that comes while the first is under way waits for it, until its own deadline; if the first comes to nothing,
+the repeat samples.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from api.proxy.calls import Call, Calls, shown, still_waiting
+from api.proxy.errors import ContextTooLong
+from gym.errors import Invalid
+from gym.ids import is_id, parse_rollout_id
+from gym.jsontypes import JsonObject
+from gym.proxy.client import ChatReply
+from gym.proxy.forward import ContextOverflow
+from gym.state.captures import CallAnswer, CallRequest, Captures, Underway
+from gym.trajectory import Usage
+from gym.wire.completion import choice_of, finish_of, usage_of
+
+FIRST_POLL_S = 0.03
+POLL_S = 0.25
+
+
+class CapturedCalls:
+    """Runs the calls of rollouts."""
+
+    def __init__(self, calls: Calls, captures: Captures) -> None:
+        self._calls = calls
+        self._captures = captures
+
+    async def run(self, call: Call, rollout_id: str) -> None:
+        """Raises RequestError, ModelUnreachable, ModelRejected, RedisError."""
+        if not is_id(rollout_id):
+            raise Invalid("invalid_rollout_id", f"{rollout_id[:140]!r} is not an id", {"field": "rollout_id"})
+        request = CallRequest(
+            rollout_id=rollout_id,
+            attempt=_attempt(call.exchange.header(b"x-farm-attempt")),
+            dialect=call.dialect.name,
+            body=call.body,
+            chat=call.chat,
+            request_items=call.dialect.request_items(call.body),
+        )
+        begun = await self._begin(call, request)
+        record = begun if isinstance(begun, dict) else await self._sample(call, begun)
+        call.call_id, call.created_at = record["call_id"], record["created_at"]
+        if record["completion"] is None:
+            raise ContextTooLong(record["overflow"])
+        if isinstance(begun, dict):
+            await call.replay(record["completion"])
+        else:
+            await call.finish(record["completion"])
+
+    async def _begin(self, call: Call, request: CallRequest) -> Underway | JsonObject:
+        loop = asyncio.get_running_loop()
+        began, wait_s = loop.time(), FIRST_POLL_S
+        while (begun := await self._captures.begin(request)) == "wait":
+            remaining_s = call.deadline - loop.time()
+            if remaining_s <= 0:
+                raise still_waiting(loop.time() - began)
+            await asyncio.sleep(min(wait_s, remaining_s))
+            wait_s = min(POLL_S, wait_s * 1.5)
+        return begun
+
+    async def _sample(self, call: Call, begun: Underway) -> JsonObject:
+        call.call_id = begun.call_id
+        rollout = parse_rollout_id(begun.request.rollout_id)
+        sticky_key = begun.request.rollout_id if rollout is None else rollout.group_id
+        sent_at = asyncio.get_running_loop().time()
+        try:
+            reply = await self._calls.send(call, sticky_key=sticky_key)
+            return await self._captures.record(begun, _answer(call, reply, sent_at))
+        finally:
+            await self._captures.give_up(begun)  # says nothing where it has been recorded
+
+
+def _answer(call: Call, reply: ChatReply | ContextOverflow, sent_at: float) -> CallAnswer:
+    if isinstance(reply, ContextOverflow):
+        return CallAnswer(
+            completion=None,
+            overflow=reply.message,
+            created_at=call.created_at,
+            finish="context_overflow",
+            usage=Usage(),
+            tokens=None,
+            version_before=reply.policy.version,
+            version_after=reply.policy.version,
+            endpoint=reply.endpoint.url.shown,
+            duration_s=asyncio.get_running_loop().time() - sent_at,
+            attempts=reply.attempts,
+        )
+    return CallAnswer(
+        completion=shown(call, reply.completion),
+        overflow=None,
+        created_at=call.created_at,
+        finish=finish_of(choice_of(reply.completion)),
+        usage=usage_of(reply.completion),
+        tokens=reply.tokens,
+        version_before=reply.version_before,
+        version_after=reply.version_after,
+        endpoint=reply.endpoint,
+        duration_s=reply.duration_s,
+        attempts=reply.attempts,
+    )
+
+
+def _attempt(header: str | None) -> int:
+    if header is None:
+        return 1
+    if not (header.isdecimal() and 1 <= int(header[:9]) < 10**6):
+        raise Invalid(
+            "invalid_attempt",
+            f"the header x-farm-attempt is {header[:40]!r}, expected a number from 1",
+            {"field": "x-farm-attempt"},
+        )
+    return int(header)

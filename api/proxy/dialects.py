@@ -1,0 +1,109 @@
+"""The three ways to ask a model: how each request, answer, stream and error is written. No I/O."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from api.proxy.errors import Shape
+from gym.jsontypes import JsonObject
+from gym.wire import chat, messages_request, responses_request
+from gym.wire.messages_reply import to_message
+from gym.wire.messages_stream import MessagesStream
+from gym.wire.responses_reply import to_response
+from gym.wire.responses_stream import ResponsesStream
+from gym.wire.streams import ChatStream, StreamTranslator
+
+
+class Dialect(Protocol):
+    """One API. `body` is the caller's request; ids in an answer come from `call_id`, so that a repeat has the same."""
+
+    name: str
+    shape: Shape
+
+    def to_chat(self, body: JsonObject) -> JsonObject:
+        """The request in Chat Completions. Raises WireError."""
+
+    def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:
+        """The whole answer. Raises BadCompletion."""
+
+    def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:
+        """The answer event by event."""
+
+    def request_items(self, body: JsonObject) -> int | None:
+        """How many input items a request has, where the dialect has items."""
+
+
+class Responses:
+    """OpenAI's Responses API."""
+
+    name = "responses"
+    shape: Shape = "openai"
+
+    def to_chat(self, body: JsonObject) -> JsonObject:
+        """See Dialect."""
+        return responses_request.to_chat_request(body)
+
+    def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:
+        """See Dialect."""
+        return to_response(body, completion, response_id=f"resp_{call_id}", created_at=created_at)
+
+    def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:
+        """See Dialect."""
+        return ResponsesStream(body, response_id=f"resp_{call_id}", created_at=created_at)
+
+    def request_items(self, body: JsonObject) -> int | None:
+        """See Dialect."""
+        return len(body["input"]) if isinstance(body["input"], list) else 1
+
+
+class Chat:
+    """OpenAI's Chat Completions; ids are the server's."""
+
+    name = "chat"
+    shape: Shape = "openai"
+
+    def to_chat(self, body: JsonObject) -> JsonObject:
+        """See Dialect."""
+        return chat.to_chat_request(body)
+
+    def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return chat.to_completion(body, completion)
+
+    def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return ChatStream(body)
+
+    def request_items(self, body: JsonObject) -> int | None:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return None
+
+
+class Messages:
+    """Anthropic's Messages."""
+
+    name = "messages"
+    shape: Shape = "anthropic"
+
+    def to_chat(self, body: JsonObject) -> JsonObject:
+        """See Dialect."""
+        return messages_request.to_chat_request(body)
+
+    def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return to_message(body, completion, message_id=f"msg_{call_id}")
+
+    def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return MessagesStream(body, message_id=f"msg_{call_id}")
+
+    def request_items(self, body: JsonObject) -> int | None:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return None
+
+
+DIALECTS: dict[str, Dialect] = {
+    "/v1/responses": Responses(),
+    "/v1/chat/completions": Chat(),
+    "/v1/messages": Messages(),
+}

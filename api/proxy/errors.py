@@ -1,0 +1,90 @@
+"""What went wrong with a call, as the caller's dialect says it.
+
+Invariant: an answer carries the error's own text and nothing else; errors of the farm hold no secrets.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from redis.exceptions import RedisError
+
+from gym.errors import BadRow, ModelRejected, ModelUnreachable, RequestError
+from gym.jsontypes import JsonObject
+
+Shape = Literal["openai", "anthropic"]
+
+RETRY_AFTER_S = 2.0
+_LOG = logging.getLogger(__name__)
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class ContextTooLong(RequestError):
+    """The conversation no longer fits the model's context."""
+
+    status = 400
+
+    def __init__(self, message: str) -> None:
+        super().__init__("context_length_exceeded", message)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A failed call: HTTP status, code, text, the field at fault, seconds after which a repeat makes sense."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    def body(self, shape: Shape) -> JsonObject:
+        """The error object of a dialect."""
+        if shape == "anthropic":
+            default = "invalid_request_error" if self.status < 500 else "api_error"
+            kind = _ANTHROPIC_TYPES.get(self.status, default)
+            # clients of Anthropic's API know an overflow by these words
+            too_long = "prompt is too long: " if self.code == "context_length_exceeded" else ""
+            return {"type": "error", "error": {"type": kind, "message": too_long + self.message}}
+        default = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = _OPENAI_TYPES.get(self.status, default)
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Retry-After`, where it helps, and what 401 demands."""
+        headers = {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def problem_of(error: Exception) -> Problem:
+    """What an error means for the caller. One that nobody foresaw is logged, and hidden from the caller."""
+    match error:
+        case RequestError():
+            field = error.details.get("field")
+            param = str(field) if field else None
+            return Problem(error.status, error.code, error.message, param, error.retry_after_s)
+        case ModelUnreachable():
+            return Problem(503, str(error.kind), error.message, retry_after_s=RETRY_AFTER_S)
+        case ModelRejected():
+            return Problem(400, str(error.kind), error.message)
+        case BadRow():
+            return Problem(422, str(error.kind), error.message)
+        case RedisError():
+            _LOG.warning("a call could not be recorded: %s", error, extra={"action": "redis_unavailable"})
+            text = "the farm cannot reach its Redis for now; send the same request again later"
+            return Problem(503, "redis_unavailable", text, retry_after_s=RETRY_AFTER_S)
+        case _:
+            _LOG.error("a call failed", exc_info=error, extra={"action": "proxy_internal"})
+            return Problem(500, "internal", "the farm made a mistake that its log describes; report it")

@@ -1,0 +1,111 @@
+"""One HTTP request over ASGI: its body in, its answer out, and what happens when the client leaves.
+
+Invariant: once the body is read, a client that leaves gets the work for it cancelled at once; `answered` work is not
+disturbed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from starlette.types import Receive, Scope, Send
+
+from gym.errors import Malformed, TooLarge
+from gym.jsontypes import JsonObject
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Exchange:
+    """A request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._receive = receive
+        self._send = send
+        self.started = False
+        self._ended = False
+
+    def header(self, name: bytes) -> str | None:
+        """A header by its lower-case name."""
+        for known, value in self._headers:
+            if known == name:
+                return value.decode("latin-1").strip()
+        return None
+
+    async def json(self, max_bytes: int) -> JsonObject:
+        """The body. Raises Malformed, TooLarge, ClientLeft."""
+        pieces: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > max_bytes:
+                raise TooLarge("body_too_large", f"the body is larger than {max_bytes} bytes (api.max_body_bytes)")
+            more = message.get("more_body", False)
+        try:
+            body: Any = orjson.loads(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        except orjson.JSONDecodeError as error:
+            raise Malformed("malformed_json", f"the body is no JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise Malformed("malformed_json", "the body is JSON but no object")
+        return body
+
+    @asynccontextmanager
+    async def attended(self) -> AsyncIterator[None]:
+        """While this is open, a client that leaves cancels the task; then ClientLeft is raised."""
+        task = asyncio.current_task()
+        left = False
+
+        def on_message(watch: asyncio.Task[Any]) -> None:
+            nonlocal left
+            if not watch.cancelled() and not self._ended and task is not None:
+                left = True
+                task.cancel()
+
+        # after its body, the only thing that a request can still receive is that the client has left
+        watch = asyncio.ensure_future(self._receive())
+        watch.add_done_callback(on_message)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if left and task is not None and task.uncancel() == 0:
+                raise ClientLeft from None
+            raise
+        finally:
+            watch.remove_done_callback(on_message)
+            watch.cancel()
+
+    async def answer(self, status: int, body: JsonObject, headers: dict[str, str] | None = None) -> None:
+        """The whole answer as JSON."""
+        data = orjson.dumps(body, default=str)
+        raw = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
+        raw += [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+        self.started = self._ended = True
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def stream(self, data: bytes, *, more: bool) -> None:
+        """A piece of an event stream; the first one begins the answer."""
+        if not self.started:
+            self.started = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        self._ended = not more
+        if data or not more:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})

@@ -1,0 +1,74 @@
+"""A streamed chat completion: its chunks handed on as they come, and put together to the whole answer.
+
+Invariant: what is handed on has been read by `ChatAccumulator` before, so the whole never misses what a caller saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.wire.chunks import ChatAccumulator
+from gym.wire.errors import BadCompletion
+from gym.wire.sse import SseDecoder
+from gym.wire.streams import CUT
+
+# Gets the chunks that arrived together; the server is read no further until it returns.
+OnChunks = Callable[[list[JsonObject]], Awaitable[None]]
+
+_DONE = b"[DONE]"
+
+
+def streamed(body: JsonObject, options: JsonObject | None) -> JsonObject:
+    """A chat request that asks for a stream with usage at its end; `options` are the caller's `stream_options`."""
+    return {**body, "stream": True, "stream_options": {**(options or {}), "include_usage": True}}
+
+
+async def read_stream(response: aiohttp.ClientResponse, on_chunks: OnChunks) -> JsonObject:
+    """The whole completion. Raises BadCompletion for an error in mid-stream or an end before the answer's."""
+    decoder, whole = SseDecoder(), ChatAccumulator()
+    done = False
+    async for received in response.content.iter_any():
+        chunks = []
+        for data in decoder.feed(received):
+            if data == _DONE:
+                done = True
+                break
+            chunk = _json(data)
+            whole.feed(chunk)
+            chunks.append(chunk)
+        if chunks:
+            await on_chunks(chunks)
+        if done:
+            break
+    if not whole.finished:
+        raise BadCompletion(CUT)
+    return whole.completion()
+
+
+def chunks_of(completion: JsonObject) -> list[JsonObject]:
+    """A whole completion as the chunks of a stream: the message in one, then the usage."""
+    [choice] = completion["choices"]
+    message = dict(choice["message"])
+    if message.get("tool_calls"):
+        message["tool_calls"] = [{"index": place, **call} for place, call in enumerate(message["tool_calls"])]
+    top = {name: value for name, value in completion.items() if name not in ("choices", "usage")}
+    top["object"] = "chat.completion.chunk"
+    body = {name: value for name, value in choice.items() if name != "message"}
+    return [
+        {**top, "choices": [{**body, "index": 0, "delta": message}]},
+        {**top, "choices": [], "usage": completion.get("usage")},
+    ]
+
+
+def _json(data: bytes) -> JsonObject:
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadCompletion("the model server streams something that is no JSON") from error
+    if not isinstance(chunk, dict):
+        raise BadCompletion("the model server streams something that is no JSON object")
+    return chunk

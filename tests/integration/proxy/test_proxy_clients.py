@@ -1,0 +1,229 @@
+"""The official clients, unmodified, run a tool loop; what is captured is what the library records."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from gym.agents.base import Episode
+from gym.agents.tool_loop import ToolLoop
+from gym.config import ModelSettings
+from gym.environments.registry import load_registry
+from gym.environments.session import EnvironmentSession
+from gym.limits import Limits
+from gym.proxy.client import PolicyClient
+from gym.state.policies import PolicyCache
+from gym.task import Task
+from gym.trajectory import Trajectory
+
+pytestmark = pytest.mark.anyio
+
+ROLLOUT = "batch:0:0"
+QUESTIONS = {
+    "one call": "What is the weather like in Lima?",
+    "two calls at once": (
+        'Go. [[reason Two cities.]] [[say I look.]] [[call get_weather {"city": "Lima"}]] '
+        '[[call get_weather {"city": "Oslo"}]]'
+    ),
+}
+
+
+async def library(farm: Any, question: str) -> tuple[Trajectory, list[dict[str, Any]]]:
+    """The conversation as a worker runs it, and the tools that it offers."""
+    cache = PolicyCache(farm.store, "library")
+    await cache.refresh()
+    record = cache.get("policy")
+    params = {"input": [{"role": "user", "content": question}], "max_output_tokens": 400}
+    with ThreadPoolExecutor(1) as executor:
+        session = EnvironmentSession(
+            load_registry(()).get("weather"), {"responses_create_params": params}, seed=0, executor=executor
+        )
+        async with PolicyClient(ModelSettings(), cache) as client:
+            await session.setup()
+            episode = Episode(
+                task=Task(task_id="t", environment="weather", agent="tool_loop", params=params, data={}),
+                rollout_id=ROLLOUT,
+                group_id="batch:0",
+                attempt=1,
+                limits=Limits(),
+                environment=session,
+                model=client,
+                policy=lambda: record,
+                deadline=asyncio.get_running_loop().time() + 20,
+                trajectory=Trajectory(params=params),
+            )
+            await ToolLoop().run(episode)
+            tools = session.tools
+            await session.close()
+    return episode.trajectory, tools
+
+
+def weather(arguments: str | dict[str, Any]) -> str:
+    """The tool, as the environment answers."""
+    city = (json.loads(arguments) if isinstance(arguments, str) else arguments)["city"]
+    report = {"city": city, "weather_description": f"The weather in {city} is cold."}
+    return json.dumps(report, separators=(",", ":"))
+
+
+async def responses_loop(base: str, question: str, tools: list[dict[str, Any]], stream: bool) -> str:
+    async with openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0) as client:
+        items: list[Any] = [{"role": "user", "content": question}]
+        while True:
+            asked: Any = {"model": "any", "input": items, "tools": tools, "max_output_tokens": 400}
+            if stream:
+                async with client.responses.stream(**asked) as events:
+                    async for _ in events:
+                        pass
+                    response: Any = await events.get_final_response()
+            else:
+                response = await client.responses.create(**asked)
+            calls = [item for item in response.output if item.type == "function_call"]
+            if not calls:
+                return str(response.output_text)
+            items += [item.model_dump(exclude_none=True, exclude={"parsed_arguments"}) for item in response.output]
+            items += [
+                {"type": "function_call_output", "call_id": call.call_id, "output": weather(call.arguments)}
+                for call in calls
+            ]
+            for item in items:
+                for part in item.get("content", ()) if item.get("type") == "message" else ():
+                    part.pop("parsed", None)
+
+
+async def chat_loop(base: str, question: str, tools: list[dict[str, Any]], stream: bool) -> str:
+    nested: Any = [
+        {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+        for tool in tools
+    ]
+    async with openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": question}]
+        while True:
+            asked: Any = {"model": "any", "messages": messages, "tools": nested, "max_tokens": 400}
+            if stream:
+                async with client.chat.completions.stream(**asked) as events:
+                    async for _ in events:
+                        pass
+                    message: Any = (await events.get_final_completion()).choices[0].message
+            else:
+                message = (await client.chat.completions.create(**asked)).choices[0].message
+            if not message.tool_calls:
+                return str(message.content)
+            said = message.model_dump(exclude_none=True, exclude={"parsed": True})
+            for call in said["tool_calls"]:
+                call["function"].pop("parsed_arguments", None)
+                call.pop("index", None)
+            messages.append(said)
+            messages += [
+                {"role": "tool", "tool_call_id": call.id, "content": weather(call.function.arguments)}
+                for call in message.tool_calls
+            ]
+
+
+async def messages_loop(base: str, question: str, tools: list[dict[str, Any]], stream: bool) -> str:
+    offered: Any = [
+        {
+            "name": tool["name"],
+            "description": tool["description"],
+            "input_schema": tool["parameters"],
+            **({"strict": tool["strict"]} if "strict" in tool else {}),
+        }
+        for tool in tools
+    ]
+    async with anthropic.AsyncAnthropic(base_url=base, api_key="none", max_retries=0) as client:
+        messages: list[Any] = [{"role": "user", "content": question}]
+        while True:
+            asked: Any = {"model": "any", "messages": messages, "tools": offered, "max_tokens": 400}
+            if stream:
+                async with client.messages.stream(**asked) as events:
+                    async for _ in events:
+                        pass
+                    message: Any = await events.get_final_message()
+            else:
+                message = await client.messages.create(**asked)
+            uses = [block for block in message.content if block.type == "tool_use"]
+            if not uses:
+                return "".join(block.text for block in message.content if block.type == "text")
+            messages.append({"role": "assistant", "content": message.content})
+            messages.append(
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": use.id, "content": weather(use.input)} for use in uses
+                    ],
+                }
+            )
+
+
+Loop = Callable[[str, str, list[dict[str, Any]], bool], Awaitable[str]]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+@pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
+async def test_a_captured_tool_loop_equals_what_the_library_records(farm, model, proxy, loop: Loop, question, stream):
+    recorded, tools = await library(farm, question)
+    text = await loop(f"{proxy}/rollouts/{ROLLOUT}", question, tools, stream)
+    captured = await farm.captures.trajectory(ROLLOUT)
+    assert text == recorded.final_text
+    assert captured is not None
+    assert len(captured.calls) == 2
+    assert captured.items == recorded.items
+    assert captured.segments.segments == recorded.segments.segments
+    assert len(captured.segments.segments) == 1
+    timeless = {"started_s": 0.0, "duration_s": 0.0}
+    # outside the Responses API a client need not send reasoning back, so a request may have an item less
+    if loop is not responses_loop:
+        timeless["request_items"] = 0
+    assert [dataclasses.replace(call, **timeless) for call in captured.calls] == [
+        dataclasses.replace(call, **timeless) for call in recorded.calls
+    ]
+    assert captured.tool_calls == recorded.tool_calls
+    assert captured.usage == recorded.usage
+    assert captured.tokens_complete
+
+
+@pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
+async def test_a_tool_loop_without_a_rollout_is_answered_and_not_recorded(farm, model, proxy, loop: Loop):
+    _, tools = await library(farm, QUESTIONS["one call"])
+    assert "Lima" in await loop(proxy, QUESTIONS["one call"], tools, True)
+    assert await farm.store.redis.keys("farm:cap:*") == []
+
+
+async def test_the_models_are_the_policies(farm, proxy, model):
+    async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none") as client:
+        assert [card.id async for card in client.models.list()] == ["policy"]
+    async with anthropic.AsyncAnthropic(base_url=f"{proxy}/rollouts/r", api_key="none") as other:
+        assert [card.id async for card in other.models.list()] == ["policy"]
+
+
+async def test_a_client_reads_each_error_as_its_own_kind(proxy):
+    async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
+            await client.responses.create(model="any", input="hi", background=True)
+        assert (refused.value.param, refused.value.type) == ("background", "invalid_request_error")
+        with pytest.raises(openai.NotFoundError, match="there is no policy 'gone'"):
+            await client.responses.create(model="any", input="hi", extra_headers={"x-farm-policy": "gone"})
+        with pytest.raises(openai.BadRequestError) as long:
+            await client.responses.create(model="any", input="long " * 300_000)
+        assert long.value.code == "context_length_exceeded"
+    async with anthropic.AsyncAnthropic(base_url=proxy, api_key="none", max_retries=0) as other:
+        with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+            await other.messages.create(
+                model="any", max_tokens=5, messages=[{"role": "user", "content": "long " * 300_000}]
+            )
+        with pytest.raises(anthropic.UnprocessableEntityError) as mcp:
+            await other.messages.create(
+                model="any",
+                max_tokens=5,
+                messages=[{"role": "user", "content": "hi"}],
+                extra_body={"mcp_servers": [{}]},
+            )
+        assert mcp.value.body["error"]["type"] == "invalid_request_error"
