@@ -26,6 +26,7 @@ from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
 from gym.results.blobs import BlobStore
 from gym.state.batches import Batches
+from gym.state.captures import Captures
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
@@ -79,6 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry=load_registry(settings.environments),
         batches=Batches(store),
         results=Results(store, blobs),
+        captures=Captures(store),
         policies=Policies(store),
         leases=Leases(store),
         backlog=Backlog(store, settings.api.max_backlog),

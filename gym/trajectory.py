@@ -48,7 +48,11 @@ class TurnTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
-    """One model call as people read it under a rollout."""
+    """One model call as people read it under a rollout.
+
+    Its request was the first `request_items` of the input items and the trajectory's, its answer the next
+    `reply_items`, so that a conversation is kept once however many calls saw it.
+    """
 
     turn: int
     endpoint: str
@@ -58,7 +62,8 @@ class ModelCall:
     usage: Usage
     version_before: int | None
     version_after: int | None
-    request_items: int  # how many input items it saw
+    request_items: int
+    reply_items: int = 0
     has_tokens: bool
 
 

@@ -8,10 +8,10 @@ import orjson
 
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
-from gym.results.record import pack_trajectory
+from gym.results.record import call_json, pack_trajectory, version_span
 from gym.rollout import StopReason
 from gym.state.results import rfc3339
-from gym.trajectory import ModelCall, Trajectory, Usage
+from gym.trajectory import Usage
 from gym.wire.responses_reply import build_response
 from workers.runner import Finished, Running
 
@@ -45,7 +45,7 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
             "error": _error(running, finished, worker),
             "reward": finished.reward.value if finished.reward is not None else None,
             "reward_components": finished.reward.components if finished.reward is not None else {},
-            "policy_version": _versions(trajectory),
+            "policy_version": version_span(trajectory),
             "usage": usage,
             "model_calls": len(trajectory.calls) if trajectory is not None else 0,
             "tool_calls": len(trajectory.tool_calls) if trajectory is not None else 0,
@@ -71,18 +71,6 @@ def _error(running: Running, finished: Finished, worker: str) -> JsonObject | No
     }
 
 
-def _versions(trajectory: Trajectory | None) -> JsonObject | None:
-    if trajectory is None:
-        return None
-    seen = [
-        version
-        for call in trajectory.calls
-        for version in (call.version_before, call.version_after)
-        if version is not None
-    ]
-    return {"min": min(seen), "max": max(seen)} if seen else None
-
-
 def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
     """The trajectory as it is stored, `None` where the episode never began."""
     trajectory = finished.trajectory
@@ -103,23 +91,7 @@ def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
         status="incomplete" if cut else "completed",
         incomplete_reason=cut,
     )
-    return pack_trajectory(response, [_call(call) for call in trajectory.calls], trajectory.segments.segments)
-
-
-def _call(call: ModelCall) -> JsonObject:
-    return {
-        "turn": call.turn,
-        "endpoint": call.endpoint,
-        "started_s": call.started_s,
-        "duration_s": call.duration_s,
-        "finish": call.finish,
-        "input_tokens": call.usage.input_tokens,
-        "output_tokens": call.usage.output_tokens,
-        "version_before": call.version_before,
-        "version_after": call.version_after,
-        "request_items": call.request_items,
-        "has_tokens": call.has_tokens,
-    }
+    return pack_trajectory(response, [call_json(call) for call in trajectory.calls], trajectory.segments.segments)
 
 
 def sums(finished: Finished) -> dict[str, float]:

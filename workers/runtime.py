@@ -83,9 +83,11 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop the services; `drain` comes first."""
-        for service in self._services:
-            service.cancel()
-        await asyncio.gather(*self._services, return_exceptions=True)
+        running = set(self._services)
+        while running:  # a client library may swallow a cancellation that comes at the wrong moment
+            for service in running:
+                service.cancel()
+            _, running = await asyncio.wait(running, timeout=0.5)
         await self._model.__aexit__(None, None, None)
         await self._store.close()
         self._executor.shutdown(wait=False, cancel_futures=True)

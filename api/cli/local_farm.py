@@ -34,6 +34,7 @@ class LocalFarm:
     """Where a farm and its mock model answer. The policy that batches use by default is the mock model."""
 
     url: str
+    proxy_url: str
     flower_url: str | None
     model_url: str
     data_dir: Path
@@ -73,7 +74,14 @@ def local_farm(
         url = _ready_line(up, data_dir / "up.log")
         _wait_for_model(model, model_url, data_dir / "mock-model.log")
         addresses = json.loads((data_dir / ADDRESSES_FILE).read_text())
-        yield LocalFarm(url=url, flower_url=addresses["flower"], model_url=model_url, data_dir=data_dir, process=up)
+        yield LocalFarm(
+            url=url,
+            proxy_url=addresses["proxy"],
+            flower_url=addresses["flower"],
+            model_url=model_url,
+            data_dir=data_dir,
+            process=up,
+        )
 
 
 def _process(command: str, options: Sequence[str], settings: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -26,18 +25,8 @@ Concurrency = Annotated[int | None, typer.Option(min=1, help="Rollouts at a time
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (up, demo, api, dispatcher, worker, flower, redis):
+    for command in (up, demo, api, proxy, dispatcher, worker, flower, redis):
         app.command()(command)
-    if proxy_is_built():
-        app.command()(proxy)
-
-
-def proxy_is_built() -> bool:
-    """Whether the model proxy exists as a process."""
-    try:
-        return importlib.util.find_spec("api.proxy.app") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def up(
@@ -109,7 +98,8 @@ def proxy(
 ) -> None:
     """The model proxy, for agents outside the workers."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, proxy={"port": port})
-    create_app = importlib.import_module("api.proxy.app").create_app
+    from api.proxy.app import create_app
+
     raise typer.Exit(serve(create_app(settings), settings.host, settings.proxy.port))
 
 

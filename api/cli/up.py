@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from api.cli import dashboard
-from api.cli.processes import GRACE_S, proxy_is_built
+from api.cli.processes import GRACE_S
 from api.cli.supervisor import ChildSpec, Supervisor
 from gym.config import Settings
 from gym.errors import FarmError, SettingsError
@@ -68,9 +68,7 @@ def run(settings: Settings, *, verbose: bool = False, children: Children | None 
 
 def with_ports(settings: Settings) -> Settings:
     """The settings with a free port in place of each 0. Raises SettingsError naming a port that is taken."""
-    sections = {"api": "--api-port"}
-    if proxy_is_built():
-        sections["proxy"] = "--proxy-port"
+    sections = {"api": "--api-port", "proxy": "--proxy-port"}
     if settings.flower.enabled:
         sections["flower"] = "--flower-port"
     update = {}
@@ -151,12 +149,12 @@ class _Farm:
         flower = None
         if settings.flower.enabled:
             flower = base_url(settings.host, settings.flower.port) + dashboard.url_prefix(settings.flower)
-        write_private(
-            settings.data_dir / ADDRESSES_FILE, json.dumps({"api": api, "flower": flower, "pid": os.getpid()}) + "\n"
-        )
+        proxy = base_url(settings.host, settings.proxy.port)
+        addresses = {"api": api, "proxy": proxy, "flower": flower, "pid": os.getpid()}
+        write_private(settings.data_dir / ADDRESSES_FILE, json.dumps(addresses) + "\n")
         sys.stdout.write(f"ready {api}\n")
         sys.stdout.flush()
-        self._explain(settings, api, flower)
+        self._explain(settings, api, proxy, flower)
 
     async def _with_redis(self, supervisor: Supervisor) -> Settings:
         """The settings with the URL of a Redis that answers, the embedded one unless they name one."""
@@ -188,9 +186,10 @@ class _Farm:
         redis = settings.redis.model_copy(update={"url": embedded.url})
         return settings.model_copy(update={"redis": redis})
 
-    def _explain(self, settings: Settings, api: str, flower: str | None) -> None:
+    def _explain(self, settings: Settings, api: str, proxy: str, flower: str | None) -> None:
         option = "" if settings.api.port == type(settings.api)().port else f" --url {api}"
         self._console.print(f"[bold]farm[/]    {api}  (API: {api}/docs)")
+        self._console.print(f"[bold]proxy[/]   {proxy}/v1  (a base_url for agents of your own)")
         if flower:
             self._console.print(f"[bold]Flower[/]  {flower}")
         if not settings.worker.processes:
@@ -225,8 +224,7 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
     for number in range(1, settings.worker.processes + 1):
         yield child(f"worker-{number}", "worker", WORK, drain_s)
     yield child("dispatcher", "dispatcher", INTAKE, 2 * GRACE_S)
-    if proxy_is_built():
-        yield child("proxy", "proxy", WORK, drain_s)
+    yield child("proxy", "proxy", WORK, drain_s)
     if settings.flower.enabled:
         yield child("flower", "flower", INTAKE, GRACE_S, niceness=FLOWER_NICENESS)
 

@@ -8,7 +8,9 @@ from api.routes.batches import count_cancelled
 from api.routes.bodies import json_response
 from api.routes.services import Farm
 from api.schemas import Cancelled, ResultAnswer, UnfinishedRollout
-from gym.ids import parse_rollout_id
+from gym.errors import NotFound
+from gym.ids import is_id, parse_rollout_id
+from gym.results.captured import captured_rollout
 from gym.state.batches import rollout_not_found
 from gym.state.results import View
 
@@ -17,11 +19,21 @@ router = APIRouter(tags=["rollouts"])
 
 @router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer | UnfinishedRollout)
 async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Response:
-    """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`."""
+    """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`.
+
+    An id of no batch, under which an agent called the model proxy, shows what was captured (`state` is `captured`).
+    """
     rollout = parse_rollout_id(rollout_id)
-    if rollout is None:
+    if rollout is not None:
+        try:
+            return json_response(await farm.results.get(rollout, view))
+        except NotFound:
+            pass  # of no batch; an agent of its own may have named it
+    records = await farm.captures.records(rollout_id) if is_id(rollout_id) else []
+    if not records:
         raise rollout_not_found(rollout_id)
-    return json_response(await farm.results.get(rollout, view))
+    shown = captured_rollout(rollout_id, records, conversation=view is View.FULL, segments=view is not View.LIGHT)
+    return json_response(shown)
 
 
 @router.delete("/v1/rollouts/{rollout_id}", response_model=Cancelled)

@@ -13,6 +13,7 @@ from gym.config import Settings
 from gym.environments.registry import Registry
 from gym.errors import Overloaded
 from gym.state.batches import Batches
+from gym.state.captures import Captures
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
@@ -81,6 +82,7 @@ class Services:
     registry: Registry
     batches: Batches
     results: Results
+    captures: Captures
     policies: Policies
     leases: Leases
     backlog: Backlog

@@ -108,6 +108,7 @@ class Episode:
                 version_before=reply.version_before,
                 version_after=reply.version_after,
                 request_items=request_items,
+                reply_items=len(reply.items),
                 has_tokens=reply.tokens is not None,
             )
         )

@@ -46,6 +46,9 @@ _SENTENCES = tuple(
         # vLLM from 0.18 on
         _CONTEXT + r"you requested (?P<output>\d+) output tokens and your prompt contains (?:at least )?\d+ "
         r"(?:input tokens|characters)",
+        # vLLM 0.32, which takes what is left of the context where the limit asked for does not fit
+        _CONTEXT + r"your prompt contains (?:at least )?\d+ (?:input tokens|characters)",
+        r"Input length \(\d+\) exceeds model's maximum context length \(\d+\)",
         # vLLM's engine, for what the front end let through
         r"The (?:encoder|decoder) prompt \(length \d+\) " + _LONGER,
         r"The decoder prompt \(length \d+\) plus the number of requested output tokens \(at least 1\) " + _LONGER,
@@ -56,7 +59,7 @@ _SENTENCES = tuple(
         _COUNT + r"\d+ tokens from the input messages and (?P<output>\d+) tokens for the completion",
     )
 )
-# vLLM 0.4 to 0.6, where the request gives no limit: what is left of the context was taken for one
+# vLLM 0.4 to 0.6, and 0.32 where the prompt fills the context: what is left of it was taken for the limit
 _NOTHING_LEFT = re.compile(_PREFIX + r"max_(?:completion_)?tokens must be at least 1, got (?:0|-\d+)\b")
 _ROUTER_CODE = re.compile(r"litellm\.ContextWindowExceededError:")
 

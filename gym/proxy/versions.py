@@ -17,9 +17,12 @@ _VERSION = re.compile(r"(?:[A-Za-z_]+[-_:]?)?(\d+)")
 def reported_versions(completion: JsonObject) -> tuple[int, int] | None:
     """The first and the last version that had a part in an answer, or None where the server says nothing usable.
 
-    Read from `weight_versions` (a list in order), `weight_version`, or `metadata.weight_version` (SGLang).
+    Read from `weight_versions` (a list in order, vLLM's of spans `{version, start, end}` inside the choice),
+    `weight_version`, or `metadata.weight_version` (SGLang).
     """
-    versions = completion.get("weight_versions")
+    choices = completion.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    versions = completion.get("weight_versions") or choice.get("weight_versions")
     if isinstance(versions, list) and versions:
         first, last = _version(versions[0]), _version(versions[-1])
         return None if first is None or last is None else (first, last)
@@ -32,6 +35,8 @@ def reported_versions(completion: JsonObject) -> tuple[int, int] | None:
 
 
 def _version(value: Any) -> int | None:
+    if isinstance(value, dict):
+        value = value.get("version")
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     match = _VERSION.fullmatch(value) if isinstance(value, str) else None

@@ -14,7 +14,7 @@ import msgpack
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.trajectory import Segment
+from gym.trajectory import ModelCall, Segment, Trajectory
 
 VERSION = 1
 
@@ -22,7 +22,7 @@ VERSION = 1
 def pack_trajectory(response: JsonObject, calls: list[JsonObject], segments: list[Segment]) -> bytes:
     """A trajectory as it is stored."""
     packed: bytes = msgpack.packb(
-        {"v": VERSION, "response": response, "calls": calls, "segments": [_pack_segment(s) for s in segments]}
+        {"v": VERSION, "response": response, "calls": calls, "segments": [pack_segment(s) for s in segments]}
     )
     return packed
 
@@ -33,7 +33,8 @@ def unpack_trajectory(packed: bytes) -> JsonObject:
     return trajectory
 
 
-def _pack_segment(segment: Segment) -> JsonObject:
+def pack_segment(segment: Segment) -> JsonObject:
+    """A segment with its arrays as bytes."""
     return {
         "token_ids": _little_endian(segment.token_ids),
         "loss_mask": bytes(segment.loss_mask),
@@ -109,3 +110,28 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool) -> JsonO
         if full:
             extra |= {"response": trajectory["response"], "calls": trajectory["calls"]}
     return extra
+
+
+def version_span(trajectory: Trajectory | None) -> JsonObject | None:
+    """The lowest and the highest policy version that any of its calls saw, `None` where none is known."""
+    calls = trajectory.calls if trajectory is not None else []
+    seen = [version for call in calls for version in (call.version_before, call.version_after) if version is not None]
+    return {"min": min(seen), "max": max(seen)} if seen else None
+
+
+def call_json(call: ModelCall) -> JsonObject:
+    """A model call as `view=full` shows it."""
+    return {
+        "turn": call.turn,
+        "endpoint": call.endpoint,
+        "started_s": call.started_s,
+        "duration_s": call.duration_s,
+        "finish": call.finish,
+        "input_tokens": call.usage.input_tokens,
+        "output_tokens": call.usage.output_tokens,
+        "version_before": call.version_before,
+        "version_after": call.version_after,
+        "request_items": call.request_items,
+        "reply_items": call.reply_items,
+        "has_tokens": call.has_tokens,
+    }

@@ -185,7 +185,8 @@ def rebuild(records: Sequence[JsonObject]) -> Trajectory:
     for turn, record in enumerate(records):
         if turn:
             trajectory.items += input_items(record["messages"], id_prefix=record["call_id"])
-        trajectory.items += reply_items(record)
+        replied = reply_items(record)
+        trajectory.items += replied
         usage = Usage(*record["usage"])
         trajectory.usage += usage
         trajectory.calls.append(
@@ -199,6 +200,7 @@ def rebuild(records: Sequence[JsonObject]) -> Trajectory:
                 version_before=record["version_before"],
                 version_after=record["version_after"],
                 request_items=record["request_items"],
+                reply_items=len(replied),
                 has_tokens=record["tokens"] is not None,
             )
         )

@@ -1,0 +1,78 @@
+"""A farm whose model servers err, hang and die: no rollout is lost, no call goes beyond its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+
+from api.cli.local_farm import LocalFarm
+from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
+
+pytestmark = pytest.mark.anyio
+
+ROWS = [
+    {"responses_create_params": {"input": [{"role": "user", "content": f"what's it like in {city}?"}]}}
+    for city in ("Oslo", "Lima", "Nairobi", "Kyoto")
+]
+
+
+async def submit(http: httpx.AsyncClient, name: str, urls: list[str], rows: int, **options: Any) -> str:
+    answer = await http.put(f"/v1/policies/{name}", json={"base_urls": urls, "model": "m"})
+    assert answer.status_code == 200, answer.text
+    body = {"environment": "weather", "policy": name, "rows": [ROWS[i % len(ROWS)] for i in range(rows)], **options}
+    answer = await http.post("/v1/batches", json=body)
+    assert answer.status_code == 201, answer.text
+    batch_id: str = answer.json()["batch_id"]
+    return batch_id
+
+
+async def outcomes(http: httpx.AsyncClient, batch_id: str, *, within_s: float) -> Counter[tuple[str, float | None]]:
+    found: list[dict[str, Any]] = []
+    after = ""
+    async with asyncio.timeout(within_s):
+        while True:
+            params = {"wait": "5", **({"after": after} if after else {})}
+            page = (await http.get(f"/v1/batches/{batch_id}/results", params=params)).json()
+            found += page["items"]
+            after = page["next_after"]
+            if page["done"]:
+                return Counter((item["outcome"], item["reward"]) for item in found)
+
+
+async def test_a_third_of_all_calls_answered_500_or_429_loses_no_rollout(farm: LocalFarm) -> None:
+    options = ScriptedModelOptions(error_rate=0.15, rate_limit_rate=0.15, retry_after_s=0.1, seed=3)
+    async with ScriptedModelServer(options) as model, httpx.AsyncClient(base_url=farm.url, timeout=60) as http:
+        batch_id = await submit(http, "erring", [model.url], 200)
+        assert await outcomes(http, batch_id, within_s=90) == {("succeeded", 1.0): 200}
+        assert model.stats["requests"] > 440  # 400 answers are needed, so it did err
+
+
+async def test_load_moves_away_from_an_endpoint_that_dies_and_no_rollout_is_lost(farm: LocalFarm) -> None:
+    async with (
+        ScriptedModelServer(ScriptedModelOptions(latency_s=0.05)) as first,
+        ScriptedModelServer(ScriptedModelOptions(latency_s=0.05)) as second,
+        httpx.AsyncClient(base_url=farm.url, timeout=60) as http,
+    ):
+        dying = ScriptedModelServer(ScriptedModelOptions(latency_s=0.05))
+        async with dying:
+            batch_id = await submit(http, "dying", [first.url, dying.url, second.url], 600)
+            async with asyncio.timeout(30):
+                while dying.stats["requests"] < 20:  # noqa: ASYNC110  the server has no event for it
+                    await asyncio.sleep(0.01)
+        assert await outcomes(http, batch_id, within_s=90) == {("succeeded", 1.0): 600}
+
+
+async def test_a_model_that_never_answers_is_cut_at_the_rollouts_deadline(farm: LocalFarm) -> None:
+    async with (
+        ScriptedModelServer(ScriptedModelOptions(hang_rate=1.0)) as model,
+        httpx.AsyncClient(base_url=farm.url, timeout=60) as http,
+    ):
+        batch_id = await submit(http, "hanging", [model.url], 8, limits={"rollout_timeout_s": 2, "max_attempts": 1})
+        assert await outcomes(http, batch_id, within_s=20) == {("failed", None): 8}
+        async with asyncio.timeout(5):
+            while model.stats["in_flight"]:  # noqa: ASYNC110  the server has no event for it
+                await asyncio.sleep(0.02)
