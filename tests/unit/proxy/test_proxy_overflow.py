@@ -32,8 +32,8 @@ OVERFLOWS = {
     "vllm 0.32, characters": "This model's maximum context length is 32768 tokens. However, you requested 512 output "
     "tokens and your prompt contains 2290998 characters (more than 722432 characters, which is the upper bound for "
     "32256 input tokens). Please reduce the length of the input prompt.",
-    "vllm 0.32, seen": "This model's maximum context length is 2048 tokens. However, your prompt contains at least 2049 "
-    "input tokens, which exceeds this limit even without any output tokens. Please reduce the length.",
+    "vllm 0.32, seen": "This model's maximum context length is 2048 tokens. However, your prompt contains at least "
+    "2049 input tokens, which exceeds this limit even without any output tokens. Please reduce the length.",
     "vllm 0.32, rendering": "Input length (2049) exceeds model's maximum context length (2048).",
     "vllm's engine": "The decoder prompt (length 8357) is longer than the maximum model length of 8192. Make sure that "
     "`max_model_len` is no smaller than the number of text tokens.",
