@@ -35,9 +35,34 @@ def conversation(rollout: JsonObject) -> RenderableType:
         asked = [{"role": "user", "content": asked}]
     response = rollout.get("response") or {}
     shown += [_item(item) for item in [*asked, *(response.get("output") or [])] if isinstance(item, dict)]
+    if calls := rollout.get("calls"):
+        shown.append(_calls(calls))
     if error := rollout.get("error"):
         shown.append(_error(error))
     return Group(*shown)
+
+
+def _calls(calls: list[JsonObject]) -> Table:
+    """The model calls, one in a line; `saw` and `gave` count items of the conversation above."""
+    table = Table(title="model calls", title_justify="left", box=None)
+    for name in ("turn", "endpoint", "at s", "took s", "saw", "gave", "in", "out", "finish", "version"):
+        table.add_column(name, justify="left" if name in ("endpoint", "finish") else "right")
+    for call in calls:
+        before, after = call.get("version_before"), call.get("version_after")
+        versions = {str(version) for version in (before, after) if version is not None}
+        table.add_row(
+            str(call.get("turn")),
+            str(call.get("endpoint")),
+            number(call.get("started_s"), 2),
+            number(call.get("duration_s"), 2),
+            str(call.get("request_items")),
+            str(call.get("reply_items")),
+            str(call.get("input_tokens")),
+            str(call.get("output_tokens")),
+            str(call.get("finish")),
+            "-".join(sorted(versions)),
+        )
+    return table
 
 
 def _facts(rollout: JsonObject) -> Table:
