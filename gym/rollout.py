@@ -103,4 +103,9 @@ class Ledger:
 
     def as_dict(self) -> dict[str, int]:
         """The ledger as the API shows it."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.names()}
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Its fields: `submitted` and the states."""
+        return [field.name for field in fields(cls)]

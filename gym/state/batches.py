@@ -19,7 +19,6 @@ from gym.rollout import Ledger
 from gym.state.store import CANCEL, REQUEUE, SEAL, Store
 
 CANCEL_CHUNK = 500
-LEDGER_FIELDS = ("submitted", "queued", "running", "judging", "succeeded", "failed", "cancelled", "expired")
 Scope = Literal["batch", "group", "rollout"]
 BatchState = Literal["open", "running", "done", "cancelled", "expired"]
 
@@ -173,7 +172,7 @@ class Batches:
 
 
 def _status(batch_id: str, meta: dict[bytes, bytes], stats: dict[bytes, bytes]) -> BatchStatus:
-    ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in LEDGER_FIELDS})
+    ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
     sealed = meta.get(b"sealed") == b"1"
     ended_at = int(meta[b"ended_at"]) if b"ended_at" in meta else None
     flag = meta.get(b"cancel", b"0")

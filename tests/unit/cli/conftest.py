@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from api.cli.main import main
-from gym.client.fake import FakeFarm
 from gym.jsontypes import JsonObject
+from gym.testing.fake_farm import FakeFarm
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from api.cli.checks import check_endpoint
-from gym.client.fake import FakeFarm, Fault
 from gym.jsontypes import JsonObject
+from gym.testing.fake_farm import FakeFarm, Fault
 
 ROW: JsonObject = {"responses_create_params": {"input": "How is the weather in Paris?"}, "environment": "weather"}
 

@@ -16,8 +16,8 @@ from api.cli.checks import (
     check_port,
     redis_checks,
 )
-from gym.client.fake import FakeFarm
 from gym.config import load_settings
+from gym.testing.fake_farm import FakeFarm
 
 
 def levels(info: dict[str, object]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gym.client.fake import FakeFarm
+from gym.testing.fake_farm import FakeFarm
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 for name in {BLOCKED.split()!r}:
     sys.modules[name] = None
 import gym.client
-from gym.client.fake import FakeFarm
+from gym.testing.fake_farm import FakeFarm
 with FakeFarm() as farm, gym.client.connect_sync(farm.url) as client:
     batch = client.submit([{{"responses_create_params": {{"input": "x"}}, "environment": "weather"}}])
     assert [result.reward for result in batch.results()] == [1.0]
