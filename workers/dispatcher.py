@@ -31,6 +31,7 @@ from workers.schedule import Waiting, plan
 
 LEAD_TTL_S = 3.0
 HOUSEKEEPING_S = 1.0
+NO_WORKERS_S = 0.1
 ORPHANED_CANCEL_S = 10.0
 MIN_TICK_S = 0.02
 _LOG = logging.getLogger(__name__)
@@ -122,7 +123,8 @@ class Dispatcher:
         await self._read_batches()
         if time.monotonic() >= self._housekeeping_at:
             await self._housekeeping()
-            self._housekeeping_at = time.monotonic() + HOUSEKEEPING_S
+            # a farm that has just come up is not kept waiting for its workers to be noticed
+            self._housekeeping_at = time.monotonic() + (HOUSEKEEPING_S if self._slots else NO_WORKERS_S)
         await self._fill_window()
 
     async def _read_batches(self) -> None:

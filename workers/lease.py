@@ -33,8 +33,10 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Enter the worker; raises redis-py's errors where Redis cannot be reached at all."""
+        """Enter the worker and tell the dispatcher; raises redis-py's errors where Redis cannot be reached at all."""
         self._renew()
+        self._redis.lpush(self._keys.wake, "1")
+        self._redis.ltrim(self._keys.wake, 0, 0)
         self._thread.start()
 
     def renew_now(self) -> None:
