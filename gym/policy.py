@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from gym.wire.parsers import REASONING_PARSERS, TOOL_PARSERS
 
 
 class PolicySpec(BaseModel):
@@ -15,7 +17,17 @@ class PolicySpec(BaseModel):
     base_urls: Annotated[list[str], Field(min_length=1, max_length=1024)]
     model: Annotated[str, Field(min_length=1)]
     api_key: str | None = Field(default=None, repr=False)
-    api: Literal["chat"] = "chat"
+    api: Literal["chat", "tokens"] = Field(
+        default="chat",
+        description="`tokens`: prompts are made of the exact tokens of the turns before; needs a vLLM with "
+        "--enable-scale-out",
+    )
+    tool_parser: str | None = Field(
+        default=None, description="with `api: tokens`: reads calls, by the name that vLLM's --tool-call-parser has"
+    )
+    reasoning_parser: str | None = Field(
+        default=None, description="with `api: tokens`: reads reasoning, by the name that vLLM's --reasoning-parser has"
+    )
     version: int | None = Field(default=None, description="the integer that the trainer stamps on its weights")
     sampling_overrides: dict[str, Any] = Field(default_factory=dict)
     token_ids: bool = Field(default=True, description="capture token ids and log-probabilities where offered")
@@ -30,3 +42,20 @@ class PolicySpec(BaseModel):
                 shown = url.rpartition("@")[2]  # without the credentials that it may carry
                 raise ValueError(f"{shown!r} is not an http:// or https:// URL")
         return [url.rstrip("/") for url in urls]
+
+    @field_validator("tool_parser", "reasoning_parser")
+    @classmethod
+    def _parser(cls, name: str | None, info: ValidationInfo) -> str | None:
+        known = TOOL_PARSERS if info.field_name == "tool_parser" else REASONING_PARSERS
+        if name is not None and name not in known:
+            raise ValueError(f"there is no parser {name!r} here; there are {', '.join(sorted(known))}")
+        return name
+
+    @model_validator(mode="after")
+    def _tokens(self) -> Self:
+        """With `api: chat` the server parses; with `api: tokens` the farm needs the ids that it goes on from."""
+        if self.api == "chat" and (self.tool_parser or self.reasoning_parser):
+            raise ValueError("`tool_parser` and `reasoning_parser` are for `api: tokens`; a chat server has its own")
+        if self.api == "tokens" and not self.token_ids:
+            raise ValueError("`api: tokens` works with token ids only: leave `token_ids` true")
+        return self

@@ -38,12 +38,14 @@ class TurnTokens:
     """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token.
 
     `source` is `tokenize` where the server gave the prompt's ids in another call than the one that generated.
+    `ended` is whether the last token is an end mark that the model wrote, None where that is not known.
     """
 
     prompt_ids: Sequence[int]
     token_ids: Sequence[int]
     logprobs: Sequence[float]
     source: Literal["server", "tokenize"] = "server"
+    ended: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

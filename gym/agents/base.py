@@ -18,7 +18,7 @@ from gym.proxy.client import ModelReply, ModelRequest
 from gym.proxy.policies import PolicyRecord
 from gym.rollout import StopReason
 from gym.task import Task
-from gym.trajectory import ModelCall, ToolCall, Trajectory
+from gym.trajectory import ModelCall, ToolCall, Trajectory, TurnTokens
 
 
 class Model(Protocol):
@@ -54,6 +54,8 @@ class Episode:
     last_activity: float = field(default_factory=time.monotonic)
     model_s: float = 0.0
     tool_s: float = 0.0
+    last_tools: list[JsonObject] | None = None
+    last_tokens: TurnTokens | None = None
 
     def __post_init__(self) -> None:
         items = self.task.params["input"]
@@ -72,12 +74,13 @@ class Episode:
             for name in ("tools", "tool_choice", "parallel_tool_calls"):
                 params.pop(name, None)
         turn = len(self.trajectory.calls)
+        policy = self.policy()
         self.touch()
         began = time.monotonic()
         try:
             reply = await self.model.respond(
                 ModelRequest(
-                    policy=self.policy(),
+                    policy=policy,
                     params=params,
                     sticky_key=self.group_id,
                     deadline=self.deadline,
@@ -85,12 +88,16 @@ class Episode:
                     attempt=self.attempt,
                     turn=turn,
                     on_held=self.touch,
+                    prefix=self.last_tokens if tools == self.last_tools else None,
                 )
             )
         finally:
             self.model_s += time.monotonic() - began
         self.touch()
         self._record(reply, turn, began, len(params["input"]))
+        # an answer without items has no place in the next request, so nothing can go on from it
+        goes_on = policy.spec.api == "tokens" and reply.items
+        self.last_tools, self.last_tokens = tools, reply.tokens if goes_on else None
         return reply
 
     def _record(self, reply: ModelReply, turn: int, began: float, request_items: int) -> None:

@@ -11,6 +11,8 @@
     versions    the policy version that a server reports (pure)
     retry       when a call may be sent again, and what is said when not (pure)
     streaming   a streamed chat completion: handed on as it comes, and put together
+    splice      a prompt that goes on from the exact tokens of the turn before (pure)
+    token_in    a chat completion made of token ids, for a policy with `api: tokens`
     forward     one chat completion: deadlines, retries
     client      the whole call, as the agents make it
 

@@ -48,14 +48,17 @@ class Generated:
     prompt_ids: array[int] | None
     token_ids: array[int]
     logprobs: array[float]
+    ended: bool | None = None
 
     def with_prompt(self, prompt_ids: array[int]) -> TurnTokens:
         """The turn, with a prompt that the server tokenised in another call."""
-        return TurnTokens(prompt_ids, self.token_ids, self.logprobs, source="tokenize")
+        return TurnTokens(prompt_ids, self.token_ids, self.logprobs, source="tokenize", ended=self.ended)
 
     def complete(self) -> TurnTokens | None:
         """The turn, if the server gave all of it."""
-        return None if self.prompt_ids is None else TurnTokens(self.prompt_ids, self.token_ids, self.logprobs)
+        if self.prompt_ids is None:
+            return None
+        return TurnTokens(self.prompt_ids, self.token_ids, self.logprobs, ended=self.ended)
 
 
 class Capture:
@@ -114,7 +117,7 @@ def read_generated(completion: JsonObject) -> tuple[Generated | None, Level | No
         return None, level
     if len(values) != len(token_ids):
         return None, level
-    return Generated(prompt_ids, token_ids, values), level
+    return Generated(prompt_ids, token_ids, values, choice.get("ended")), level
 
 
 def _ids_of_texts(content: list[Any]) -> array[int] | None:

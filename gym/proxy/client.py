@@ -44,7 +44,8 @@ class ModelRequest:
     """One model call of a rollout. `params` is the body of a Responses request: input items, tools, sampling.
 
     `sticky_key` is the group, whose rollouts share a prompt. `on_held` is called now and then while a pause holds the
-    call, so that a held rollout does not count as stalled.
+    call, so that a held rollout does not count as stalled. `prefix` are the tokens of the turn whose answer ends the
+    assistant's part of `params`, None where tools or history have changed since.
     """
 
     policy: PolicyRecord
@@ -55,6 +56,7 @@ class ModelRequest:
     attempt: int
     turn: int
     on_held: Callable[[], None] | None = None
+    prefix: TurnTokens | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +153,7 @@ class PolicyClient:
                 deadline=request.deadline,
                 request_id=call_id,
                 on_held=request.on_held,
+                prefix=request.prefix,
             )
         )
         if isinstance(reply, ContextOverflow):
@@ -203,12 +206,14 @@ class PolicyClient:
         )
 
     def load(self) -> dict[str, JsonObject]:
-        """By policy: calls in flight and held, and the state of its endpoints."""
+        """By policy: calls in flight and held, its endpoints, and how prompts of token ids came about."""
+        prompts = self._forwarder.prompts if self._forwarder is not None else {}
         return {
             name: {
                 "in_flight": lane.in_flight,
                 "held": lane.held,
                 "endpoints": self._pools[name][1].describe() if name in self._pools else [],
+                **({"prompts": dict(prompts[name])} if name in prompts else {}),
             }
             for name, lane in self._gate.lanes.items()
         }
@@ -239,6 +244,8 @@ class PolicyClient:
             if lane.in_flight == 0 and lane.held == 0:
                 del self._gate.lanes[name]
                 self._pools.pop(name, None)
+                if self._forwarder is not None:
+                    self._forwarder.prompts.pop(name, None)
 
     async def _tokens(self, answer: Answer, call: ChatCall) -> TurnTokens | None:
         capture = answer.endpoint.capture

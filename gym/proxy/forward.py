@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from gym.config import ModelSettings
 from gym.errors import ModelRejected
@@ -31,7 +34,9 @@ from gym.proxy.overflow import MESSAGE_CHARS, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.retry import Failure, Progress, retry_after_s
 from gym.proxy.sampling import pinned
-from gym.proxy.streaming import OnChunks, read_stream, streamed
+from gym.proxy.streaming import OnChunks, chunks_of, read_stream, streamed
+from gym.proxy.token_in import Answered, NotAnswered, Prompt, TokenCall, complete
+from gym.trajectory import TurnTokens
 from gym.wire.completion import choice_of, finish_of
 from gym.wire.errors import BadCompletion
 
@@ -44,7 +49,8 @@ class ChatCall:
     """A chat completion to be made. `body` is the request as the caller wants it; the policy has the last word.
 
     `on_held` is called now and then while a pause holds the call. With `on_chunks` the answer is streamed: it gets the
-    chunks as they come, and once it has been called the call is not sent again.
+    chunks as they come, and once it has been called the call is not sent again. `prefix` are the tokens of the turn
+    whose answer is the last assistant message of `body`, for a policy with `api: tokens`, whose answer comes as one.
     """
 
     policy: PolicyRecord
@@ -54,6 +60,7 @@ class ChatCall:
     request_id: str
     on_held: Callable[[], None] | None = None
     on_chunks: OnChunks | None = None
+    prefix: TurnTokens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,7 @@ class Forwarder:
         self._pool_of = pool_of
         self._jitter = jitter
         self._loop = asyncio.get_running_loop()
+        self.prompts: dict[str, Counter[Prompt]] = {}  # by policy with `api: tokens`
 
     async def send(self, call: ChatCall) -> Answer | ContextOverflow:
         """Raises ModelUnreachable or ModelRejected."""
@@ -166,7 +174,7 @@ class Forwarder:
         error = ""
         try:
             async with asyncio.timeout_at(cut):
-                status, header, raw = await self._exchange(attempt, progress, call.on_chunks)
+                status, header, raw = await self._exchange(attempt, progress, call)
         except BadCompletion as problem:
             outcome, error = "erred", problem.message
             return attempt.failure(f"broke off or gave no completion: {error}")
@@ -201,27 +209,67 @@ class Forwarder:
                 )
 
     async def _exchange(
-        self, attempt: _Attempt, progress: Progress, on_chunks: OnChunks | None
+        self, attempt: _Attempt, progress: Progress, call: ChatCall
     ) -> tuple[int, str | None, bytes | JsonObject]:
         """Status, `Retry-After` and body; of a stream the whole completion. Raises BadCompletion where it breaks."""
 
         async def deliver(chunks: list[JsonObject]) -> None:
             progress.delivered = True
-            if on_chunks is not None:
-                await on_chunks(chunks)
+            if call.on_chunks is not None:
+                await call.on_chunks(chunks)
 
-        data = orjson.dumps(with_asks(attempt.body, attempt.asked))
+        body = with_asks(attempt.body, attempt.asked)
+        if attempt.policy.spec.api == "tokens":
+            answered = await self._from_tokens(attempt, body, call)
+            if call.on_chunks is not None and isinstance(answered[2], dict):
+                await deliver(chunks_of(answered[2]))
+            return answered
+        async with self._post(attempt, attempt.endpoint.url.chat, body) as response:
+            if call.on_chunks is not None and response.status == 200:
+                return 200, None, await read_stream(response, deliver)
+            return response.status, response.headers.get("Retry-After"), await response.read()
+
+    async def _from_tokens(
+        self, attempt: _Attempt, body: JsonObject, call: ChatCall
+    ) -> tuple[int, str | None, bytes | JsonObject]:
+        """The exchanges of a call with `api: tokens`, as one: a completion, or the first refusal."""
+
+        async def post(url: URL, body: JsonObject) -> Answered:
+            async with self._post(attempt, url, body) as response:
+                return response.status, response.headers.get("Retry-After"), await response.read()
+
+        token_call = TokenCall(
+            spec=attempt.policy.spec,
+            url=attempt.endpoint.url,
+            body=body,
+            earlier=call.prefix,
+            reply_id=call.request_id,
+        )
+        try:
+            completion, prompt = await complete(post, token_call)
+        except NotAnswered as refused:
+            return refused.answered
+        self.prompts.setdefault(attempt.policy.name, Counter())[prompt] += 1
+        if prompt == "broken":
+            _LOG.info(
+                "policy %s: a new segment begins, the tokens of the turn before could not be continued",
+                attempt.policy.name,
+                extra={"action": "segment_broken"},
+            )
+        return 200, None, completion
+
+    def _post(
+        self, attempt: _Attempt, url: URL, body: JsonObject
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        data = orjson.dumps(body)
         headers = request_headers(attempt.policy, attempt.endpoint)
         headers["x-request-id"] = attempt.request_id
-        async with self._session.post(
-            attempt.endpoint.url.chat,
+        return self._session.post(
+            url,
             data=data if len(data) < LARGE_BODY_BYTES else io.BytesIO(data),
             headers=headers,
             allow_redirects=False,  # a redirect would lead past the check of hosts, with the key
-        ) as response:
-            if on_chunks is not None and response.status == 200:
-                return 200, None, await read_stream(response, deliver)
-            return response.status, response.headers.get("Retry-After"), await response.read()
+        )
 
 
 def request_headers(policy: PolicyRecord, endpoint: Endpoint) -> dict[str, str]:

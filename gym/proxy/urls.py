@@ -24,6 +24,9 @@ class EndpointUrl:
     shown: str
     chat: URL = field(compare=False)
     tokenize: URL = field(compare=False)
+    detokenize: URL = field(compare=False)
+    render: URL = field(compare=False)
+    generate: URL = field(compare=False)
     basic: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -44,9 +47,13 @@ def _parse(text: str) -> EndpointUrl:
     if not _VERSION.search(path):
         path += "/v1"
     base = url.with_path(path)
+    root = _VERSION.sub("", path)
     return EndpointUrl(
         shown=str(base),
         chat=base.with_path(f"{path}/chat/completions"),
-        tokenize=base.with_path(f"{_VERSION.sub('', path)}/tokenize"),
+        tokenize=base.with_path(f"{root}/tokenize"),
+        detokenize=base.with_path(f"{root}/detokenize"),
+        render=base.with_path(f"{path}/chat/completions/render"),
+        generate=base.with_path(f"{root}/inference/v1/generate"),
         basic=basic,
     )

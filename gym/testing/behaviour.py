@@ -30,6 +30,7 @@ class ScriptedModelOptions:
     max_model_len: int = 131_072
     weight_version: str = "default"
     token_ids: bool = True  # False: a server that does not know `return_token_ids` and ignores it
+    generates_text: bool = True  # False: `/inference/v1/generate` of a server that does not know `output_mode`
     history: History = "keep"
     always_reason: bool = False  # reasoning in every turn
     reasoning_field: Literal["reasoning", "reasoning_content"] = "reasoning"  # the second is what older servers call it

@@ -95,11 +95,18 @@ class Generation:
 
 
 def generate(
-    request: ChatRequest, *, history: History, max_model_len: int, seed: int, always_reason: bool
+    request: ChatRequest,
+    *,
+    history: History,
+    max_model_len: int,
+    seed: int,
+    always_reason: bool,
+    prompt_ids: list[int] | None = None,
 ) -> Generation:
-    """Work out the reply to a chat request. Raises Refused as vLLM would answer."""
-    text = render(request.messages, request.tools, history=history)
-    prompt_ids = encode(text)
+    """Work out the reply to a chat request, or to a prompt that says the same. Raises Refused as vLLM would answer."""
+    text = render(request.messages, request.tools, history=history) if prompt_ids is None else decode(prompt_ids)
+    if prompt_ids is None:
+        prompt_ids = encode(text)
     limit = token_limit(len(prompt_ids), request.max_tokens, max_model_len)
     try:
         reply = _reply(request, seed, always_reason)

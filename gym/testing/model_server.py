@@ -24,8 +24,9 @@ from aiohttp import web
 from gym.jsontypes import JsonObject
 from gym.testing.behaviour import Behaviour, ScriptedModelOptions
 from gym.testing.chat_request import Refused, read_chat_request, read_json
-from gym.testing.generation_routes import GenerationRoutes, check_key, json_response
+from gym.testing.generation_routes import check_key, json_response
 from gym.testing.request_log import RequestRecord
+from gym.testing.token_routes import TokenRoutes
 from gym.testing.tokenizer import decode, encode, render, token_text
 
 __all__ = ["ScriptedModelOptions", "ScriptedModelServer", "run_model_server"]
@@ -48,7 +49,7 @@ class ScriptedModelServer:
         self.host = host
         self.port = port
         self.weight_version = self.options.weight_version
-        self._routes = GenerationRoutes(self.options)
+        self._routes = TokenRoutes(self.options, lambda: self.weight_version)
         self._runner: web.AppRunner | None = None
 
     @property
@@ -102,6 +103,8 @@ class ScriptedModelServer:
             [
                 web.post("/v1/chat/completions", self._routes.chat),
                 web.post("/v1/completions", self._routes.completions),
+                web.post("/v1/chat/completions/render", self._routes.render),
+                web.post("/inference/v1/generate", self._routes.generate),
                 web.get("/v1/models", _json(self._models)),
                 web.get("/health", self._health),
                 web.get("/metrics", self._metrics),
