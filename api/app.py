@@ -17,10 +17,22 @@ from redis.exceptions import RedisError
 from api.auth import ApiKeyAuth
 from api.errors import ErrorAnswer, add_error_handlers
 from api.metrics import HttpMetrics, MeasureRequests
-from api.routes import batches, environments, groups, operations, policies, results, rollouts, submission, weight_sync
+from api.routes import (
+    batches,
+    environments,
+    groups,
+    nemo_gym,
+    operations,
+    policies,
+    results,
+    rollouts,
+    submission,
+    weight_sync,
+)
 from api.routes.policies import check_policy_hosts
 from api.routes.services import Backlog, Services
 from api.schemas import openapi_of
+from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
@@ -57,7 +69,18 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.http_metrics = HttpMetrics()
     app.state.routes = []
     add_error_handlers(app)
-    for family in (operations, submission, batches, results, rollouts, groups, environments, policies, weight_sync):
+    for family in (
+        operations,
+        submission,
+        batches,
+        results,
+        rollouts,
+        groups,
+        environments,
+        policies,
+        weight_sync,
+        nemo_gym,
+    ):
         app.include_router(family.router)
         app.state.routes += family.router.routes
     if settings.api.keys:
@@ -74,16 +97,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         raise SettingsError("the api needs redis.url (FARM_REDIS_URL)")
     store = Store.connect(settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
     blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
+    batch_calls = Batches(store)
+    result_calls = Results(store, blobs)
     services = Services(
         settings=settings,
         store=store,
         registry=load_registry(settings.environments),
-        batches=Batches(store),
-        results=Results(store, blobs),
+        batches=batch_calls,
+        results=result_calls,
         captures=Captures(store),
         policies=Policies(store),
         leases=Leases(store),
         backlog=Backlog(store, settings.api.max_backlog),
+        single_rows=SingleRows(store, result_calls, batch_calls),
     )
     app.state.services = services
     registering: asyncio.Task[None] | None = None
@@ -96,6 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             registering.cancel()
             with suppress(asyncio.CancelledError):
                 await registering
+        await services.single_rows.close()
         await store.close()
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import Registry
 from gym.errors import Overloaded
@@ -86,6 +87,7 @@ class Services:
     policies: Policies
     leases: Leases
     backlog: Backlog
+    single_rows: SingleRows
 
 
 async def _services(request: Request) -> Services:

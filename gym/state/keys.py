@@ -243,6 +243,10 @@ class Keys:
         """hash: policy → digest of the settings' spec that was registered last."""
         return f"{self.prefix}:configured-policies"
 
+    def row_job(self, address: str) -> str:
+        """string: the job that rows from an address belong to (`POST /run`); ends by itself."""
+        return f"{self.prefix}:row-job:{address}"
+
     @property
     def totals(self) -> str:
         """hash: counters of the whole farm since its first start."""

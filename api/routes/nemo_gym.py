@@ -1,0 +1,163 @@
+"""NeMo Gym's shapes on the farm's port, so that its collector and NeMo RL's rollout path can use the farm unmodified.
+
+Their client aborts a whole collection on any answer that is not 2xx, and posts a row again without end when its
+connection breaks. So a row that cannot be run and a rollout that failed are answered 200 with their failure named, a
+full backlog or an absent Redis makes the client wait, and a repeated row is the same rollout.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import APIRouter, Header, Request, Response
+from redis.exceptions import RedisError
+
+from api.errors import redis_error
+from api.ingest import RowReader
+from api.routes.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
+from api.routes.services import Farm, Services
+from gym.errors import Conflict, Invalid, Overloaded, RequestError, TooLarge, Unavailable
+from gym.ids import RolloutRef, is_id, new_id
+from gym.jsontypes import JsonObject
+from gym.state.submission import StagedRow, canonical_digest
+from gym.wire.nemo_gym import aggregate_metrics, config_yaml, failed_response, row_key, verify_response
+
+T = TypeVar("T")
+WAIT_SLICE_S = 15.0
+MOST_WAIT_S = 24 * 3600.0
+ROOM_S = 3600.0
+AGAIN_S = 1.0
+_JOB = "the job that the row belongs to; left out, the one that began when this address last read the configuration"
+
+router = APIRouter(tags=["nemo gym"])
+
+
+@router.get("/global_config_dict_yaml", response_class=Response)
+async def global_config_dict_yaml(request: Request, farm: Farm) -> Response:
+    """YAML in a JSON text: an agent for each environment, at the address under which this one was asked.
+
+    Reading it begins a job: rows that this address posts from now on are new ones, whatever their indices.
+    """
+    await farm.single_rows.begin_job(_address(request))
+    url = request.url
+    port = url.port or (443 if url.scheme == "https" else 80)
+    body = config_yaml(farm.registry.names(), host=url.hostname or farm.settings.host, port=port)
+    return Response(body, media_type="application/json")
+
+
+@router.post(
+    "/run",
+    response_model=dict[str, Any],
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"type": "object", "description": "one row, as NeMo Gym posts it"}}
+            },
+        }
+    },
+)
+async def run_row(
+    request: Request,
+    farm: Farm,
+    x_farm_job: Annotated[str | None, Header(description=_JOB)] = None,
+) -> Response:
+    """One row in, its verify response out when the rollout has ended.
+
+    Repeatable per `_ng_task_index`, `_ng_rollout_index` and `_ng_attempt_index` within a job. A rollout that failed,
+    or a row that cannot be run, is a 200 with `_ng_failure_class` and the reward null.
+    """
+    check_content_type(request, JSON_TYPES)
+    row = parse_object(await read_body(request, farm.settings.api.max_body_bytes), what="the row")
+    await farm.policies.get(farm.settings.default_policy)
+    if x_farm_job is not None and not is_id(x_farm_job):
+        raise Invalid("invalid_job", "header `x-farm-job`: it is not an id ([A-Za-z0-9._:-], 1 to 128 long)")
+    try:
+        staged = _read(farm, row)
+    except (Invalid, TooLarge) as error:
+        return json_response(failed_response(row, kind="bad_row", message=error.message))
+    rollout = await _patiently(lambda: _submit(farm, request, staged, x_farm_job))
+    ends_at = time.monotonic() + MOST_WAIT_S
+    while time.monotonic() < ends_at and not await request.is_disconnected():
+        result = await _patiently(lambda: farm.single_rows.result(rollout, wait_s=WAIT_SLICE_S))
+        if result is not None:
+            return Response(orjson.dumps(verify_response(row, result)), media_type="application/json")
+    raise Unavailable(
+        "not_ended",
+        f"rollout {rollout} has not ended yet; post the same row again",
+        {"rollout_id": str(rollout)},
+        retry_after_s=1,
+    )
+
+
+@router.post(
+    "/aggregate_metrics",
+    response_model=dict[str, Any],
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"type": "object", "required": ["verify_responses"]}}},
+        }
+    },
+)
+async def post_aggregate_metrics(request: Request, farm: Farm) -> Response:
+    """Mean, maximum, minimum, median and standard deviation of what verify responses say in numbers."""
+    check_content_type(request, JSON_TYPES)
+    body = parse_object(await read_body(request, farm.settings.api.max_body_bytes), what="the request")
+    responses = body.get("verify_responses")
+    if not isinstance(responses, list) or not all(isinstance(response, dict) for response in responses):
+        raise Invalid("invalid_request", "`verify_responses` is a list of objects", {"field": "verify_responses"})
+    return json_response(await asyncio.to_thread(aggregate_metrics, responses))
+
+
+def _address(request: Request) -> str:
+    return request.client.host if request.client is not None else "unknown"
+
+
+def _read(farm: Services, row: JsonObject) -> StagedRow:
+    reader = RowReader(
+        registry=farm.registry,
+        known=frozenset(farm.registry.names()),
+        default_environment=None,
+        default_samples=1,
+        max_row_bytes=farm.settings.api.max_row_bytes,
+    )
+    staged = reader.read_value(row, row=0)
+    digest = canonical_digest(row)
+    header = replace(staged.header, task_id=row_key(row, digest) or new_id("row"), num_samples=1)
+    return replace(staged, header=header, digest=digest)
+
+
+async def _submit(farm: Services, request: Request, row: StagedRow, job: str | None) -> RolloutRef:
+    await farm.backlog.check_room(1)
+    for _ in range(2):
+        current = job or await farm.single_rows.job_of(_address(request))
+        try:
+            return await farm.single_rows.submit(current, farm.settings.default_policy, row)
+        except Conflict:
+            if job is not None:
+                raise
+    raise Unavailable("job_ended", "the job ended in between; post the same row again", retry_after_s=1)
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Asked again while the backlog is full or Redis is away, since the client would give up for good."""
+    ends_at = time.monotonic() + ROOM_S
+    while True:
+        try:
+            return await call()
+        except (Overloaded, Unavailable) as error:
+            refusal: RequestError = error
+        except RedisError as error:
+            meant = redis_error(error, submitting=True)
+            if meant is None:
+                raise
+            refusal = meant
+        if time.monotonic() >= ends_at:
+            raise refusal
+        await asyncio.sleep(min(AGAIN_S, refusal.retry_after_s or AGAIN_S))
