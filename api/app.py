@@ -26,12 +26,14 @@ from api.routes import (
     policies,
     results,
     rollouts,
+    sessions,
     submission,
     weight_sync,
 )
 from api.routes.policies import check_policy_hosts
 from api.routes.services import Backlog, Services
 from api.schemas import openapi_of
+from api.sessions import SessionCalls
 from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
@@ -79,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         environments,
         policies,
         weight_sync,
+        sessions,
         nemo_gym,
     ):
         app.include_router(family.router)
@@ -99,6 +102,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
     batch_calls = Batches(store)
     result_calls = Results(store, blobs)
+    lease_calls = Leases(store)
     services = Services(
         settings=settings,
         store=store,
@@ -107,9 +111,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         results=result_calls,
         captures=Captures(store),
         policies=Policies(store),
-        leases=Leases(store),
+        leases=lease_calls,
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),
+        sessions=SessionCalls(store, lease_calls, settings.sessions),
     )
     app.state.services = services
     registering: asyncio.Task[None] | None = None
@@ -123,6 +128,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             with suppress(asyncio.CancelledError):
                 await registering
         await services.single_rows.close()
+        await services.sessions.close()
         await store.close()
 
 

@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from gym.batch import BatchSpec
+from gym.batch import BatchSpec, Id
 from gym.errors import ErrorKind
 from gym.policy import PolicySpec
 
@@ -226,6 +226,90 @@ class PauseAnswer(BaseModel):
     obeyed: bool
 
 
+class OpenSessionBody(BaseModel):
+    """Which task, and how. `row` is a row of the environment; `responses_create_params` may be left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    row: dict[str, Any]
+    seed: int | None = None
+    session_id: Id | None = Field(default=None, description="makes the call repeatable; left out, one is made")
+
+
+class ToolArguments(BaseModel):
+    """What a model would give the tool."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class ActionBody(BaseModel):
+    """What to do, as the environment takes it: a text, a number, an object."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: Any
+
+
+class VerifyBody(BaseModel):
+    """What the policy said: a Responses API object, its output items, or the text of the last message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    response: dict[str, Any] | list[dict[str, Any]] | str = ""
+
+
+class SessionShown(BaseModel):
+    """A session in the books."""
+
+    session_id: str
+    environment: str
+    worker: str
+    created_at: str
+    expires_at: str
+
+
+class SessionAnswer(SessionShown):
+    """A session just opened: the first observation (of a tool environment the task's input), and the tools."""
+
+    observation: Any
+    tools: list[dict[str, Any]]
+
+
+class ToolOutput(BaseModel):
+    """What the model would read."""
+
+    output: str
+    failed: bool
+    expires_at: str
+
+
+class SessionStep(BaseModel):
+    """What an action led to."""
+
+    observation: Any
+    reward: float
+    done: bool
+    info: dict[str, Any]
+    expires_at: str
+
+
+class SessionReward(BaseModel):
+    """A finite reward and what it was made of."""
+
+    reward: float
+    reward_components: dict[str, float]
+    expires_at: str
+
+
+class SessionClosed(BaseModel):
+    """`closed` is false where there was none."""
+
+    session_id: str
+    closed: bool
+
+
 class Items(BaseModel):
     """A list."""
 
@@ -242,7 +326,9 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        models = [(model, "validation") for model in (BatchBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)]
+        bodies = (BatchBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)
+        session_bodies = (OpenSessionBody, ToolArguments, ActionBody, VerifyBody)
+        models = [(model, "validation") for model in (*bodies, *session_bodies)]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= definitions["$defs"]

@@ -24,7 +24,7 @@ from gym.ids import RolloutRef, new_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import Batches
 from gym.state.results import Results, View
-from gym.state.store import Store
+from gym.state.store import Store, end_tasks
 from gym.state.submission import NewBatch, StagedRow, Staging, canonical_digest
 
 JOB_TTL_S = 7 * 24 * 3600
@@ -166,9 +166,7 @@ class SingleRows:
     async def close(self) -> None:
         """End the readers."""
         tasks = [reader.task for reader in self._readers.values() if reader.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
 
 
 def _batch_id(job: str) -> str:

@@ -122,6 +122,17 @@ class ResultSettings(Section):
     keep_s: Seconds = 7 * 24 * 3600.0
 
 
+class SessionSettings(Section):
+    """Environment sessions over REST, which workers hold for trainers that keep their own loop."""
+
+    idle_s: Seconds = 600.0
+    call_timeout_s: Seconds = 60.0
+    max_per_key: Annotated[int, Field(ge=1, description="open at a time with one API key, or without keys in all")] = (
+        4096
+    )
+    max_per_worker: Annotated[int, Field(ge=0, le=65536)] = 4096
+
+
 class Settings(BaseSettings):
     """All settings."""
 
@@ -145,6 +156,7 @@ class Settings(BaseSettings):
     dispatcher: DispatcherSettings = DispatcherSettings()
     model: ModelSettings = ModelSettings()
     results: ResultSettings = ResultSettings()
+    sessions: SessionSettings = SessionSettings()
     default_policy: str = "policy"
     policies: dict[str, PolicySpec] = Field(default_factory=dict, description="registered when the farm starts")
     policy_hosts: tuple[str, ...] = Field(

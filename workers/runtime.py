@@ -25,10 +25,11 @@ from gym.results.blobs import BlobStore
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import RedisAway, Store
+from gym.state.store import RedisAway, Store, end_tasks
 from workers.committer import Committer
 from workers.record import error_line, packed_trajectory, record, sums
 from workers.runner import Finished, Runner, Running, retry_delay_s, start
+from workers.sessions import SessionHost
 from workers.slots import Slots
 
 WATCH_S = 0.5
@@ -58,6 +59,7 @@ class Runtime:
             policies=self._policies,
             executor=self._executor,
         )
+        self._sessions = SessionHost(self._store, settings.sessions, self._registry, self._executor, worker)
         self._specs: dict[str, BatchSpec] = {}
         self._running: dict[asyncio.Task[None], Running] = {}
         self._services: list[asyncio.Task[None]] = []
@@ -79,15 +81,13 @@ class Runtime:
             loop.create_task(self._committer.run(), name="committer"),
             loop.create_task(self._policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self._watch(), name="watch"),
+            loop.create_task(self._sessions.run(), name="sessions"),
         ]
 
     async def close(self) -> None:
         """Stop the services; `drain` comes first."""
-        running = set(self._services)
-        while running:  # a client library may swallow a cancellation that comes at the wrong moment
-            for service in running:
-                service.cancel()
-            _, running = await asyncio.wait(running, timeout=0.5)
+        await end_tasks(self._services)
+        await self._sessions.close()
         await self._model.__aexit__(None, None, None)
         await self._store.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -103,6 +103,7 @@ class Runtime:
             "running": len(self._running),
             "taken": self.slots.taken,
             "ended": self._ended,
+            "sessions": len(self._sessions),
             "draining": self.draining,
             "environments": self._registry.names(),
         }

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.sessions import SessionCalls
 from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import Registry
@@ -88,6 +89,7 @@ class Services:
     leases: Leases
     backlog: Backlog
     single_rows: SingleRows
+    sessions: SessionCalls
 
 
 async def _services(request: Request) -> Services:

@@ -23,6 +23,7 @@ import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -48,6 +49,16 @@ def tool(method: Method) -> Method:
     """Offer a method to the model: its name, docstring and typed parameters become the tool's schema."""
     setattr(method, TOOL_MARK, True)
     return method
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What an action led to; `reward` is that of the step, `done` ends the episode."""
+
+    observation: Any
+    reward: float = 0.0
+    done: bool = False
+    info: JsonObject = field(default_factory=dict)
 
 
 class Environment(ABC, Generic[RowT]):
@@ -89,3 +100,15 @@ class Environment(ABC, Generic[RowT]):
     def description(cls) -> str:
         """The class's docstring, first line."""
         return (inspect.getdoc(cls) or cls.name).splitlines()[0]
+
+
+class SteppedEnvironment(Environment[RowT]):
+    """An environment that is stepped, in the manner of Gymnasium: an action in, an observation out."""
+
+    @abstractmethod
+    def reset(self) -> Awaitable[Any] | Any:
+        """The first observation; called once, after `setup`."""
+
+    @abstractmethod
+    def step(self, action: Any) -> Awaitable[Step] | Step:
+        """Act. ValueError says that the action is none, and is told to whoever acts."""

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from gym.environments.base import Environment
+from gym.environments.base import Environment, Step, SteppedEnvironment
 from gym.environments.registry import EnvironmentType
 from gym.environments.tools import BadArguments, ToolSpec, decode_arguments, problems
 from gym.errors import BadRow, EnvironmentFailed, RolloutError, Stage, VerifierFailed
@@ -116,6 +116,40 @@ class EnvironmentSession:
         except (Exception, SystemExit) as error:  # noqa: BLE001  a tool that raises is an answer to the model
             return _failure(name, decoded, _text_of(error))
         return ToolCall(name, decoded, output, failed=False)
+
+    async def observe(self) -> Any:
+        """What there is to see at first: a stepped environment's first observation, else the task's input.
+
+        Raises EnvironmentFailed.
+        """
+        environment = self._ready()
+        if isinstance(environment, SteppedEnvironment):
+            return await self._stepped(environment, environment.reset, "reset")
+        return (self._data.get("responses_create_params") or {}).get("input")
+
+    async def step(self, action: object) -> Step:
+        """Act in a stepped environment.
+
+        Raises BadArguments where the environment has no steps or the action is none, EnvironmentFailed where it raises.
+        """
+        environment = self._ready()
+        if not isinstance(environment, SteppedEnvironment):
+            raise BadArguments(f"{self._type.name} is not stepped; call its tools")
+        step: Any = await self._stepped(environment, functools.partial(environment.step, action), "step")
+        if not isinstance(step, Step):
+            raise EnvironmentFailed(f"{self._type.name}, step: it returned {type(step).__name__}, not a Step")
+        return step
+
+    async def _stepped(self, environment: Environment[Any], call: Callable[[], object], what: str) -> object:
+        method = getattr(environment, what)
+        try:
+            return await self._run(call, thread=environment.blocking and not inspect.iscoroutinefunction(method))
+        except RolloutError:
+            raise
+        except ValueError as error:
+            raise BadArguments(_text_of(error)) from error
+        except (Exception, SystemExit) as error:
+            raise EnvironmentFailed(f"{self._type.name}, {what}: {_text_of(error)}") from error
 
     async def verify(self, trajectory: Trajectory) -> Reward:
         """Score the episode. Raises VerifierFailed, or the RolloutError that the verifier raised."""

@@ -248,6 +248,27 @@ class Keys:
         return f"{self.prefix}:row-job:{address}"
 
     @property
+    def sessions(self) -> str:
+        """zset: every environment session by its expiry in ms."""
+        return f"{self.prefix}:sessions"
+
+    def sessions_of(self, owner: str) -> str:
+        """zset: the sessions that were opened with one API key, by their expiry in ms."""
+        return f"{self.prefix}:sessions-of:{owner}"
+
+    def session(self, session_id: str) -> str:
+        """hash: a session's `worker`, `environment`, `owner`, `created_at`, `expires_at`; ends by itself."""
+        return f"{self.prefix}:session:{session_id}"
+
+    def session_calls(self, worker: str) -> str:
+        """list: calls of sessions that a worker has to take, JSON."""
+        return f"{self.prefix}:session-calls:{worker}"
+
+    def session_answers(self, asker: str) -> str:
+        """list: answers to the calls that one api process sent, JSON."""
+        return f"{self.prefix}:session-answers:{asker}"
+
+    @property
     def totals(self) -> str:
         """hash: counters of the whole farm since its first start."""
         return f"{self.prefix}:totals"

@@ -1,0 +1,153 @@
+"""Environment sessions: an environment alone, for a trainer that keeps its own loop.
+
+A session lives on a worker until it is closed or has been idle for `sessions.idle_s`. Calls of one session run one
+after the other; `Idempotency-Key` makes a repeat of the last one harmless.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel
+
+from api.auth import given_key
+from api.routes.bodies import JSON_TYPES, check_content_type, check_model, json_response, parse_object, read_body
+from api.routes.services import Farm, Services
+from api.schemas import (
+    ActionBody,
+    Items,
+    OpenSessionBody,
+    SessionAnswer,
+    SessionClosed,
+    SessionReward,
+    SessionShown,
+    SessionStep,
+    ToolArguments,
+    ToolOutput,
+    VerifyBody,
+    body_of,
+)
+from api.sessions import WantedSession
+from gym.errors import NotFound
+from gym.ids import is_id
+from gym.jsontypes import JsonObject
+from gym.state.results import rfc3339
+from gym.state.sessions import SessionRecord, session_not_found
+
+router = APIRouter(tags=["sessions"])
+Repeat = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
+
+
+@router.post(
+    "/v1/environments/{name}/sessions",
+    status_code=201,
+    response_model=SessionAnswer,
+    responses={200: {"model": SessionAnswer, "description": "The same session had been opened before."}},
+    openapi_extra=body_of(OpenSessionBody),
+)
+async def open_session(name: str, request: Request, farm: Farm) -> Response:
+    """Set an environment up for a row; `seed` makes it the same again, `session_id` names it."""
+    farm.registry.get(name)
+    body = await _body(request, farm, OpenSessionBody, "the session")
+    row: JsonObject = {"responses_create_params": {"input": ""}, **body.row}
+    farm.registry.check_row(name, row, row=0)
+    wanted = WantedSession(session_id=body.session_id, environment=name, row=row, seed=body.seed, owner=_owner(request))
+    record, made, is_new = await farm.sessions.open(wanted)
+    shown = {**_shown(record), "observation": made["observation"], "tools": made["tools"]}
+    return json_response(shown, 201 if is_new else 200)
+
+
+@router.get("/v1/sessions", response_model=Items)
+async def list_sessions(
+    farm: Farm, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
+) -> Response:
+    """Open sessions, those that expire first in front."""
+    records, next_after = await farm.sessions.books.page(after=after, limit=limit)
+    return json_response({"items": [_shown(record) for record in records], "next_after": next_after})
+
+
+@router.get("/v1/sessions/{session_id}", response_model=SessionShown)
+async def get_session(session_id: str, farm: Farm) -> Response:
+    """One session."""
+    return json_response(_shown(await farm.sessions.books.get(_checked(session_id))))
+
+
+@router.post("/v1/sessions/{session_id}/tools/{tool}", response_model=ToolOutput, openapi_extra=body_of(ToolArguments))
+async def call_tool(session_id: str, tool: str, request: Request, farm: Farm, repeat: Repeat = None) -> Response:
+    """Call a tool as a model would; one that fails is an answer for the model too, with `failed` set."""
+    body = await _body(request, farm, ToolArguments, "the tool call")
+    return _answer(
+        await farm.sessions.ask(_checked(session_id), "tool", tool=tool, arguments=body.arguments, key=repeat)
+    )
+
+
+@router.post("/v1/sessions/{session_id}/step", response_model=SessionStep, openapi_extra=body_of(ActionBody))
+async def step(session_id: str, request: Request, farm: Farm, repeat: Repeat = None) -> Response:
+    """Act in an environment that is stepped; 422 for one that has tools instead."""
+    body = await _body(request, farm, ActionBody, "the step")
+    return _answer(await farm.sessions.ask(_checked(session_id), "step", action=body.action, key=repeat))
+
+
+@router.post("/v1/sessions/{session_id}/verify", response_model=SessionReward, openapi_extra=body_of(VerifyBody))
+async def verify(session_id: str, request: Request, farm: Farm, repeat: Repeat = None) -> Response:
+    """Score what the policy did. `response` is a Responses API object, its output items, or a text."""
+    body = await _body(request, farm, VerifyBody, "the verification")
+    return _answer(
+        await farm.sessions.ask(_checked(session_id), "verify", output=_output_of(body.response), key=repeat)
+    )
+
+
+@router.delete("/v1/sessions/{session_id}", response_model=SessionClosed)
+async def close_session(session_id: str, farm: Farm) -> Response:
+    """Close a session; repeatable."""
+    try:
+        await farm.sessions.ask(_checked(session_id), "close")
+    except NotFound:
+        return json_response({"session_id": session_id, "closed": False})
+    return json_response({"session_id": session_id, "closed": True})
+
+
+async def _body(request: Request, farm: Services, model: type[Any], what: str) -> Any:
+    check_content_type(request, JSON_TYPES)
+    raw = await read_body(request, farm.settings.api.max_row_bytes + 4096)
+    data = parse_object(raw or b"{}", what=what)
+    checked: BaseModel = check_model(model, data, code="invalid_request", what=what)
+    return checked
+
+
+def _checked(session_id: str) -> str:
+    if not is_id(session_id):
+        raise session_not_found(session_id)
+    return session_id
+
+
+def _owner(request: Request) -> str:
+    """A digest, so that no key lies in Redis; empty where there are no keys."""
+    key = given_key(request.headers.raw)
+    return hashlib.sha256(key).hexdigest()[:16] if key else ""
+
+
+def _shown(record: SessionRecord) -> JsonObject:
+    return {
+        "session_id": record.session_id,
+        "environment": record.environment,
+        "worker": record.worker,
+        "created_at": rfc3339(record.created_at),
+        "expires_at": rfc3339(record.expires_at),
+    }
+
+
+def _answer(answer: JsonObject) -> Response:
+    shown = {name: value for name, value in answer.items() if name not in ("call", "expires_at_ms")}
+    shown["expires_at"] = rfc3339(answer["expires_at_ms"])
+    return Response(orjson.dumps(shown), media_type="application/json")
+
+
+def _output_of(response: JsonObject | list[JsonObject] | str) -> list[JsonObject]:
+    if isinstance(response, str):
+        return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": response}]}]
+    items = response.get("output", []) if isinstance(response, dict) else response
+    return [item for item in items if isinstance(item, dict)]
