@@ -19,6 +19,11 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | stats | hash | `ENVIRONMENT|FIELD` → sums |
 | tombs | set | what was cancelled before it came: `*`, row numbers, members |
 | staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
+| feeds | hash | consumer → when it had acknowledged everything in ms, empty before |
+| feed:C | hash | of consumer C: `unit` that it leases, `cursor` in the log up to where it was handed results |
+| feed-out:C | zset | what it has not acknowledged: log id (a group's last) → end of its lease in ms |
+| feed-leases:C | hash | lease → what was handed out under it, `LOG_ID` or `LOG_ID*RESULTS` |
+| feed-ends:C | zset | lease → its end in ms |
 | stage:R | list | rows of request R that are not published yet; `stage:R:tasks` beside it |
 """
 
@@ -95,6 +100,14 @@ class BatchKeys:
     def staging(self) -> str:
         return self._key("staging")
 
+    @property
+    def feeds(self) -> str:
+        return self._key("feeds")
+
+    def feed(self, consumer: str) -> list[str]:
+        """What is known of a consumer, in the order in which `feed.lua` names it after `feeds`."""
+        return [self._key(f"{name}:{consumer}") for name in ("feed", "feed-out", "feed-leases", "feed-ends")]
+
     def stage(self, request_id: str) -> str:
         """Rows of a request that is still being read."""
         return self._key(f"stage:{request_id}")
@@ -127,8 +140,8 @@ class BatchKeys:
         ]
 
     def everything(self) -> list[str]:
-        """All lasting keys of the batch."""
-        return [*self.scripted(), self.seq]
+        """All lasting keys of the batch but those of its consumers (`feed`, by the names in `feeds`)."""
+        return [*self.scripted(), self.seq, self.feeds]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from gym.state.store import Store
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
 START = "0-0"
 WAIT_SLICE_S = 1.0
+LogEntry = tuple[bytes, dict[bytes, bytes]]  # its id, its fields
 
 
 class View(StrEnum):
@@ -76,7 +77,7 @@ class Results:
             raise batch_not_found(batch_id)
         more = len(entries) > limit
         entries = entries[:limit]
-        records = await self._records(batch_id, run.decode(), entries, view, packed=packed)
+        records = await self.records(batch_id, run.decode(), entries, view, packed=packed)
         cursors = [entry_id.decode() for entry_id, _ in entries]
         return Page(records, cursors, cursors[-1] if cursors else cursor, ended_at is not None and not more)
 
@@ -104,21 +105,22 @@ class Results:
             log_id = done.decode().rpartition("|")[2]
             entries = await self._store.redis.xrange(keys.log, min=log_id, max=log_id)
             if entries:
-                [record] = await self._records(rollout.batch_id, run.decode(), entries, view)
+                [record] = await self.records(rollout.batch_id, run.decode(), entries, view)
                 finished: JsonObject = orjson.loads(record)
                 finished["state"] = finished["outcome"]
                 return finished
         return _unfinished(rollout, run.decode(), live, row, tries)
 
-    async def _records(
+    async def records(
         self,
         batch_id: str,
         run: str,
-        entries: Sequence[tuple[bytes, dict[bytes, bytes]]],
+        entries: Sequence[LogEntry],
         view: View,
         *,
         packed: bool = False,
     ) -> list[bytes]:
+        """The records of entries of the log, in their order, as JSON texts or `packed`."""
         keys = self._store.keys.batch(batch_id)
         records = [fields.get(b"j") for _, fields in entries]
         members = [fields[b"m"].decode() for _, fields in entries]

@@ -36,9 +36,9 @@ class Script:
     sha: str
 
 
-def _load(name: str) -> Script:
+def _load(name: str, *libraries: str) -> Script:
     folder = files("gym.state") / "scripts"
-    text = (folder / "lib.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    text = b"".join((folder / f"{part}.lua").read_bytes() for part in ("lib", *libraries, name))
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
@@ -52,6 +52,8 @@ RECOVER = _load("recover")
 CANCEL = _load("cancel")
 SEAL = _load("seal")
 REQUEUE = _load("requeue")
+LEASE = _load("lease", "feed")
+ACK = _load("ack", "feed")
 
 
 @dataclass(frozen=True, slots=True)

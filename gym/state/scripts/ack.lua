@@ -1,0 +1,49 @@
+-- A consumer has used results: they are not handed to it again.
+-- KEYS 15.. : feeds, and the four of the consumer
+-- ARGV: consumer, lease (empty: whatever the lease), then members; without any, all of the lease
+-- Returns {missing} | {partial, row, its rollouts that were named, its rollouts} | {acknowledged, results}
+local consumer, lease = ARGV[1], ARGV[2]
+if redis.call('EXISTS', META) == 0 then return { 'missing' } end
+local known = redis.call('HMGET', FEED, 'unit', 'cursor')
+if not known[1] then return { 'acknowledged', 0 } end
+
+local given
+if lease ~= '' then
+  given = {}
+  for id, results in string.gmatch(redis.call('HGET', LEASES, lease) or '', '(%d+%-%d+)%*?(%d*)') do
+    given[id] = tonumber(results) or 1
+  end
+end
+
+local acknowledged = 0
+local function strike(id, results)
+  if id and (not given or given[id]) and redis.call('ZREM', OUT, id) == 1 then acknowledged = acknowledged + results end
+end
+
+if #ARGV == 2 then
+  for id, results in pairs(given or {}) do strike(id, results) end
+  redis.call('HDEL', LEASES, lease)
+  redis.call('ZREM', ENDS, lease)
+elseif known[1] == 'rollout' then
+  for i = 3, #ARGV do
+    strike(string.match(redis.call('HGET', DONE, ARGV[i]) or '', '|([%d-]+)$'), 1)
+  end
+else
+  local rows, named, seen = {}, {}, {}
+  for i = 3, #ARGV do
+    local row = string.match(ARGV[i], '^(%d+):')
+    if not named[row] then rows[#rows + 1] = row end
+    if not seen[ARGV[i]] then named[row] = (named[row] or 0) + 1 end
+    seen[ARGV[i]] = true
+  end
+  for _, row in ipairs(rows) do
+    local samples = row_header(row) or 0
+    if named[row] < samples then return { 'partial', row, named[row], samples } end
+  end
+  for _, row in ipairs(rows) do
+    local ids, last = group_results(row)
+    strike(last, ids and #ids or 0)
+  end
+end
+close(consumer, known[2])
+return { 'acknowledged', acknowledged }

@@ -1,0 +1,52 @@
+-- Names and rules that the scripts of a batch's consumers share; put between lib.lua and each of them.
+-- What is handed out is known by a log id: a rollout by that of its result, a group by that of its last result. A result
+-- that was taken back has no entry any more, so what it was part of is stale.
+local FEEDS, FEED, OUT, LEASES, ENDS = KEYS[15], KEYS[16], KEYS[17], KEYS[18], KEYS[19]
+local LATE_ACK_MS = 3600000
+
+local function later(id, other)
+  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  local other_ms, other_seq = string.match(other, '^(%d+)-(%d+)$')
+  if ms ~= other_ms then return tonumber(ms) > tonumber(other_ms) end
+  return tonumber(seq) > tonumber(other_seq)
+end
+
+-- The log ids of a group's results by sample, and the last of them to come; nil until all have ended.
+local function group_results(row)
+  local samples = row_header(row)
+  if not samples then return nil end
+  local ids, last = {}, '0-0'
+  for from = 0, samples - 1, 500 do
+    local members = {}
+    for sample = from, math.min(from + 499, samples - 1) do members[#members + 1] = row .. ':' .. sample end
+    for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
+      if not value then return nil end
+      local id = string.match(value, '|([%d-]+)$')
+      ids[#ids + 1] = id
+      if later(id, last) then last = id end
+    end
+  end
+  return ids, last
+end
+
+-- Whether the consumer has acknowledged all that there will ever be.
+local function is_done(cursor)
+  return redis.call('HEXISTS', META, 'ended_at') == 1 and redis.call('ZCARD', OUT) == 0
+    and #redis.call('XRANGE', LOG, '(' .. cursor, '+', 'COUNT', 1) == 0
+end
+
+-- What consumers leave behind ends with the batch. Returns whether this one is done.
+local function close(consumer, cursor)
+  local done = is_done(cursor)
+  local since = redis.call('HGET', FEEDS, consumer)
+  if not done then
+    redis.call('HSET', FEEDS, consumer, '')
+  elseif not since or since == '' or tonumber(since) < tonumber(redis.call('HGET', META, 'ended_at')) then
+    redis.call('HSET', FEEDS, consumer, now_ms())
+  end
+  local left = redis.call('PTTL', META)
+  for i = 15, 19 do
+    if left > 0 then redis.call('PEXPIRE', KEYS[i], left) else redis.call('PERSIST', KEYS[i]) end
+  end
+  return done and 1 or 0
+end

@@ -1,0 +1,98 @@
+-- Hand out to a consumer what it has not acknowledged: what came back first, then what is new.
+-- KEYS 15.. : feeds, and the four of the consumer
+-- ARGV: consumer, unit (rollout | group), lease, its length in ms, most units, most results (one unit may exceed it),
+--       most entries of the log to look at, units of this lease that the caller has
+-- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, {log id, fields}, ...}
+local consumer, unit, lease = ARGV[1], ARGV[2], ARGV[3]
+local most, most_results, most_entries, have = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+
+local run = redis.call('HGET', META, 'run')
+if not run then return { 'missing' } end
+local known = redis.call('HMGET', FEED, 'unit', 'cursor')
+if known[1] and known[1] ~= unit then return { 'unit', known[1] } end
+local now = now_ms()
+local expires = now + ARGV[4]
+local cursor = known[2] or '0-0'
+local answer = { 'leased', run, tostring(expires), 0, 0 }
+local units, results = {}, 0
+
+local function give(id, entries)
+  for _, entry in ipairs(entries) do answer[#answer + 1] = entry end
+  redis.call('ZADD', OUT, expires, id)
+  units[#units + 1] = #entries == 1 and id or id .. '*' .. #entries
+  results = results + #entries
+end
+
+local function entry_of(id) return redis.call('XRANGE', LOG, id, id)[1] end
+
+-- Hand out what this entry stands for, if it is still that.
+local completed = {}
+local function hand_out(entry)
+  if not entry then return false end
+  local id = entry[1]
+  if unit == 'rollout' then
+    give(id, { entry })
+    return true
+  end
+  local row = string.match(entry[2][2], '^(%d+):')
+  if not completed[row] then
+    local ids, last = group_results(row)
+    completed[row] = { ids = ids, last = last or '' }
+  end
+  if completed[row].last ~= id then return false end
+  local entries = {}
+  for number, each in ipairs(completed[row].ids) do entries[number] = each == id and entry or entry_of(each) end
+  give(id, entries)
+  return true
+end
+
+-- What the caller has not seen of a lease that it names is given again: an answer was lost, or it wants more time.
+local kept, unseen = {}, {}
+local ends = redis.call('ZSCORE', ENDS, lease)
+if ends and (have > 0 or tonumber(ends) > now) then
+  for given in string.gmatch(redis.call('HGET', LEASES, lease) or '', '%S+') do
+    if #kept < have then kept[#kept + 1] = given else unseen[#unseen + 1] = string.match(given, '^[%d-]+') end
+  end
+end
+for _, id in ipairs(unseen) do
+  if redis.call('ZSCORE', OUT, id) and not hand_out(entry_of(id)) then redis.call('ZREM', OUT, id) end
+end
+if #units > 0 then answer[4] = have > 0 and 1 or 0 end
+
+if #units == 0 then
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', OUT, '-inf', now, 'LIMIT', 0, most)) do
+    if results >= most_results then
+      answer[4] = 1
+      break
+    end
+    if not hand_out(entry_of(id)) then redis.call('ZREM', OUT, id) end
+  end
+  local looked_at = 0
+  while answer[4] == 0 and #units < most do
+    local entries = redis.call('XRANGE', LOG, '(' .. cursor, '+', 'COUNT', unit == 'group' and 100 or math.min(100, most - #units))
+    if #entries == 0 then break end
+    for _, entry in ipairs(entries) do
+      if looked_at >= most_entries or results >= most_results then answer[4] = 1 end
+      if answer[4] == 1 or #units >= most then break end
+      cursor = entry[1]
+      looked_at = looked_at + 1
+      hand_out(entry)
+    end
+  end
+end
+
+redis.call('HSET', FEED, 'unit', unit, 'cursor', cursor)
+for _, given in ipairs(units) do kept[#kept + 1] = given end
+if #kept > 0 then
+  redis.call('HSET', LEASES, lease, table.concat(kept, ' '))
+  redis.call('ZADD', ENDS, expires, lease)
+elseif ends then
+  redis.call('HDEL', LEASES, lease)
+  redis.call('ZREM', ENDS, lease)
+end
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', ENDS, '-inf', now - LATE_ACK_MS, 'LIMIT', 0, 10)) do
+  redis.call('ZREM', ENDS, old)
+  redis.call('HDEL', LEASES, old)
+end
+answer[5] = close(consumer, cursor)
+return answer
