@@ -20,6 +20,8 @@ from api.metrics import HttpMetrics, MeasureRequests
 from api.routes import (
     batches,
     environments,
+    events,
+    feed,
     groups,
     nemo_gym,
     operations,
@@ -41,6 +43,7 @@ from gym.errors import RequestError, SettingsError
 from gym.results.blobs import BlobStore
 from gym.state.batches import Batches
 from gym.state.captures import Captures
+from gym.state.feed import Feed
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
@@ -76,6 +79,8 @@ def create_app(settings: Settings) -> FastAPI:
         submission,
         batches,
         results,
+        feed,
+        events,
         rollouts,
         groups,
         environments,
@@ -109,6 +114,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         registry=load_registry(settings.environments),
         batches=batch_calls,
         results=result_calls,
+        feed=Feed(store, blobs),
         captures=Captures(store),
         policies=Policies(store),
         leases=lease_calls,

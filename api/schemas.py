@@ -15,7 +15,10 @@ from pydantic.json_schema import models_json_schema
 
 from gym.batch import BatchSpec, Id
 from gym.errors import ErrorKind
+from gym.ids import ID_PATTERN
+from gym.limits import Seconds
 from gym.policy import PolicySpec
+from gym.state.feed import LeaseUnit
 
 REF = "#/components/schemas/{model}"
 
@@ -33,6 +36,28 @@ class RequeueBody(BaseModel):
 
     error_kinds: list[ErrorKind] | None = None
     rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
+
+
+class LeaseBody(BaseModel):
+    """Who wants how much. `max` counts units; a group is handed out whole, when all of its rollouts have ended."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    consumer: Annotated[str, Field(pattern=ID_PATTERN, description="whose acknowledgements these are")]
+    max: Annotated[int, Field(ge=1, le=5000)] = 64
+    ttl_s: Seconds = 300.0
+    unit: LeaseUnit = LeaseUnit.ROLLOUT
+    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN, description="makes the call repeatable")] = None
+
+
+class AckBody(BaseModel):
+    """What has been used up: all of a lease, or rollouts by name (of a group all, or none)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    consumer: Annotated[str, Field(pattern=ID_PATTERN)]
+    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN)] = None
+    rollout_ids: Annotated[list[str] | None, Field(max_length=20_000)] = None
 
 
 class Links(BaseModel):
@@ -160,6 +185,24 @@ class ResultPage(BaseModel):
     items: list[ResultAnswer]
     next_after: str
     done: bool
+
+
+class LeaseAnswer(BaseModel):
+    """Leased results; `done` is true when the batch has ended and this consumer has acknowledged all of it.
+
+    `expires_at` is null where nothing is leased.
+    """
+
+    items: list[ResultAnswer]
+    lease_id: str
+    expires_at: str | None
+    done: bool
+
+
+class Acknowledged(BaseModel):
+    """How many results were acknowledged that were not before."""
+
+    acknowledged: int
 
 
 class Cancelled(BaseModel):
@@ -326,7 +369,7 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        bodies = (BatchBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)
+        bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)
         session_bodies = (OpenSessionBody, ToolArguments, ActionBody, VerifyBody)
         models = [(model, "validation") for model in (*bodies, *session_bodies)]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated
 
 import orjson
@@ -77,7 +77,7 @@ async def get_results(
         await farm.results.wait(batch_id, after=after, timeout_s=left_s)
     if packed:
         return Response(pack_page(page.records, next_after=page.next_after, done=page.done), media_type=MSGPACK)
-    return Response(page_json(page), media_type="application/json")
+    return Response(items_json(page.records, next_after=page.next_after, done=page.done), media_type=JSON)
 
 
 def answer_type(accept: str) -> str:
@@ -89,10 +89,9 @@ def answer_type(accept: str) -> str:
     return JSON
 
 
-def page_json(page: Page) -> bytes:
-    """A page around records that are JSON already."""
-    tail = orjson.dumps({"next_after": page.next_after, "done": page.done})
-    return b'{"items":[' + b",".join(page.records) + b"]," + tail[1:]
+def items_json(records: list[bytes], **rest: object) -> bytes:
+    """`{items, …}` around records that are JSON already."""
+    return b'{"items":[' + b",".join(records) + b"]," + orjson.dumps(rest)[1:]
 
 
 async def _portion(
@@ -119,29 +118,41 @@ async def _page(results: Results, batch_id: str, *, after: str | None, limit: in
 
 
 async def result_lines(
-    results: Results, batch_id: str, page: Page, view: View, *, heartbeat_s: float = HEARTBEAT_S
+    results: Results, batch_id: str, first: Page, view: View, *, heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
     """Every result as a line, from a first page on until the batch is done; an empty line where nothing happens.
 
     Raises redis-py's errors where Redis stays away; the connection is cut then, so that it does not look complete.
     """
-    said_at = seen_redis_at = time.monotonic()
-    while True:
+    said_at = time.monotonic()
+    async for page in portions(results, batch_id, first, view, wait_s=heartbeat_s):
         if page.records:
             yield b"\n".join(page.records) + b"\n"
             said_at = time.monotonic()
+        elif time.monotonic() - said_at >= heartbeat_s:
+            yield b"\n"
+            said_at = time.monotonic()
+
+
+async def portions(
+    results: Results, batch_id: str, page: Page, view: View, *, wait_s: float = HEARTBEAT_S
+) -> AsyncGenerator[Page]:
+    """Pages from a first one on until the batch is done, an empty one at least every `wait_s` or second.
+
+    Raises redis-py's errors where Redis stays away for longer than `REDIS_AWAY_S`.
+    """
+    seen_redis_at = time.monotonic()
+    while True:
+        yield page
         if page.done:
             return
         try:
             if not page.records:
-                await results.wait(batch_id, after=page.next_after, timeout_s=heartbeat_s)
+                await results.wait(batch_id, after=page.next_after, timeout_s=wait_s)
             page = await _portion(results, batch_id, after=page.next_after, limit=LIGHT_PORTION, view=view)
             seen_redis_at = time.monotonic()
         except RedisError as error:
             if redis_error(error, submitting=False) is None or time.monotonic() - seen_redis_at > REDIS_AWAY_S:
                 raise
             page = Page([], [], page.next_after, done=False)
-            await asyncio.sleep(min(1.0, heartbeat_s))
-        if not page.records and time.monotonic() - said_at >= heartbeat_s:
-            yield b"\n"
-            said_at = time.monotonic()
+            await asyncio.sleep(min(1.0, wait_s))

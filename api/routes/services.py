@@ -16,6 +16,7 @@ from gym.environments.registry import Registry
 from gym.errors import Overloaded
 from gym.state.batches import Batches
 from gym.state.captures import Captures
+from gym.state.feed import Feed
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
@@ -84,6 +85,7 @@ class Services:
     registry: Registry
     batches: Batches
     results: Results
+    feed: Feed
     captures: Captures
     policies: Policies
     leases: Leases

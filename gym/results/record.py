@@ -87,14 +87,14 @@ def pack_with_trajectory(record: bytes, packed: bytes | None, row: bytes, *, ful
     return result
 
 
-def pack_page(records: list[bytes], *, next_after: str, done: bool) -> bytes:
-    """`{items, next_after, done}` around packed records."""
+def pack_page(records: list[bytes], **rest: object) -> bytes:
+    """`{items, …}` around packed records."""
     packer = msgpack.Packer(autoreset=False)
-    packer.pack_map_header(3)
+    packer.pack_map_header(1 + len(rest))
     packer.pack("items")
     packer.pack_array_header(len(records))
     head: bytes = packer.bytes()
-    tail: bytes = b"".join(map(msgpack.packb, ("next_after", next_after, "done", done)))
+    tail: bytes = b"".join(msgpack.packb(value) for pair in rest.items() for value in pair)
     return head + b"".join(records) + tail
 
 

@@ -15,9 +15,10 @@ from enum import StrEnum
 from gym.errors import Conflict, Invalid
 from gym.ids import ID_PATTERN, is_id, new_id, parse_rollout_id
 from gym.results.blobs import BlobStore
+from gym.rollout import Outcome
 from gym.state.batches import batch_not_found
 from gym.state.results import START, Results, View
-from gym.state.store import ACK, LEASE, Argument, Store
+from gym.state.store import ACK, GROUPS_ENDED, LEASE, Argument, Store
 
 LEASE_BYTES = 32 * 2**20
 LOOK_AT = 1000  # entries of the log that one script call looks at
@@ -134,6 +135,16 @@ class Feed:
         [feed, *_] = self._store.keys.batch(batch_id).feed(consumer)
         cursor = await self._store.redis.hget(feed, "cursor")
         await self._results.wait(batch_id, after=cursor.decode() if cursor else START, timeout_s=timeout_s)
+
+    async def groups_ended(self, batch_id: str, cursors: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Those of these cursors at which a group was complete, with how many of its rollouts had which outcome."""
+        if not cursors:
+            return {}
+        ended = await self._store.run(GROUPS_ENDED, self._store.keys.batch(batch_id).scripted(), cursors)
+        return {
+            cursor.decode(): {outcome.value: number for outcome, number in zip(Outcome, counts, strict=True)}
+            for cursor, *counts in ended
+        }
 
     async def _nothing(self, batch_id: str) -> int:
         if not await self._store.redis.exists(self._store.keys.batch(batch_id).meta):

@@ -54,6 +54,7 @@ SEAL = _load("seal")
 REQUEUE = _load("requeue")
 LEASE = _load("lease", "feed")
 ACK = _load("ack", "feed")
+GROUPS_ENDED = _load("groups_ended", "feed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,24 @@ local function later(id, other)
   return tonumber(seq) > tonumber(other_seq)
 end
 
--- The log ids of a group's results by sample, and the last of them to come; nil until all have ended.
+-- The log ids of a group's results by sample, the last of them to come, and how many have which outcome; nil until all
+-- have ended.
 local function group_results(row)
   local samples = row_header(row)
   if not samples then return nil end
-  local ids, last = {}, '0-0'
+  local ids, last, outcomes = {}, '0-0', { s = 0, f = 0, c = 0, e = 0 }
   for from = 0, samples - 1, 500 do
     local members = {}
     for sample = from, math.min(from + 499, samples - 1) do members[#members + 1] = row .. ':' .. sample end
     for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
       if not value then return nil end
-      local id = string.match(value, '|([%d-]+)$')
+      local letter, id = string.match(value, '^(%a)|.*|([%d-]+)$')
       ids[#ids + 1] = id
+      outcomes[letter] = outcomes[letter] + 1
       if later(id, last) then last = id end
     end
   end
-  return ids, last
+  return ids, last, outcomes
 end
 
 -- Whether the consumer has acknowledged all that there will ever be.

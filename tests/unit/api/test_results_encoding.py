@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from api.routes.results import answer_type, page_json, result_lines
+from api.routes.results import answer_type, items_json, result_lines
 from gym.results.record import add_trajectory, pack_page, pack_record, pack_trajectory, pack_with_trajectory
 from gym.state.results import Page, View
 from gym.trajectory import Segment
@@ -28,8 +28,12 @@ PACKED = pack_trajectory({"id": "resp"}, [{"call": 1}], [SEGMENT])
 
 def test_a_page_is_its_records_and_the_cursor() -> None:
     page = Page([b'{"a":1}', b'{"a":2}'], ["1-0", "2-0"], "2-0", done=False)
-    assert orjson.loads(page_json(page)) == {"items": [{"a": 1}, {"a": 2}], "next_after": "2-0", "done": False}
-    assert orjson.loads(page_json(Page([], [], "0-0", done=True)))["items"] == []
+    assert orjson.loads(items_json(page.records, next_after=page.next_after, done=page.done)) == {
+        "items": [{"a": 1}, {"a": 2}],
+        "next_after": "2-0",
+        "done": False,
+    }
+    assert orjson.loads(items_json([], done=True))["items"] == []
 
 
 def test_packed_segments_are_little_endian_arrays() -> None:

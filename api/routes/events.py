@@ -1,0 +1,147 @@
+"""What happens in a batch, as server-sent events (the WHATWG's HTML standard, section 9.2), until it has ended.
+
+Invariant: an event's id is a cursor of the log, on the last event that belongs to that entry, so a client that comes
+back with `Last-Event-ID` misses nothing and may see the last entry's events again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
+
+from api.errors import redis_error
+from api.routes.batches import batch_answer
+from api.routes.results import HEARTBEAT_S, LIGHT_PORTION, portions
+from api.routes.services import Farm, Services
+from gym.errors import NotFound
+from gym.ids import is_id
+from gym.jsontypes import JsonObject
+from gym.state.batches import BatchStatus, batch_not_found
+from gym.state.results import Page, View
+
+EVENTS = "text/event-stream"
+LEDGER_S = 1.0
+RECONNECT_MS = 1000
+
+router = APIRouter(tags=["results"])
+
+
+@router.get(
+    "/v1/batches/{batch_id}/events",
+    response_class=Response,
+    responses={200: {"content": {EVENTS: {"schema": {"type": "string", "description": "server-sent events"}}}}},
+)
+async def stream_events(
+    batch_id: str,
+    farm: Farm,
+    after: Annotated[str | None, Query(description="the id of an event, to begin after it")] = None,
+    last_event_id: Annotated[str | None, Header(description="as `after`, and wins over it")] = None,
+) -> Response:
+    """Server-sent events: `rollout` (a result, `view=light`), `group` (all of its rollouts have ended), `batch` (its
+    state changed), `ledger` (it changed; at most one a second). The last one is the `batch` event with `ended_at`.
+    """
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    cursor = last_event_id or after
+    first = await farm.results.page(batch_id, after=cursor, limit=LIGHT_PORTION, view=View.LIGHT)
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(event_lines(farm, batch_id, first), media_type=EVENTS, headers=headers)
+
+
+def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
+    """An event on the wire; JSON as orjson writes it has no line breaks."""
+    named = f"id: {event_id}\n" if event_id else ""
+    return f"event: {kind}\n{named}data: ".encode() + data + b"\n\n"
+
+
+async def event_lines(
+    farm: Services, batch_id: str, page: Page, *, heartbeat_s: float = HEARTBEAT_S
+) -> AsyncIterator[bytes]:
+    """The events from a first page on, with comments where nothing happens; cut short where Redis goes away."""
+    yield b"retry: %d\n\n" % RECONNECT_MS
+    changes = _Changes(farm, batch_id)
+    said_at = time.monotonic()
+    try:
+        while True:
+            async with aclosing(portions(farm.results, batch_id, page, View.LIGHT, wait_s=heartbeat_s)) as pages:
+                async for page in pages:
+                    said = [*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)]
+                    if said:
+                        yield b"".join(said)
+                    elif time.monotonic() - said_at >= heartbeat_s:
+                        yield b": nothing new\n\n"
+                    else:
+                        continue
+                    said_at = time.monotonic()
+                    if changes.ended:
+                        return
+            page = Page([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
+    except NotFound:
+        return  # kept for as long as the settings say, then gone
+    except RedisError as error:
+        if redis_error(error, submitting=False) is None:
+            raise
+
+
+async def _results(farm: Services, batch_id: str, page: Page) -> list[bytes]:
+    """Results, and the groups that they complete."""
+    groups = await farm.feed.groups_ended(batch_id, page.cursors)
+    said = []
+    for cursor, record in zip(page.cursors, page.records, strict=True):
+        outcomes = groups.get(cursor)
+        said.append(event("rollout", record, event_id=None if outcomes else cursor))
+        if outcomes:
+            result = orjson.loads(record)
+            group = {name: result[name] for name in ("group_id", "task_id", "environment")}
+            said.append(event("group", orjson.dumps(group | {"outcomes": outcomes}), event_id=cursor))
+    return said
+
+
+class _Changes:
+    """What of a batch's state has been said."""
+
+    def __init__(self, farm: Services, batch_id: str) -> None:
+        self._farm = farm
+        self._batch_id = batch_id
+        self._batch: tuple[object, ...] = ()
+        self._ledger: JsonObject = {}
+        self._ledger_at = 0.0
+        self.ended = False
+
+    async def before(self) -> list[bytes]:
+        """The batch as it was when the stream began; its end is kept for the end."""
+        if self._batch:
+            return []
+        status = await self._farm.batches.status(self._batch_id)
+        return [] if status.ended else self._say_batch(status)
+
+    async def after(self, page: Page) -> list[bytes]:
+        """What changed since; the end only where no result is left to be said."""
+        status = await self._farm.batches.status(self._batch_id)
+        final = page.done and status.ended
+        said = self._say_ledger(status, at_once=final)
+        if final or not status.ended:
+            said += self._say_batch(status)
+        self.ended = final
+        return said
+
+    def _say_batch(self, status: BatchStatus) -> list[bytes]:
+        seen = (status.state, status.sealed, status.ended_at)
+        if seen == self._batch:
+            return []
+        self._batch = seen
+        return [event("batch", orjson.dumps(batch_answer(status)))]
+
+    def _say_ledger(self, status: BatchStatus, *, at_once: bool) -> list[bytes]:
+        ledger = status.ledger.as_dict()
+        if ledger == self._ledger or not (at_once or time.monotonic() - self._ledger_at >= LEDGER_S):
+            return []
+        self._ledger, self._ledger_at = ledger, time.monotonic()
+        return [event("ledger", orjson.dumps(ledger))]

@@ -1,0 +1,86 @@
+"""Results leased and acknowledged, so that a trainer that dies gets again what it had not used up."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.routes.bodies import json_response, read_model
+from api.routes.results import JSON, MSGPACK, answer_type, items_json
+from api.routes.services import Farm
+from api.schemas import AckBody, Acknowledged, LeaseAnswer, LeaseBody, body_of
+from gym.ids import is_id, new_id
+from gym.results.record import pack_page
+from gym.state.batches import batch_not_found
+from gym.state.results import View, rfc3339
+
+MAX_BODY_BYTES = 4 * 2**20
+
+router = APIRouter(tags=["results"])
+
+
+@router.post(
+    "/v1/batches/{batch_id}/lease",
+    response_model=LeaseAnswer,
+    responses={
+        200: {"content": {MSGPACK: {"schema": {"type": "string", "format": "binary", "description": "arrays packed"}}}}
+    },
+    openapi_extra=body_of(LeaseBody),
+)
+async def lease_results(
+    batch_id: str,
+    request: Request,
+    farm: Farm,
+    wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False, description="seconds to wait for a result")] = 0,
+    view: View = View.LIGHT,
+) -> Response:
+    """Finished results that this consumer has not acknowledged and that are not out to it, oldest first.
+
+    What it does not acknowledge within `ttl_s` comes back. A call that names its own `lease_id` may be repeated: while
+    the lease lasts it answers with what is out under it, for another `ttl_s`.
+    """
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    body = await read_model(request, LeaseBody, limit=MAX_BODY_BYTES, code="invalid_lease", what="the lease")
+    packed = answer_type(request.headers.get("accept", "")) == MSGPACK
+    lease_id = body.lease_id or new_id("lease")
+    ends_at = time.monotonic() + wait
+    while True:
+        lease = await farm.feed.lease(
+            batch_id,
+            body.consumer,
+            most=body.max,
+            ttl_s=body.ttl_s,
+            unit=body.unit,
+            lease_id=lease_id,
+            view=view,
+            packed=packed,
+        )
+        left_s = ends_at - time.monotonic()
+        if lease.records or lease.done or left_s <= 0:
+            break
+        await farm.feed.wait(batch_id, body.consumer, timeout_s=left_s)
+        if await request.is_disconnected():
+            break  # before something is handed to nobody
+    expires_at = rfc3339(lease.expires_at) if lease.records else None
+    if packed:
+        content = pack_page(lease.records, lease_id=lease.lease_id, expires_at=expires_at, done=lease.done)
+        return Response(content, media_type=MSGPACK)
+    content = items_json(lease.records, lease_id=lease.lease_id, expires_at=expires_at, done=lease.done)
+    return Response(content, media_type=JSON)
+
+
+@router.post("/v1/batches/{batch_id}/ack", response_model=Acknowledged, openapi_extra=body_of(AckBody))
+async def acknowledge(batch_id: str, request: Request, farm: Farm) -> Response:
+    """Results of a lease, or named ones, will not be handed to this consumer again; repeatable.
+
+    `acknowledged` counts those that were not before. A result that was taken back (requeue) and produced anew is a new
+    one; with both `lease_id` and `rollout_ids`, only what was handed out under that lease is meant.
+    """
+    if not is_id(batch_id):
+        raise batch_not_found(batch_id)
+    body = await read_model(request, AckBody, limit=MAX_BODY_BYTES, code="invalid_ack", what="the acknowledgement")
+    acknowledged = await farm.feed.ack(batch_id, body.consumer, lease_id=body.lease_id, rollout_ids=body.rollout_ids)
+    return json_response({"acknowledged": acknowledged})
