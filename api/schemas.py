@@ -19,6 +19,7 @@ from gym.ids import ID_PATTERN
 from gym.limits import Seconds
 from gym.policy import PolicySpec
 from gym.state.feed import LeaseUnit
+from gym.state.kept import DropReason
 
 REF = "#/components/schemas/{model}"
 
@@ -132,6 +133,13 @@ class ResultError(BaseModel):
     attempts: list[dict[str, Any]]
 
 
+class TrajectoryDropped(BaseModel):
+    """A trajectory that was there and is not any more: `segments` and `response` are null."""
+
+    reason: DropReason
+    at: str
+
+
 class ResultAnswer(BaseModel):
     """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`."""
 
@@ -160,6 +168,7 @@ class ResultAnswer(BaseModel):
     response: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
     segments: list[dict[str, Any]] | None = None
+    trajectory_dropped: TrajectoryDropped | None = None
 
 
 class UnfinishedRollout(BaseModel):

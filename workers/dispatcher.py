@@ -27,6 +27,7 @@ from gym.state.rollouts import Rollouts
 from gym.state.store import Store
 from gym.state.submission import sweep_staged
 from workers.publisher import Publisher
+from workers.retention import Retention
 from workers.schedule import Waiting, plan
 
 LEAD_TTL_S = 3.0
@@ -66,6 +67,7 @@ class Dispatcher:
         self._rollouts = Rollouts(store)
         self._leases = Leases(store)
         self._publisher = publisher
+        self._retention = Retention(settings, store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
         self._slots = 0
@@ -228,6 +230,7 @@ class Dispatcher:
         for batch in list(self._batches.values()):
             await self._look_after(batch, now, overdue_ms, dead)
         await sweep_staged(self._store, now)
+        await self._retention.run_when_due()
         for worker in dead:
             _LOG.warning("worker %s is gone", worker, extra={"action": "worker_lost"})
             await self._leases.forget_worker(worker)
@@ -268,16 +271,8 @@ class Dispatcher:
 
     async def _retire(self, batch: Batch) -> None:
         """An ended batch is left alone and kept for as long as the settings say."""
-        redis, keys = self._store.redis, self._store.keys
-        await redis.zrem(keys.active, batch.batch_id)
         self._batches.pop(batch.batch_id, None)
-        if await redis.hget(keys.batch(batch.batch_id).meta, "ended_at") is None:
-            await redis.zadd(keys.active, {batch.batch_id: batch.created_at})  # it was queued again in between
-            return
-        pipeline = redis.pipeline(transaction=False)
-        for key in keys.batch(batch.batch_id).everything():
-            pipeline.expire(key, int(self._settings.results.keep_s))
-        await pipeline.execute()
+        await self._retention.retire(batch.batch_id, batch.created_at)
 
 
 def run(settings: Settings) -> None:

@@ -1,17 +1,21 @@
 """Where trajectories lie: inside Redis when small, else in a file with a pointer in Redis.
 
-A value starts with a byte that says which: `i` inline and the packed trajectory, `f` and a path below the root. Files
-are written beside their place and renamed, so a reader never sees half of one.
+A value starts with a byte that says which: `i` inline and the packed trajectory, `f`, the size and a path below the
+root. Files are written beside their place and renamed, so a reader never sees half of one. Each batch has a folder of
+its own, which goes as a whole: renamed into the trash at once, deleted in bounded steps.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from pathlib import Path
 
 from gym.errors import Unavailable
 from gym.ids import RolloutRef
+
+TRASH = ".trash"
 
 
 class BlobStore:
@@ -25,10 +29,11 @@ class BlobStore:
         """The value to keep in Redis for a packed trajectory."""
         if self._root is None or len(packed) <= self._inline_bytes:
             return b"i" + packed
-        # a batch's own folder, its rows spread over many, since large folders are slow
-        name = f"{rollout.batch_id.replace(':', '_')}/{rollout.row % 256:02x}/{rollout.row}.{rollout.sample}.{attempt}"
+        # rows are spread over many folders, since large ones are slow
+        place = f"{rollout.row % 256:02x}/{rollout.row}.{rollout.sample}.{attempt}"
+        name = f"{_folder(rollout.batch_id)}/{place}"
         await asyncio.to_thread(_write, self._root / name, packed)
-        return b"f" + name.encode()
+        return b"f%d %s" % (len(packed), name.encode())
 
     async def read(self, value: bytes | None) -> bytes | None:
         """The packed trajectory, `None` where there was none. Raises Unavailable where its file cannot be read."""
@@ -38,13 +43,50 @@ class BlobStore:
             return value[1:]
         if self._root is None:
             raise Unavailable("blob_unreachable", "this trajectory lies in the data directory of another machine")
-        path = self._root / value[1:].decode()
+        path = self._root / value.decode().partition(" ")[2]
         try:
             return await asyncio.to_thread(path.read_bytes)
         except OSError as error:
             raise Unavailable(
                 "blob_unreachable", f"the trajectory file {path.name} cannot be read: {error.strerror}", retry_after_s=5
             ) from error
+
+    async def discard(self, batch_id: str) -> bool:
+        """Put a batch's files out of reach, to be deleted by `empty_trash`; whether there were any."""
+        return self._root is not None and await asyncio.to_thread(_discard, self._root, _folder(batch_id))
+
+    async def empty_trash(self, most: int) -> int:
+        """Delete up to `most` discarded files: how many were."""
+        return 0 if self._root is None else await asyncio.to_thread(_empty, self._root / TRASH, most)
+
+
+def _folder(batch_id: str) -> str:
+    """A name that no other batch has, for any id: `..` is one, too."""
+    return "b-" + batch_id.replace(":", "~")
+
+
+def _discard(root: Path, folder: str) -> bool:
+    trash = root / TRASH
+    try:
+        (root / folder).stat()
+        trash.mkdir(exist_ok=True)
+        (root / folder).rename(trash / f"{folder}.{secrets.token_hex(4)}")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _empty(trash: Path, most: int) -> int:
+    deleted = 0
+    for folder, _, files in os.walk(trash, topdown=False):
+        for name in files:
+            if deleted >= most:
+                return deleted
+            Path(folder, name).unlink(missing_ok=True)
+            deleted += 1
+        if Path(folder) != trash:
+            Path(folder).rmdir()
+    return deleted
 
 
 def _write(path: Path, packed: bytes) -> None:

@@ -68,10 +68,16 @@ def segment_json(segment: JsonObject) -> JsonObject:
     }
 
 
-def add_trajectory(record: bytes, packed: bytes | None, row: bytes, *, full: bool) -> bytes:
-    """A light record with its trajectory: segments for training, with `full` the conversation and the calls too."""
-    extra = _trajectory_fields(packed, row, full=full)
-    extra["segments"] = [segment_json(segment) for segment in extra["segments"]]
+def add_trajectory(
+    record: bytes, packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None = None
+) -> bytes:
+    """A light record with its trajectory: segments for training, with `full` the conversation and the calls too.
+
+    Where it was `dropped`, that is said, and they are null.
+    """
+    extra = _trajectory_fields(packed, row, full=full, dropped=dropped)
+    if extra["segments"] is not None:
+        extra["segments"] = [segment_json(segment) for segment in extra["segments"]]
     return record[:-1] + b"," + orjson.dumps(extra)[1:]
 
 
@@ -81,9 +87,11 @@ def pack_record(record: bytes) -> bytes:
     return packed
 
 
-def pack_with_trajectory(record: bytes, packed: bytes | None, row: bytes, *, full: bool) -> bytes:
+def pack_with_trajectory(
+    record: bytes, packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None = None
+) -> bytes:
     """As `add_trajectory`, as msgpack with the arrays of the segments as they are stored."""
-    result: bytes = msgpack.packb(orjson.loads(record) | _trajectory_fields(packed, row, full=full))
+    result: bytes = msgpack.packb(orjson.loads(record) | _trajectory_fields(packed, row, full=full, dropped=dropped))
     return result
 
 
@@ -98,12 +106,14 @@ def pack_page(records: list[bytes], **rest: object) -> bytes:
     return head + b"".join(records) + tail
 
 
-def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool) -> JsonObject:
+def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None) -> JsonObject:
     """What a trajectory adds to its record, the segments still packed."""
     extra: JsonObject = {}
     if full:
         extra |= {"responses_create_params": orjson.loads(row).get("responses_create_params", {}), "response": None}
-    extra["segments"] = []
+    extra["segments"] = [] if dropped is None else None
+    if dropped is not None:
+        extra["trajectory_dropped"] = dropped
     if packed is not None:
         trajectory = unpack_trajectory(packed)
         extra["segments"] = trajectory["segments"]

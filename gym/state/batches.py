@@ -73,6 +73,25 @@ async def cancel(
             return known, stopped
 
 
+async def keep_for(store: Store, batch_id: str, keep_s: float | None) -> None:
+    """Let a batch's keys go after so many seconds, or keep them."""
+    names = await everything(store, batch_id)
+    pipeline = store.redis.pipeline(transaction=False)
+    for key in names:
+        if keep_s is None:
+            pipeline.persist(key)
+        else:
+            pipeline.expire(key, max(1, int(keep_s)))
+    await pipeline.execute()
+
+
+async def everything(store: Store, batch_id: str) -> list[str]:
+    """All lasting keys of a batch, those of its consumers too."""
+    keys = store.keys.batch(batch_id)
+    consumers = [name.decode() for name in await store.redis.hkeys(keys.feeds)]
+    return [*keys.everything(), *(key for consumer in consumers for key in keys.feed(consumer))]
+
+
 class Batches:
     """The calls on batches that the API offers."""
 
@@ -163,10 +182,7 @@ class Batches:
             args = [value for item in items[first : first + 200] for value in item]
             requeued += int(await self._store.run(REQUEUE, keys.scripted(), args))
         if requeued:
-            pipeline = self._store.redis.pipeline(transaction=False)
-            for key in keys.everything():
-                pipeline.persist(key)
-            await pipeline.execute()
+            await keep_for(self._store, batch_id, None)
             await activate(self._store, batch_id)
         return requeued
 

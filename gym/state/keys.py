@@ -197,6 +197,16 @@ class Keys:
         return f"{self.prefix}:active"
 
     @property
+    def kept(self) -> str:
+        """zset: batches that have ended and are not gone yet, by their end in ms."""
+        return f"{self.prefix}:kept"
+
+    @property
+    def stored(self) -> str:
+        """hash: those of `kept` that have trajectories → their bytes."""
+        return f"{self.prefix}:stored"
+
+    @property
     def staged(self) -> str:
         """zset: batches with rows that may not be published, by the time in ms of the last of them."""
         return f"{self.prefix}:staged"

@@ -136,9 +136,16 @@ class Results:
             return [pack_record(record) for record in light] if packed else light
         rows = await self._store.redis.hmget(keys.rows, [member.partition(":")[0] for member in members])
         blobs = await self._store.redis.hmget(keys.traj, members)
+        dropped = None if all(blobs) else await self._store.redis.hget(keys.meta, "dropped")
         add = pack_with_trajectory if packed else add_trajectory
         return [
-            add(record, await self._blobs.read(blob), row.partition(b"\n")[2], full=view is View.FULL)
+            add(
+                record,
+                await self._blobs.read(blob),
+                row.partition(b"\n")[2],
+                full=view is View.FULL,
+                dropped=_dropped(dropped, record) if dropped and not blob else None,
+            )
             for record, blob, row in zip(light, blobs, rows, strict=True)
         ]
 
@@ -184,6 +191,14 @@ def _made_record(
         "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
         "finished_at": rfc3339(int(fields[b"t"])),
     }
+
+
+def _dropped(mark: bytes, record: bytes) -> JsonObject | None:
+    """What is said in place of a trajectory that was dropped; `None` for a rollout that never had one."""
+    if not orjson.loads(record).get("model_calls"):
+        return None
+    reason, _, moment = mark.decode().partition("|")
+    return {"reason": reason, "at": rfc3339(int(moment))}
 
 
 def _unfinished(rollout: RolloutRef, run: str, live: bytes | None, row: bytes, tries: bytes | None) -> JsonObject:

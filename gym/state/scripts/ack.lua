@@ -1,8 +1,9 @@
 -- A consumer has used results: they are not handed to it again.
--- KEYS 15.. : feeds, and the four of the consumer
+-- The last five KEYS: feeds, and the four of the consumer
 -- ARGV: consumer, lease (empty: whatever the lease), then members; without any, all of the lease
 -- Returns {missing} | {partial, row, its rollouts that were named, its rollouts} | {acknowledged, results}
 local consumer, lease = ARGV[1], ARGV[2]
+redis.call('HDEL', FEED, '') -- as in lease.lua
 if redis.call('EXISTS', META) == 0 then return { 'missing' } end
 local known = redis.call('HMGET', FEED, 'unit', 'cursor')
 if not known[1] then return { 'acknowledged', 0 } end

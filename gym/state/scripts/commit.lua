@@ -12,7 +12,7 @@ if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= tok
   return { 0, 0, 0 }
 end
 leave_live(member, live)
-if ARGV[6] ~= '' then redis.call('HSET', TRAJ, member, ARGV[6]) end
+keep_trajectory(member, ARGV[6])
 finish(member, letter, attempt, token, { 'j', ARGV[5] })
 local environment = live.environment
 redis.call('HINCRBY', STATS, environment .. '|ended', 1)

@@ -1,7 +1,7 @@
 -- Names and rules that the scripts of a batch's consumers share; put between lib.lua and each of them.
 -- What is handed out is known by a log id: a rollout by that of its result, a group by that of its last result. A result
 -- that was taken back has no entry any more, so what it was part of is stale.
-local FEEDS, FEED, OUT, LEASES, ENDS = KEYS[15], KEYS[16], KEYS[17], KEYS[18], KEYS[19]
+local FEEDS, FEED, OUT, LEASES, ENDS = unpack(KEYS, #KEYS - 4)
 local LATE_ACK_MS = 3600000
 
 local function later(id, other)
@@ -47,7 +47,7 @@ local function close(consumer, cursor)
     redis.call('HSET', FEEDS, consumer, now_ms())
   end
   local left = redis.call('PTTL', META)
-  for i = 15, 19 do
+  for i = #KEYS - 4, #KEYS do
     if left > 0 then redis.call('PEXPIRE', KEYS[i], left) else redis.call('PERSIST', KEYS[i]) end
   end
   return done and 1 or 0

@@ -1,11 +1,12 @@
 -- Hand out to a consumer what it has not acknowledged: what came back first, then what is new.
--- KEYS 15.. : feeds, and the four of the consumer
+-- The last five KEYS: feeds, and the four of the consumer
 -- ARGV: consumer, unit (rollout | group), lease, its length in ms, most units, most results (one unit may exceed it),
 --       most entries of the log to look at, units of this lease that the caller has
 -- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, {log id, fields}, ...}
 local consumer, unit, lease = ARGV[1], ARGV[2], ARGV[3]
 local most, most_results, most_entries, have = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
+redis.call('HDEL', FEED, '') -- a full Redis lets a script go on that has written, and results have to get out of it
 local run = redis.call('HGET', META, 'run')
 if not run then return { 'missing' } end
 local known = redis.call('HMGET', FEED, 'unit', 'cursor')

@@ -28,6 +28,25 @@ local function leave_live(member, live)
   if live.state == 'd' then count('dispatched', -1) end
 end
 
+-- What a stored trajectory takes: its own bytes, or those that its pointer says.
+local function stored_bytes(value)
+  return tonumber(string.match(value, '^f(%d+) ')) or #value
+end
+
+local function keep_trajectory(member, value)
+  if value == '' then return end
+  redis.call('HSET', TRAJ, member, value)
+  count('stored_bytes', stored_bytes(value))
+end
+
+-- A file stays until its batch goes.
+local function drop_trajectory(member)
+  local value = redis.call('HGET', TRAJ, member)
+  if not value then return end
+  redis.call('HDEL', TRAJ, member)
+  if string.sub(value, 1, 1) ~= 'f' then count('stored_bytes', -stored_bytes(value)) end
+end
+
 local function unpublished(row)
   for _, ranges in ipairs(redis.call('HVALS', STAGING)) do
     for from, to in string.gmatch(ranges, '(%d+):(%d+)') do

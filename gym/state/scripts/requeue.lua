@@ -10,7 +10,7 @@ for i = 1, #ARGV, 4 do
   if (letter == 'f' or letter == 'e') and number == attempt then
     redis.call('XDEL', LOG, id)
     redis.call('HDEL', DONE, member)
-    redis.call('HDEL', TRAJ, member)
+    drop_trajectory(member)
     count(OUTCOME[letter], -1)
     count('queued', 1)
     redis.call('HINCRBY', STATS, environment .. '|ended', -1)
