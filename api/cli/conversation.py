@@ -37,6 +37,8 @@ def conversation(rollout: JsonObject) -> RenderableType:
     shown += [_item(item) for item in [*asked, *(response.get("output") or [])] if isinstance(item, dict)]
     if calls := rollout.get("calls"):
         shown.append(_calls(calls))
+    if dropped := rollout.get("trajectory_dropped"):
+        shown.append(Text(f"the trajectory was dropped at {dropped['at']} ({dropped['reason']})", style="dim"))
     if error := rollout.get("error"):
         shown.append(_error(error))
     return Group(*shown)

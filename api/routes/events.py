@@ -43,14 +43,21 @@ async def stream_events(
     farm: Farm,
     after: Annotated[str | None, Query(description="the id of an event, to begin after it")] = None,
     last_event_id: Annotated[str | None, Header(description="as `after`, and wins over it")] = None,
+    wait: Annotated[
+        float | None, Query(ge=0, le=60, allow_inf_nan=False, description="seconds; ends after the first results")
+    ] = None,
 ) -> Response:
     """Server-sent events: `rollout` (a result, `view=light`), `group` (all of its rollouts have ended), `batch` (its
     state changed), `ledger` (it changed; at most one a second). The last one is the `batch` event with `ended_at`.
+
+    With `wait` the answer is short: where the batch stands and what came after the cursor, for clients that poll.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     cursor = last_event_id or after
     first = await farm.results.page(batch_id, after=cursor, limit=LIGHT_PORTION, view=View.LIGHT)
+    if wait is not None:
+        return Response(await _short(farm, batch_id, first, wait_s=wait), media_type=EVENTS)
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return StreamingResponse(event_lines(farm, batch_id, first), media_type=EVENTS, headers=headers)
 
@@ -88,6 +95,16 @@ async def event_lines(
     except RedisError as error:
         if redis_error(error, submitting=False) is None:
             raise
+
+
+async def _short(farm: Services, batch_id: str, page: Page, *, wait_s: float) -> bytes:
+    """The events of one page, once there is one."""
+    ends_at = time.monotonic() + wait_s
+    while not page.records and not page.done and (left_s := ends_at - time.monotonic()) > 0:
+        await farm.results.wait(batch_id, after=page.next_after, timeout_s=left_s)
+        page = await farm.results.page(batch_id, after=page.next_after, limit=LIGHT_PORTION, view=View.LIGHT)
+    changes = _Changes(farm, batch_id)
+    return b"".join([*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)])
 
 
 async def _results(farm: Services, batch_id: str, page: Page) -> list[bytes]:

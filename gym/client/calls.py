@@ -18,12 +18,17 @@ from gym.client.records import (
     BatchStatus,
     Created,
     EnvironmentInfo,
+    Event,
+    Lease,
     Page,
     Readiness,
+    Unit,
     View,
     read_added,
     read_created,
     read_environment,
+    read_events,
+    read_lease,
     read_page,
     read_status,
 )
@@ -148,6 +153,55 @@ def results_page(
         query["wait"] = wait_s
     response = yield Request(method="GET", path=_path("batches", batch_id, "results"), query=query, wait_s=wait_s)
     return read_page(response.json())
+
+
+def lease(
+    batch_id: str,
+    *,
+    consumer: str,
+    most: int = 64,
+    ttl_s: float = 300.0,
+    unit: Unit = "rollout",
+    view: View = "light",
+    wait_s: float = 0.0,
+    lease_id: str | None = None,
+) -> Flow[Lease]:
+    """Take up to `most` results, or whole groups, that this consumer has not acknowledged.
+
+    What it does not acknowledge within `ttl_s` comes back. The farm waits up to `wait_s` (≤ 60) until there is one.
+    Repeating a lease by its id, while it lasts, gives the same results for another `ttl_s`.
+    """
+    body = {"consumer": consumer, "max": most, "ttl_s": ttl_s, "unit": unit, "lease_id": lease_id or new_id("lease")}
+    query: dict[str, str | int | float] = {"view": view}
+    if wait_s > 0:
+        query["wait"] = wait_s
+    response = yield Request(
+        method="POST",
+        path=_path("batches", batch_id, "lease"),
+        query=query,
+        body=[orjson.dumps(body)],
+        wait_s=wait_s,
+    )
+    return read_lease(response.json())
+
+
+def ack(
+    batch_id: str, *, consumer: str, lease_id: str | None = None, rollout_ids: Sequence[str] | None = None
+) -> Flow[int]:
+    """Say that results were used up, all of a lease or by name: how many were not acknowledged before."""
+    asked = {"consumer": consumer, "lease_id": lease_id, "rollout_ids": None if rollout_ids is None else [*rollout_ids]}
+    body = orjson.dumps({name: value for name, value in asked.items() if value is not None})
+    answer = yield from _json(Request(method="POST", path=_path("batches", batch_id, "ack"), body=[body]))
+    return int(answer["acknowledged"])
+
+
+def events_page(batch_id: str, *, after: str | None = None, wait_s: float = 0.0) -> Flow[list[Event]]:
+    """Where the batch stands, and what happened after a cursor; the farm waits up to `wait_s` for something."""
+    query: dict[str, str | int | float] = {"wait": wait_s}
+    if after is not None:
+        query["after"] = after
+    response = yield Request(method="GET", path=_path("batches", batch_id, "events"), query=query, wait_s=wait_s)
+    return read_events(response.body)
 
 
 def requeue(

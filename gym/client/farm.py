@@ -5,14 +5,15 @@ Every call is written once, as a flow in `gym.client.calls`; `_awaiting` and `_b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
 from gym.client import calls
 from gym.client.calls import BatchOptions
 from gym.client.exchange import Flow, RetryPolicy
-from gym.client.records import Result, View
+from gym.client.feed import LONG_POLL_S, EventReader, each_async, each_blocking, group_leases, rollout_leases
+from gym.client.records import Event, Result, View
 from gym.client.transport import AsyncTransport, SyncTransport
 from gym.jsontypes import JsonObject
 
@@ -22,7 +23,6 @@ F = TypeVar("F", bound=Callable[..., object])
 
 DEFAULT_TIMEOUT_S = 60.0
 DEFAULT_RETRIES = 8
-LONG_POLL_S = 20.0
 
 
 def connect(
@@ -181,10 +181,34 @@ class AsyncBatch:
     seal = _awaiting_of(calls.seal)
     add_rows = _awaiting_of(calls.add_rows)
     requeue = _awaiting_of(calls.requeue)
+    lease = _awaiting_of(calls.lease)
+    ack = _awaiting_of(calls.ack)
 
     def results(self, *, view: View = "light", after: str | None = None) -> AsyncResults:
         """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
         return AsyncResults(self.transport, ResultPages(self.batch_id, view=view, after=after))
+
+    def leased(
+        self, consumer: str, *, most: int = 64, ttl_s: float = 300.0, view: View = "light"
+    ) -> AsyncGenerator[Result]:
+        """Results that are acknowledged as they are used up; a process that dies leaves its share to the next.
+
+        A result is used up when the next one is asked for. Leased `most` at a time; what is not used up within `ttl_s`
+        is handed out again. Ends when this consumer has acknowledged everything.
+        """
+        reader = rollout_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
+        return each_async(self.transport, reader)
+
+    def leased_groups(
+        self, consumer: str, *, most: int = 8, ttl_s: float = 300.0, view: View = "light"
+    ) -> AsyncGenerator[tuple[Result, ...]]:
+        """As `leased`, whole groups of which every rollout has ended."""
+        reader = group_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
+        return each_async(self.transport, reader)
+
+    def events(self, *, after: str | None = None) -> AsyncGenerator[Event]:
+        """What happens in the batch until it has ended, from the start or after an event's cursor."""
+        return each_async(self.transport, EventReader(self.batch_id, after=after))
 
 
 class Batch:
@@ -201,10 +225,34 @@ class Batch:
     seal = _blocking_of(calls.seal)
     add_rows = _blocking_of(calls.add_rows)
     requeue = _blocking_of(calls.requeue)
+    lease = _blocking_of(calls.lease)
+    ack = _blocking_of(calls.ack)
 
     def results(self, *, view: View = "light", after: str | None = None) -> Results:
         """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
         return Results(self.transport, ResultPages(self.batch_id, view=view, after=after))
+
+    def leased(
+        self, consumer: str, *, most: int = 64, ttl_s: float = 300.0, view: View = "light"
+    ) -> Generator[Result, None, None]:
+        """Results that are acknowledged as they are used up; a process that dies leaves its share to the next.
+
+        A result is used up when the next one is asked for. Leased `most` at a time; what is not used up within `ttl_s`
+        is handed out again. Ends when this consumer has acknowledged everything.
+        """
+        reader = rollout_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
+        return each_blocking(self.transport, reader)
+
+    def leased_groups(
+        self, consumer: str, *, most: int = 8, ttl_s: float = 300.0, view: View = "light"
+    ) -> Generator[tuple[Result, ...], None, None]:
+        """As `leased`, whole groups of which every rollout has ended."""
+        reader = group_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
+        return each_blocking(self.transport, reader)
+
+    def events(self, *, after: str | None = None) -> Generator[Event, None, None]:
+        """What happens in the batch until it has ended, from the start or after an event's cursor."""
+        return each_blocking(self.transport, EventReader(self.batch_id, after=after))
 
 
 class AsyncFarm:

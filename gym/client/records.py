@@ -8,14 +8,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 from typing import Any, Literal
 
-from gym.errors import ErrorKind, FarmError
+import orjson
+
+from gym.errors import ErrorKind, FarmError, NotFound
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger, Outcome
 from gym.trajectory import Segment, Usage
 
 View = Literal["light", "full", "training"]
+Unit = Literal["rollout", "group"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +74,28 @@ class Result:
 
     @property
     def response(self) -> JsonObject | None:
-        """The conversation, where the view has it."""
+        """The conversation, where the view has it. Raises NotFound where the farm has dropped the trajectory."""
+        self._check_kept()
         response: JsonObject | None = self.raw.get("response")
         return response
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Tokens for training, where the view has them; decoded at each look."""
+        """Tokens for training, where the view has them; decoded at each look.
+
+        Raises NotFound where the farm has dropped the trajectory, for good (its settings `results.*`).
+        """
+        self._check_kept()
         return tuple(_segment(item) for item in self.raw.get("segments") or ())
+
+    def _check_kept(self) -> None:
+        dropped = self.raw.get("trajectory_dropped")
+        if dropped:
+            raise NotFound(
+                "trajectory_dropped",
+                f"the trajectory of rollout {self.rollout_id} was dropped at {dropped['at']} ({dropped['reason']})",
+                {"rollout_id": self.rollout_id, **dropped},
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +105,36 @@ class Page:
     items: tuple[Result, ...]
     next_after: str | None
     done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Results handed out until `expires_at` (RFC 3339; `None` where there were none), to be acknowledged.
+
+    `done` is true when the batch has ended and this consumer has acknowledged all of it.
+    """
+
+    lease_id: str
+    items: tuple[Result, ...]
+    expires_at: str | None
+    done: bool
+
+    @property
+    def groups(self) -> tuple[tuple[Result, ...], ...]:
+        """The items by group, in the order in which they came; whole ones where groups were leased."""
+        return tuple(tuple(items) for _, items in groupby(self.items, key=lambda item: item.group_id))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened in a batch. `after` is the cursor to come back with, once this has been dealt with.
+
+    `data` is a result (`rollout`, see `read_result`), a group with its `outcomes`, the batch, or its ledger.
+    """
+
+    kind: str
+    data: JsonObject
+    after: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +233,32 @@ def read_page(data: Any) -> Page:
         )
     except (KeyError, TypeError) as error:
         raise _unreadable("a page of results", error) from error
+
+
+def read_lease(data: Any) -> Lease:
+    """A lease."""
+    try:
+        return Lease(
+            lease_id=data["lease_id"],
+            items=tuple(read_result(item) for item in data["items"]),
+            expires_at=data["expires_at"],
+            done=data["done"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _unreadable("a lease", error) from error
+
+
+def read_events(body: bytes) -> list[Event]:
+    """Server-sent events as the farm writes them, each field on a line of its own; other fields are passed over."""
+    events = []
+    for block in body.decode().split("\n\n"):
+        fields = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
+        if "event" in fields:
+            try:
+                events.append(Event(kind=fields["event"], data=orjson.loads(fields["data"]), after=fields.get("id")))
+            except (KeyError, orjson.JSONDecodeError) as error:
+                raise _unreadable("an event", error) from error
+    return events
 
 
 def read_status(data: Any) -> BatchStatus:

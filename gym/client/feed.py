@@ -1,0 +1,202 @@
+"""Readers that go on from page to page: leases that are acknowledged as they are used up, and events.
+
+A reader is flows and the state between them; `each_async` and `each_blocking` carry it out, item by item. An item is
+used up when the one after it is asked for: whoever stops in the middle of one is handed it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+from gym.client import calls
+from gym.client.exchange import Flow
+from gym.client.records import Event, Lease, Result, Unit, View
+from gym.client.transport import AsyncTransport, SyncTransport
+from gym.errors import FarmError
+
+T = TypeVar("T")
+
+LONG_POLL_S = 20.0
+NAMED_AT_ONCE = 10_000
+
+
+class Reader(Protocol[T]):
+    """What `each_async` and `each_blocking` carry out."""
+
+    done: bool
+
+    def next(self, wait_s: float) -> Flow[Sequence[T]]:
+        """More items, none where nothing came within `wait_s`; those before are used up."""
+
+    def used(self, item: T) -> None:
+        """An item has been used up."""
+
+    def leave(self) -> Flow[None]:
+        """Stop here."""
+
+
+class LeaseReader(Generic[T]):
+    """Leases units, and acknowledges a lease when all of it has been used up, or on leaving the part that was.
+
+    What is not used up within `ttl_s` goes to the next that asks, so choose it longer than the use of `most` takes. It
+    ends when this consumer has acknowledged everything of the ended batch, other processes of its name included.
+    """
+
+    def __init__(
+        self,
+        batch_id: str,
+        consumer: str,
+        *,
+        unit: Unit,
+        items: Callable[[Lease], Sequence[T]],
+        results: Callable[[T], Sequence[Result]],
+        most: int,
+        ttl_s: float,
+        view: View,
+    ) -> None:
+        self.done = False
+        self._batch_id = batch_id
+        self._consumer = consumer
+        self._unit: Unit = unit
+        self._items = items
+        self._results = results
+        self._most = most
+        self._ttl_s = ttl_s
+        self._view: View = view
+        self._lease: Lease | None = None
+        self._used: list[T] = []
+
+    def next(self, wait_s: float) -> Flow[Sequence[T]]:
+        """Acknowledge the lease in hand, and take another one."""
+        yield from self.leave()
+        lease = yield from calls.lease(
+            self._batch_id,
+            consumer=self._consumer,
+            most=self._most,
+            ttl_s=self._ttl_s,
+            unit=self._unit,
+            view=self._view,
+            wait_s=wait_s,
+        )
+        self.done = lease.done
+        self._lease = lease
+        return self._items(lease)
+
+    def used(self, item: T) -> None:
+        """It is acknowledged with its lease."""
+        self._used.append(item)
+
+    def leave(self) -> Flow[None]:
+        """Acknowledge what has been used up; the rest of the lease comes back."""
+        lease = self._lease
+        if lease is None or not self._used:
+            return
+        if len(self._used) == len(self._items(lease)):
+            yield from calls.ack(self._batch_id, consumer=self._consumer, lease_id=lease.lease_id)
+        else:
+            for names in self._named():
+                yield from calls.ack(
+                    self._batch_id, consumer=self._consumer, lease_id=lease.lease_id, rollout_ids=names
+                )
+        self._lease, self._used = None, []
+
+    def _named(self) -> Iterator[list[str]]:
+        """The rollouts that have been used up, in portions of whole units."""
+        names: list[str] = []
+        for item in self._used:
+            more = [result.rollout_id for result in self._results(item)]
+            if names and len(names) + len(more) > NAMED_AT_ONCE:
+                yield names
+                names = []
+            names += more
+        yield names
+
+
+def rollout_leases(batch_id: str, consumer: str, *, most: int, ttl_s: float, view: View) -> LeaseReader[Result]:
+    """A reader of single results."""
+    return LeaseReader(
+        batch_id,
+        consumer,
+        unit="rollout",
+        items=lambda lease: lease.items,
+        results=lambda result: (result,),
+        most=most,
+        ttl_s=ttl_s,
+        view=view,
+    )
+
+
+def group_leases(
+    batch_id: str, consumer: str, *, most: int, ttl_s: float, view: View
+) -> LeaseReader[tuple[Result, ...]]:
+    """A reader of whole groups."""
+    return LeaseReader(
+        batch_id,
+        consumer,
+        unit="group",
+        items=lambda lease: lease.groups,
+        results=lambda group: group,
+        most=most,
+        ttl_s=ttl_s,
+        view=view,
+    )
+
+
+class EventReader:
+    """Polls for events; states that it has told already are passed over."""
+
+    def __init__(self, batch_id: str, *, after: str | None) -> None:
+        self.after = after
+        self.done = False
+        self._batch_id = batch_id
+        self._batch: tuple[object, ...] = ()
+        self._ledger: object = None
+
+    def next(self, wait_s: float) -> Flow[Sequence[Event]]:
+        """What happened since the last event that was used up."""
+        events = yield from calls.events_page(self._batch_id, after=self.after, wait_s=wait_s)
+        self.done = bool(events) and events[-1].kind == "batch" and events[-1].data["ended_at"] is not None
+        return [event for event in events if self._is_new(event)]
+
+    def used(self, item: Event) -> None:
+        """Go on from there."""
+        self.after = item.after or self.after
+
+    def leave(self) -> Flow[None]:
+        """Nothing to do."""
+        yield from ()
+
+    def _is_new(self, event: Event) -> bool:
+        if event.kind == "batch":
+            before, self._batch = self._batch, tuple(event.data[name] for name in ("state", "sealed", "ended_at"))
+            return self._batch != before
+        if event.kind == "ledger":
+            ledger, self._ledger = self._ledger, event.data
+            return bool(self._ledger != ledger)
+        return True
+
+
+async def each_async(transport: AsyncTransport, reader: Reader[T]) -> AsyncGenerator[T]:
+    """Every item, until there are no more."""
+    try:
+        while not reader.done:
+            for item in await transport.run(reader.next(LONG_POLL_S)):
+                yield item
+                reader.used(item)
+    finally:
+        with suppress(FarmError):  # what is not acknowledged comes again
+            await transport.run(reader.leave())
+
+
+def each_blocking(transport: SyncTransport, reader: Reader[T]) -> Generator[T, None, None]:
+    """As `each_async`, in the calling thread."""
+    try:
+        while not reader.done:
+            for item in transport.run(reader.next(LONG_POLL_S)):
+                yield item
+                reader.used(item)
+    finally:
+        with suppress(FarmError):  # as above
+            transport.run(reader.leave())
