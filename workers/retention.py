@@ -40,9 +40,9 @@ class Retention:
             return
         self._due_at = time.monotonic() + INTERVAL_S
         try:
+            await self.run()
             if await self._blobs.empty_trash(FILES_AT_ONCE) >= FILES_AT_ONCE:
                 self._due_at = 0.0  # the rest at the next look
-            await self.run()
         except OSError as error:
             _LOG.warning("files of ended batches stay: %s", error, extra={"action": "retention_failed"})
 
