@@ -13,12 +13,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.lease_bodies import AckBody, LeaseBody
 from gym.batch import BatchSpec, Id
 from gym.errors import ErrorKind
-from gym.ids import ID_PATTERN
-from gym.limits import Seconds
 from gym.policy import PolicySpec
-from gym.state.feed import LeaseUnit
 from gym.state.kept import DropReason
 
 REF = "#/components/schemas/{model}"
@@ -37,28 +35,6 @@ class RequeueBody(BaseModel):
 
     error_kinds: list[ErrorKind] | None = None
     rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
-
-
-class LeaseBody(BaseModel):
-    """Who wants how much. `max` counts units; a group is handed out whole, when all of its rollouts have ended."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    consumer: Annotated[str, Field(pattern=ID_PATTERN, description="whose acknowledgements these are")]
-    max: Annotated[int, Field(ge=1, le=5000)] = 64
-    ttl_s: Seconds = 300.0
-    unit: LeaseUnit = LeaseUnit.ROLLOUT
-    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN, description="makes the call repeatable")] = None
-
-
-class AckBody(BaseModel):
-    """What has been used up: all of a lease, or rollouts by name (of a group all, or none)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    consumer: Annotated[str, Field(pattern=ID_PATTERN)]
-    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN)] = None
-    rollout_ids: Annotated[list[str] | None, Field(max_length=20_000)] = None
 
 
 class Links(BaseModel):

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from api.lease_bodies import AckBody, LeaseBody
 from api.routes.bodies import json_response, read_model
 from api.routes.results import JSON, MSGPACK, answer_type, items_json
 from api.routes.services import Farm
-from api.schemas import AckBody, Acknowledged, LeaseAnswer, LeaseBody, body_of
+from api.schemas import Acknowledged, LeaseAnswer, body_of
 from gym.ids import is_id, new_id
 from gym.results.record import pack_page
 from gym.state.batches import batch_not_found

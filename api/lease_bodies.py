@@ -1,0 +1,33 @@
+"""The bodies of leasing and acknowledging results."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gym.ids import ID_PATTERN
+from gym.limits import Seconds
+from gym.state.feed import LeaseUnit
+
+
+class LeaseBody(BaseModel):
+    """Who wants how much. `max` counts units; a group is handed out whole, when all of its rollouts have ended."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    consumer: Annotated[str, Field(pattern=ID_PATTERN, description="whose acknowledgements these are")]
+    max: Annotated[int, Field(ge=1, le=5000)] = 64
+    ttl_s: Seconds = 300.0
+    unit: LeaseUnit = LeaseUnit.ROLLOUT
+    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN, description="makes the call repeatable")] = None
+
+
+class AckBody(BaseModel):
+    """What has been used up: all of a lease, or rollouts by name (of a group all, or none)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    consumer: Annotated[str, Field(pattern=ID_PATTERN)]
+    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN)] = None
+    rollout_ids: Annotated[list[str] | None, Field(max_length=20_000)] = None
