@@ -83,8 +83,10 @@ async def test_groups_are_handed_out_whole_and_only_when_complete(
 ) -> None:
     batch_id = await submit(http, [row] * 2, num_samples=2)
     claims = await worker.claim(batch_id)
-    for claim in claims[:3]:
-        await worker.end(claim)
+    await worker.end(claims[1])
+    assert names(await lease(http, batch_id, unit="group")) == []
+    await worker.end(claims[0])
+    await worker.end(claims[2])
     leased = await lease(http, batch_id, unit="group", max=10)
     assert names(leased) == [f"{batch_id}:0:0", f"{batch_id}:0:1"]
     refused = await http.post(
@@ -109,9 +111,10 @@ async def test_a_failed_rollout_that_ran_again_is_a_new_result(http: httpx.Async
     old = await lease(http, batch_id)
     assert (await http.post(f"/v1/batches/{batch_id}/requeue")).json() == {"requeued": 1}
     await worker.end_all(batch_id)
-    assert await ack(http, batch_id, lease_id=old["lease_id"], rollout_ids=names(old)) == 0
     new = await lease(http, batch_id)
     assert [item["outcome"] for item in new["items"]] == ["succeeded"]
+    assert await ack(http, batch_id, lease_id=old["lease_id"], rollout_ids=names(old)) == 0
+    assert await ack(http, batch_id, lease_id=new["lease_id"], rollout_ids=names(new)) == 1
 
 
 async def test_a_lease_that_is_asked_for_again_is_given_again(http: httpx.AsyncClient, row: Row, worker: Any) -> None:

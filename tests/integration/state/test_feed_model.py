@@ -41,6 +41,7 @@ class Consumer:
     expired: set[Unit] = field(default_factory=set)
     acked: set[Unit] = field(default_factory=set)
     leases: dict[str, list[Unit]] = field(default_factory=dict)  # as a process of it saw them
+    ended: set[str] = field(default_factory=set)  # leases whose time is over
 
 
 class Trainer(RuleBasedStateMachine):
@@ -84,13 +85,14 @@ class Trainer(RuleBasedStateMachine):
         self._do(self.batches.seal(self.batch_id))
         self.sealed = True
 
-    @rule(most=st.integers(1, 6), failing=st.booleans())
-    def produce(self, most: int, failing: bool) -> None:
-        self._do(self._produce(most, failing=failing))
+    @rule(most=st.integers(1, 6), failing=st.booleans(), backwards=st.booleans())
+    def produce(self, most: int, failing: bool, backwards: bool) -> None:
+        self._do(self._produce(most, failing=failing, backwards=backwards))
 
-    async def _produce(self, most: int, *, failing: bool) -> None:
-        taken = await self.rollouts.take(self.batch_id, most)
-        for claim in await self.rollouts.claim(self.batch_id, "w", [(one.member, one.attempt) for one in taken]):
+    async def _produce(self, most: int, *, failing: bool, backwards: bool = False) -> None:
+        wanted = [(one.member, one.attempt) for one in await self.rollouts.take(self.batch_id, most)]
+        claims = await self.rollouts.claim(self.batch_id, "w", wanted)
+        for claim in reversed(claims) if backwards else claims:
             record = {"rollout_id": f"{self.batch_id}:{claim.member}", "attempt": claim.attempt}
             commit = Commit(
                 outcome="failed" if failing else "succeeded", record=orjson.dumps(record), trajectory=b"",
@@ -119,11 +121,24 @@ class Trainer(RuleBasedStateMachine):
         rows = [[f"{row}:{sample}" for sample in range(SAMPLES)] for row in range(self.rows)]
         return {frozenset(self.standing[m] for m in row) for row in rows if all(m in self.standing for m in row)}
 
-    @rule(name=st.sampled_from(sorted(UNITS)), most=st.integers(1, 5), read=st.booleans())
-    def lease(self, name: str, most: int, read: bool) -> None:
-        """A process of a consumer leases; perhaps it dies, or the answer is lost on the way."""
+    @rule(
+        name=st.sampled_from(sorted(UNITS)),
+        most=st.integers(1, 5),
+        read=st.booleans(),
+        late=st.booleans(),
+        data=st.data(),
+    )
+    def lease(self, name: str, most: int, read: bool, late: bool, data: st.DataObject) -> None:
+        """A process of a consumer leases; perhaps it dies, or the answer is lost on the way.
+
+        It may come so late with its repeat that the lease is over: then it is a new one.
+        """
         consumer = self.consumers[name]
-        lease = self._lease(name, most)
+        lease_id = data.draw(st.sampled_from(sorted(consumer.ended))) if late and consumer.ended else None
+        if lease_id is not None:
+            consumer.leases.pop(lease_id, None)
+            consumer.ended.discard(lease_id)
+        lease = self._lease(name, most, lease_id)
         units = self._units_of(name, lease)
         available = self._units(name) - consumer.acked - (set(consumer.out) - consumer.expired)
         assert set(units) <= available
@@ -173,7 +188,9 @@ class Trainer(RuleBasedStateMachine):
     def time_passes(self, name: str) -> None:
         """All leases of a consumer end."""
         self._do(self._expire(name))
-        self.consumers[name].expired = set(self.consumers[name].out)
+        consumer = self.consumers[name]
+        consumer.expired = set(consumer.out)
+        consumer.ended = set(consumer.out.values())
 
     async def _expire(self, name: str) -> None:
         now = await self.store.now_ms()
