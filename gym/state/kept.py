@@ -42,14 +42,15 @@ class Kept:
         ended_at, size_bytes = await redis.hmget(keys.batch(batch_id).meta, ["ended_at", "stored_bytes"])
         if ended_at is None:
             return
-        await redis.zadd(keys.kept, {batch_id: int(ended_at)})  # first, so that it is in one of the two at any moment
+        # first, so that it is in one of the two at any moment
+        await self._store.insist(keys.kept, "ZADD", int(ended_at), batch_id)
         if int(size_bytes or 0) > 0:
-            await redis.hset(keys.stored, batch_id, size_bytes)
+            await self._store.insist(keys.stored, "HSET", batch_id, size_bytes)
         await redis.zrem(keys.active, batch_id)
         if await redis.hexists(keys.batch(batch_id).meta, "ended_at"):
             await keep_for(self._store, batch_id, keep_s)
         else:
-            await redis.zadd(keys.active, {batch_id: created_at})  # it was queued again in between
+            await self._store.insist(keys.active, "ZADD", created_at, batch_id)  # it was queued again in between
 
     async def over(self, before_ms: int, most: int) -> list[str]:
         """Batches that ended before a moment, oldest first."""

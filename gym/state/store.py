@@ -36,9 +36,10 @@ class Script:
     sha: str
 
 
-def _load(name: str, *libraries: str) -> Script:
+def _load(name: str, *libraries: str, of_batch: bool = True) -> Script:
     folder = files("gym.state") / "scripts"
-    text = b"".join((folder / f"{part}.lua").read_bytes() for part in ("lib", *libraries, name))
+    parts = ("lib", *libraries, name) if of_batch else (name,)
+    text = b"".join((folder / f"{part}.lua").read_bytes() for part in parts)
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
@@ -52,6 +53,7 @@ RECOVER = _load("recover")
 CANCEL = _load("cancel")
 SEAL = _load("seal")
 REQUEUE = _load("requeue")
+INSIST = _load("insist", of_batch=False)
 DROP = _load("drop")
 REMOVE = _load("remove")
 LEASE = _load("lease", "feed")
@@ -122,6 +124,10 @@ class Store:
             pipeline.execute_command("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.args)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
+
+    async def insist(self, key: str, command: str, *args: Argument) -> Any:
+        """One write that a full Redis takes too; the key never expires."""
+        return await self.run(INSIST, [key], [command, *args])
 
     async def wake_dispatcher(self) -> None:
         """Tell the dispatcher that there may be something to do."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from redis.exceptions import OutOfMemoryError
 
 from gym.config import Settings
 from gym.ids import parse_member
@@ -109,6 +111,16 @@ async def farm(redis_url: str, tmp_path: Path) -> AsyncIterator[Farm]:
     await store.close()
 
 
+@asynccontextmanager
+async def full(store: Store) -> AsyncIterator[None]:
+    """A Redis that has no memory left."""
+    await store.redis.config_set("maxmemory", 1)
+    try:
+        yield
+    finally:
+        await store.redis.config_set("maxmemory", 0)
+
+
 async def consume(farm: Farm, batch_id: str, consumer: str, *, acknowledge: bool = True) -> None:
     feed = Feed(farm.store, farm.blobs)
     lease = await feed.lease(batch_id, consumer, most=100, ttl_s=600)
@@ -203,6 +215,19 @@ async def test_a_crash_between_keys_and_files_is_made_good(farm: Farm) -> None:
     await retention.run_when_due()
     assert farm.files() == []
     assert await farm.store.redis.zcard(farm.store.keys.kept) == 0
+
+
+async def test_a_full_redis_still_hands_results_out_and_lets_old_ones_go(farm: Farm) -> None:
+    retention = farm.retention(max_bytes=1)
+    await farm.submit("b")
+    await farm.run("b")
+    async with full(farm.store):
+        with pytest.raises(OutOfMemoryError):
+            await farm.store.redis.set("more", "x")
+        await consume(farm, "b", "trainer")
+        await retention.retire("b", 0)
+        await retention.run()
+    assert {item["trajectory_dropped"]["reason"] for item in await farm.training("b")} == {"size"}
 
 
 async def test_files_that_cannot_be_deleted_stop_nothing(farm: Farm) -> None:
