@@ -24,6 +24,7 @@ FAMILIES = (
     "api.cli.settings",
     "api.cli.doctor",
     "api.cli.mock_model",
+    "api.cli.bench",
 )
 
 

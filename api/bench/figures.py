@@ -1,0 +1,60 @@
+"""What a measurement came to. Medians over repeats; nothing here fails because a machine is slow."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gym.jsontypes import JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One measured quantity. `target` is what it should reach, and `better` on which side of it.
+
+    `value` is the median of `repeats`; `detail` are numbers beside it, such as the split by process.
+    """
+
+    case: str
+    name: str
+    unit: str
+    repeats: tuple[float, ...]
+    target: float | None = None
+    better: Literal["lower", "higher"] = "lower"
+    detail: JsonObject | None = None
+
+    @property
+    def value(self) -> float:
+        """The median."""
+        return statistics.median(self.repeats)
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the median reaches the target; None without one."""
+        if self.target is None:
+            return None
+        return self.value <= self.target if self.better == "lower" else self.value >= self.target
+
+    def as_dict(self) -> JsonObject:
+        """For `--json`."""
+        return {
+            "case": self.case,
+            "name": self.name,
+            "unit": self.unit,
+            "median": self.value,
+            "min": min(self.repeats),
+            "max": max(self.repeats),
+            "repeats": list(self.repeats),
+            "target": self.target,
+            "better": self.better,
+            "reached": self.reached,
+            "detail": self.detail,
+        }
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which that share of the sorted values lies (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,0 +1,53 @@
+"""CPU seconds and memory of a tree of processes, by role. CPU is user plus system time, as the kernel counts it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+
+import psutil
+
+ROLES = ("up", "api", "proxy", "dispatcher", "worker", "flower", "judge")
+
+
+class ProcessTree:
+    """A process and all below it."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far, by role."""
+        used: dict[str, float] = defaultdict(float)
+        for process in self._all():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                used[_role(process)] += times.user + times.system
+        return used
+
+    def pss_bytes(self) -> dict[str, float]:
+        """Proportional set size, by role: pages that processes share are counted once."""
+        used: dict[str, float] = defaultdict(float)
+        for process in self._all():
+            with suppress(psutil.Error):
+                used[_role(process)] += process.memory_full_info().pss
+        return used
+
+    def rss_bytes(self, role: str) -> int:
+        """Resident memory of the processes of one role."""
+        return sum(process.memory_info().rss for process in self._all() if _role(process) == role)
+
+    def count(self) -> int:
+        """How many processes there are."""
+        return len(self._all())
+
+    def _all(self) -> list[psutil.Process]:
+        return [self._root, *self._root.children(recursive=True)]
+
+
+def _role(process: psutil.Process) -> str:
+    words = process.cmdline()
+    named = next((word for word in words if word in ROLES), None)
+    if named is not None:
+        return named
+    return "redis" if any("redis" in word or "valkey" in word for word in words[:1]) else "other"

@@ -1,0 +1,87 @@
+"""`farm bench`: measure the farm on this machine, against a bare loop in the same run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from api.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from api.bench.figures import Figure
+    from gym.jsontypes import JsonObject
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bench")(bench)
+
+
+def bench(
+    cases: Annotated[list[str] | None, typer.Argument(help="Which measurements; left out, all of them.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=50, help="The median of so many is given.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the farm on this machine: starts what it needs, warms up, repeats, gives medians and spread."""
+    from api.bench.cases import ON_ONE_FARM, ON_THEIR_OWN
+    from api.bench.lab import laboratory
+    from api.cli.options import console, print_json, progress_console
+    from gym.errors import SettingsError
+
+    known = [*ON_THEIR_OWN, *ON_ONE_FARM]
+    wanted = cases or known
+    if unknown := sorted(set(wanted) - set(known)):
+        raise SettingsError(f"there is no measurement {', '.join(unknown)}; there are {', '.join(known)}")
+    progress = progress_console()
+    figures: list[Figure] = []
+    for name in (name for name in wanted if name in ON_THEIR_OWN):
+        progress.print(f"{name}: {ON_THEIR_OWN[name].__doc__}", soft_wrap=True)
+        figures += ON_THEIR_OWN[name](repeats)
+    shared = [name for name in ON_ONE_FARM if name in wanted]
+    if shared:
+        with laboratory() as lab:
+            for name in shared:
+                progress.print(f"{name}: {ON_ONE_FARM[name].__doc__}", soft_wrap=True)
+                figures += ON_ONE_FARM[name](lab, repeats)
+    if as_json:
+        print_json({"machine": _machine(), "figures": [figure.as_dict() for figure in figures]})
+    else:
+        console().print(_table(figures))
+
+
+def _machine() -> JsonObject:
+    import os
+    import platform
+    from datetime import UTC, datetime
+
+    return {
+        "cores": os.cpu_count(),
+        "load": list(os.getloadavg()),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _table(figures: list[Figure]) -> object:
+    from rich.table import Table
+
+    machine = _machine()
+    table = Table(title=f"{machine['cores']} cores, load {machine['load'][0]:.1f}, Python {machine['python']}")
+    for heading in ("case", "what"):
+        table.add_column(heading)
+    for heading in ("median", "min", "max", "target"):
+        table.add_column(heading, justify="right")
+    for figure in figures:
+        sign = "<=" if figure.better == "lower" else ">="
+        mark = {None: "", True: " [green]ok[/]", False: " [yellow]missed[/]"}[figure.reached]
+        table.add_row(
+            figure.case,
+            figure.name,
+            f"{figure.value:.4g} {figure.unit}",
+            f"{min(figure.repeats):.4g}",
+            f"{max(figure.repeats):.4g}",
+            "" if figure.target is None else f"{sign} {figure.target:g}{mark}",
+        )
+    return table
