@@ -111,6 +111,9 @@ class ModelSettings(Section):
     call_timeout_s: Seconds = 300.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
     connections_per_endpoint: Annotated[int, Field(ge=1, le=65536)] = 1024
+    health_check_s: Annotated[
+        float, Field(ge=0, le=3600, description="between checks of an endpoint that answers no calls; 0: none")
+    ] = 1.0
 
 
 class ResultSettings(Section):

@@ -31,6 +31,17 @@ class PolicySpec(BaseModel):
     version: int | None = Field(default=None, description="the integer that the trainer stamps on its weights")
     sampling_overrides: dict[str, Any] = Field(default_factory=dict)
     token_ids: bool = Field(default=True, description="capture token ids and log-probabilities where offered")
+    max_concurrency: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+        default=None,
+        description="the most calls in flight at one endpoint from one process (each worker, each proxy); further ones "
+        "wait in the order in which they came, until their deadline. null: no limit",
+    )
+    required_prefix: bool | None = Field(
+        default=None,
+        description="with `api: chat`: a later turn names the exact tokens that its prompt must begin with "
+        "(`required_prefix_token_ids`, as NeMo RL's server takes it). null: until an endpoint is seen to refuse or to "
+        "ignore it; false: never; true: unless it is refused",
+    )
 
     @field_validator("base_urls")
     @classmethod
@@ -58,4 +69,6 @@ class PolicySpec(BaseModel):
             raise ValueError("`tool_parser` and `reasoning_parser` are for `api: tokens`; a chat server has its own")
         if self.api == "tokens" and not self.token_ids:
             raise ValueError("`api: tokens` works with token ids only: leave `token_ids` true")
+        if self.required_prefix and (self.api == "tokens" or not self.token_ids):
+            raise ValueError("`required_prefix` is for `api: chat` with `token_ids`")
         return self

@@ -96,8 +96,7 @@ class Episode:
         self.touch()
         self._record(reply, turn, began, len(params["input"]))
         # an answer without items has no place in the next request, so nothing can go on from it
-        goes_on = policy.spec.api == "tokens" and reply.items
-        self.last_tools, self.last_tokens = tools, reply.tokens if goes_on else None
+        self.last_tools, self.last_tokens = tools, reply.tokens if reply.items else None
         return reply
 
     def _record(self, reply: ModelReply, turn: int, began: float, request_items: int) -> None:

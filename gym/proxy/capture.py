@@ -38,6 +38,7 @@ _TEMPLATE_FIELDS = (
     "chat_template",
     "chat_template_kwargs",
     "mm_processor_kwargs",
+    "required_prefix_token_ids",
 )
 
 

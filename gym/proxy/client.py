@@ -27,6 +27,7 @@ from gym.proxy.capture import read_tokenized, tokenize_request
 from gym.proxy.endpoints import EndpointPool
 from gym.proxy.forward import Answer, ChatCall, ContextOverflow, Forwarder, request_headers
 from gym.proxy.gate import Gate
+from gym.proxy.health import HealthChecks, Served
 from gym.proxy.policies import PolicyRecord, PolicySource, newest
 from gym.proxy.versions import reported_versions
 from gym.trajectory import TurnTokens, Usage
@@ -107,9 +108,10 @@ class PolicyClient:
         self._most_pools = most_pools
         self._policies = policies
         self._gate = Gate(policies)
-        self._pools: dict[str, tuple[int, EndpointPool]] = {}
+        self._pools: dict[str, Served] = {}
         self._session: aiohttp.ClientSession | None = None
         self._forwarder: Forwarder | None = None
+        self._health: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Make the connection pool."""
@@ -126,12 +128,18 @@ class PolicyClient:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
         )
         self._forwarder = Forwarder(self._session, self._settings, self._gate, self._pool_of, jitter=self._jitter)
+        if self._settings.health_check_s:
+            checks = HealthChecks(self._settings, self._policies, self._pools.values, jitter=self._jitter)
+            self._health = asyncio.create_task(checks.run(), name="health checks")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the connections; calls still under way fail."""
+        if self._health is not None:
+            self._health.cancel()
+            await asyncio.wait({self._health})
         if self._session is not None:
             await self._session.close()
 
@@ -206,12 +214,13 @@ class PolicyClient:
         )
 
     def load(self) -> dict[str, JsonObject]:
-        """By policy: calls in flight and held, its endpoints, and how prompts of token ids came about."""
+        """By policy: calls in flight, held and waiting for room, its endpoints, how prompts of tokens came about."""
         prompts = self._forwarder.prompts if self._forwarder is not None else {}
         return {
             name: {
                 "in_flight": lane.in_flight,
                 "held": lane.held,
+                "waiting": len(self._pools[name][1].line) if name in self._pools else 0,
                 "endpoints": self._pools[name][1].describe() if name in self._pools else [],
                 **({"prompts": dict(prompts[name])} if name in prompts else {}),
             }
@@ -225,15 +234,17 @@ class PolicyClient:
     def _pool_of(self, policy: PolicyRecord) -> EndpointPool:
         """The policy's endpoints, as its newest record lists them."""
         known = self._pools.get(policy.name)
+        spec = policy.spec
         if known is None:
             self._forget_idle()
-            pool = EndpointPool(policy.spec.base_urls, clock=asyncio.get_running_loop().time)
-        elif known[0] == policy.revision:
+            clock = asyncio.get_running_loop().time
+            pool = EndpointPool(spec.base_urls, clock=clock, max_concurrency=spec.max_concurrency)
+        elif known[0].revision == policy.revision:
             return known[1]
         else:
             pool = known[1]
-            pool.replace(policy.spec.base_urls)
-        self._pools[policy.name] = (policy.revision, pool)
+            pool.replace(spec.base_urls, max_concurrency=spec.max_concurrency)
+        self._pools[policy.name] = (policy, pool)
         return pool
 
     def _forget_idle(self) -> None:
@@ -241,7 +252,8 @@ class PolicyClient:
         if len(self._pools) < self._most_pools:
             return
         for name, lane in list(self._gate.lanes.items()):
-            if lane.in_flight == 0 and lane.held == 0:
+            waits = name in self._pools and self._pools[name][1].line
+            if lane.in_flight == 0 and lane.held == 0 and not waits:
                 del self._gate.lanes[name]
                 self._pools.pop(name, None)
                 if self._forwarder is not None:
@@ -261,10 +273,12 @@ class PolicyClient:
         if generated is None:
             return None
         tokens = generated.complete()
-        if tokens is not None or not capture.tokenizes:
-            return tokens
-        prompt_ids = read_tokenized(await self._tokenize(answer, call), answer.completion)
-        return None if prompt_ids is None else generated.with_prompt(prompt_ids)
+        if tokens is None and capture.tokenizes:
+            prompt_ids = read_tokenized(await self._tokenize(answer, call), answer.completion)
+            tokens = None if prompt_ids is None else generated.with_prompt(prompt_ids)
+        if tokens is not None and answer.prefixed and call.prefix is not None:
+            answer.endpoint.prefix.learn(call.prefix, tokens.prompt_ids)
+        return tokens
 
     async def _tokenize(self, answer: Answer, call: ChatCall) -> Any:
         """What `/tokenize` says of the call's prompt; None where it says nothing. Its failure costs the tokens only."""

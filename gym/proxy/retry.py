@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from gym.errors import ModelUnreachable
-from gym.proxy.endpoints import Endpoint, EndpointPool
+from gym.proxy.endpoint import Endpoint
+from gym.proxy.endpoints import EndpointPool
 
 BACK_OFF_S = 0.25
 BACK_OFF_MAX_S = 8.0
@@ -19,8 +20,8 @@ UNHEALTHY_WAIT_S = 60.0  # for an endpoint to come back; a server that restarts 
 class Failure:
     """An attempt that may be made again. `text` names the endpoint and what was seen.
 
-    `elsewhere_only`: the same endpoint would only take as long again. `free`: the server merely refused to be asked for
-    token ids, so the repeat is no retry.
+    `elsewhere_only`: the same endpoint would only take as long again. `free`: the server merely refused what the farm
+    had added to the request, so the repeat is no retry.
     """
 
     text: str

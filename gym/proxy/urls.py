@@ -27,6 +27,8 @@ class EndpointUrl:
     detokenize: URL = field(compare=False)
     render: URL = field(compare=False)
     generate: URL = field(compare=False)
+    models: URL = field(compare=False)
+    health: URL = field(compare=False)
     basic: str | None = field(default=None, repr=False)
 
     @classmethod
@@ -55,5 +57,7 @@ def _parse(text: str) -> EndpointUrl:
         detokenize=base.with_path(f"{root}/detokenize"),
         render=base.with_path(f"{path}/chat/completions/render"),
         generate=base.with_path(f"{root}/inference/v1/generate"),
+        models=base.with_path(f"{path}/models"),
+        health=base.with_path(f"{root}/health"),
         basic=basic,
     )

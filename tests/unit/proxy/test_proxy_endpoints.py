@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gym.proxy.endpoints import BACK_OFF_MAX_S, EJECT_AFTER, Endpoint, EndpointPool
+from gym.proxy.endpoint import BACK_OFF_MAX_S, EJECT_AFTER, Endpoint
+from gym.proxy.endpoints import EndpointPool
 
 
 class Clock:

@@ -1,0 +1,126 @@
+"""What an HTTP answer to a call means: a completion, a context overflow, a failure to try again after, a refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from gym.errors import ModelRejected
+from gym.jsontypes import JsonObject
+from gym.proxy.capture import Level
+from gym.proxy.endpoint import Endpoint, Outcome
+from gym.proxy.overflow import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
+from gym.proxy.policies import PolicyRecord
+from gym.proxy.retry import Failure, retry_after_s
+from gym.wire.completion import choice_of, finish_of
+from gym.wire.errors import BadCompletion
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished completion. `policy` is the record that it was sent under, `asked` what it was asked about tokens.
+
+    `body` is the request as the policy wanted it; `prefixed` is whether the farm required a prefix in it.
+    """
+
+    completion: JsonObject
+    body: JsonObject
+    policy: PolicyRecord
+    endpoint: Endpoint
+    asked: Level
+    prefixed: bool
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextOverflow:
+    """The conversation no longer fits the model's context; nothing was generated."""
+
+    message: str
+    policy: PolicyRecord
+    endpoint: Endpoint
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A call on its way to one endpoint; `number` counts from 1."""
+
+    body: JsonObject
+    request_id: str
+    policy: PolicyRecord
+    endpoint: Endpoint
+    asked: Level
+    prefixed: bool
+    number: int
+
+    def clean(self, text: str) -> str:
+        """A text for an error message: short, and without the key, which some servers repeat."""
+        key = self.policy.spec.api_key
+        return (text.replace(key, "********") if key else text)[:MESSAGE_CHARS]
+
+    def failure(self, text: str, **options: Any) -> Failure:
+        """A failure that names the endpoint."""
+        return Failure(f"{self.endpoint.url.shown} {self.clean(text)}", **options)
+
+
+def meaning(
+    attempt: Attempt, status: int, header: str | None, body: bytes | JsonObject
+) -> Answer | ContextOverflow | Failure:
+    """What an answer means; `header` is its `Retry-After`. Raises ModelRejected."""
+    if status == 200 or isinstance(body, dict):
+        return _completion(attempt, body)
+    refusal = read_refusal(body)
+    if is_context_overflow(status, refusal, max_tokens=_max_tokens(attempt.body)):
+        return ContextOverflow(attempt.clean(refusal.message), attempt.policy, attempt.endpoint, attempt.number)
+    if status in (400, 422) and (what := _refused_extra(attempt, refusal)) is not None:
+        return attempt.failure(f"cannot be {what}: {refusal.message}", free=True)
+    if status == 429 or status >= 500:
+        wait_s = retry_after_s(header, now=datetime.now(UTC))
+        return attempt.failure(f"answered {status}: {refusal.message}", retry_after_s=wait_s)
+    hint = "; redirects are not followed, give the address that it leads to" if status < 400 else ""
+    raise ModelRejected(
+        f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
+        f"{attempt.clean(refusal.message)}{hint}"
+    )
+
+
+def blame(status: int, failure: Failure) -> Outcome:
+    """What a failure that came as an HTTP answer says about the endpoint."""
+    if failure.free or status == 429:
+        return "answered"
+    return "failed" if status > 500 else "erred"
+
+
+def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
+    """Which of the things that only the farm adds to a request the server will not have; it gets them no more."""
+    if attempt.endpoint.prefix.learn_refusal(refusal, sent=attempt.prefixed):
+        return "told the tokens that a prompt begins with"
+    return "asked for token ids" if attempt.endpoint.capture.refused(refusal, asked=attempt.asked) else None
+
+
+def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
+    try:
+        completion = body if isinstance(body, dict) else orjson.loads(body)
+        finish_of(choice_of(completion))
+    except BadCompletion as error:
+        return attempt.failure(f"broke off or gave no completion: {error.message}")
+    except (orjson.JSONDecodeError, AttributeError):
+        return attempt.failure("answered 200 with something that is no JSON object")
+    return Answer(
+        completion,
+        attempt.body,
+        attempt.policy,
+        attempt.endpoint,
+        attempt.asked,
+        attempt.prefixed,
+        attempt.number,
+    )
+
+
+def _max_tokens(body: JsonObject) -> int | None:
+    value = body.get("max_completion_tokens", body.get("max_tokens"))
+    return value if isinstance(value, int) else None
