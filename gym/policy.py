@@ -20,7 +20,8 @@ class PolicySpec(BaseModel):
     api: Literal["chat", "tokens"] = Field(
         default="chat",
         description="`tokens`: prompts are made of the exact tokens of the turns before; needs a vLLM with "
-        "--enable-scale-out",
+        "--enable-scale-out. Streamed token by token where no parser reads the answer (no tools offered, no reasoning "
+        "parser), else in one piece at its end",
     )
     tool_parser: str | None = Field(
         default=None, description="with `api: tokens`: reads calls, by the name that vLLM's --tool-call-parser has"

@@ -40,6 +40,7 @@ class Endpoint:
     """
 
     __slots__ = (
+        "__weakref__",
         "answered",
         "back_off_s",
         "busy_since",
@@ -172,6 +173,7 @@ class Endpoint:
         self.failed_check = True
         self.last_error = error
         self.ejected_until = max(self.ejected_until or 0.0, now + hold_s)
+        self.probing = False  # a probe that is under way decides nothing any more but by an answer
         if not was_ejected:
             self.forget()
         return not was_ejected

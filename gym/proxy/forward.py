@@ -35,8 +35,9 @@ from gym.proxy.line import Waiting
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.retry import Failure, Progress
 from gym.proxy.sampling import pinned
-from gym.proxy.streaming import OnChunks, chunks_of, read_stream, streamed
-from gym.proxy.token_in import Answered, NotAnswered, Prompt, TokenCall, complete
+from gym.proxy.streaming import OnChunks, read_events, read_stream, streamed
+from gym.proxy.token_in import NotAnswered, Prompt, TokenCall, complete
+from gym.proxy.token_stream import Answered, Streamed
 from gym.trajectory import TurnTokens
 from gym.wire.errors import BadCompletion
 
@@ -204,22 +205,26 @@ class Forwarder:
 
         body = with_asks(attempt.body, attempt.asked)
         if attempt.policy.spec.api == "tokens":
-            answered = await self._from_tokens(attempt, body, call)
-            if call.on_chunks is not None and isinstance(answered[2], dict):
-                await deliver(chunks_of(answered[2]))
-            return answered
+            return await self._from_tokens(attempt, body, call, None if call.on_chunks is None else deliver)
         async with self._post(attempt, attempt.endpoint.url.chat, body) as response:
             if call.on_chunks is not None and response.status == 200:
                 return 200, None, await read_stream(response, deliver)
             return response.status, response.headers.get("Retry-After"), await response.read()
 
     async def _from_tokens(
-        self, attempt: Attempt, body: JsonObject, call: ChatCall
+        self, attempt: Attempt, body: JsonObject, call: ChatCall, on_chunks: OnChunks | None
     ) -> tuple[int, str | None, bytes | JsonObject]:
         """The exchanges of a call with `api: tokens`, as one: a completion, or the first refusal."""
 
         async def post(url: URL, body: JsonObject) -> Answered:
             async with self._post(attempt, url, body) as response:
+                return response.status, response.headers.get("Retry-After"), await response.read()
+
+        async def stream(url: URL, body: JsonObject, on_events: OnChunks) -> Answered:
+            async with self._post(attempt, url, body) as response:
+                if response.status == 200:
+                    await read_events(response, on_events)
+                    return 200, None, b""
                 return response.status, response.headers.get("Retry-After"), await response.read()
 
         token_call = TokenCall(
@@ -230,7 +235,9 @@ class Forwarder:
             reply_id=call.request_id,
         )
         try:
-            completion, prompt = await complete(post, token_call)
+            completion, prompt = await complete(
+                post, token_call, None if on_chunks is None else Streamed(stream, on_chunks)
+            )
         except NotAnswered as refused:
             return refused.answered
         self.prompts.setdefault(attempt.policy.name, Counter())[prompt] += 1

@@ -29,24 +29,34 @@ def streamed(body: JsonObject, options: JsonObject | None) -> JsonObject:
 
 async def read_stream(response: aiohttp.ClientResponse, on_chunks: OnChunks) -> JsonObject:
     """The whole completion. Raises BadCompletion for an error in mid-stream or an end before the answer's."""
-    decoder, whole = SseDecoder(), ChatAccumulator()
+    whole = ChatAccumulator()
+
+    async def read(chunks: list[JsonObject]) -> None:
+        for chunk in chunks:
+            whole.feed(chunk)
+        await on_chunks(chunks)
+
+    await read_events(response, read)
+    if not whole.finished:
+        raise BadCompletion(CUT)
+    return whole.completion()
+
+
+async def read_events(response: aiohttp.ClientResponse, on_events: OnChunks) -> None:
+    """Hand on the events of a stream, which are JSON objects, until it is done or ends. Raises BadCompletion."""
+    decoder = SseDecoder()
     done = False
     async for received in response.content.iter_any():
-        chunks = []
+        events = []
         for data in decoder.feed(received):
             if data == _DONE:
                 done = True
                 break
-            chunk = _json(data)
-            whole.feed(chunk)
-            chunks.append(chunk)
-        if chunks:
-            await on_chunks(chunks)
+            events.append(_json(data))
+        if events:
+            await on_events(events)
         if done:
             break
-    if not whole.finished:
-        raise BadCompletion(CUT)
-    return whole.completion()
 
 
 def chunks_of(completion: JsonObject) -> list[JsonObject]:

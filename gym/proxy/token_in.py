@@ -13,6 +13,8 @@ one segment. How its prompt came about is counted:
     spliced   earlier tokens, and behind them what is new
     broken    no safe splice; the rendered prompt is taken as it is, and a new segment begins
 
+An answer that is its text is streamed to a caller who wants that; one that parsers read comes as one chunk at its end.
+
 Invariant: ids that were generated are never tokenised again, and nothing is taken for an end of turn that is none.
 Images and audio are placed by the server in its own rendering only, so a prompt with them is never spliced.
 """
@@ -31,13 +33,14 @@ from gym.errors import ModelRejected
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.splice import altered, begins_with, spliced
+from gym.proxy.streaming import chunks_of
+from gym.proxy.token_stream import Answered, Streamed, generate_streamed
 from gym.proxy.urls import EndpointUrl
 from gym.trajectory import TurnTokens
 from gym.wire.errors import BadCompletion
-from gym.wire.parsers import finish_reason, parse_reply
+from gym.wire.parsers import finish_reason, is_read_as_it_is, parse_reply
 
 Prompt = Literal["first", "kept", "spliced", "broken"]
-Answered = tuple[int, str | None, bytes]  # status, `Retry-After`, body
 Post = Callable[[URL, JsonObject], Awaitable[Answered]]
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
@@ -68,7 +71,7 @@ class NotAnswered(Exception):
         self.answered = answered
 
 
-async def complete(post: Post, call: TokenCall) -> tuple[JsonObject, Prompt]:
+async def complete(post: Post, call: TokenCall, streamed: Streamed | None = None) -> tuple[JsonObject, Prompt]:
     """The chat completion, and how its prompt came about. Raises NotAnswered, BadCompletion, ModelRejected."""
     tools = _offered_tools(call)
     rendered = await _asked(post, call.url.render, _render_request(call.body))
@@ -80,6 +83,8 @@ async def complete(post: Post, call: TokenCall) -> tuple[JsonObject, Prompt]:
         request = _generate_request(call, rendered, prompt_ids)
     except _UNREADABLE as error:
         raise BadCompletion(f"the model server renders something that is no prompt: {error!r}") from error
+    if streamed is not None and _is_its_text(call, tools):
+        return await _streamed(post, call, streamed, request), how
     generated = await _asked(post, call.url.generate, request)
     try:
         [choice] = generated["choices"]
@@ -87,9 +92,31 @@ async def complete(post: Post, call: TokenCall) -> tuple[JsonObject, Prompt]:
         text = choice.get("text")
         if text is None:
             text = await _detokenized(post, call.url, choice, ended=ended)
-        return _completion(call, generated, choice, text, tools, request["token_ids"], ended=ended), how
+        completion = _completion(call, generated, choice, text, tools, request["token_ids"], ended=ended)
     except _UNREADABLE as error:
         raise BadCompletion(f"the model server generates something that is no answer: {error!r}") from error
+    if streamed is not None:
+        await streamed.on_chunks(chunks_of(completion))
+    return completion, how
+
+
+async def _streamed(post: Post, call: TokenCall, streamed: Streamed, request: JsonObject) -> JsonObject:
+    """A completion that has been handed on as it came."""
+    head = {"id": f"chatcmpl-{call.reply_id}", "created": 0, "model": call.spec.model}
+    reply = await generate_streamed(streamed, call.url.generate, request, head)
+    if reply.refused is not None:
+        raise NotAnswered(reply.refused)
+    completion = reply.completion
+    [choice] = completion["choices"]
+    choice["ended"] = _ended(choice, call.body)
+    completion["prompt_token_ids"] = request["token_ids"]
+    if not reply.texts:
+        try:
+            choice["message"]["content"] = await _detokenized(post, call.url, choice, ended=choice["ended"])
+        except _UNREADABLE as error:
+            raise BadCompletion(f"the model server generates something that is no answer: {error!r}") from error
+        await streamed.on_chunks(chunks_of(completion))
+    return completion
 
 
 async def _continued(
@@ -154,6 +181,19 @@ def _generate_request(call: TokenCall, rendered: JsonObject, prompt_ids: array[i
     return request | changes
 
 
+def _is_its_text(call: TokenCall, tools: list[JsonObject]) -> bool:
+    return is_read_as_it_is(
+        tool_parser=call.spec.tool_parser,
+        reasoning_parser=call.spec.reasoning_parser,
+        tools=tools,
+        thinking=_thinks(call),
+    )
+
+
+def _thinks(call: TokenCall) -> bool:
+    return (call.body.get("chat_template_kwargs") or {}).get("enable_thinking") is not False
+
+
 def _ended(choice: JsonObject, body: JsonObject) -> bool:
     """Whether the last token is the model's own end of turn, not a limit's, a stop text's or a stop token's."""
     reason = choice.get("stop_reason")
@@ -190,7 +230,7 @@ def _completion(
         tools=tools,
         id_prefix=call.reply_id,
         tool_choice=tool_choice,
-        thinking=(body.get("chat_template_kwargs") or {}).get("enable_thinking") is not False,
+        thinking=_thinks(call),
     )
     kept: dict[str, Any] = {name: choice.get(name) for name in ("stop_reason", "logprobs", "weight_versions")}
     return {

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from gym.testing.tokenizer import History
 
+RequiredPrefix = Literal["ignore", "honour", "refuse"]
 FaultKind = Literal["error", "rate_limit", "hang"]
 
 
@@ -32,6 +33,7 @@ class ScriptedModelOptions:
     token_ids: bool = True  # False: a server that does not know `return_token_ids` and ignores it
     generates_text: bool = True  # False: `/inference/v1/generate` of a server that does not know `output_mode`
     history: History = "keep"
+    required_prefix: RequiredPrefix = "ignore"  # `required_prefix_token_ids`: a stock vLLM, NeMo RL's, a strict one
     always_reason: bool = False  # reasoning in every turn
     reasoning_field: Literal["reasoning", "reasoning_content"] = "reasoning"  # the second is what older servers call it
     api_key: str | None = None

@@ -25,6 +25,7 @@ from gym.testing.chat_request import (
 )
 from gym.testing.chat_wire import Answer
 from gym.testing.generation import Generation, complete, generate
+from gym.testing.prefix import prompt_for
 from gym.testing.request_log import TAIL, RequestLog, RequestRecord
 from gym.testing.tokenizer import text_of
 
@@ -82,7 +83,7 @@ class GenerationRoutes:
         await self._follow(generation)
         answer = self._answer(request, record, "chatcmpl-", read.seed)
         if read.stream:
-            return await self._stream(request, record, generation, answer.chat_chunks(read, generation))
+            return await self.stream(request, record, generation, answer.chat_chunks(read, generation))
         await self._take_time(generation)
         self._count(generation)
         return json_response(answer.chat(read, generation))
@@ -100,6 +101,9 @@ class GenerationRoutes:
             max_model_len=options.max_model_len,
             seed=options.seed,
             always_reason=options.always_reason,
+            prompt_ids=prompt_for(
+                body, read.messages, read.tools, history=options.history, mode=options.required_prefix
+            ),
         )
         if len(raw) <= REMEMBERED_BYTES:
             if len(self._worked_out) >= REMEMBERED:
@@ -127,7 +131,7 @@ class GenerationRoutes:
             generation, logprobs=body.get("logprobs"), return_token_ids=bool(body.get("return_token_ids"))
         )
         if body.get("stream"):
-            return await self._stream(request, record, generation, iter([whole]))
+            return await self.stream(request, record, generation, iter([whole]))
         return json_response(whole)
 
     def check_caller(self, request: web.Request, body: JsonObject) -> None:
@@ -170,9 +174,10 @@ class GenerationRoutes:
         if seconds:
             await asyncio.sleep(seconds)
 
-    async def _stream(
+    async def stream(
         self, request: web.Request, record: RequestRecord, generation: Generation, chunks: Iterator[JsonObject]
     ) -> web.StreamResponse:
+        """Send chunks as their tokens come."""
         if self.behaviour.latency_s:
             await asyncio.sleep(self.behaviour.latency_s)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})

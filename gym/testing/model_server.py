@@ -25,6 +25,7 @@ from gym.jsontypes import JsonObject
 from gym.testing.behaviour import Behaviour, ScriptedModelOptions
 from gym.testing.chat_request import Refused, read_chat_request, read_json
 from gym.testing.generation_routes import check_key, json_response
+from gym.testing.prefix import prompt_for
 from gym.testing.request_log import RequestRecord
 from gym.testing.token_routes import TokenRoutes
 from gym.testing.tokenizer import decode, encode, render, token_text
@@ -150,19 +151,17 @@ class ScriptedModelServer:
 
     async def _tokenize(self, request: web.Request) -> JsonObject:
         body = read_json(await request.read())
-        if "messages" in body:
-            read = read_chat_request(body)
-            prompt = render(
-                read.messages,
-                read.tools,
-                history=self.options.history,
-                add_generation_prompt=body.get("add_generation_prompt") is not False,
-            )
-        else:
-            prompt = _expect(body, "prompt", str)
-        ids = encode(prompt)
+        ids = self._prompt_ids(body) if "messages" in body else encode(_expect(body, "prompt", str))
         texts = [token_text(token_id) for token_id in ids] if body.get("return_token_strs") else None
         return {"count": len(ids), "max_model_len": self.options.max_model_len, "tokens": ids, "token_strs": texts}
+
+    def _prompt_ids(self, body: JsonObject) -> list[int]:
+        read, options = read_chat_request(body), self.options
+        required = prompt_for(body, read.messages, read.tools, history=options.history, mode=options.required_prefix)
+        if required is not None:
+            return required
+        with_prompt = body.get("add_generation_prompt") is not False
+        return encode(render(read.messages, read.tools, history=options.history, add_generation_prompt=with_prompt))
 
     async def _detokenize(self, request: web.Request) -> JsonObject:
         ids = _expect(read_json(await request.read()), "tokens", list)

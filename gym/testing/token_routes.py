@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import orjson
@@ -108,9 +108,14 @@ class TokenRoutes(GenerationRoutes):
             prompt_ids=ids,
         )
         await self._follow(generation)
+        whole = self._generated(body, sampling, generation, read.seed)
+        if body.get("stream"):
+            record.stream = True
+            usage_too = bool((body.get("stream_options") or {}).get("include_usage"))
+            return await self.stream(request, record, generation, _chunks(whole, generation, usage_too=usage_too))
         await self._take_time(generation)
         self._count(generation)
-        return json_response(self._generated(body, sampling, generation, read.seed))
+        return json_response(whole)
 
     def _generated(
         self, body: JsonObject, sampling: JsonObject, generation: Generation, seed: int | None
@@ -137,6 +142,32 @@ class TokenRoutes(GenerationRoutes):
             "prompt_token_ids": generation.prompt_ids if body.get("return_token_ids") else None,
             "choices": [choice],
         }
+
+
+def _chunks(whole: JsonObject, generation: Generation, *, usage_too: bool) -> Iterator[JsonObject]:
+    """A whole answer token by token; what is known at its end only stands in the last chunk."""
+    [choice] = whole["choices"]
+    logprobs = choice["logprobs"]
+    last = len(generation.token_ids) - 1
+    start = 0
+    for place, token_id in enumerate(generation.token_ids):
+        end = start + len(token_text(token_id))
+        piece: JsonObject = {
+            "index": 0,
+            "finish_reason": None,
+            "stop_reason": None,
+            "weight_versions": None,
+            "token_ids": [token_id],
+            "logprobs": None if logprobs is None else {"content": [logprobs["content"][place]]},
+        }
+        if place == last:
+            piece |= {name: choice[name] for name in ("finish_reason", "stop_reason", "weight_versions")}
+        if "text" in choice:
+            piece["text"] = choice["text"][start:end]
+        start = end
+        yield {"request_id": whole["request_id"], "choices": [piece], "usage": None}
+    if usage_too:
+        yield {"request_id": whole["request_id"], "choices": [], "usage": whole["usage"]}
 
 
 def conversation(text: str) -> tuple[list[JsonObject], list[JsonObject] | None]:

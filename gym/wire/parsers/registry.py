@@ -95,6 +95,16 @@ def parse_reply(
     return message
 
 
+def is_read_as_it_is(
+    *, tool_parser: str | None, reasoning_parser: str | None, tools: list[JsonObject], thinking: bool = True
+) -> bool:
+    """Whether `parse_reply` makes the whole text the content, whatever it is, so that it may be shown as it comes."""
+    split, form = _looked_up(reasoning_parser, tool_parser)
+    if split is not None and (thinking or reasoning_parser != "qwen3"):
+        return False
+    return form is None or not (tools or form.strips)
+
+
 def finish_reason(message: JsonObject, stopped: FinishReason, tool_choice: ToolChoice = None) -> FinishReason:
     """How the answer ended, from how the generation ended: a call that the model chose to make is "tool_calls".
 

@@ -36,10 +36,16 @@ def error(status: int, message: str = "broken", **fields: Any) -> web.Response:
 
 
 class StubServer:
-    """Answers by script, then with a plain completion. A step is a status, an answer, a body, HANG or DISCONNECT."""
+    """Answers by script, then with a plain completion. A step is a status, an answer, a body, HANG or DISCONNECT.
+
+    `default` is the step when the script has come to its end; `health` is what `GET /health` answers, or HANG.
+    """
 
     def __init__(self) -> None:
         self.script: list[Any] = []
+        self.default: Any = None
+        self.health: Any = 200
+        self.checks: list[web.Request] = []
         self.requests: list[web.Request] = []
         self.bodies: list[dict[str, Any]] = []
         self.tokenized: list[dict[str, Any]] = []
@@ -54,9 +60,12 @@ class StubServer:
         app = web.Application(client_max_size=2**28)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/tokenize", self._tokenize)
+        app.router.add_get("/health", self._check)
+        app.router.add_get("/v1/models", self._check)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        port = int(self.url.rpartition(":")[2]) if self.url else 0  # the same when it is started again
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
@@ -68,7 +77,7 @@ class StubServer:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         self.bodies.append(orjson.loads(await request.read()))
-        step = self.script.pop(0) if self.script else completion()
+        step = self.script.pop(0) if self.script else self.default or completion()
         if callable(step):
             step = step(request)
         if step is HANG:
@@ -91,6 +100,13 @@ class StubServer:
             return web.Response(body=step)
         assert isinstance(step, web.StreamResponse)
         return step
+
+    async def _check(self, request: web.Request) -> web.Response:
+        self.checks.append(request)
+        status = self.health if request.path == "/health" else 200
+        if status is HANG:
+            await self.release.wait()
+        return web.Response(status=status if isinstance(status, int) else 200)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         self.tokenized.append(orjson.loads(await request.read()))
@@ -172,6 +188,18 @@ def request(policy: PolicyRecord, *, within_s: float = 20.0, **fields: Any) -> M
         "deadline": asyncio.get_running_loop().time() + within_s,
     }
     return ModelRequest(policy=policy, **(values | fields))
+
+
+async def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110  what is waited for has no event
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Any]:
+    return eventually
 
 
 @pytest.fixture

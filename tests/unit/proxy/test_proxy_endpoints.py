@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ class Clock:
         return self.now
 
 
-def pool_of(count: int, clock: Clock, **options: int) -> EndpointPool:
+def pool_of(count: int, clock: Clock, **options: int | None) -> EndpointPool:
     return EndpointPool([f"http://e{n}:8000" for n in range(count)], clock=clock, **options)
 
 
@@ -223,13 +224,134 @@ def test_an_endpoint_off_the_list_gets_no_calls_and_ends_those_it_has():
     assert old.in_flight == 0
 
 
+def test_a_failed_check_ejects_without_a_call_and_a_passed_one_brings_back():
+    clock = Clock()
+    pool = pool_of(2, clock)
+    sick = pool.endpoints[0]
+    assert pool.failed_check(sick, "silent", began=clock.now, hold_s=5, error="quiet")
+    assert not pool.failed_check(sick, "silent", began=clock.now, hold_s=5, error="quiet")  # it is out already
+    assert {take(pool, f"g{n}") for n in range(20)} == {pool.endpoints[1]}
+    assert pool.passed_check(sick, asked=False)
+    assert not pool.passed_check(sick, asked=False)
+    assert sick in {take(pool, f"h{n}") for n in range(20)}
+
+
+def test_an_endpoint_that_keeps_failing_checks_gets_no_probe():
+    clock = Clock()
+    pool = pool_of(2, clock)
+    sick = pool.endpoints[0]
+    for _ in range(20):
+        pool.failed_check(sick, "dead", began=clock.now, hold_s=5, error="refused")
+        clock.now += 4
+        assert sick.state(clock.now) == "ejected"
+    clock.now += 2
+    assert sick.state(clock.now) == "half_open"  # the checks have stopped
+
+
+@pytest.mark.parametrize(("finding", "state"), [("dead", "ejected"), ("silent", "healthy"), ("ill", "healthy")])
+def test_only_a_dead_endpoint_is_ejected_by_a_check_where_it_is_alone(finding, state):
+    clock = Clock()
+    pool = pool_of(2, clock)
+    fail(pool, pool.endpoints[1], clock)
+    pool.failed_check(pool.endpoints[0], finding, began=clock.now, hold_s=5, error="no")
+    assert pool.endpoints[0].state(clock.now) == state
+
+
+def test_an_answer_since_the_check_began_proves_the_check_wrong():
+    clock = Clock()
+    pool = pool_of(2, clock)
+    endpoint = take(pool)
+    began = clock.now
+    clock.now += 1
+    pool.release(endpoint, "answered", began=began)
+    assert not pool.failed_check(endpoint, "silent", began=began, hold_s=5, error="quiet")
+    assert endpoint.state(clock.now) == "healthy"
+
+
+def test_a_passed_check_does_not_end_an_ejection_by_calls():
+    clock = Clock()
+    pool = pool_of(2, clock)
+    fail(pool, pool.endpoints[0], clock)
+    assert not pool.passed_check(pool.endpoints[0], asked=False)
+    assert pool.endpoints[0].state(clock.now) == "ejected"
+
+
+def test_after_a_passed_check_the_first_failed_call_ejects_again():
+    clock = Clock()
+    pool = pool_of(1, clock)
+    [endpoint] = pool.endpoints
+    fail(pool, endpoint, clock)
+    pool.failed_check(endpoint, "dead", began=clock.now, hold_s=5, error="refused")
+    assert pool.passed_check(endpoint, asked=False)
+    clock.now += 1
+    fail(pool, endpoint, clock, 1)
+    assert endpoint.state(clock.now) == "ejected"
+    assert endpoint.back_off_s == 2.0
+
+
+def test_only_an_endpoint_with_calls_in_flight_is_quiet():
+    clock = Clock()
+    pool = pool_of(1, clock)
+    [endpoint] = pool.endpoints
+    clock.now += 10
+    assert endpoint.quiet_s(clock.now) == 0
+    take(pool)
+    clock.now += 3
+    take(pool)
+    assert endpoint.quiet_s(clock.now) == 3
+    pool.release(endpoint, "answered", began=clock.now)
+    clock.now += 2
+    assert endpoint.quiet_s(clock.now) == 2
+    pool.passed_check(endpoint, asked=False)
+    assert endpoint.quiet_s(clock.now) == 2  # of its own account it was well all the time
+    pool.passed_check(endpoint, asked=True)
+    assert endpoint.quiet_s(clock.now) == 0
+
+
+def test_what_an_endpoint_can_do_is_learned_anew_after_it_was_dead():
+    clock = Clock()
+    pool = pool_of(1, clock)
+    [endpoint] = pool.endpoints
+    endpoint.capture.level = "native"
+    pool.failed_check(endpoint, "dead", began=clock.now, hold_s=5, error="refused")
+    assert endpoint.capture.level == "unknown"
+
+
+def test_a_full_endpoint_sends_a_key_elsewhere_and_keeps_it():
+    pool = pool_of(2, Clock(), max_concurrency=2)
+    home = take(pool)
+    take(pool)
+    assert take(pool) is not home
+    pool.release(home, "answered", began=0)
+    assert take(pool) is home
+
+
+def test_a_check_that_fails_while_a_probe_is_under_way_leaves_room_for_the_next():
+    clock = Clock()
+    pool = pool_of(1, clock)
+    fail(pool, pool.endpoints[0], clock)
+    clock.now += 1
+    probe, began = take(pool), clock.now
+    clock.now += 1
+    pool.failed_check(probe, "dead", began=clock.now, hold_s=5, error="refused")
+    pool.release(probe, "failed", began=began)
+    clock.now += 5
+    assert take(pool) is probe
+
+
 @given(
     st.integers(1, 4),
-    st.lists(st.tuples(st.sampled_from(["answered", "erred", "failed", "neutral", "tick", "take"]), st.integers(0, 5))),
+    st.none() | st.integers(1, 3),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["answered", "erred", "failed", "neutral", "tick", "take", "pass", "dead", "silent"]),
+            st.integers(0, 5),
+        )
+    ),
 )
-def test_counts_match_and_probes_are_single_whatever_happens(count, steps):
+def test_counts_match_and_probes_are_single_whatever_happens(count, limit, steps):
     clock = Clock()
-    pool = pool_of(count, clock)
+    pool = pool_of(count, clock, max_concurrency=limit)
     held: list[tuple[Endpoint, float]] = []
     for step, number in steps:
         if step == "tick":
@@ -238,11 +360,16 @@ def test_counts_match_and_probes_are_single_whatever_happens(count, steps):
             endpoint = pool.acquire(f"g{number}", avoid=[e for e, _ in held[:1]])
             if endpoint is not None:
                 held.append((endpoint, clock.now))
+        elif step == "pass":
+            pool.passed_check(pool.endpoints[number % count], asked=number > 3)
+        elif step in ("dead", "silent"):
+            pool.failed_check(pool.endpoints[number % count], step, began=clock.now, hold_s=number, error="no")
         elif held:
             endpoint, began = held.pop(number % len(held))
             pool.release(endpoint, step, began=began)
         assert sum(endpoint.in_flight for endpoint in pool.endpoints) == len(held)
         for endpoint in pool.endpoints:
+            assert limit is None or endpoint.in_flight <= limit
             late = [began for e, began in held if e is endpoint and began >= (endpoint.ejected_until or float("inf"))]
             assert len(late) <= 1
     for endpoint, began in held:
