@@ -121,6 +121,8 @@ class Runtime:
         if not claims:
             return 0
         spec = await self._spec(batch_id)
+        if isinstance(spec.policy, str) and self._policies.get(spec.policy) is None:
+            await self._look_for_policies()
         tasks = [self._start(claim, spec) for claim in claims]
         await asyncio.wait(tasks)
         return len(tasks)
@@ -152,6 +154,13 @@ class Runtime:
                 self._specs.clear()
             self._specs[batch_id] = BatchSpec.model_validate(orjson.loads(text))
         return spec
+
+    async def _look_for_policies(self) -> None:
+        """A policy that is not known here may have been registered a moment ago."""
+        try:
+            await self._policies.refresh()
+        except RedisError as error:
+            _LOG.warning("policies not refreshed: %s", error, extra={"action": "policies_stale"})
 
     def _start(self, claim: Claim, spec: BatchSpec) -> asyncio.Task[None]:
         running = start(claim, spec)
