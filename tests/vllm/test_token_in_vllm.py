@@ -14,7 +14,8 @@ from gym.environments.registry import load_registry
 from gym.environments.session import EnvironmentSession
 from gym.limits import Limits
 from gym.policy import PolicySpec
-from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
+from gym.proxy.client import ChatReply, ModelReply, ModelRequest, PolicyClient
+from gym.proxy.forward import ChatCall
 from gym.proxy.policies import inline_record
 from gym.task import Task
 from gym.trajectory import Segments, Trajectory, TurnTokens
@@ -143,6 +144,43 @@ async def test_reasoning_that_the_template_drops_stays_in_the_segment(vllm: Any,
     assert all(part.startswith("<|end|>") for part in rendered[1:-1]), "the template keeps it"
     assert not any(part.startswith("<|end|>") for part in parts[1:])
     assert sum(segment.loss_mask) > 4
+
+
+async def test_a_stream_of_tokens_is_what_is_recorded(vllm: Any, client: PolicyClient) -> None:
+    pieces: list[list[dict[str, Any]]] = []
+
+    async def keep(chunks: list[dict[str, Any]]) -> None:
+        pieces.append(chunks)
+
+    body = {"messages": [{"role": "user", "content": "Is it warm?"}], "max_tokens": 40, "seed": 1, "ignore_eos": True}
+    reply = await client.complete(
+        ChatCall(
+            policy=inline_record(policy_of(vllm)),
+            body={**body, "stream": True},
+            sticky_key="g",
+            deadline=asyncio.get_running_loop().time() + 100,
+            request_id="r-1-0",
+            on_chunks=keep,
+        )
+    )
+    assert isinstance(reply, ChatReply)
+    assert len(pieces) > 10
+    [choice] = reply.completion["choices"]
+    chunks = [chunk for piece in pieces for chunk in piece if chunk["choices"]]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == choice["message"]["content"]
+    assert pieces[-1][-1]["usage"]["completion_tokens"] == 40
+    assert reply.tokens is not None
+    assert (len(reply.tokens.token_ids), reply.tokens.ended, choice["finish_reason"]) == (40, False, "length")
+    again = vllm.logprobs_of(list(reply.tokens.prompt_ids), list(reply.tokens.token_ids))
+    assert list(reply.tokens.logprobs) == pytest.approx(again, abs=TOLERANCE)
+
+
+async def test_a_stock_server_is_found_to_ignore_the_required_prefix(vllm: Any, client: PolicyClient) -> None:
+    for _ in range(2):
+        segments, _, _ = await talk(vllm, client, "chat")
+        assert len(segments.segments) > 1
+    [policy] = client.load().values()
+    assert policy["endpoints"][0]["required_prefix"] == "ignored"
 
 
 async def test_the_shape_that_a_request_demands_is_kept(vllm: Any, client: PolicyClient) -> None:
