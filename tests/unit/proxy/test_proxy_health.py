@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from gym.errors import ModelUnreachable
+from gym.proxy.forward import ChatCall
+from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
 
 pytestmark = pytest.mark.anyio
 
@@ -97,6 +99,7 @@ async def test_calls_stay_where_all_endpoints_are_as_slow(servers, clients, poli
     first.default = second.default = HANG
     calls = [asyncio.create_task(client.respond(ask(policy, sticky_key=f"g{n}"))) for n in range(8)]
     await eventually(lambda: len(first.bodies) + len(second.bodies) >= 1 + 8 + 6)  # each is asked again and again
+    assert set(states(client).values()) == {"healthy"}
     first.release.set()
     second.release.set()
     assert {reply.attempts for reply in await asyncio.gather(*calls)} == {1}
@@ -130,6 +133,42 @@ async def test_an_endpoint_that_says_it_is_ill_is_left_where_there_is_another(
     assert states(client)[f"{other.url}/v1"] == "healthy"  # better than none
     home.health = 200
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "healthy")
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before its first piece", "after it"])
+async def test_a_stream_leaves_a_hanging_endpoint_only_before_it_has_begun(client, policies, eventually, begun):
+    pieces: list[Any] = []
+
+    async def keep(chunks: list[dict[str, Any]]) -> None:
+        pieces.append(chunks)
+
+    slow = ScriptedModelOptions(latency_s=0.0 if begun else 0.5, token_latency_s=0.1)
+    async with ScriptedModelServer(slow) as first, ScriptedModelServer(slow) as second:
+        call = ChatCall(
+            policy=policies.put("p", [first.url, second.url]),
+            body={"messages": [{"role": "user", "content": "What is 4 + 3 ="}], "stream": True},
+            sticky_key="g",
+            deadline=asyncio.get_running_loop().time() + 30,
+            request_id="r-1-0",
+            on_chunks=keep,
+        )
+        asking = asyncio.create_task(client.complete(call))
+        await eventually(lambda: first.stats["in_flight"] + second.stats["in_flight"] == 1 and bool(pieces) == begun)
+        for endpoint in client._pools["p"][1].endpoints:
+            endpoint.move_calls()
+        assert (await asking).attempts == (1 if begun else 2)
+
+
+async def test_a_call_without_another_try_stays_where_it_is(server, clients, policies, ask):
+    client = await clients(max_retries=0)
+    server.script = [HANG]
+    call = asyncio.create_task(client.respond(ask(policies.put("p", [server.url]))))
+    await server.hanging.wait()
+    [endpoint] = client._pools["p"][1].endpoints
+    assert endpoint.move_calls() == 1
+    server.release.set()
+    assert (await call).attempts == 1
+    assert endpoint.moves == set()
 
 
 @pytest.mark.parametrize("status", [404, 405])

@@ -39,6 +39,17 @@ async def test_no_endpoint_has_more_calls_than_it_may(servers, client, policies,
     assert waiting(client) == 0
 
 
+def test_one_that_has_just_come_gets_no_room_that_others_wait_for():
+    pool = EndpointPool(["http://e:1"], clock=lambda: 1.0, max_concurrency=1)
+    running = pool.acquire("g")
+    assert running is not None
+    first, second = pool.line.join(), pool.line.join()
+    pool.release(running, "answered", began=0.0)
+    assert pool.acquire("new") is None
+    assert pool.acquire("g", place=second) is None
+    assert pool.acquire("g", place=first) is running
+
+
 async def test_calls_are_sent_in_the_order_in_which_they_came(server, client, policies, ask, eventually):
     policy = policies.put("p", [server.url], max_concurrency=1)
     server.script = ["hang"]
