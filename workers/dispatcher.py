@@ -22,6 +22,7 @@ from gym.config import Settings
 from gym.errors import SettingsError
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
+from gym.state.server import watch_for_eviction
 from gym.state.store import Store
 from workers.active import Batch
 from workers.housekeeping import Housekeeping
@@ -30,6 +31,7 @@ from workers.schedule import Waiting, plan
 
 LEAD_TTL_S = 3.0
 MIN_TICK_S = 0.02
+COMPLAIN_S = 10.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -48,6 +50,7 @@ class Dispatcher:
         self._virtual_times: dict[str, float] | None = None
         self._stopping = asyncio.Event()
         self._lead_again_at = 0.0
+        self._complain_again_at = 0.0
 
     def stop(self) -> None:
         """End after this tick."""
@@ -65,13 +68,19 @@ class Dispatcher:
                     self._virtual_times = None
                     await self._pause(LEAD_TTL_S / 3)
             except RedisError as error:
-                _LOG.warning("no tick: %s", error, extra={"action": "tick_failed"})
+                self._complain(error)
                 await self._pause(0.5)
             await self._pause(max(0.0, MIN_TICK_S - (time.monotonic() - began)))
         try:
             await self._leases.resign(self.name)
         except RedisError:
             _LOG.info("lock left to expire", extra={"action": "resign_failed"})
+
+    def _complain(self, error: RedisError) -> None:
+        """Once in a while, since a full or absent Redis fails each tick."""
+        if time.monotonic() >= self._complain_again_at:
+            _LOG.warning("no tick: %s", error, extra={"action": "tick_failed"})
+            self._complain_again_at = time.monotonic() + COMPLAIN_S
 
     async def _lead(self) -> bool:
         """Renewed once a second; between renewals the lock has time left."""
@@ -202,8 +211,10 @@ async def _main(settings: Settings, redis_url: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, dispatcher.stop)
+    watching = loop.create_task(watch_for_eviction(redis_url), name="watch for eviction")
     try:
         await dispatcher.run()
     finally:
+        watching.cancel()
         publisher.close()
         await store.close()

@@ -39,11 +39,11 @@ class Housekeeping:
         self._publisher = publisher
         self._retention = Retention(settings, store)
         self._due_at = 0.0
-        self._server_ahead_ms = 0  # Redis's clock minus ours
+        self._server_ahead_ms = 0  # Redis's clock minus ours, which nobody sets
 
     def server_ms(self) -> int:
         """Redis's clock, as far as it is known here."""
-        return time.time_ns() // 1_000_000 + self._server_ahead_ms
+        return time.monotonic_ns() // 1_000_000 + self._server_ahead_ms
 
     async def run_when_due(self, batches: dict[str, Batch]) -> None:
         """Look after the active batches, where it is time to; those that are over are taken out."""
@@ -60,7 +60,7 @@ class Housekeeping:
         self.slots = sum(worker.slots for worker in alive)
         self.workers = len(alive)
         now = await self._store.now_ms()
-        self._server_ahead_ms = now - time.time_ns() // 1_000_000
+        self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
         overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in list(batches.values()):
             if batch.ended:

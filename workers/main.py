@@ -15,6 +15,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.state.server import require_noeviction
 from workers.admission import admission_step, count_received
 from workers.app import create_celery
 from workers.jobs import register_jobs
@@ -35,6 +36,7 @@ def run(settings: Settings) -> int:
     """Run until SIGTERM, then drain; returns the exit code."""
     if settings.redis.url is None:
         raise SettingsError("a worker needs redis.url (FARM_REDIS_URL)")
+    require_noeviction(settings.redis.url)
     name = worker_name()
     slots = Slots(settings.worker.concurrency)
     loop = LoopThread("rollouts")

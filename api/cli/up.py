@@ -34,6 +34,7 @@ from gym.state.embedded import (
     ServerState,
     server_state,
 )
+from gym.state.server import require_noeviction
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
@@ -165,6 +166,7 @@ class _Farm:
                     f"no Redis answers at {settings.masked()['redis']['url']}: check --redis-url and its password, "
                     "or leave it out to use the embedded server"
                 )
+            await asyncio.to_thread(require_noeviction, settings.redis.url)
             return settings
         embedded = EmbeddedRedis(settings.data_dir, lock=self._lock)
         command = embedded.prepare()

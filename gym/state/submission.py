@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
+from redis.exceptions import OutOfMemoryError
 
 from gym.errors import Conflict, Unavailable
 from gym.ids import new_id
@@ -128,16 +129,20 @@ class Staging:
         head: list[str | bytes | int | float] = ["", "", "", 0, 0, ""]
         if create is not None:
             head = [orjson.dumps(create.spec), create.digest, create.run, create.priority, create.weight, create.policy]
-        verdict, accepted, repeated, submitted, task = await self._store.run(
-            PUBLISH,
-            [
-                *keys.scripted(),
-                keys.stage(self._request_id),
-                keys.stage_tasks(self._request_id),
-                keys.stage_done(self._request_id),
-            ],
-            ["create" if create else "append", int(seal), *head, self._request_id, self._staged],
-        )
+        try:
+            verdict, accepted, repeated, submitted, task = await self._store.run(
+                PUBLISH,
+                [
+                    *keys.scripted(),
+                    keys.stage(self._request_id),
+                    keys.stage_tasks(self._request_id),
+                    keys.stage_done(self._request_id),
+                ],
+                ["create" if create else "append", int(seal), *head, self._request_id, self._staged],
+            )
+        except OutOfMemoryError:  # refused before the first write, and the rows are what fills it
+            await self.abort()
+            raise
         answer = Published(
             accepted=accepted, repeated=repeated + self._repeated, submitted=submitted, created=verdict == b"created"
         )

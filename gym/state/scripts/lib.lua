@@ -6,6 +6,11 @@ local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, S
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
 local COUNTER = { d = 'queued', r = 'running', j = 'judging' }
 
+-- A full Redis refuses what grows unless the script has written before: what ends work must pass, what begins it not.
+local function even_when_full()
+  redis.call('HDEL', META, '')
+end
+
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)

@@ -2,6 +2,7 @@
 -- ARGV: member, attempt, token, error line ('' = the attempt is not used up), delay in ms
 -- Returns 1, or 0 where it was fenced off
 local member, attempt, token, line, delay = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+even_when_full()
 local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
 if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then
