@@ -41,6 +41,7 @@ from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
 from gym.results.blobs import BlobStore
+from gym.state.alarms import Alarms
 from gym.state.batches import Batches
 from gym.state.captures import Captures
 from gym.state.feed import Feed
@@ -122,6 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),
         sessions=SessionCalls(store, lease_calls, settings.sessions),
+        alarms=Alarms(store),
     )
     app.state.services = services
     background = [asyncio.create_task(watch_for_eviction(settings.redis.url), name="watch for eviction")]

@@ -101,6 +101,9 @@ class DispatcherSettings(Section):
     ] = 2.0
     slice_size: Annotated[int, Field(ge=1, le=16, description="rollouts that one job carries")] = 16
     resend_after_s: Seconds = 30.0
+    no_progress_s: Annotated[
+        Seconds, Field(description="an alarm when work and free slots exist and nothing moves for so long")
+    ] = 120.0
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
 
 

@@ -16,6 +16,7 @@ class Batch:
     created_at: int
     max_attempts: int
     deadline_at: int | None
+    rollout_timeout_s: float
     queued: int = 0
     dispatched: int = 0
     running: int = 0

@@ -66,6 +66,7 @@ class Dispatcher:
                     await self._sleep_until_woken()
                 else:
                     self._virtual_times = None
+                    self._housekeeping.take_over()
                     await self._pause(LEAD_TTL_S / 3)
             except RedisError as error:
                 self._complain(error)
@@ -143,6 +144,7 @@ class Dispatcher:
             weight=float(values[3]),
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
+            rollout_timeout_s=float(limits["rollout_timeout_s"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 
 from gym.config import Settings
@@ -17,6 +18,7 @@ from gym.state.rollouts import Rollouts
 from gym.state.store import Store
 from gym.state.submission import sweep_staged
 from workers.active import Batch
+from workers.audit import Auditor
 from workers.publisher import Publisher
 from workers.retention import Retention
 
@@ -38,8 +40,16 @@ class Housekeeping:
         self._leases = Leases(store)
         self._publisher = publisher
         self._retention = Retention(settings, store)
+        self._auditor = Auditor(settings, store)
         self._due_at = 0.0
+        self._looked_at = -math.inf
+        self._bury_from = 0.0
         self._server_ahead_ms = 0  # Redis's clock minus ours, which nobody sets
+
+    def take_over(self) -> None:
+        """Forget what was seen when this dispatcher led before."""
+        self._auditor = Auditor(self._settings, self._store)
+        self._looked_at = -math.inf
 
     def server_ms(self) -> int:
         """Redis's clock, as far as it is known here."""
@@ -55,8 +65,10 @@ class Housekeeping:
 
     async def _run(self, batches: dict[str, Batch]) -> None:
         workers = await self._leases.workers()
-        dead = [worker.worker for worker in workers if worker.lease_ends_in_s <= 0]
         alive = [worker for worker in workers if worker.lease_ends_in_s > 0]
+        dead = [worker.worker for worker in workers if worker.lease_ends_in_s <= 0]
+        if not self._may_bury():
+            dead = []
         self.slots = sum(worker.slots for worker in alive)
         self.workers = len(alive)
         now = await self._store.now_ms()
@@ -68,11 +80,21 @@ class Housekeeping:
                 await self._retention.retire(batch.batch_id, batch.created_at)
             else:
                 await self._look_after(batch, now, overdue_ms, dead)
+        await self._auditor.run_when_due(batches, workers)
         await sweep_staged(self._store, now)
         await self._retention.run_when_due()
         for worker in dead:
             _LOG.warning("worker %s is gone", worker, extra={"action": "worker_lost"})
             await self._leases.forget_worker(worker)
+
+    def _may_bury(self) -> bool:
+        """Not when nobody has looked for a while: Redis may have been away, and who lives is given time to renew."""
+        now = time.monotonic()
+        renewed_within_s = self._settings.worker.lease_ttl_s / 3 + INTERVAL_S
+        if now - self._looked_at > renewed_within_s:
+            self._bury_from = now + renewed_within_s
+        self._looked_at = now
+        return now >= self._bury_from
 
     def _overdue_before(self, now: int) -> int:
         """Jobs handed over before this moment and still unclaimed are lost: none that old waits in the broker."""

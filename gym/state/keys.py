@@ -295,3 +295,13 @@ class Keys:
     def totals(self) -> str:
         """hash: counters of the whole farm since its first start."""
         return f"{self.prefix}:totals"
+
+    @property
+    def alarms_standing(self) -> str:
+        """hash: `KIND|BATCH|WORKER` → the alarm that stands, JSON."""
+        return f"{self.prefix}:{{alarms}}:standing"
+
+    @property
+    def alarms_log(self) -> str:
+        """stream: `event` raised or cleared, and `alarm`, JSON; capped."""
+        return f"{self.prefix}:{{alarms}}:log"

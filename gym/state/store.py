@@ -62,6 +62,8 @@ RECOVER = _load("recover")
 CANCEL = _load("cancel")
 SEAL = _load("seal")
 REQUEUE = _load("requeue")
+AUDIT = _load("audit")
+ADOPT = _load("adopt")
 INSIST = _load("insist", of_batch=False)
 DROP = _load("drop")
 REMOVE = _load("remove")
@@ -69,6 +71,7 @@ LEASE = _load("lease", "feed")
 ACK = _load("ack", "feed")
 GROUPS_ENDED = _load("groups_ended", "feed")
 LEAD = _load("lead", of_batch=False)
+ALARM = _load("alarm", of_batch=False)
 
 
 def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:

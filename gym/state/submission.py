@@ -239,3 +239,18 @@ async def sweep_staged(store: Store, now_ms: int) -> None:
                 await discard_staged(store, keys, request_id.decode(), spans)
         if not await store.redis.exists(keys.meta) and not await store.redis.exists(keys.staging):
             await store.redis.delete(keys.seq)
+
+
+async def unannounced(store: Store, after_ms: int, until_ms: int) -> list[str]:
+    """Batches whose rows came between these times that exist, have not ended, and are in no index."""
+    names = [name.decode() for name in await store.redis.zrangebyscore(store.keys.staged, f"({after_ms}", until_ms)]
+    pipeline = store.redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.hmget(store.keys.batch(name).meta, ["created_at", "ended_at"])
+        pipeline.zscore(store.keys.active, name)
+    answers = await pipeline.execute() if names else []
+    return [
+        name
+        for name, (created_at, ended_at), active in zip(names, answers[::2], answers[1::2], strict=True)
+        if created_at is not None and ended_at is None and active is None
+    ]

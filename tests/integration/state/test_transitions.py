@@ -17,11 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
+from gym.state.audit import Audits
 from gym.state.batches import Batches, activate
 from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
 from gym.task import RowHeader
+from workers.suspicion import Surroundings, examine
 
 MAX_ATTEMPTS = 2
 SAMPLES = 3
@@ -39,6 +41,7 @@ class Farm(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.store = Store.connect(self.redis_url)
         self.batches, self.rollouts = Batches(self.store), Rollouts(self.store)
+        self.audits = Audits(self.store)
         self.batch_id = f"model-{next(_numbers)}"
         self.state: dict[str, RolloutState] = {}
         self.tries: Counter[str] = Counter()
@@ -189,6 +192,15 @@ class Farm(RuleBasedStateMachine):
         seen = ledger.as_dict()
         assert seen.pop("submitted") == len(self.state)
         assert seen == {state.value: counts[state] for state in RolloutState}
+
+    @invariant()
+    def the_ledger_check_suspects_nothing(self) -> None:
+        (held,) = self._do(self.audits.count({self.batch_id: "0"}))
+        around = Surroundings(
+            workers={"w1", "w2"}, free_slots=1, rollout_timeout_s=600.0, lease_ttl_s=8.0, no_progress_s=60.0
+        )
+        assert examine(held, around) == []
+        assert self._do(self.audits.adopt(self.batch_id)) == []
 
     @invariant()
     def each_outcome_once(self) -> None:
