@@ -14,7 +14,6 @@ import time
 import traceback
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import orjson
@@ -23,6 +22,7 @@ from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.batch import BatchSpec
 from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
@@ -87,7 +87,7 @@ class Runner:
         agents: Mapping[str, Agent],
         model: Model,
         policies: PolicySource,
-        executor: ThreadPoolExecutor,
+        executor: EnvironmentThreads,
     ) -> None:
         self._registry = registry
         self._agents = agents
