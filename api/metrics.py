@@ -37,6 +37,7 @@ class FarmNumbers:
     totals: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0
+    hung: int = 0
     dispatcher: bool = False
     alarms: dict[str, int] = field(default_factory=dict)  # that stand, by kind
 
@@ -60,6 +61,7 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         totals={name.decode(): float(value) for name, value in totals.items()},
         workers=len(alive),
         slots=sum(worker.slots for worker in alive),
+        hung=sum(int(worker.info.get("hung", 0)) for worker in alive),
         dispatcher=dispatcher is not None,
         alarms=Counter(str(alarm["kind"]) for alarm in standing.values()),
     )
@@ -107,6 +109,11 @@ class _Snapshot(Collector):
         yield GaugeMetricFamily("farm_batches_active", "Batches that have not ended.", value=farm.active_batches)
         yield GaugeMetricFamily("farm_workers", "Worker processes with a lease.", value=farm.workers)
         yield GaugeMetricFamily("farm_slots", "Rollouts that the workers can run at a time.", value=farm.slots)
+        yield GaugeMetricFamily(
+            "farm_environment_calls_hung",
+            "Environment calls that outlast their rollout.",
+            value=farm.hung,
+        )
         yield GaugeMetricFamily("farm_dispatcher_up", "Whether a dispatcher leads.", value=farm.dispatcher)
 
 

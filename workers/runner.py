@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import random
 import time
 import traceback
@@ -34,6 +35,7 @@ from gym.state.rollouts import Claim
 from gym.task import Task
 from gym.trajectory import Trajectory
 
+LOOSE_S = 15.0  # longer than environments are given to close
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,7 +72,20 @@ class Running:
     episode: Episode | None = None
     began: float = dataclasses.field(default_factory=time.monotonic)
     stalled: bool = False
+    stopping: bool = False  # it was told to end before its time
     committing: bool = False  # its outcome is on the way; nothing may interrupt that
+    loose: bool = False  # its outcome was recorded without it, since it would not end
+    give_up_at: float = math.inf  # when that is done
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.give_up_at = self.began + self.spec.limits.rollout_timeout_s + LOOSE_S
+
+    def stop(self, task: asyncio.Task[None]) -> None:
+        """Tell it to end."""
+        self.stopping = True
+        self.give_up_at = min(self.give_up_at, time.monotonic() + LOOSE_S)
+        task.cancel()
 
     def idle_s(self, now: float) -> float:
         """Seconds since anything happened in it."""
@@ -97,8 +112,7 @@ class Runner:
 
     async def run(self, running: Running) -> Finished:
         """Raises only CancelledError."""
-        claim = running.claim
-        timing = Timing(queued_s=max(0.0, (claim.claimed_at - claim.published_at) / 1000))
+        timing = Timing(queued_s=_queued_s(running.claim))
         try:
             try:
                 async with asyncio.timeout(running.spec.limits.rollout_timeout_s):
@@ -119,6 +133,14 @@ class Runner:
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
             return self._failed(running, timing, Internal(text))
+
+    def cut_off(self, running: Running) -> Finished:
+        """The end of a rollout that does not end by itself."""
+        limits = running.spec.limits
+        timing = Timing(queued_s=_queued_s(running.claim))
+        if running.stalled:
+            return self._failed(running, timing, Stalled(f"no activity for {limits.stall_timeout_s:g} s, and no end"))
+        return self._failed(running, timing, TimedOut(f"the rollout went on after {limits.rollout_timeout_s:g} s"))
 
     def _failed(self, running: Running, timing: Timing, error: RolloutError) -> Finished:
         reason = {TimedOut: StopReason.TIMEOUT, Stalled: StopReason.STALLED}.get(type(error), StopReason.ERROR)
@@ -205,6 +227,10 @@ class Runner:
                 f"policy {name!r} is not registered any more; PUT /v1/policies/{name} and requeue the rollout"
             )
         return record
+
+
+def _queued_s(claim: Claim) -> float:
+    return max(0.0, (claim.claimed_at - claim.published_at) / 1000)
 
 
 def retry_delay_s(attempt: int) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import orjson
 from redis.exceptions import RedisError
@@ -19,6 +19,7 @@ from gym.agents.registry import AGENTS
 from gym.batch import BatchSpec
 from gym.config import Settings
 from gym.environments.registry import load_registry
+from gym.environments.threads import EnvironmentThreads
 from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
@@ -33,13 +34,19 @@ from workers.sessions import SessionHost
 from workers.slots import Slots
 
 WATCH_S = 0.5
+VOID_CLAIMS_S = 3.0
 _LOG = logging.getLogger(__name__)
 
 
 class Runtime:
     """Lives on the worker's event loop."""
 
-    def __init__(self, settings: Settings, worker: str, slots: Slots, redis_url: str) -> None:
+    def __init__(
+        self, settings: Settings, worker: str, slots: Slots, redis_url: str, *, on_exhausted: Callable[[], None]
+    ) -> None:
+        """`on_exhausted` is called once when too much hangs here, and must bring about a drain and an end."""
+        self.exhausted = False
+        self._on_exhausted = on_exhausted
         self.worker = worker
         self.slots = slots
         self.draining = False
@@ -50,18 +57,21 @@ class Runtime:
         self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
         self._registry = load_registry(settings.environments)
-        self._executor = ThreadPoolExecutor(settings.worker.environment_threads, thread_name_prefix="environment")
+        self._threads = EnvironmentThreads(
+            settings.worker.environment_threads, most_hung=settings.worker.max_hung_threads
+        )
         self._model = PolicyClient(settings.model, self._policies)
         self._runner = Runner(
             registry=self._registry,
             agents=AGENTS,
             model=self._model,
             policies=self._policies,
-            executor=self._executor,
+            executor=self._threads,
         )
         self._sessions = SessionHost(self._store, settings.sessions, self._registry, self._executor, worker)
         self._specs: dict[str, BatchSpec] = {}
         self._running: dict[asyncio.Task[None], Running] = {}
+        self._loose: set[asyncio.Task[None]] = set()  # that do not end though they were told to
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -90,7 +100,7 @@ class Runtime:
         await self._sessions.close()
         await self._model.__aexit__(None, None, None)
         await self._store.close()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _lanes(self) -> dict[str, tuple[int, int]]:
         """Model calls in flight and held, by policy."""
@@ -105,8 +115,15 @@ class Runtime:
             "ended": self._ended,
             "sessions": len(self._sessions),
             "draining": self.draining,
+            "environment_threads": self._threads.load(),
+            "hung": self._hung,
             "environments": self._registry.names(),
         }
+
+    @property
+    def _hung(self) -> int:
+        """Threads and tasks of environments that go on after their rollout has ended."""
+        return self._threads.hung + len(self._loose)
 
     async def run_slice(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> int:
         """Claim what is still ours to run, run it side by side, and return how many that were."""
@@ -121,9 +138,10 @@ class Runtime:
         if not claims:
             return 0
         spec = await self._spec(batch_id)
-        tasks = [self._start(claim, spec) for claim in claims]
-        await asyncio.wait(tasks)
-        return len(tasks)
+        started = [self._start(claim, spec) for claim in claims]
+        for running in started:
+            await running.ended.wait()
+        return len(started)
 
     async def _claim(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
         """Jobs that cannot be claimed now are sent again by the dispatcher."""
@@ -153,25 +171,35 @@ class Runtime:
             self._specs[batch_id] = BatchSpec.model_validate(orjson.loads(text))
         return spec
 
-    def _start(self, claim: Claim, spec: BatchSpec) -> asyncio.Task[None]:
+    def _start(self, claim: Claim, spec: BatchSpec) -> Running:
         running = start(claim, spec)
-        task = asyncio.get_running_loop().create_task(self._run(running), name=str(running.rollout))
-        self._running[task] = running
+        self._keep(self._run(running), running)
         self._idle.clear()
+        return running
+
+    def _keep(self, work: Coroutine[Any, Any, None], running: Running) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=str(running.rollout))
+        self._running[task] = running
         task.add_done_callback(self._on_done)
-        return task
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        self._loose.discard(task)
+        running = self._running.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if running is None:
+            return  # another task has ended its rollout
         self._ended += 1
+        running.ended.set()
         self.slots.free()
         if not self._running:
             self._idle.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if error is not None:
             _LOG.error("rollout %s was not recorded: %s", task.get_name(), error, extra={"action": "commit_failed"})
 
     async def _run(self, running: Running) -> None:
         finished = await self._runner.run(running)
+        if running.loose:
+            return
         running.committing = True
         error = finished.error
         if error is not None and error.retryable and running.claim.attempt < running.spec.limits.max_attempts:
@@ -209,17 +237,37 @@ class Runtime:
         """Stop what was cancelled or given to others, and what has stalled."""
         while True:
             await asyncio.sleep(WATCH_S)
-            now = time.monotonic()
-            for task, running in list(self._running.items()):
-                if running.stalled or running.committing:
-                    continue
-                if running.idle_s(now) > running.spec.limits.stall_timeout_s:
-                    running.stalled = True
-                    task.cancel()
+            self._stop_overdue(time.monotonic())
+            self._threads.relieve()
+            if self._hung >= self._settings.worker.max_hung_threads and not self.exhausted:
+                self.exhausted = True
+                _LOG.error(
+                    "%d environment calls hang; this worker drains and ends", self._hung, extra={"action": "exhausted"}
+                )
+                self._on_exhausted()
             try:
-                await self._stop_void_claims()
-            except RedisError as error:
+                async with asyncio.timeout(VOID_CLAIMS_S):
+                    await self._stop_void_claims()
+            except (RedisError, TimeoutError) as error:
                 _LOG.warning("claims not checked: %s", error, extra={"action": "watch_failed"})
+
+    def _stop_overdue(self, now: float) -> None:
+        for task, running in list(self._running.items()):
+            if running.committing:
+                continue
+            if not running.stopping and running.idle_s(now) > running.spec.limits.stall_timeout_s:
+                running.stalled = True
+                running.stop(task)
+            if now > running.give_up_at:
+                self._cut_loose(task, running)
+
+    def _cut_loose(self, task: asyncio.Task[None], running: Running) -> None:
+        """End a rollout whose code swallows its cancellation; what is left of it is counted and waited for no more."""
+        _LOG.error("rollout %s does not end", running.rollout, extra={"action": "rollout_loose"})
+        running.loose = running.committing = True
+        del self._running[task]
+        self._loose.add(task)
+        self._keep(self._commit(running, self._runner.cut_off(running)), running)
 
     async def _stop_void_claims(self) -> None:
         tasks = [(task, running) for task, running in self._running.items() if not running.committing]
@@ -227,8 +275,8 @@ class Runtime:
             return
         standing = await self._rollouts.still_mine([running.claim for _, running in tasks])
         for (task, running), mine in zip(tasks, standing, strict=True):
-            if not mine and not running.stalled and not running.committing:
-                task.cancel()
+            if not mine and not running.stopping and not running.committing:
+                running.stop(task)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, wait for what runs, and hand back what is left without using up its attempt."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from gym.jsontypes import JsonObject
 
-SLOW_S = 5.0
+SLOW_S = 2.0
 Result = TypeVar("Result")
 
 

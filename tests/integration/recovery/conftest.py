@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,10 +17,15 @@ from redis import Redis
 from api.cli.local_farm import LocalFarm, local_farm
 
 WAIT_S = 90.0
+ENVIRONMENTS = ("Stubborn", "Deaf")
 SETTINGS = {
     "FARM_DISPATCHER_RESEND_AFTER_S": "2",
     "FARM_WORKER_LEASE_TTL_S": "3",
     "FARM_REDIS_TIMEOUT_S": "3",
+    "FARM_WORKER_ENVIRONMENT_THREADS": "8",
+    "FARM_WORKER_MAX_HUNG_THREADS": "40",
+    "FARM_WORKER_DRAIN_S": "3",
+    "FARM_ENVIRONMENTS": json.dumps([f"{Path(__file__).with_name('stubborn.py')}:{name}" for name in ENVIRONMENTS]),
 }
 
 
@@ -60,12 +67,12 @@ class Breakable:
         return found
 
     @staticmethod
-    def body(rows: int) -> dict[str, Any]:
+    def body(rows: int | list[dict[str, Any]]) -> dict[str, Any]:
         question = {"responses_create_params": {"input": [{"role": "user", "content": "what's it like in Oslo?"}]}}
-        return {"environment": "weather", "rows": [question] * rows}
+        return {"environment": "weather", "rows": [question] * rows if isinstance(rows, int) else rows}
 
-    def submit(self, rows: int, **options: Any) -> str:
-        """A batch of weather questions; each rollout makes two model calls."""
+    def submit(self, rows: int | list[dict[str, Any]], **options: Any) -> str:
+        """A batch of these rows, or of so many weather questions, for each of which two model calls are made."""
         answer = self.http.post("/v1/batches", json=self.body(rows) | options)
         assert answer.status_code == 201, answer.text
         batch_id: str = answer.json()["batch_id"]
