@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import orjson
 
 from gym.agents.base import Agent, Episode, Model, PolicyNow
+from gym.agents.replay import unpack
 from gym.batch import BatchSpec
 from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
@@ -71,8 +72,10 @@ class Running:
     rollout: RolloutRef
     episode: Episode | None = None
     began: float = dataclasses.field(default_factory=time.monotonic)
+    earlier_s: float = 0.0  # that this attempt had run elsewhere when it was handed back
     stalled: bool = False
     stopping: bool = False  # it was told to end before its time
+    handing_back: bool = False  # the next worker goes on with this attempt
     committing: bool = False  # its outcome is on the way; nothing may interrupt that
     loose: bool = False  # its outcome was recorded without it, since it would not end
     give_up_at: float = math.inf  # when that is done
@@ -155,7 +158,7 @@ class Runner:
         )
 
     def _close_timing(self, running: Running, timing: Timing) -> None:
-        timing.total_s = time.monotonic() - running.began
+        timing.total_s = running.earlier_s + time.monotonic() - running.began
         if running.episode is not None:
             timing.model_s = running.episode.model_s
             timing.tool_s = running.episode.tool_s
@@ -173,6 +176,10 @@ class Runner:
             seed=zlib.crc32(rollout_id.encode()),
             executor=self._executor,
         )
+        replay = None
+        if claim.replay:
+            replay = unpack(claim.replay, attempt=claim.attempt, model=self._model)
+            running.earlier_s = replay.elapsed_s if replay is not None else 0.0
         try:
             began = time.monotonic()
             await session.setup()
@@ -185,10 +192,11 @@ class Runner:
                 attempt=claim.attempt,
                 limits=spec.limits,
                 environment=session,
-                model=self._model,
+                model=replay or self._model,
                 policy=self._policy(spec),
                 deadline=asyncio.get_running_loop().time() + remaining_s,
                 trajectory=Trajectory(params=task.params),
+                started=time.monotonic() - running.earlier_s,
             )
             reason = await agent.run(episode)
             episode.trajectory.stop_reason = reason.value

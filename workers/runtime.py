@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -26,15 +27,18 @@ from gym.results.blobs import BlobStore
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import RedisAway, Store, end_tasks
+from gym.state.store import RedisAway, Store, end_tasks, will_pass
 from workers.committer import Committer
-from workers.record import error_line, packed_trajectory, record, sums
+from workers.record import error_line, packed_calls, packed_trajectory, record, sums
 from workers.runner import Finished, Runner, Running, retry_delay_s, start
 from workers.sessions import SessionHost
 from workers.slots import Slots
 
 WATCH_S = 0.5
+CLAIM_AGAIN_S = 0.5
 VOID_CLAIMS_S = 3.0
+HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
+HAND_BACK_BYTES = 64 * 2**20
 _LOG = logging.getLogger(__name__)
 
 
@@ -68,9 +72,10 @@ class Runtime:
             policies=self._policies,
             executor=self._threads,
         )
-        self._sessions = SessionHost(self._store, settings.sessions, self._registry, self._executor, worker)
+        self._sessions = SessionHost(self._store, settings.sessions, self._registry, self._threads, worker)
         self._specs: dict[str, BatchSpec] = {}
         self._running: dict[asyncio.Task[None], Running] = {}
+        self._claiming: set[tuple[str, str]] = set()
         self._loose: set[asyncio.Task[None]] = set()  # that do not end though they were told to
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
@@ -144,12 +149,25 @@ class Runtime:
         return len(started)
 
     async def _claim(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
-        """Jobs that cannot be claimed now are sent again by the dispatcher."""
+        """Asked for until Redis answers, since a claim whose answer was lost would be held here and not run.
+
+        What is refused, as by a full Redis, is sent again by the dispatcher. A job that came twice is run once.
+        """
+        here = {(running.claim.batch_id, running.claim.member) for running in self._running.values()} | self._claiming
+        wanted = [each for each in wanted if (batch_id, each[0]) not in here]
+        members = {(batch_id, member) for member, _ in wanted}
+        self._claiming |= members
         try:
-            return await self._rollouts.claim(batch_id, self.worker, wanted)
-        except RedisError as error:
-            _LOG.warning("slice of %s not claimed: %s", batch_id, error, extra={"action": "claim_failed"})
-            return []
+            while True:
+                try:
+                    return await self._rollouts.claim(batch_id, self.worker, wanted)
+                except RedisError as error:
+                    _LOG.warning("slice of %s not claimed: %s", batch_id, error, extra={"action": "claim_failed"})
+                    if self.draining or not will_pass(error):
+                        return []
+                await asyncio.sleep(CLAIM_AGAIN_S)
+        finally:
+            self._claiming -= members
 
     async def _bounce(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> None:
         """A draining worker starts nothing; what it cannot give back is found when it is overdue."""
@@ -279,17 +297,29 @@ class Runtime:
                 running.stop(task)
 
     async def drain(self, timeout_s: float) -> None:
-        """Take nothing more, wait for what runs, and hand back what is left without using up its attempt."""
+        """Take nothing more, wait for what runs, and hand back what is left without using up its attempt.
+
+        What its model calls came to goes along, so that none is made again.
+        """
         self.draining = True
         self.slots.close()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
-        except TimeoutError:
-            left = list(self._running.items())
-            _LOG.info("handing %d rollouts back", len(left), extra={"action": "drain_release"})
-            for task, _ in left:
-                task.cancel()
-            await asyncio.wait([task for task, _ in left], timeout=10)
-            calls = [self._rollouts.retry_call(running.claim, b"", 0) for _, running in left]
-            await asyncio.wait_for(asyncio.gather(*map(self._committer.send, calls)), timeout=10)
+                return
+        left = list(self._running.items())
+        _LOG.info("handing %d rollouts back", len(left), extra={"action": "drain_release"})
+        for task, running in left:
+            if not running.committing:
+                running.handing_back = True
+                running.stop(task)
+        await asyncio.wait([task for task, _ in left], timeout=HAND_BACK_S)
+        room = HAND_BACK_BYTES
+        sent = []
+        for _, running in left:
+            if running.handing_back:
+                calls = packed_calls(running, most_bytes=room)
+                room -= len(calls)
+                sent.append(self._committer.send(self._rollouts.retry_call(running.claim, b"", 0, replay=calls)))
+        if sent:
+            await asyncio.wait_for(asyncio.gather(*sent), timeout=HAND_BACK_S)

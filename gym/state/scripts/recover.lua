@@ -27,6 +27,7 @@ for i = 1, #entries, 2 do
       failed = failed + 1
     else
       count('queued', 1)
+      redis.call('HDEL', TRAJ, replay_of(member))
       add_try(member, line)
       redis.call('ZADD', LATER, 0, member .. ':' .. live.environment)
       requeued = requeued + 1
