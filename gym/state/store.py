@@ -103,7 +103,8 @@ class Store:
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, 5.0),
             health_check_interval=25,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
+            # a server that does not answer in time is not asked again: who waits is to know
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2, supported_errors=(RedisConnectionError,)),
             max_connections=512,
         )
         return cls(redis, Keys(prefix))

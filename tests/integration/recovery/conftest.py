@@ -21,7 +21,7 @@ ENVIRONMENTS = ("Stubborn", "Deaf")
 SETTINGS = {
     "FARM_DISPATCHER_RESEND_AFTER_S": "2",
     "FARM_WORKER_LEASE_TTL_S": "4",
-    "FARM_REDIS_TIMEOUT_S": "3",
+    "FARM_REDIS_TIMEOUT_S": "5",
     "FARM_WORKER_ENVIRONMENT_THREADS": "8",
     "FARM_WORKER_MAX_HUNG_THREADS": "40",
     "FARM_WORKER_DRAIN_S": "3",
@@ -35,6 +35,7 @@ class Breakable:
 
     local: LocalFarm
     redis: Redis
+    settings: dict[str, str]
     http: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,10 +46,10 @@ class Breakable:
         found = []
         for process in psutil.Process(self.local.process.pid).children(recursive=True):
             try:
-                line = process.cmdline()
+                name, line = process.name(), process.cmdline()
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
-            if (command == "redis" and line and "redis.conf" in line[-1]) or line[-1:] == [command]:
+            if line[-1:] == [command] or (command == "redis" and name in ("valkey-server", "redis-server")):
                 found.append(process)
         return found
 
@@ -132,7 +133,7 @@ def breakable_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakab
     options = ["--workers", "2", "--concurrency", "64", "--no-flower"]
     with local_farm(folder, options=options, settings=SETTINGS) as local:
         redis = Redis.from_url((folder / "redis" / "url").read_text())
-        farm = Breakable(local, redis)
+        farm = Breakable(local, redis, SETTINGS)
         yield farm
         farm.http.close()
         redis.close()
@@ -140,8 +141,10 @@ def breakable_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakab
 
 @pytest.fixture
 def broken(breakable_farm: Breakable) -> Iterator[Breakable]:
-    """A farm that may be broken, as long as it can mend itself."""
+    """A farm that may be broken, as long as it can mend itself, and then has nothing to be alarmed about."""
     breakable_farm.settled()
     yield breakable_farm
     breakable_farm.slow_model(0.0)
     breakable_farm.settled()
+    alarms = breakable_farm.http.get("/v1/alarms").raise_for_status().json()["items"]
+    assert [alarm for alarm in alarms if alarm["kind"] != "redis_full"] == []
