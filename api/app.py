@@ -41,12 +41,14 @@ from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
 from gym.results.blobs import BlobStore
+from gym.state.alarms import Alarms
 from gym.state.batches import Batches
 from gym.state.captures import Captures
 from gym.state.feed import Feed
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
+from gym.state.server import watch_for_eviction
 from gym.state.store import Store
 
 REGISTER_AGAIN_S = 1.0
@@ -121,18 +123,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),
         sessions=SessionCalls(store, lease_calls, settings.sessions),
+        alarms=Alarms(store),
     )
     app.state.services = services
-    registering: asyncio.Task[None] | None = None
+    background = [asyncio.create_task(watch_for_eviction(settings.redis.url), name="watch for eviction")]
     try:
         if not await _register_policies(services):
-            registering = asyncio.create_task(_keep_registering(services), name="register policies")
+            background.append(asyncio.create_task(_keep_registering(services), name="register policies"))
         yield
     finally:
-        if registering is not None:
-            registering.cancel()
+        for task in background:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await registering
+                await task
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()

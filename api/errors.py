@@ -16,23 +16,15 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from redis.exceptions import (
-    ClusterError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    TryAgainError,
-)
+from redis.exceptions import OutOfMemoryError, RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gym.errors import Invalid, Overloaded, RequestError, Unavailable
-from gym.state.store import RedisAway
+from gym.state.store import will_pass
 
 REDIS_RETRY_S = 2.0
 _LOG = logging.getLogger(__name__)
-# Answers of a server that is there but cannot serve; redis-py has no class for these.
-_CANNOT_SERVE = ("BUSY ", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "UNKILLABLE")
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
@@ -59,8 +51,7 @@ def redis_error(error: RedisError, *, submitting: bool) -> RequestError | None:
             "or give Redis more memory",
             retry_after_s=10 * REDIS_RETRY_S,
         )
-    away = isinstance(error, (*RedisAway, ReadOnlyError, ClusterError, TryAgainError)) or text.startswith(_CANNOT_SERVE)
-    if not away:
+    if not will_pass(error):
         return None
     return Unavailable(
         "redis_unavailable",

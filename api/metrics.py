@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.routes.services import COUNTERS, active_counters
+from gym.state.alarms import Alarms
 from gym.state.leases import Leases, WorkerStatus
 from gym.state.store import Store
 
@@ -34,7 +37,9 @@ class FarmNumbers:
     totals: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0
+    hung: int = 0
     dispatcher: bool = False
+    alarms: dict[str, int] = field(default_factory=dict)  # that stand, by kind
 
 
 async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
@@ -44,6 +49,7 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         totals = await store.redis.hgetall(store.keys.totals)
         alive = _alive(await leases.workers())
         dispatcher = await leases.dispatcher()
+        standing = await Alarms(store).standing()
     except RedisError as error:
         _LOG.warning("metrics without the farm: %s", type(error).__name__, extra={"action": "redis_unavailable"})
         return FarmNumbers(up=False)
@@ -55,7 +61,9 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         totals={name.decode(): float(value) for name, value in totals.items()},
         workers=len(alive),
         slots=sum(worker.slots for worker in alive),
+        hung=sum(int(worker.info.get("hung", 0)) for worker in alive),
         dispatcher=dispatcher is not None,
+        alarms=Counter(str(alarm["kind"]) for alarm in standing.values()),
     )
 
 
@@ -82,17 +90,30 @@ class _Snapshot(Collector):
         yield states
         ended = CounterMetricFamily("farm_rollouts", "Rollouts that ended.", labels=["outcome"])
         events = CounterMetricFamily("farm_events", "What else happened to rollouts.", labels=["event"])
+        alarms = CounterMetricFamily("farm_alarms", "Alarms that were raised.", labels=["kind"])
         for name, value in sorted(farm.totals.items()):
             kind, _, outcome = name.partition(":")
             if kind == "rollouts":
                 ended.add_metric([outcome], value)
+            elif kind == "alarm":
+                alarms.add_metric([outcome], value)
             else:
                 events.add_metric([name], value)
         yield ended
         yield events
+        yield alarms
+        standing = GaugeMetricFamily("farm_alarms_standing", "Alarms that stand now.", labels=["kind"])
+        for kind, number in sorted(farm.alarms.items()):
+            standing.add_metric([kind], number)
+        yield standing
         yield GaugeMetricFamily("farm_batches_active", "Batches that have not ended.", value=farm.active_batches)
         yield GaugeMetricFamily("farm_workers", "Worker processes with a lease.", value=farm.workers)
         yield GaugeMetricFamily("farm_slots", "Rollouts that the workers can run at a time.", value=farm.slots)
+        yield GaugeMetricFamily(
+            "farm_environment_calls_hung",
+            "Environment calls that outlast their rollout.",
+            value=farm.hung,
+        )
         yield GaugeMetricFamily("farm_dispatcher_up", "Whether a dispatcher leads.", value=farm.dispatcher)
 
 
@@ -101,7 +122,7 @@ class HttpMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
+        self._requests = PrometheusCounter(
             "farm_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
         self._seconds = Histogram(

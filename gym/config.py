@@ -91,6 +91,12 @@ class WorkerSettings(Section):
     lease_ttl_s: Seconds = 8.0
     drain_s: Annotated[float, Field(ge=0, le=24 * 3600)] = 30.0
     environment_threads: Annotated[int, Field(ge=1, le=1024, description="for blocking environments")] = 32
+    max_hung_threads: Annotated[
+        int, Field(ge=1, le=1024, description="environment calls that do not return; then the worker is restarted")
+    ] = 32
+    hang_s: Annotated[
+        Seconds, Field(description="the event loop may stand still for so long, then the worker ends")
+    ] = 120.0
 
 
 class DispatcherSettings(Section):
@@ -101,6 +107,9 @@ class DispatcherSettings(Section):
     ] = 2.0
     slice_size: Annotated[int, Field(ge=1, le=16, description="rollouts that one job carries")] = 16
     resend_after_s: Seconds = 30.0
+    no_progress_s: Annotated[
+        Seconds, Field(description="an alarm when work and free slots exist and nothing moves for so long")
+    ] = 120.0
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
 
 

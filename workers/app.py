@@ -50,8 +50,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
-            # with early acknowledgement nothing is redelivered; the bound is beyond any rollout all the same
-            "visibility_timeout": 7 * 24 * 3600,
+            # recovery is the farm's: no copies of delivered jobs in Redis, whose failed write would end the worker
+            "ack_emulation": False,
             "global_keyprefix": f"{settings.redis.prefix}.",
             "socket_keepalive": True,
             "health_check_interval": 25,

@@ -11,12 +11,15 @@ import logging
 import random
 from typing import Any
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, RedisError
 
-from gym.state.store import RedisAway, ScriptCall, Store
+from gym.state.store import ScriptCall, Store, insisting, will_pass
 
 MAX_BATCH = 256
 _LOG = logging.getLogger(__name__)
+
+
+Change = tuple[ScriptCall, asyncio.Future[Any]]
 
 
 class Committer:
@@ -24,7 +27,7 @@ class Committer:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: list[tuple[ScriptCall, asyncio.Future[Any]]] = []
+        self._waiting: list[Change] = []
         self._some = asyncio.Event()
         self.totals: dict[str, int] = {}
 
@@ -49,25 +52,40 @@ class Committer:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 await self._send(batch)
 
-    async def _send(self, batch: list[tuple[ScriptCall, asyncio.Future[Any]]]) -> None:
+    async def _send(self, batch: list[Change]) -> None:
+        """Until each has its answer; those that Redis cannot take now are sent again."""
         failures = 0
         while True:
             try:
-                answers = await self._store.run_many([call for call, _ in batch]) if batch else []
-                await self._side_effects()
-                break
-            except (*RedisAway, OutOfMemoryError) as error:
-                failures += 1
-                if failures == 1 or failures % 30 == 0:
-                    _LOG.warning("%d changes wait for Redis: %s", len(batch), error, extra={"action": "commit_waiting"})
-                await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():  # whoever asked was cancelled; the change stands
+                batch, error = await self._send_once(batch)
+                if error is None:
+                    await self._side_effects()
+                    return
+            except RedisError as away:
+                error = away
+            failures += 1
+            if failures == 1 or failures % 30 == 0:
+                _LOG.warning("%d changes wait for Redis: %s", len(batch), error, extra={"action": "commit_waiting"})
+            await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
+
+    async def _send_once(self, batch: list[Change]) -> tuple[list[Change], Exception | None]:
+        """What has to be sent again, and why."""
+        if not batch:
+            return [], None
+        answers = await self._store.run_many([call for call, _ in batch])
+        again: list[Change] = []
+        reason = None
+        for (call, future), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception) and may_pass(answer):
+                again.append((call, future))
+                reason = answer
+            elif future.done():  # whoever asked was cancelled; the change stands
                 continue
-            if isinstance(answer, Exception):
+            elif isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+        return again, reason
 
     async def _side_effects(self) -> None:
         """Slots have become free, so the dispatcher may have something to do; and the farm's counters."""
@@ -75,7 +93,16 @@ class Committer:
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=False)
         for name, by in totals.items():
-            pipeline.hincrby(keys.totals, name, by)
-        pipeline.lpush(keys.wake, "1")
+            pipeline.eval(*insisting(keys.totals, "HINCRBY", name, by))
+        pipeline.eval(*insisting(keys.wake, "LPUSH", "1"))
         pipeline.ltrim(keys.wake, 0, 0)
-        await pipeline.execute(raise_on_error=False)
+        try:
+            await pipeline.execute(raise_on_error=False)
+        except RedisError:
+            self.totals = {name: totals.get(name, 0) + self.totals.get(name, 0) for name in totals | self.totals}
+            raise
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a change is to be sent again: Redis is away, cannot serve, or is full."""
+    return will_pass(error) or isinstance(error, OutOfMemoryError)

@@ -1,4 +1,4 @@
-"""Moves rollouts from the backlog to Celery, and takes back what got lost.
+"""Moves rollouts from the backlog to Celery; what gets lost there is taken back by `workers.housekeeping`.
 
 Invariant: only a window of work is in Celery or running; the rest waits in Redis, where priority, fairness and
 cancellation still reach it. Everything it decides is carried out by scripts that are safe to run twice, so a standby
@@ -14,47 +14,25 @@ import secrets
 import signal
 import socket
 import time
-from dataclasses import dataclass
 
 import orjson
 from redis.exceptions import RedisError
 
 from gym.config import Settings
 from gym.errors import SettingsError
-from gym.state.batches import cancel
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
+from gym.state.server import watch_for_eviction
 from gym.state.store import Store
-from gym.state.submission import sweep_staged
+from workers.active import Batch
+from workers.housekeeping import Housekeeping
 from workers.publisher import Publisher
-from workers.retention import Retention
 from workers.schedule import Waiting, plan
 
 LEAD_TTL_S = 3.0
-HOUSEKEEPING_S = 1.0
-NO_WORKERS_S = 0.1
-ORPHANED_CANCEL_S = 10.0
 MIN_TICK_S = 0.02
+COMPLAIN_S = 10.0
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Batch:
-    """A batch as the dispatcher knows it: what never changes, and the counters of this tick."""
-
-    batch_id: str
-    run: str
-    priority: int
-    weight: float
-    created_at: int
-    max_attempts: int
-    deadline_at: int | None
-    queued: int = 0
-    dispatched: int = 0
-    running: int = 0
-    stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
-    sweep_at: float = 0.0  # when to finish a cancellation that whoever asked for it has not finished
-    ended: bool = False
 
 
 class Dispatcher:
@@ -67,15 +45,12 @@ class Dispatcher:
         self._rollouts = Rollouts(store)
         self._leases = Leases(store)
         self._publisher = publisher
-        self._retention = Retention(settings, store)
+        self._housekeeping = Housekeeping(settings, store, publisher)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
-        self._slots = 0
-        self._workers = 0
         self._stopping = asyncio.Event()
-        self._housekeeping_at = 0.0
         self._lead_again_at = 0.0
-        self._server_ahead_ms = 0  # Redis's clock minus ours
+        self._complain_again_at = 0.0
 
     def stop(self) -> None:
         """End after this tick."""
@@ -91,15 +66,22 @@ class Dispatcher:
                     await self._sleep_until_woken()
                 else:
                     self._virtual_times = None
+                    self._housekeeping.take_over()
                     await self._pause(LEAD_TTL_S / 3)
             except RedisError as error:
-                _LOG.warning("no tick: %s", error, extra={"action": "tick_failed"})
+                self._complain(error)
                 await self._pause(0.5)
             await self._pause(max(0.0, MIN_TICK_S - (time.monotonic() - began)))
         try:
             await self._leases.resign(self.name)
         except RedisError:
             _LOG.info("lock left to expire", extra={"action": "resign_failed"})
+
+    def _complain(self, error: RedisError) -> None:
+        """Once in a while, since a full or absent Redis fails each tick."""
+        if time.monotonic() >= self._complain_again_at:
+            _LOG.warning("no tick: %s", error, extra={"action": "tick_failed"})
+            self._complain_again_at = time.monotonic() + COMPLAIN_S
 
     async def _lead(self) -> bool:
         """Renewed once a second; between renewals the lock has time left."""
@@ -123,10 +105,7 @@ class Dispatcher:
 
     async def _tick(self) -> None:
         await self._read_batches()
-        if time.monotonic() >= self._housekeeping_at:
-            await self._housekeeping()
-            # a farm that has just come up is not kept waiting for its workers to be noticed
-            self._housekeeping_at = time.monotonic() + (HOUSEKEEPING_S if self._slots else NO_WORKERS_S)
+        await self._housekeeping.run_when_due(self._batches)
         await self._fill_window()
 
     async def _read_batches(self) -> None:
@@ -165,13 +144,14 @@ class Dispatcher:
             weight=float(values[3]),
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
+            rollout_timeout_s=float(limits["rollout_timeout_s"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
         )
 
     async def _fill_window(self) -> None:
         batches = self._batches.values()
         in_flight = sum(batch.dispatched + batch.running for batch in batches)
-        room = int(self._slots * self._settings.dispatcher.window) - in_flight
+        room = int(self._housekeeping.slots * self._settings.dispatcher.window) - in_flight
         waiting = [
             Waiting(
                 batch_id=batch.batch_id,
@@ -203,11 +183,11 @@ class Dispatcher:
         """Small slices when there is little to share, so that it spreads over the workers."""
         most = self._settings.dispatcher.slice_size
         work = min(room, sum(batch.backlog for batch in waiting))
-        return max(1, min(most, work // max(1, 4 * self._workers)))
+        return max(1, min(most, work // max(1, 4 * self._housekeeping.workers)))
 
     async def _dispatch(self, takes: list[tuple[str, int]]) -> None:
         """Take as planned and send one job for each slice of one environment."""
-        sent_ms = self._server_ms()  # before taking: no rollout is older than the job that carries it
+        sent_ms = self._housekeeping.server_ms()  # before taking: no rollout is older than the job that carries it
         jobs = []
         for batch_id, wanted in takes:
             taken = await self._rollouts.take(batch_id, wanted)
@@ -217,62 +197,6 @@ class Dispatcher:
             jobs += [(batch_id, environment, members) for environment, members in by_environment.items()]
         if jobs:
             await asyncio.to_thread(self._publisher.send, jobs, sent_ms)
-
-    async def _housekeeping(self) -> None:
-        workers = await self._leases.workers()
-        dead = [worker.worker for worker in workers if worker.lease_ends_in_s <= 0]
-        alive = [worker for worker in workers if worker.lease_ends_in_s > 0]
-        self._slots = sum(worker.slots for worker in alive)
-        self._workers = len(alive)
-        now = await self._store.now_ms()
-        self._server_ahead_ms = now - time.time_ns() // 1_000_000
-        overdue_ms = await asyncio.to_thread(self._overdue_before, now)
-        for batch in list(self._batches.values()):
-            await self._look_after(batch, now, overdue_ms, dead)
-        await sweep_staged(self._store, now)
-        await self._retention.run_when_due()
-        for worker in dead:
-            _LOG.warning("worker %s is gone", worker, extra={"action": "worker_lost"})
-            await self._leases.forget_worker(worker)
-
-    def _server_ms(self) -> int:
-        return time.time_ns() // 1_000_000 + self._server_ahead_ms
-
-    def _overdue_before(self, now: int) -> int:
-        """Jobs handed over before this moment and still unclaimed are lost: none that old waits in the broker."""
-        limit = now - int(self._settings.dispatcher.resend_after_s * 1000)
-        oldest = self._publisher.oldest_waiting_ms()
-        return limit if oldest is None else min(limit, oldest)
-
-    async def _look_after(self, batch: Batch, now: int, overdue_ms: int, dead: list[str]) -> None:
-        overdue = batch.deadline_at is not None and now > batch.deadline_at
-        if batch.ended:
-            await self._retire(batch)
-            return
-        if batch.stopping == b"2" or (overdue and batch.stopping == b"0"):
-            await cancel(self._store, batch.batch_id, "batch", "*", letter="e", reason="deadline")
-        elif batch.stopping == b"1":
-            batch.sweep_at = batch.sweep_at or time.monotonic() + ORPHANED_CANCEL_S
-            if time.monotonic() >= batch.sweep_at:
-                await cancel(self._store, batch.batch_id, "batch", "*")
-        if dead or batch.dispatched:
-            recovered = await self._rollouts.recover(
-                batch.batch_id, overdue_ms=overdue_ms, max_attempts=batch.max_attempts, dead_workers=dead
-            )
-            if recovered.requeued or recovered.failed or recovered.resent:
-                _LOG.warning(
-                    "batch %s: %d of dead workers queued again, %d failed, %d jobs sent again",
-                    batch.batch_id,
-                    recovered.requeued,
-                    recovered.failed,
-                    recovered.resent,
-                    extra={"action": "recovered"},
-                )
-
-    async def _retire(self, batch: Batch) -> None:
-        """An ended batch is left alone and kept for as long as the settings say."""
-        self._batches.pop(batch.batch_id, None)
-        await self._retention.retire(batch.batch_id, batch.created_at)
 
 
 def run(settings: Settings) -> None:
@@ -289,8 +213,10 @@ async def _main(settings: Settings, redis_url: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, dispatcher.stop)
+    watching = loop.create_task(watch_for_eviction(redis_url), name="watch for eviction")
     try:
         await dispatcher.run()
     finally:
+        watching.cancel()
         publisher.close()
         await store.close()

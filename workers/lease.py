@@ -14,6 +14,7 @@ from redis.retry import Retry
 
 from gym.jsontypes import JsonObject
 from gym.state.keys import Keys
+from gym.state.store import insisting
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class LeaseKeeper:
     def start(self) -> None:
         """Enter the worker and tell the dispatcher; raises redis-py's errors where Redis cannot be reached at all."""
         self._renew()
-        self._redis.lpush(self._keys.wake, "1")
+        self._redis.eval(*insisting(self._keys.wake, "LPUSH", "1"))
         self._redis.ltrim(self._keys.wake, 0, 0)
         self._thread.start()
 
@@ -65,6 +66,7 @@ class LeaseKeeper:
         seconds, micros = self._redis.time()
         ends = int(seconds) * 1000 + int(micros) // 1000 + int(self._ttl_s * 1000)
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.zadd(self._keys.workers, {self._worker: ends})
-        pipeline.hset(self._keys.worker_info, self._worker, orjson.dumps(self._describe()))
+        # a full Redis must not cost the leases of those who work
+        pipeline.eval(*insisting(self._keys.workers, "ZADD", ends, self._worker))
+        pipeline.eval(*insisting(self._keys.worker_info, "HSET", self._worker, orjson.dumps(self._describe())))
         pipeline.execute()

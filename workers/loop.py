@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -10,7 +11,22 @@ from typing import Any, TypeVar
 
 import uvloop
 
+WATCHDOG_S = 1.0
+STDERR = 2  # itself, not what Celery puts in its place
 Result = TypeVar("Result")
+
+
+async def keep_watchdog(hang_s: float) -> None:
+    """End the process, with all its stacks on standard error, once this loop has stood still for so long.
+
+    Its rollouts then run again elsewhere, while the lease's thread would have kept them here for ever. Until cancelled.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(hang_s, exit=True, file=STDERR)
+            await asyncio.sleep(min(WATCHDOG_S, hang_s / 3))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 class LoopThread:

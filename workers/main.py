@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import threading
 import warnings
@@ -15,14 +16,16 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.state.server import require_noeviction
 from workers.admission import admission_step, count_received
 from workers.app import create_celery
 from workers.jobs import register_jobs
 from workers.lease import LeaseKeeper
-from workers.loop import LoopThread
+from workers.loop import LoopThread, keep_watchdog
 from workers.runtime import Runtime
 from workers.slots import Slots
 
+EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only what failed restarts this too
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,11 +38,15 @@ def run(settings: Settings) -> int:
     """Run until SIGTERM, then drain; returns the exit code."""
     if settings.redis.url is None:
         raise SettingsError("a worker needs redis.url (FARM_REDIS_URL)")
+    require_noeviction(settings.redis.url)
     name = worker_name()
     slots = Slots(settings.worker.concurrency)
     loop = LoopThread("rollouts")
-    runtime = Runtime(settings, name, slots, settings.redis.url)
+    runtime = Runtime(
+        settings, name, slots, settings.redis.url, on_exhausted=lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
     loop.start()
+    watchdog = loop.submit(keep_watchdog(settings.worker.hang_s))
     loop.submit(runtime.open()).result(30)
     lease = LeaseKeeper(
         settings.redis.url,
@@ -88,6 +95,7 @@ def run(settings: Settings) -> int:
         if not drained.wait(settings.worker.drain_s + 30 if runtime.draining else 0):
             _LOG.warning("worker ends without having drained", extra={"action": "drain_cut"})
         lease.stop()
+        watchdog.cancel()
         loop.submit(runtime.close()).result(15)
         loop.stop(5)
-    return int(worker.exitcode or 0)
+    return EXHAUSTED if runtime.exhausted else int(worker.exitcode or 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import orjson
 
+from gym.agents.replay import MOST_BYTES, pack, recorded
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
 from gym.results.record import call_json, pack_trajectory, version_span
@@ -51,7 +53,7 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
             "tool_calls": len(trajectory.tool_calls) if trajectory is not None else 0,
             "timing": finished.timing,
             "worker": worker,
-            "finished_at": rfc3339(claim.claimed_at + int(finished.timing.total_s * 1000)),
+            "finished_at": rfc3339(claim.claimed_at + int((finished.timing.total_s - running.earlier_s) * 1000)),
         }
     )
 
@@ -92,6 +94,18 @@ def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
         incomplete_reason=cut,
     )
     return pack_trajectory(response, [call_json(call) for call in trajectory.calls], trajectory.segments.segments)
+
+
+def packed_calls(running: Running, *, most_bytes: int) -> bytes:
+    """The model calls of a rollout that is handed back, as its next claim gets them; empty where there are none."""
+    if running.episode is None:
+        return b""
+    return pack(
+        recorded(running.episode),
+        attempt=running.claim.attempt,
+        elapsed_s=time.monotonic() - running.episode.started,
+        most_bytes=min(most_bytes, MOST_BYTES),
+    )
 
 
 def sums(finished: Finished) -> dict[str, float]:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import random
 import time
 import traceback
 import zlib
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import orjson
 
 from gym.agents.base import Agent, Episode, Model, PolicyNow
+from gym.agents.replay import unpack
 from gym.batch import BatchSpec
 from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
@@ -34,6 +36,7 @@ from gym.state.rollouts import Claim
 from gym.task import Task
 from gym.trajectory import Trajectory
 
+LOOSE_S = 15.0  # longer than environments are given to close
 _LOG = logging.getLogger(__name__)
 
 
@@ -69,8 +72,23 @@ class Running:
     rollout: RolloutRef
     episode: Episode | None = None
     began: float = dataclasses.field(default_factory=time.monotonic)
+    earlier_s: float = 0.0  # that this attempt had run elsewhere when it was handed back
     stalled: bool = False
+    stopping: bool = False  # it was told to end before its time
+    handing_back: bool = False  # the next worker goes on with this attempt
     committing: bool = False  # its outcome is on the way; nothing may interrupt that
+    loose: bool = False  # its outcome was recorded without it, since it would not end
+    give_up_at: float = math.inf  # when that is done
+    ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.give_up_at = self.began + self.spec.limits.rollout_timeout_s + LOOSE_S
+
+    def stop(self, task: asyncio.Task[None]) -> None:
+        """Tell it to end."""
+        self.stopping = True
+        self.give_up_at = min(self.give_up_at, time.monotonic() + LOOSE_S)
+        task.cancel()
 
     def idle_s(self, now: float) -> float:
         """Seconds since anything happened in it."""
@@ -87,7 +105,7 @@ class Runner:
         agents: Mapping[str, Agent],
         model: Model,
         policies: PolicySource,
-        executor: ThreadPoolExecutor,
+        executor: EnvironmentThreads,
     ) -> None:
         self._registry = registry
         self._agents = agents
@@ -97,8 +115,7 @@ class Runner:
 
     async def run(self, running: Running) -> Finished:
         """Raises only CancelledError."""
-        claim = running.claim
-        timing = Timing(queued_s=max(0.0, (claim.claimed_at - claim.published_at) / 1000))
+        timing = Timing(queued_s=_queued_s(running.claim))
         try:
             try:
                 async with asyncio.timeout(running.spec.limits.rollout_timeout_s):
@@ -120,6 +137,14 @@ class Runner:
             text = f"{type(error).__name__}: {error} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
             return self._failed(running, timing, Internal(text))
 
+    def cut_off(self, running: Running) -> Finished:
+        """The end of a rollout that does not end by itself."""
+        limits = running.spec.limits
+        timing = Timing(queued_s=_queued_s(running.claim))
+        if running.stalled:
+            return self._failed(running, timing, Stalled(f"no activity for {limits.stall_timeout_s:g} s, and no end"))
+        return self._failed(running, timing, TimedOut(f"the rollout went on after {limits.rollout_timeout_s:g} s"))
+
     def _failed(self, running: Running, timing: Timing, error: RolloutError) -> Finished:
         reason = {TimedOut: StopReason.TIMEOUT, Stalled: StopReason.STALLED}.get(type(error), StopReason.ERROR)
         episode = running.episode
@@ -133,7 +158,7 @@ class Runner:
         )
 
     def _close_timing(self, running: Running, timing: Timing) -> None:
-        timing.total_s = time.monotonic() - running.began
+        timing.total_s = running.earlier_s + time.monotonic() - running.began
         if running.episode is not None:
             timing.model_s = running.episode.model_s
             timing.tool_s = running.episode.tool_s
@@ -151,6 +176,10 @@ class Runner:
             seed=zlib.crc32(rollout_id.encode()),
             executor=self._executor,
         )
+        replay = None
+        if claim.replay:
+            replay = unpack(claim.replay, attempt=claim.attempt, model=self._model)
+            running.earlier_s = replay.elapsed_s if replay is not None else 0.0
         try:
             began = time.monotonic()
             await session.setup()
@@ -163,10 +192,11 @@ class Runner:
                 attempt=claim.attempt,
                 limits=spec.limits,
                 environment=session,
-                model=self._model,
+                model=replay or self._model,
                 policy=self._policy(spec),
                 deadline=asyncio.get_running_loop().time() + remaining_s,
                 trajectory=Trajectory(params=task.params),
+                started=time.monotonic() - running.earlier_s,
             )
             reason = await agent.run(episode)
             episode.trajectory.stop_reason = reason.value
@@ -205,6 +235,10 @@ class Runner:
                 f"policy {name!r} is not registered any more; PUT /v1/policies/{name} and requeue the rollout"
             )
         return record
+
+
+def _queued_s(claim: Claim) -> float:
+    return max(0.0, (claim.claimed_at - claim.published_at) / 1000)
 
 
 def retry_delay_s(attempt: int) -> float:

@@ -11,7 +11,6 @@ import logging
 import time
 import zlib
 from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from redis.exceptions import RedisError
 from gym.config import SessionSettings
 from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments
 from gym.errors import NotFound, RolloutError
 from gym.jsontypes import JsonObject
@@ -52,7 +52,7 @@ class SessionHost:
     """Takes the calls for this worker's sessions; lives on its event loop."""
 
     def __init__(
-        self, store: Store, settings: SessionSettings, registry: Registry, executor: ThreadPoolExecutor, worker: str
+        self, store: Store, settings: SessionSettings, registry: Registry, executor: EnvironmentThreads, worker: str
     ) -> None:
         self._sessions = Sessions(store)
         self._settings = settings

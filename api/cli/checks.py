@@ -87,8 +87,10 @@ def check_redis(settings: Settings) -> Iterator[Check]:
 def _redis_at(url: str) -> Iterator[Check]:
     from redis import Redis
     from redis.backoff import NoBackoff
-    from redis.exceptions import RedisError
+    from redis.exceptions import NoPermissionError, RedisError
     from redis.retry import Retry
+
+    from gym.state.server import eviction_policy
 
     where = urlsplit(url).hostname or url.partition("://")[0]
     try:
@@ -96,14 +98,22 @@ def _redis_at(url: str) -> Iterator[Check]:
     except ValueError as error:
         yield _fail("redis", f"its URL cannot be used: {error}", "give redis://[:PASSWORD@]HOST:PORT/DATABASE")
         return
+    policy = None
     try:
-        info: dict[str, object] = client.info()
+        client.ping()
+        policy = eviction_policy(client)
+        info: dict[str, object] | None = client.info()
+    except NoPermissionError:
+        yield _warn("redis", f"{where} answers and may not be asked for more", "permit INFO, or ask whoever runs it")
+        info = None
     except RedisError as error:
         yield _fail("redis", f"{where} does not answer: {error}", "check redis.url (FARM_REDIS_URL) and its password")
         return
     finally:
         client.close()
-    yield from redis_checks(info, where)
+    yield memory_check(policy)
+    if info is not None:
+        yield from redis_checks(info, where)
 
 
 def redis_checks(info: dict[str, object], where: str) -> Iterator[Check]:
@@ -114,15 +124,6 @@ def redis_checks(info: dict[str, object], where: str) -> Iterator[Check]:
         yield _fail("redis", f"{where} runs version {version}", "use Redis 6.2 or later, or Valkey")
     else:
         yield _ok("redis", f"{where} answers, version {version}")
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy == "noeviction":
-        yield _ok("redis memory", "noeviction: nothing is dropped when it is full")
-    else:
-        yield _fail(
-            "redis memory",
-            f"maxmemory-policy is {policy}: it would drop rollouts when it is full",
-            "set `maxmemory-policy noeviction`",
-        )
     if str(info.get("aof_enabled")) == "1":
         yield _ok("redis persistence", "append-only file is on")
     else:
@@ -131,6 +132,17 @@ def redis_checks(info: dict[str, object], where: str) -> Iterator[Check]:
             "append-only file is off: batches since the last snapshot are lost when it crashes",
             "set `appendonly yes`",
         )
+
+
+def memory_check(policy: str | None) -> Check:
+    """What a server does when it is full; `policy` is `None` where it does not say. Pure."""
+    from gym.state.server import NEEDED, explain
+
+    if policy is None:
+        return _warn("redis memory", "it does not say its maxmemory-policy", f"see that it is {NEEDED}")
+    if policy == NEEDED:
+        return _ok("redis memory", f"{NEEDED}: nothing is dropped when it is full")
+    return _fail("redis memory", explain(policy), f"set `maxmemory-policy {NEEDED}`")
 
 
 def check_api(url: str, api_key: str | None) -> Check:

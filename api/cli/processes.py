@@ -181,7 +181,10 @@ def serve(app: Any, host: str, port: int) -> int:
 
 
 def _process(config: Path | None, **overrides: Any) -> Settings:
-    """The settings of one process, which knows its Redis, and logs."""
+    """The settings of one process, which knows its Redis, and logs.
+
+    Raises SettingsError where they, or that Redis, cannot be used.
+    """
     from api.cli.logs import configure_logging
 
     settings = settings_from(config, **overrides)
@@ -191,4 +194,8 @@ def _process(config: Path | None, **overrides: Any) -> Settings:
 
         known = settings.redis.model_copy(update={"url": embedded_url(settings.data_dir)})
         settings = settings.model_copy(update={"redis": known})
+    if settings.redis.url is not None:
+        from gym.state.server import require_noeviction
+
+        require_noeviction(settings.redis.url)
     return settings

@@ -34,10 +34,12 @@ from gym.state.embedded import (
     ServerState,
     server_state,
 )
+from gym.state.server import require_noeviction
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
 ADDRESSES_FILE = "farm.json"
+HAND_BACK_S = 20  # for a worker to stop and hand back what its drain has left
 FLOWER_NICENESS = 10  # watching must not cost rollouts
 INTAKE, WORK, STORAGE = range(3)
 """The stages of a stop."""
@@ -165,6 +167,7 @@ class _Farm:
                     f"no Redis answers at {settings.masked()['redis']['url']}: check --redis-url and its password, "
                     "or leave it out to use the embedded server"
                 )
+            await asyncio.to_thread(require_noeviction, settings.redis.url)
             return settings
         embedded = EmbeddedRedis(settings.data_dir, lock=self._lock)
         command = embedded.prepare()
@@ -219,7 +222,7 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
             niceness=niceness,
         )
 
-    drain_s = settings.worker.drain_s + GRACE_S
+    drain_s = settings.worker.drain_s + HAND_BACK_S
     yield child("api", "api", INTAKE, 2 * GRACE_S)
     for number in range(1, settings.worker.processes + 1):
         yield child(f"worker-{number}", "worker", WORK, drain_s)

@@ -25,6 +25,7 @@ from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
 from gym.state.captures import Captures
 from gym.state.policies import PolicyCache
+from gym.state.server import watch_for_eviction
 from gym.state.store import Store
 
 OPEN_PATHS = frozenset({"/healthz"})
@@ -39,6 +40,7 @@ class Parts:
         if settings.redis.url is None:
             raise SettingsError("the proxy needs redis.url (FARM_REDIS_URL)")
         self._name = new_id("proxy")
+        self._redis_url = settings.redis.url
         self._store = Store.connect(
             settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s
         )
@@ -61,6 +63,7 @@ class Parts:
         self._services = [
             loop.create_task(self.policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self.captures.keep_leases(), name="leases"),
+            loop.create_task(watch_for_eviction(self._redis_url), name="watch for eviction"),
         ]
         return self
 

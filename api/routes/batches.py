@@ -101,7 +101,7 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
 async def count_cancelled(farm: Services, stopped: int) -> None:
     """Add to the farm's totals, which the metrics show."""
     if stopped:
-        await farm.store.redis.hincrby(farm.store.keys.totals, "rollouts:cancelled", stopped)
+        await farm.store.insist(farm.store.keys.totals, "HINCRBY", "rollouts:cancelled", stopped)
 
 
 def batch_answer(batch: BatchStatus) -> JsonObject:

@@ -26,7 +26,7 @@ async def healthz() -> Response:
 
 @router.get("/readyz", response_model=dict[str, str])
 async def readyz(farm: Farm) -> Response:
-    """Redis, at least one worker and the dispatcher are up; else 503 with what is missing."""
+    """Redis, at least one worker and the dispatcher are up; else 503 with what is missing. `alarms` if any stand."""
     missing = await _missing(farm)
     if missing:
         raise Unavailable(
@@ -35,7 +35,9 @@ async def readyz(farm: Farm) -> Response:
             {"missing": missing},
             retry_after_s=REDIS_RETRY_S,
         )
-    return json_response({"status": "ready"})
+    alarms = await farm.alarms.standing()
+    told = {"alarms": "; ".join(str(alarm["message"]) for alarm in alarms.values())} if alarms else {}
+    return json_response({"status": "ready", **told})
 
 
 async def _missing(farm: Services) -> list[str]:
@@ -74,6 +76,13 @@ async def workers(farm: Farm) -> Response:
         for worker in await farm.leases.workers()
     ]
     return json_response({"items": items, "dispatcher": await farm.leases.dispatcher()})
+
+
+@router.get("/v1/alarms", response_model=Items)
+async def alarms(farm: Farm) -> Response:
+    """What is wrong now (`standing`), and what was raised and cleared, newest first."""
+    standing = list((await farm.alarms.standing()).values())
+    return json_response({"items": await farm.alarms.log(), "standing": standing})
 
 
 @router.get("/v1/judges", response_model=Items)

@@ -14,6 +14,7 @@ from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import Registry
 from gym.errors import Overloaded
+from gym.state.alarms import Alarms
 from gym.state.batches import Batches
 from gym.state.captures import Captures
 from gym.state.feed import Feed
@@ -92,6 +93,7 @@ class Services:
     backlog: Backlog
     single_rows: SingleRows
     sessions: SessionCalls
+    alarms: Alarms
 
 
 async def _services(request: Request) -> Services:

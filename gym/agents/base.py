@@ -54,6 +54,7 @@ class Episode:
     last_activity: float = field(default_factory=time.monotonic)
     model_s: float = 0.0
     tool_s: float = 0.0
+    tools: list[list[JsonObject]] = field(default_factory=list)  # that each model call was offered
     last_tools: list[JsonObject] | None = None
     last_tokens: TurnTokens | None = None
 
@@ -65,14 +66,19 @@ class Episode:
         """Note that something happened; the stall timeout counts from here."""
         self.last_activity = time.monotonic()
 
-    async def call_model(self, *, tools: list[JsonObject]) -> ModelReply:
-        """One model call on the whole conversation so far; its answer is recorded."""
-        params: JsonObject = {**self.task.params, "input": self.input_items + self.trajectory.items}
+    def request(self, items: list[JsonObject], tools: list[JsonObject]) -> JsonObject:
+        """A Responses request for what follows these output items."""
+        params: JsonObject = {**self.task.params, "input": self.input_items + items}
         if tools:
             params["tools"] = tools
         else:
             for name in ("tools", "tool_choice", "parallel_tool_calls"):
                 params.pop(name, None)
+        return params
+
+    async def call_model(self, *, tools: list[JsonObject]) -> ModelReply:
+        """One model call on the whole conversation so far; its answer is recorded."""
+        params = self.request(self.trajectory.items, tools)
         turn = len(self.trajectory.calls)
         policy = self.policy()
         self.touch()
@@ -94,12 +100,17 @@ class Episode:
         finally:
             self.model_s += time.monotonic() - began
         self.touch()
-        self._record(reply, turn, began, len(params["input"]))
+        self.tools.append(tools)
+        started_s = began - self.started
+        if reply.started_s is not None:  # it was made before, and its time was taken then
+            started_s = reply.started_s
+            self.model_s += reply.duration_s
+        self._record(reply, turn, started_s, len(params["input"]))
         # an answer without items has no place in the next request, so nothing can go on from it
         self.last_tools, self.last_tokens = tools, reply.tokens if reply.items else None
         return reply
 
-    def _record(self, reply: ModelReply, turn: int, began: float, request_items: int) -> None:
+    def _record(self, reply: ModelReply, turn: int, started_s: float, request_items: int) -> None:
         trajectory = self.trajectory
         trajectory.items += reply.items
         trajectory.usage += reply.usage
@@ -107,7 +118,7 @@ class Episode:
             ModelCall(
                 turn=turn,
                 endpoint=reply.endpoint,
-                started_s=began - self.started,
+                started_s=started_s,
                 duration_s=reply.duration_s,
                 finish=reply.finish,
                 usage=reply.usage,

@@ -12,7 +12,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from gym.environments.base import Environment, Step, SteppedEnvironment
 from gym.environments.registry import EnvironmentType
+from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments, ToolSpec, decode_arguments, problems
 from gym.errors import BadRow, EnvironmentFailed, RolloutError, Stage, VerifierFailed
 from gym.jsontypes import JsonObject
@@ -49,7 +50,7 @@ class EnvironmentSession:
         data: JsonObject,
         *,
         seed: int,
-        executor: ThreadPoolExecutor,
+        executor: EnvironmentThreads,
         close_timeout_s: float = 5.0,
     ) -> None:
         self._type = environment_type
@@ -166,7 +167,7 @@ class EnvironmentSession:
     async def close(self) -> None:
         """Free what the environment took, in bounded time; logs what it raises. A second call does nothing.
 
-        Where a thread is still at work after that, it closes the environment when it ends.
+        Where a thread is still at work after that, it counts as hung, and closes the environment when it ends.
         """
         if self._closed:
             return
@@ -182,6 +183,8 @@ class EnvironmentSession:
         except (Exception, SystemExit) as error:  # noqa: BLE001  the rollout is over; its result stands
             logger.warning("environment %s, close: %s", self._type.name, _text_of(error))
         finally:
+            if self._thread is not None and not self._thread.done():
+                self._executor.abandon(self._thread)
             if not settled and self._thread is not None:
                 self._thread.add_done_callback(self._close_late)
 

@@ -66,6 +66,7 @@ class ModelReply:
 
     `duration_s` covers all attempts and waits; `endpoint` is a base URL without credentials; the versions are those
     that the server reported, else those that were announced when the call was sent and when its answer was there.
+    `started_s` is set where the answer is from a record: when the call began, since the rollout's start.
     """
 
     items: list[JsonObject]
@@ -77,6 +78,7 @@ class ModelReply:
     endpoint: str
     duration_s: float
     attempts: int
+    started_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

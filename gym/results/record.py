@@ -43,6 +43,16 @@ def pack_segment(segment: Segment) -> JsonObject:
     }
 
 
+def unpack_segment(packed: JsonObject) -> Segment:
+    """What `pack_segment` packed."""
+    return Segment(
+        _array("i", packed["token_ids"]),
+        bytearray(packed["loss_mask"]),
+        _array("f", packed["logprobs"]),
+        [(start, end, version) for start, end, version in packed["policy_versions"]],
+    )
+
+
 def _little_endian(values: array[Any]) -> bytes:
     if sys.byteorder == "big":
         values = values[:]
@@ -50,20 +60,20 @@ def _little_endian(values: array[Any]) -> bytes:
     return values.tobytes()
 
 
-def _numbers(code: str, raw: bytes) -> list[Any]:
+def _array(code: str, raw: bytes) -> array[Any]:
     values: array[Any] = array(code)
     values.frombytes(raw)
     if sys.byteorder == "big":
         values.byteswap()
-    return values.tolist()
+    return values
 
 
 def segment_json(segment: JsonObject) -> JsonObject:
     """A packed segment with its arrays as lists of numbers."""
     return {
-        "token_ids": _numbers("i", segment["token_ids"]),
+        "token_ids": _array("i", segment["token_ids"]).tolist(),
         "loss_mask": list(segment["loss_mask"]),
-        "logprobs": _numbers("f", segment["logprobs"]),
+        "logprobs": _array("f", segment["logprobs"]).tolist(),
         "policy_versions": segment["policy_versions"],
     }
 

@@ -16,7 +16,7 @@ from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
-from gym.state.store import CANCEL, REQUEUE, SEAL, Store
+from gym.state.store import CANCEL, REQUEUE, SEAL, Store, insisting
 
 CANCEL_CHUNK = 500
 Scope = Literal["batch", "group", "rollout"]
@@ -50,11 +50,10 @@ async def activate(store: Store, batch_id: str) -> None:
     if created_at is None:
         return
     pipeline = store.redis.pipeline(transaction=False)
-    pipeline.zadd(store.keys.batches, {batch_id: int(created_at)})
-    pipeline.zadd(store.keys.active, {batch_id: int(created_at)})
-    pipeline.lpush(store.keys.wake, "1")
-    pipeline.ltrim(store.keys.wake, 0, 0)
+    pipeline.eval(*insisting(store.keys.batches, "ZADD", int(created_at), batch_id))
+    pipeline.eval(*insisting(store.keys.active, "ZADD", int(created_at), batch_id))
     await pipeline.execute()
+    await store.wake_dispatcher()
 
 
 async def cancel(

@@ -13,7 +13,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | live | hash | member → `STATE/ATTEMPT/TOKEN/SINCE/ENVIRONMENT/WORKER` (bars for slashes), STATE of `d r j` |
 | done | hash | member → `STATE|ATTEMPT|TOKEN|LOG_ID` |
 | log | stream | results in order of completion: `m` member and `j` record, or what the farm itself ended |
-| traj | hash | member → trajectory, or a pointer to it |
+| traj | hash | member → trajectory, or a pointer to it; member and `|replay` → calls of an attempt handed back |
 | tries | hash | member → one JSON line for each failed attempt |
 | groups | hash | row number → usable rollouts, where `early_stop` counts them |
 | stats | hash | `ENVIRONMENT|FIELD` → sums |
@@ -295,3 +295,13 @@ class Keys:
     def totals(self) -> str:
         """hash: counters of the whole farm since its first start."""
         return f"{self.prefix}:totals"
+
+    @property
+    def alarms_standing(self) -> str:
+        """hash: `KIND|BATCH|WORKER` → the alarm that stands, JSON."""
+        return f"{self.prefix}:{{alarms}}:standing"
+
+    @property
+    def alarms_log(self) -> str:
+        """stream: `event` raised or cleared, and `alarm`, JSON; capped."""
+        return f"{self.prefix}:{{alarms}}:log"

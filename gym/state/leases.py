@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.state.store import Store
+from gym.state.store import LEAD, Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +61,8 @@ class Leases:
 
     async def lead(self, name: str, ttl_s: float) -> bool:
         """Become or stay the leading dispatcher."""
-        redis, key = self._store.redis, self._store.keys.dispatcher
-        if await redis.set(key, name, nx=True, px=int(ttl_s * 1000)):
-            return True
-        if await redis.get(key) != name.encode():
-            return False
-        return bool(await redis.pexpire(key, int(ttl_s * 1000)))
+        return bool(await self._store.run(LEAD, [self._store.keys.dispatcher], [name, int(ttl_s * 1000)]))
 
     async def resign(self, name: str) -> None:
         """Let another dispatcher lead at once."""
-        if await self._store.redis.get(self._store.keys.dispatcher) == name.encode():
-            await self._store.redis.delete(self._store.keys.dispatcher)
+        await self._store.run(LEAD, [self._store.keys.dispatcher], [name, 0])

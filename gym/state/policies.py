@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from gym.errors import NotFound
 from gym.policy import PolicySpec
 from gym.proxy.policies import Pause, PolicyRecord
-from gym.state.store import Store
+from gym.state.store import Store, insisting
 
 REFRESH_S = 0.4
 POLL_S = 0.1
@@ -46,10 +46,11 @@ class Policies:
         """Register or replace; takes effect for the next model call. A pause stays, and without a version the last."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
-        pipeline.hset(keys.policies, name, orjson.dumps(spec.model_dump(mode="json")))
+        text = orjson.dumps(spec.model_dump(mode="json"))
+        pipeline.eval(*insisting(keys.policies, "HSET", name, text))
         if spec.version is not None:
-            pipeline.hset(keys.policies_version, name, spec.version)
-        pipeline.incr(keys.policies_revision)
+            pipeline.eval(*insisting(keys.policies_version, "HSET", name, spec.version))
+        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
         await pipeline.execute()
         return await self.get(name)
 
@@ -88,7 +89,7 @@ class Policies:
         pipeline.hdel(keys.policies, name)
         pipeline.hdel(keys.policies_paused, name)
         pipeline.hdel(keys.policies_version, name)
-        pipeline.incr(keys.policies_revision)
+        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
         return bool((await pipeline.execute())[0])
 
     async def pause(self, name: str, mode: Pause, *, timeout_s: float) -> PolicyLoad:
@@ -98,8 +99,8 @@ class Policies:
         """
         await self.get(name)
         pipeline = self._store.redis.pipeline(transaction=True)
-        pipeline.hset(self._store.keys.policies_paused, name, mode)
-        pipeline.incr(self._store.keys.policies_revision)
+        pipeline.eval(*insisting(self._store.keys.policies_paused, "HSET", name, mode))
+        pipeline.eval(*insisting(self._store.keys.policies_revision, "INCR"))
         revision = int((await pipeline.execute())[1])
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
@@ -116,9 +117,9 @@ class Policies:
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
         if version is not None:
-            pipeline.hset(keys.policies_version, name, version)
+            pipeline.eval(*insisting(keys.policies_version, "HSET", name, version))
         pipeline.hdel(keys.policies_paused, name)
-        pipeline.incr(keys.policies_revision)
+        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
         await pipeline.execute()
         return await self.get(name)
 
@@ -130,7 +131,7 @@ class Policies:
         """What a process has seen and has under way; forgotten when it stops saying so."""
         until = await self._store.now_ms() + ttl_ms
         text = orjson.dumps({"revision": revision, "until": until, "lanes": lanes})
-        await self._store.redis.hset(self._store.keys.policies_load, process, text)
+        await self._store.insist(self._store.keys.policies_load, "HSET", process, text)
 
     async def load(self, name: str, revision: int) -> PolicyLoad:
         """Calls over all living processes; those that have died are struck off."""

@@ -25,7 +25,10 @@ class Taken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """A rollout that this worker runs. `tries` are its failed attempts, JSON lines."""
+    """A rollout that this worker runs. `tries` are its failed attempts, JSON lines.
+
+    `replay` are the model calls of this attempt from before it was handed back (`gym.agents.replay`), mostly none.
+    """
 
     batch_id: str
     member: str
@@ -38,6 +41,7 @@ class Claim:
     published_at: int  # ms
     claimed_at: int  # ms
     row: bytes
+    replay: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +86,10 @@ class Rollouts:
         return [Taken(flat[i].decode(), flat[i + 1].decode(), int(flat[i + 2])) for i in range(0, len(flat), 3)]
 
     async def claim(self, batch_id: str, worker: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
-        """Start (member, attempt) here; those that are not ours to start are left out."""
+        """Start (member, attempt) here; those that are not ours to start are left out.
+
+        Asked again, as after a lost answer, it gives the same claims; who asks knows which of them it runs already.
+        """
         args: list[str | int] = [worker]
         for member, attempt in wanted:
             args += [member, attempt]
@@ -90,7 +97,7 @@ class Rollouts:
         claimed_at = int(answer[0])
         rows = dict(zip(answer[-1][::2], answer[-1][1::2], strict=True))
         claims = []
-        for member, attempt, token, tries in answer[1:-1]:
+        for member, attempt, token, tries, replay in answer[1:-1]:
             head, _, row = rows[member.partition(b":")[0]].partition(b"\n")
             samples, environment, published_at, task_id = head.decode().split(" ")
             claims.append(
@@ -106,6 +113,7 @@ class Rollouts:
                     published_at=int(published_at),
                     claimed_at=claimed_at,
                     row=row,
+                    replay=replay,
                 )
             )
         return claims
@@ -138,9 +146,13 @@ class Rollouts:
         """Read the answer to `commit_call`."""
         return Committed(answer[0], answer[1] == 1, answer[2])
 
-    def retry_call(self, claim: Claim, error_line: bytes, delay_s: float) -> ScriptCall:
-        """The script call that gives an attempt up for another one later; without an error line it is not used up."""
-        args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, int(delay_s * 1000)]
+    def retry_call(self, claim: Claim, error_line: bytes, delay_s: float, *, replay: bytes = b"") -> ScriptCall:
+        """The script call that gives an attempt up for another one later; without an error line it is not used up.
+
+        `replay` then goes along to the next claim of the same attempt.
+        """
+        delay_ms = int(delay_s * 1000)
+        args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, delay_ms, replay]
         return ScriptCall(RETRY, self._store.keys.batch(claim.batch_id).scripted(), args)
 
     async def recover(

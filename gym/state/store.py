@@ -16,8 +16,8 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ClusterError, NoScriptError, ReadOnlyError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gym.state.keys import Keys
@@ -25,6 +25,15 @@ from gym.state.keys import Keys
 Argument = str | bytes | int | float
 
 RedisAway = (RedisConnectionError, RedisTimeoutError)
+# answers of a server that is there but cannot serve; redis-py has no class for these
+_CANNOT_SERVE = ("BUSY ", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "READONLY", "UNKILLABLE")
+
+
+def will_pass(error: Exception) -> bool:
+    """Whether the same command may succeed later: the server is away, or says that it cannot serve for now."""
+    return isinstance(error, (*RedisAway, ReadOnlyError, ClusterError, TryAgainError)) or (
+        isinstance(error, RedisError) and str(error).startswith(_CANNOT_SERVE)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +62,21 @@ RECOVER = _load("recover")
 CANCEL = _load("cancel")
 SEAL = _load("seal")
 REQUEUE = _load("requeue")
+AUDIT = _load("audit")
+ADOPT = _load("adopt")
 INSIST = _load("insist", of_batch=False)
 DROP = _load("drop")
 REMOVE = _load("remove")
 LEASE = _load("lease", "feed")
 ACK = _load("ack", "feed")
 GROUPS_ENDED = _load("groups_ended", "feed")
+LEAD = _load("lead", of_batch=False)
+ALARM = _load("alarm", of_batch=False)
+
+
+def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:
+    """What to give to the `eval` of a pipeline for one write that a full Redis takes too; the key never expires."""
+    return (INSIST.text, 1, key, command, *args)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +103,8 @@ class Store:
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, 5.0),
             health_check_interval=25,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
+            # a server that does not answer in time is not asked again: who waits is to know
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2, supported_errors=(RedisConnectionError,)),
             max_connections=512,
         )
         return cls(redis, Keys(prefix))
@@ -107,7 +126,10 @@ class Store:
         An answer may be an exception of redis-py, which the caller must look for.
         """
         if len(calls) == 1:
-            return [await self.run(calls[0].script, calls[0].keys, calls[0].args)]
+            try:
+                return [await self.run(calls[0].script, calls[0].keys, calls[0].args)]
+            except ResponseError as error:
+                return [error]
         answers = await self._pipeline(calls)
         missed = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missed:
@@ -126,13 +148,13 @@ class Store:
         return answers
 
     async def insist(self, key: str, command: str, *args: Argument) -> Any:
-        """One write that a full Redis takes too; the key never expires."""
+        """As `insisting`, by itself."""
         return await self.run(INSIST, [key], [command, *args])
 
     async def wake_dispatcher(self) -> None:
-        """Tell the dispatcher that there may be something to do."""
+        """Tell the dispatcher that there may be something to do; it looks by itself too."""
         pipeline = self.redis.pipeline(transaction=False)
-        pipeline.lpush(self.keys.wake, "1")
+        pipeline.eval(*insisting(self.keys.wake, "LPUSH", "1"))
         pipeline.ltrim(self.keys.wake, 0, 0)
         await pipeline.execute()
 

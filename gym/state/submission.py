@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import orjson
+from redis.exceptions import OutOfMemoryError
 
 from gym.errors import Conflict, Unavailable
 from gym.ids import new_id
@@ -128,16 +129,20 @@ class Staging:
         head: list[str | bytes | int | float] = ["", "", "", 0, 0, ""]
         if create is not None:
             head = [orjson.dumps(create.spec), create.digest, create.run, create.priority, create.weight, create.policy]
-        verdict, accepted, repeated, submitted, task = await self._store.run(
-            PUBLISH,
-            [
-                *keys.scripted(),
-                keys.stage(self._request_id),
-                keys.stage_tasks(self._request_id),
-                keys.stage_done(self._request_id),
-            ],
-            ["create" if create else "append", int(seal), *head, self._request_id, self._staged],
-        )
+        try:
+            verdict, accepted, repeated, submitted, task = await self._store.run(
+                PUBLISH,
+                [
+                    *keys.scripted(),
+                    keys.stage(self._request_id),
+                    keys.stage_tasks(self._request_id),
+                    keys.stage_done(self._request_id),
+                ],
+                ["create" if create else "append", int(seal), *head, self._request_id, self._staged],
+            )
+        except OutOfMemoryError:  # refused before the first write, and the rows are what fills it
+            await self.abort()
+            raise
         answer = Published(
             accepted=accepted, repeated=repeated + self._repeated, submitted=submitted, created=verdict == b"created"
         )
@@ -234,3 +239,18 @@ async def sweep_staged(store: Store, now_ms: int) -> None:
                 await discard_staged(store, keys, request_id.decode(), spans)
         if not await store.redis.exists(keys.meta) and not await store.redis.exists(keys.staging):
             await store.redis.delete(keys.seq)
+
+
+async def unannounced(store: Store, after_ms: int, until_ms: int) -> list[str]:
+    """Batches whose rows came between these times that exist, have not ended, and are in no index."""
+    names = [name.decode() for name in await store.redis.zrangebyscore(store.keys.staged, f"({after_ms}", until_ms)]
+    pipeline = store.redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.hmget(store.keys.batch(name).meta, ["created_at", "ended_at"])
+        pipeline.zscore(store.keys.active, name)
+    answers = await pipeline.execute() if names else []
+    return [
+        name
+        for name, (created_at, ended_at), active in zip(names, answers[::2], answers[1::2], strict=True)
+        if created_at is not None and ended_at is None and active is None
+    ]

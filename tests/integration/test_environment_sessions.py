@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +17,7 @@ from gym.config import SessionSettings
 from gym.environments.base import Step, SteppedEnvironment
 from gym.environments.registry import Registry, environment_type
 from gym.environments.stateful_counter import StatefulCounter
+from gym.environments.threads import EnvironmentThreads
 from gym.errors import Invalid, NotFound, Overloaded
 from gym.jsontypes import JsonObject
 from gym.state.leases import Leases
@@ -166,7 +166,7 @@ async def hosting(redis_url: str, **settings: Any) -> AsyncIterator[Host]:
     section = SessionSettings(**settings)
     store = Store.connect(redis_url)
     registry = Registry([environment_type(StatefulCounter), environment_type(Corridor)])
-    with ThreadPoolExecutor(2) as executor:
+    with EnvironmentThreads(2) as executor:
         host = SessionHost(store, section, registry, executor, "worker-1")
         task = asyncio.create_task(host.run())
         info = {"environments": registry.names(), "sessions": 0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from gym.agents.base import Episode
 from gym.agents.tool_loop import ToolLoop
 from gym.environments.registry import load_registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.limits import Limits
 from gym.policy import PolicySpec
 from gym.proxy.client import ChatReply, ModelReply, ModelRequest, PolicyClient
@@ -37,7 +37,7 @@ async def weather(vllm: Any, client: PolicyClient, **params: Any) -> Episode:
     question = [{"role": "user", "content": "Is it warm in Lima right now?"}]
     asked: dict[str, Any] = {"input": question, "temperature": 1.0, **params}
     row = {"environment": "weather", "responses_create_params": asked}
-    with ThreadPoolExecutor(1) as executor:
+    with EnvironmentThreads(1) as executor:
         session = EnvironmentSession(load_registry().get("weather"), row, seed=0, executor=executor)
         await session.setup()
         try:

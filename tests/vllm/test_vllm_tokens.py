@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from gym.agents.base import Episode
 from gym.agents.tool_loop import ToolLoop
 from gym.environments.registry import load_registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.limits import Limits
 from gym.proxy.capture import read_generated, read_tokenized, tokenize_request, with_asks
 from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
@@ -62,7 +62,7 @@ async def weather_episode(
     question = [{"role": "user", "content": "Is it warm in Lima right now?"}]
     row = {"environment": "weather", "responses_create_params": {"input": question, "temperature": 1.0, **params}}
     recorder = Recorder(client)
-    with ThreadPoolExecutor(1) as executor:
+    with EnvironmentThreads(1) as executor:
         session = EnvironmentSession(load_registry().get("weather"), row, seed=0, executor=executor)
         await session.setup()
         try:

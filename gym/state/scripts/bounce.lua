@@ -1,6 +1,7 @@
 -- Take back jobs that a worker received and does not start; they go to another one at once, as the same attempt.
 -- ARGV: member, attempt, ...
 -- Returns how many were taken back
+even_when_full()
 local back = 0
 for i = 1, #ARGV, 2 do
   local member, attempt = ARGV[i], ARGV[i + 1]

@@ -1,6 +1,7 @@
 -- End what has not ended.
 -- ARGV: scope (batch | group | rollout), row or member, outcome letter, reason, most entries of the backlog in this call
 -- Returns {known, stopped, left}: known 0 leaves a tombstone, left > 0 asks for another call
+even_when_full()
 local scope, name, letter, reason, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 
 local function entomb(what)

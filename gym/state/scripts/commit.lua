@@ -3,6 +3,7 @@
 --       then field, number, ... to add to the environment's sums
 -- Returns {verdict, ended, stopped}: 1 committed, 2 was committed by this very attempt, 0 fenced off
 local member, attempt, token, letter = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+even_when_full()
 local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
 if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then

@@ -6,6 +6,11 @@ local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, S
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
 local COUNTER = { d = 'queued', r = 'running', j = 'judging' }
 
+-- A full Redis refuses what grows unless the script has written before: what ends work must pass, what begins it not.
+local function even_when_full()
+  redis.call('HDEL', META, '')
+end
+
 local function now_ms()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
@@ -77,6 +82,11 @@ local function add_try(member, line)
   redis.call('HSET', TRIES, member, lines .. line .. '\n')
 end
 
+-- Where the model calls lie that an attempt had completed when its worker handed it back.
+local function replay_of(member)
+  return member .. '|replay'
+end
+
 local function mark_end()
   local m = redis.call('HMGET', META, 'submitted', 'succeeded', 'failed', 'cancelled', 'expired', 'sealed')
   local ended = (m[2] or 0) + (m[3] or 0) + (m[4] or 0) + (m[5] or 0)
@@ -89,6 +99,7 @@ end
 
 -- Record a final state. The caller has taken the rollout out of the state it was in.
 local function finish(member, letter, attempt, token, fields)
+  redis.call('HDEL', TRAJ, replay_of(member))
   local id = redis.call('XADD', LOG, '*', 'm', member, unpack(fields))
   redis.call('HSET', DONE, member, letter .. '|' .. attempt .. '|' .. token .. '|' .. id)
   count(OUTCOME[letter], 1)

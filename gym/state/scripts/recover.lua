@@ -1,6 +1,7 @@
 -- Take back what lost its owner: rollouts of dead workers, and jobs that got lost in the broker.
 -- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, then dead workers
 -- Returns {requeued, failed, resent, ended}
+even_when_full()
 local overdue, max_attempts = tonumber(ARGV[1]), tonumber(ARGV[2])
 local dead = {}
 for i = 3, #ARGV do dead[ARGV[i]] = true end
@@ -26,6 +27,7 @@ for i = 1, #entries, 2 do
       failed = failed + 1
     else
       count('queued', 1)
+      redis.call('HDEL', TRAJ, replay_of(member))
       add_try(member, line)
       redis.call('ZADD', LATER, 0, member .. ':' .. live.environment)
       requeued = requeued + 1

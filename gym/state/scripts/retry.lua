@@ -1,7 +1,9 @@
 -- Give up an attempt and try again later, or hand it back unused.
--- ARGV: member, attempt, token, error line ('' = the attempt is not used up), delay in ms
+-- ARGV: member, attempt, token, error line ('' = the attempt is not used up), delay in ms, its completed model calls
+-- ('' = none beside those that are there)
 -- Returns 1, or 0 where it was fenced off
 local member, attempt, token, line, delay = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+even_when_full()
 local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
 if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then
@@ -10,6 +12,11 @@ if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= tok
 end
 leave_live(member, live)
 count('queued', 1)
-if line ~= '' then add_try(member, line) end
+if line ~= '' then
+  add_try(member, line)
+  redis.call('HDEL', TRAJ, replay_of(member))
+elseif ARGV[6] ~= '' then
+  redis.call('HSET', TRAJ, replay_of(member), ARGV[6])
+end
 redis.call('ZADD', LATER, now_ms() + delay, member .. ':' .. live.environment)
 return 1

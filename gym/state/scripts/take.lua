@@ -6,6 +6,7 @@ local taken = {}
 local moved = 0
 
 if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
+redis.call('HINCRBY', META, 'dispatched', 0) -- a full Redis refuses it here, before anything has moved
 local any_done = redis.call('EXISTS', DONE) == 1
 local any_tries = redis.call('EXISTS', TRIES) == 1
 local any_tombs = redis.call('EXISTS', TOMBS) == 1

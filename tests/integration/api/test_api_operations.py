@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.app import create_app
 from gym.config import Settings
+from gym.state.alarms import Alarm, AlarmKind, Alarms
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 
@@ -151,6 +152,28 @@ async def test_metrics_and_queues_count_what_there_is(
     queues = (await http.get("/v1/queues")).json()
     assert (queues["queued"], queues["running"]) == (2, 1)
     assert queues["items"][0]["batch_id"] == batch_id
+
+
+async def test_alarms_are_listed_counted_and_told_with_readiness(http: httpx.AsyncClient, worker: Any) -> None:
+    alarms = Alarms(worker.store)
+    lost = Alarm(kind=AlarmKind.NO_OWNER, batch_id="b", rollouts=("b:0:0",), message="one is lost")
+    stuck = Alarm(kind=AlarmKind.NO_PROGRESS, batch_id="b", worker="w1", message="one is stuck")
+    assert [await alarms.raise_alarm(alarm) for alarm in (lost, lost, stuck)] == [True, False, True]
+    await alarms.clear(lost.name)
+    listed = (await http.get("/v1/alarms")).json()
+    assert [(item["event"], item["kind"]) for item in listed["items"]] == [
+        ("cleared", "no_owner"),
+        ("raised", "no_progress"),
+        ("raised", "no_owner"),
+    ]
+    assert [alarm["worker"] for alarm in listed["standing"]] == ["w1"]
+    text = (await http.get("/metrics")).text
+    assert 'farm_alarms_total{kind="no_owner"} 1.0' in text
+    assert 'farm_alarms_standing{kind="no_progress"} 1.0' in text
+    assert "no_owner" not in text.replace('farm_alarms_total{kind="no_owner"}', "")
+    await Leases(worker.store).lead("d1", 30)
+    await worker.store.redis.zadd(worker.store.keys.workers, {"w1": await worker.store.now_ms() + 30_000})
+    assert (await http.get("/readyz")).json() == {"status": "ready", "alarms": "one is stuck"}
 
 
 async def test_what_is_not_there_has_the_shape_of_errors(http: httpx.AsyncClient) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anthropic
@@ -18,6 +17,7 @@ from gym.agents.tool_loop import ToolLoop
 from gym.config import ModelSettings
 from gym.environments.registry import load_registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.limits import Limits
 from gym.proxy.client import PolicyClient
 from gym.state.policies import PolicyCache
@@ -42,7 +42,7 @@ async def library(farm: Any, question: str) -> tuple[Trajectory, list[dict[str, 
     await cache.refresh()
     record = cache.get("policy")
     params = {"input": [{"role": "user", "content": question}], "max_output_tokens": 400}
-    with ThreadPoolExecutor(1) as executor:
+    with EnvironmentThreads(1) as executor:
         session = EnvironmentSession(
             load_registry(()).get("weather"), {"responses_create_params": params}, seed=0, executor=executor
         )

@@ -17,11 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
+from gym.state.audit import Audits
 from gym.state.batches import Batches, activate
 from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
 from gym.task import RowHeader
+from workers.suspicion import Surroundings, examine
 
 MAX_ATTEMPTS = 2
 SAMPLES = 3
@@ -39,12 +41,14 @@ class Farm(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.store = Store.connect(self.redis_url)
         self.batches, self.rollouts = Batches(self.store), Rollouts(self.store)
+        self.audits = Audits(self.store)
         self.batch_id = f"model-{next(_numbers)}"
         self.state: dict[str, RolloutState] = {}
         self.tries: Counter[str] = Counter()
         self.in_celery: list[tuple[str, int]] = []
         self.claims: list[tuple[str, Claim]] = []  # of every claim ever made, void ones too
         self.usable: Counter[str] = Counter()
+        self.replays: dict[str, bytes] = {}  # of attempts that were handed back
         self.cancelled = self.sealed = False
         self.rows = 0
         self.buried: set[str] = set()  # cancelled before they came
@@ -98,6 +102,10 @@ class Farm(RuleBasedStateMachine):
         if not again:
             self.in_celery.remove(message)
         for claim in self._do(self.rollouts.claim(self.batch_id, worker, [message])):
+            assert claim.replay == self.replays.get(claim.member, b"")
+            held = {other.token for owner, other in self.claims if owner == worker and self._stands(other)}
+            if claim.token in held:
+                continue  # it holds the rollout already, and is told so again
             self._move(claim.member, RolloutState.RUNNING)
             self.claims.append((worker, claim))
 
@@ -124,6 +132,7 @@ class Farm(RuleBasedStateMachine):
             return
         assert [answer[0] for answer in answers] == ([1, 2] if twice else [1])
         self._move(claim.member, RolloutState(outcome))
+        self.replays.pop(claim.member, None)
         row = claim.member.partition(":")[0]
         if outcome == "succeeded":
             self.usable[row] += 1
@@ -134,18 +143,24 @@ class Farm(RuleBasedStateMachine):
         for member in members:
             if self.state[member] not in FINAL:
                 self._move(member, RolloutState.CANCELLED)
+                self.replays.pop(member, None)
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), used_up=st.booleans())
-    def give_up(self, data: st.DataObject, used_up: bool) -> None:
-        """An attempt fails and is repeated, or a draining worker hands it back."""
+    @rule(data=st.data(), used_up=st.booleans(), replay=st.sampled_from([b"", b"one", b"two"]))
+    def give_up(self, data: st.DataObject, used_up: bool, replay: bytes) -> None:
+        """An attempt fails and is repeated, or a draining worker hands it back with what it has."""
         _, claim = data.draw(st.sampled_from(self.claims))
         stands = self._stands(claim)
-        answer = self._do(self.store.run_many([self.rollouts.retry_call(claim, b"{}" if used_up else b"", 0)]))
+        call = self.rollouts.retry_call(claim, b"{}" if used_up else b"", 0, replay=replay)
+        answer = self._do(self.store.run_many([call]))
         assert answer == [int(stands)]
         if stands:
             self._move(claim.member, RolloutState.QUEUED)
             self.tries[claim.member] += used_up
+            if used_up:
+                self.replays.pop(claim.member, None)
+            elif replay:
+                self.replays[claim.member] = replay
 
     @rule(worker=st.sampled_from(["w1", "w2"]), resend=st.booleans())
     def recover(self, worker: str, resend: bool) -> None:
@@ -159,6 +174,7 @@ class Farm(RuleBasedStateMachine):
                 used_up = claim.attempt >= MAX_ATTEMPTS
                 self._move(claim.member, RolloutState.FAILED if used_up else RolloutState.QUEUED)
                 self.tries[claim.member] += 1
+                self.replays.pop(claim.member, None)
 
     @rule(row=st.integers(0, 3), sample=st.none() | st.integers(0, SAMPLES - 1))
     def cancel(self, row: int, sample: int | None) -> None:
@@ -191,12 +207,26 @@ class Farm(RuleBasedStateMachine):
         assert seen == {state.value: counts[state] for state in RolloutState}
 
     @invariant()
+    def the_ledger_check_suspects_nothing(self) -> None:
+        (held,) = self._do(self.audits.count({self.batch_id: "0"}))
+        around = Surroundings(
+            workers={"w1", "w2"}, free_slots=1, rollout_timeout_s=600.0, lease_ttl_s=8.0, no_progress_s=60.0
+        )
+        assert examine(held, around) == []
+
+    @invariant()
+    def what_is_kept_for_a_replay_goes_with_its_attempt(self) -> None:
+        kept = self._do(self.store.redis.hgetall(self.store.keys.batch(self.batch_id).traj))
+        assert kept == {f"{member}|replay".encode(): replay for member, replay in self.replays.items()}
+
+    @invariant()
     def each_outcome_once(self) -> None:
         entries = self._do(self.store.redis.xrange(self.store.keys.batch(self.batch_id).log))
         logged = [fields[b"m"].decode() for _, fields in entries]
         assert sorted(logged) == sorted(member for member, state in self.state.items() if state in FINAL)
 
     def teardown(self) -> None:
+        assert self._do(self.audits.adopt(self.batch_id)) == []
         ended = self._do(self.batches.status(self.batch_id)).ended
         assert ended == (self.sealed and all(state in FINAL for state in self.state.values()))
         self._do(activate(self.store, self.batch_id))

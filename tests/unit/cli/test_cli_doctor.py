@@ -14,6 +14,7 @@ from api.cli.checks import (
     check_environments,
     check_policies,
     check_port,
+    memory_check,
     redis_checks,
 )
 from gym.config import load_settings
@@ -25,20 +26,25 @@ def levels(info: dict[str, object]) -> dict[str, str]:
 
 
 def test_a_redis_that_keeps_everything_is_fine() -> None:
-    info: dict[str, object] = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": 1}
+    info: dict[str, object] = {"redis_version": "7.2.4", "aof_enabled": 1}
     assert set(levels(info).values()) == {Level.OK}
+    assert memory_check("noeviction").level == Level.OK
+
+
+def test_a_redis_that_drops_keys_fails_and_one_that_may_not_be_asked_is_a_warning() -> None:
+    assert memory_check("allkeys-lru").level == Level.FAIL
+    assert memory_check(None).level == Level.WARN
 
 
 @pytest.mark.parametrize(
     ("field", "value", "name", "level"),
     [
         ("redis_version", "6.0.16", "redis", Level.FAIL),
-        ("maxmemory_policy", "allkeys-lru", "redis memory", Level.FAIL),
         ("aof_enabled", 0, "redis persistence", Level.WARN),
     ],
 )
 def test_a_redis_that_may_lose_something_is_named(field: str, value: object, name: str, level: Level) -> None:
-    info: dict[str, object] = {"redis_version": "7.2.4", "maxmemory_policy": "noeviction", "aof_enabled": 1}
+    info: dict[str, object] = {"redis_version": "7.2.4", "aof_enabled": 1}
     assert levels(info | {field: value})[name] == level
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,17 +10,18 @@ import pytest
 from gym.environments.base import Environment
 from gym.environments.registry import EnvironmentType, environment_type
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.trajectory import ToolCall, Trajectory
 
 
 @pytest.fixture(scope="session")
-def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as pool:
+def executor() -> Iterator[EnvironmentThreads]:
+    with EnvironmentThreads(4) as pool:
         yield pool
 
 
 @pytest.fixture
-def open_session(executor: ThreadPoolExecutor) -> Callable[..., EnvironmentSession]:
+def open_session(executor: EnvironmentThreads) -> Callable[..., EnvironmentSession]:
     """Makes a session, by default of the environment's example row."""
 
     def make(

@@ -5,7 +5,6 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 from gym.environments.base import Environment, Row, tool
 from gym.environments.registry import EnvironmentType, environment_type
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.environments.weather import Weather
 from gym.errors import BadRow, EnvironmentFailed, JudgeFailed, Stage, VerifierFailed
 from gym.reward import Reward
@@ -330,7 +330,7 @@ async def test_a_blocking_tool_leaves_the_event_loop_free_and_runs_in_the_execut
     call = asyncio.create_task(session.call_tool("wait", "{}"))
     await entered(environment)
     environment.gate.set()
-    assert (await call).output.startswith("ThreadPoolExecutor")
+    assert (await call).output.startswith("environment-")
 
 
 async def test_plain_methods_of_one_instance_never_run_at_the_same_time(open_session: Open) -> None:
@@ -416,6 +416,35 @@ async def test_a_setup_that_is_cancelled_in_its_thread_is_closed_when_it_ends(op
     assert freed.is_set()
 
 
+async def test_threads_that_hang_in_a_tool_or_in_close_count_as_hung_until_they_return(open_session: Open) -> None:
+    gate = threading.Event()
+
+    class Stubborn(Threaded):
+        @tool
+        def wait(self) -> None:
+            """Wait."""
+            assert gate.wait(20)
+
+        def close(self) -> None:
+            assert gate.wait(20)
+
+    with EnvironmentThreads(1) as threads:
+        in_tool = open_session(Stubborn, executor=threads, close_timeout_s=0.05)
+        await in_tool.setup()
+        with anyio.move_on_after(0.05):
+            await in_tool.call_tool("wait", "{}")
+        await in_tool.close()
+        assert threads.hung == 1
+        in_close = open_session(Stubborn, executor=threads, close_timeout_s=0.05)
+        await in_close.setup()  # by another thread, though there is only one at a time
+        await in_close.close()
+        assert threads.hung == 2
+        gate.set()
+        async with asyncio.timeout(20):
+            while threads.hung:  # noqa: ASYNC110  a thread has no event for it
+                await asyncio.sleep(0.01)
+
+
 async def test_a_close_that_raises_is_logged_and_nothing_else(
     open_session: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -454,7 +483,7 @@ WEATHER = environment_type(Weather)
 @given(name=st.sampled_from(["get_weather", "verify"]) | st.text(), arguments=st.text())
 def test_whatever_a_model_sends_is_answered_by_text_that_can_be_sent(name: str, arguments: str) -> None:
     async def call() -> ToolCall:
-        with ThreadPoolExecutor(1) as pool:
+        with EnvironmentThreads(1) as pool:
             session = EnvironmentSession(WEATHER, WEATHER.example_row or {}, seed=0, executor=pool)
             await session.setup()
             return await session.call_tool(name, arguments)

@@ -85,7 +85,7 @@ def test_children_end_in_the_order_in_which_work_flows(tmp_path: Path) -> None:
 
 def test_a_worker_gets_its_drain_and_some_seconds_to_end(tmp_path: Path) -> None:
     workers = [child for child in children_of(settings(tmp_path, worker={"drain_s": 90})) if child.stop_stage == WORK]
-    assert {child.stop_within_s for child in workers} == {95}
+    assert {child.stop_within_s for child in workers} == {110}
 
 
 def test_no_secret_is_in_a_command_line(tmp_path: Path) -> None:

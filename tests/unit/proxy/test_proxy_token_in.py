@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ from gym.agents.base import Episode
 from gym.agents.tool_loop import ToolLoop
 from gym.environments.registry import load_registry
 from gym.environments.session import EnvironmentSession
+from gym.environments.threads import EnvironmentThreads
 from gym.errors import ModelRejected, ModelUnreachable
 from gym.limits import Limits
 from gym.policy import PolicySpec
@@ -74,7 +74,7 @@ async def run(
     params: dict[str, Any] = {"input": [{"role": "user", "content": text}]}
     row = {"environment": environment, "responses_create_params": params, "expected_count": 3, "initial_count": 0}
     recorder = Recorder(client)
-    with ThreadPoolExecutor(1) as executor:
+    with EnvironmentThreads(1) as executor:
         session = EnvironmentSession(load_registry().get(environment), row, seed=0, executor=executor)
         await session.setup()
         try:

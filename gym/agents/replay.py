@@ -1,0 +1,218 @@
+"""Model calls that an attempt had completed when its worker handed it back, and a model that answers from them.
+
+The environment and its tools run again, which gives the same results for the same seed; each model call whose request
+is the one that was recorded is answered with what was sampled then: its tokens, its times, its policy version. At the
+first request that is another, the record ends and calls go to the model.
+
+Invariant: nothing here costs a rollout anything that is not handed back. Who wants to hand one back calls `recorded`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import orjson
+
+from gym.agents.base import Episode, Model
+from gym.jsontypes import JsonObject
+from gym.proxy.client import ModelReply, ModelRequest
+from gym.results.record import pack_segment, unpack_segment
+from gym.trajectory import ModelCall, Segment, TurnTokens, Usage
+
+VERSION = 1
+MOST_BYTES = 2**20
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled:
+    """Where the tokens of a turn lie: its prompt is what stands before `start`."""
+
+    segment: Segment
+    start: int
+    end: int
+    ended: bool | None
+
+    def tokens(self) -> TurnTokens:
+        """As the server gave them."""
+        segment, start, end = self.segment, self.start, self.end
+        return TurnTokens(
+            segment.token_ids[:start], segment.token_ids[start:end], segment.logprobs[start:end], ended=self.ended
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedCall:
+    """A model call that was completed, and what tells its request from others."""
+
+    digest: bytes
+    call: ModelCall
+    items: list[JsonObject]
+    sampled: Sampled | None
+
+    def reply(self) -> ModelReply:
+        """The model's answer, as it was."""
+        call = self.call
+        finish: Any = call.finish
+        return ModelReply(
+            items=self.items,
+            finish=finish,
+            usage=call.usage,
+            tokens=self.sampled.tokens() if self.sampled is not None else None,
+            version_before=call.version_before,
+            version_after=call.version_after,
+            endpoint=call.endpoint,
+            duration_s=call.duration_s,
+            attempts=1,
+            started_s=call.started_s,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Replay:
+    """A model for one episode: answers from the record while that fits, then asks the model behind it."""
+
+    calls: Sequence[RecordedCall]
+    elapsed_s: float  # of the rollout, when it was handed back
+    model: Model
+    used: int = field(default=0, init=False)
+
+    async def respond(self, request: ModelRequest) -> ModelReply:
+        """As the model's; raises what that raises."""
+        if self.used < len(self.calls):
+            recorded = self.calls[self.used]
+            if request_digest(request.params) == recorded.digest:
+                self.used += 1
+                return recorded.reply()
+            left = len(self.calls) - self.used
+            _LOG.info(
+                "rollout %s asks otherwise than before: %d recorded calls are dropped",
+                request.rollout_id,
+                left,
+                extra={"action": "replay_ended"},
+            )
+            self.calls = self.calls[: self.used]
+        return await self.model.respond(request)
+
+
+def request_digest(params: JsonObject) -> bytes:
+    """The same for the same request."""
+    head = orjson.dumps({name: params[name] for name in params if name != "input"}, option=orjson.OPT_SORT_KEYS)
+    digest = hashlib.blake2b(head, digest_size=16)
+    for item in params["input"]:
+        digest.update(orjson.dumps(item, option=orjson.OPT_SORT_KEYS))
+    return digest.digest()
+
+
+def recorded(episode: Episode) -> list[RecordedCall]:
+    """The calls that an episode has completed, and those that it had yet to replay."""
+    trajectory = episode.trajectory
+    sampled = [call.has_tokens and call.finish != "context_overflow" for call in trajectory.calls]
+    spans = [
+        (segment, start, end) for segment in trajectory.segments.segments for start, end, _ in segment.policy_versions
+    ]
+    if sum(sampled) != len(spans):
+        return []  # a turn without a token leaves no trace of its place
+    places = iter(spans)
+    calls = []
+    for number, (call, tools, has_tokens) in enumerate(zip(trajectory.calls, episode.tools, sampled, strict=True)):
+        before = call.request_items - len(episode.input_items)
+        place = None
+        if has_tokens:
+            segment, start, end = next(places)
+            last = episode.last_tokens if number == len(trajectory.calls) - 1 else None
+            place = Sampled(segment=segment, start=start, end=end, ended=last.ended if last is not None else None)
+        calls.append(
+            RecordedCall(
+                digest=request_digest(episode.request(trajectory.items[:before], tools)),
+                call=call,
+                items=trajectory.items[before : before + call.reply_items],
+                sampled=place,
+            )
+        )
+    if isinstance(episode.model, Replay):
+        calls += episode.model.calls[episode.model.used :]
+    return calls
+
+
+def pack(calls: Sequence[RecordedCall], *, attempt: int, elapsed_s: float, most_bytes: int = MOST_BYTES) -> bytes:
+    """The calls to be kept, as many of the first ones as fit; empty where there is nothing to keep."""
+    while calls:
+        segments: dict[int, tuple[int, Segment]] = {}
+        entries = []
+        for each in calls:
+            call, place = each.call, each.sampled
+            tokens = None
+            if place is not None:
+                number, _ = segments.setdefault(id(place.segment), (len(segments), place.segment))
+                tokens = (number, place.start, place.end, place.ended)
+            usage = call.usage
+            entries.append(
+                {
+                    "digest": each.digest,
+                    "items": orjson.dumps(each.items),
+                    "tokens": tokens,
+                    "endpoint": call.endpoint,
+                    "started_s": call.started_s,
+                    "duration_s": call.duration_s,
+                    "finish": call.finish,
+                    "usage": (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
+                    "versions": (call.version_before, call.version_after),
+                    "request_items": call.request_items,
+                }
+            )
+        kept = {
+            "v": VERSION,
+            "attempt": attempt,
+            "elapsed_s": elapsed_s,
+            "calls": entries,
+            "segments": [pack_segment(segment) for _, segment in segments.values()],
+        }
+        packed = zlib.compress(msgpack.packb(kept), 1)
+        if len(packed) <= most_bytes:
+            return packed
+        calls = calls[: len(calls) // 2]
+    return b""
+
+
+def unpack(packed: bytes, *, attempt: int, model: Model) -> Replay | None:
+    """A model that answers from what `pack` kept; `None` where it is of another attempt or version, or unreadable."""
+    try:
+        kept = msgpack.unpackb(zlib.decompress(packed), strict_map_key=False)
+        if kept["v"] != VERSION or kept["attempt"] != attempt:
+            return None
+        segments = [unpack_segment(segment) for segment in kept["segments"]]
+        calls = [_call(turn, entry, segments) for turn, entry in enumerate(kept["calls"])]
+    except (zlib.error, ValueError, KeyError, TypeError, IndexError, msgpack.UnpackException) as error:
+        _LOG.warning("recorded calls cannot be read: %s", error, extra={"action": "replay_unreadable"})
+        return None
+    return Replay(calls=calls, elapsed_s=float(kept["elapsed_s"]), model=model)
+
+
+def _call(turn: int, entry: JsonObject, segments: Sequence[Segment]) -> RecordedCall:
+    items = orjson.loads(entry["items"])
+    sampled = None
+    if entry["tokens"] is not None:
+        number, start, end, ended = entry["tokens"]
+        sampled = Sampled(segment=segments[number], start=start, end=end, ended=ended)
+    before, after = entry["versions"]
+    call = ModelCall(
+        turn=turn,
+        endpoint=entry["endpoint"],
+        started_s=entry["started_s"],
+        duration_s=entry["duration_s"],
+        finish=entry["finish"],
+        usage=Usage(*entry["usage"]),
+        version_before=before,
+        version_after=after,
+        request_items=entry["request_items"],
+        reply_items=len(items),
+        has_tokens=sampled is not None,
+    )
+    return RecordedCall(digest=entry["digest"], call=call, items=items, sampled=sampled)

@@ -1,0 +1,90 @@
+"""Alarms: what is wrong now, and a capped log of what was raised and cleared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.state.store import ALARM, Store
+
+MOST_LOGGED = 1000
+
+
+class AlarmKind(StrEnum):
+    """What can be wrong."""
+
+    LEDGER_IMBALANCE = "ledger_imbalance"  # the counters of a batch contradict each other or what it holds
+    NO_OWNER = "no_owner"  # rollouts that nothing holds and nobody will run; they are queued again
+    NO_PROGRESS = "no_progress"  # work and free slots, or a rollout beyond its limits, and nothing happens
+    REDIS_EVICTS = "redis_evicts"  # its maxmemory-policy was changed to one that drops keys
+    REDIS_FULL = "redis_full"  # at maxmemory: submissions are refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """What is wrong and where. `batch_id` and `worker` are empty where it concerns no single one."""
+
+    kind: AlarmKind
+    message: str
+    batch_id: str = ""
+    worker: str = ""
+    rollouts: tuple[str, ...] = ()  # the first of those concerned
+
+    @property
+    def name(self) -> str:
+        """What tells alarms apart."""
+        return f"{self.kind}|{self.batch_id}|{self.worker}"
+
+
+class Alarms:
+    """Raised and cleared by the leading dispatcher, read by the api."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def raise_alarm(self, alarm: Alarm) -> bool:
+        """Whether it is new; one that stands already is left as it is."""
+        at = await self._store.now_ms()
+        text = orjson.dumps(
+            {
+                "kind": alarm.kind,
+                "batch_id": alarm.batch_id or None,
+                "worker": alarm.worker or None,
+                "rollouts": alarm.rollouts,
+                "message": alarm.message,
+                "raised_at": at,
+            }
+        )
+        if not await self._change("raised", alarm.name, text):
+            return False
+        await self._store.insist(self._store.keys.totals, "HINCRBY", f"alarm:{alarm.kind}", 1)
+        return True
+
+    async def clear(self, name: str) -> None:
+        """It is no more."""
+        text = await self._store.redis.hget(self._store.keys.alarms_standing, name)
+        if text is not None:
+            await self._change("cleared", name, text)
+
+    async def _change(self, event: str, name: str, text: bytes) -> bool:
+        keys = self._store.keys
+        return bool(
+            await self._store.run(ALARM, [keys.alarms_standing, keys.alarms_log], [event, name, text, MOST_LOGGED])
+        )
+
+    async def standing(self) -> dict[str, JsonObject]:
+        """What is wrong now, by name."""
+        stored = await self._store.redis.hgetall(self._store.keys.alarms_standing)
+        return {name.decode(): orjson.loads(text) for name, text in stored.items()}
+
+    async def log(self, limit: int = 100) -> list[JsonObject]:
+        """What was raised and cleared, newest first."""
+        entries: list[Any] = await self._store.redis.xrevrange(self._store.keys.alarms_log, count=limit)
+        return [
+            {"id": entry.decode(), "event": fields[b"event"].decode(), **orjson.loads(fields[b"alarm"])}
+            for entry, fields in entries
+        ]

@@ -1,0 +1,125 @@
+"""What a batch holds, counted by one script at one moment, and the means to queue again what nothing holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gym.rollout import Ledger
+from gym.state.store import ADOPT, AUDIT, ScriptCall, Store
+
+MOST_LIVE = 2000
+MOST_BACKLOG = 500
+ROWS_PER_STEP = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owned:
+    """What a worker holds of a batch. `member` has run longest, since a time in ms; 0 where none runs."""
+
+    worker: str
+    rollouts: int
+    member: str
+    since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """A batch at one moment, atomically. Times in ms of the server's clock.
+
+    `backlog_rollouts` is `None` where the backlog is too long to be counted; it may hold more than is queued, since
+    what was cancelled stays in line until it is met. `states` (dispatched, running, judging) is `None`, and `owners`
+    only a part of them that differs from call to call, where too much is live.
+    """
+
+    batch_id: str
+    now: int
+    ledger: Ledger
+    dispatched: int
+    fence: int
+    stopping: bool
+    retries: int
+    retries_due: int
+    backlog_entries: int
+    backlog_rollouts: int | None
+    live: int
+    done: int
+    states: tuple[int, int, int] | None
+    owners: tuple[Owned, ...]
+    cursor: str
+
+
+class Audits:
+    """Counts batches, many in one round trip."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def count(self, cursors: Mapping[str, str]) -> list[Holdings]:
+        """What these batches hold; the cursors are those of their last count, "0" at first."""
+        calls = [
+            ScriptCall(AUDIT, self._store.keys.batch(batch_id).scripted(), [cursor, MOST_LIVE, MOST_BACKLOG])
+            for batch_id, cursor in cursors.items()
+        ]
+        answers = await self._store.run_many(calls) if calls else []
+        found = []
+        for batch_id, answer in zip(cursors, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            found.append(_read(batch_id, answer))
+        return found
+
+    async def adopt(self, batch_id: str) -> list[str] | None:
+        """Queue again what nothing holds, in bounded steps: the members, `None` where too much is held to be searched.
+
+        A member is looked up and queued by the same script, so nothing can be queued twice.
+        """
+        keys = self._store.keys.batch(batch_id)
+        rows = int(await self._store.redis.get(keys.seq) or 0)
+        found: list[str] = []
+        for first in range(0, rows, ROWS_PER_STEP):
+            step = [first, min(first + ROWS_PER_STEP, rows), MOST_LIVE]
+            members = await self._store.run(ADOPT, keys.scripted(), step)
+            if members == -1:
+                return None
+            found += [member.decode() for member in members]
+        return found
+
+
+def _read(batch_id: str, answer: list[Any]) -> Holdings:
+    now, counters, retries, due, entries, rollouts, live, done, cursor, states, owned = answer
+    submitted, queued, dispatched, running, judging, succeeded, failed, cancelled, expired, fence = map(
+        int, counters[:10]
+    )
+    return Holdings(
+        batch_id=batch_id,
+        now=int(now),
+        ledger=Ledger(
+            submitted=submitted,
+            queued=queued,
+            running=running,
+            judging=judging,
+            succeeded=succeeded,
+            failed=failed,
+            cancelled=cancelled,
+            expired=expired,
+        ),
+        dispatched=dispatched,
+        fence=fence,
+        stopping=counters[10] != b"0",
+        retries=retries,
+        retries_due=due,
+        backlog_entries=entries,
+        backlog_rollouts=None if rollouts < 0 else rollouts,
+        live=live,
+        done=done,
+        states=(states[0], states[1], states[2]) if states else None,
+        owners=tuple(
+            Owned(
+                worker=owned[i].decode(), rollouts=owned[i + 1], since=int(owned[i + 2]), member=owned[i + 3].decode()
+            )
+            for i in range(0, len(owned), 4)
+        ),
+        cursor=cursor.decode(),
+    )

@@ -1,0 +1,56 @@
+-- What a batch holds, counted at one moment. Changes nothing.
+-- ARGV: cursor in what is live, most live entries to look at, most entries of the backlog to count
+-- Returns {now, counters, retries, retries due, backlog entries, backlog rollouts (-1 = not counted), live, done,
+--          next cursor, {d, r, judging} (empty = not all were looked at), {worker, rollouts, since, member, ...}}
+local cursor, many, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now = now_ms()
+local counters = redis.call('HMGET', META, 'submitted', 'queued', 'dispatched', 'running', 'judging', 'succeeded',
+  'failed', 'cancelled', 'expired', 'fence', 'cancel')
+for i = 1, #counters do counters[i] = counters[i] or '0' end
+
+local entries, rollouts = redis.call('LLEN', BACKLOG), -1
+if entries <= most then
+  rollouts = 0
+  for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
+    local from, to = string.match(entry, '^%d+:(%d+):(%d+):')
+    rollouts = rollouts + tonumber(to) - tonumber(from)
+  end
+end
+
+local size = redis.call('HLEN', LIVE)
+local values, states
+if size <= many then
+  cursor, values, states = '0', redis.call('HGETALL', LIVE), { 0, 0, 0 }
+else
+  local page = redis.call('HSCAN', LIVE, cursor, 'COUNT', many)
+  cursor, values = page[1], page[2]
+end
+local place = { d = 1, r = 2 }
+local owners, order = {}, {}
+for i = 1, #values, 2 do
+  local live = parse_live(values[i + 1])
+  local state = place[live.state] or 3
+  if states then states[state] = states[state] + 1 end
+  -- in judging the worker stands behind the judge, and is empty where it waits
+  local worker = state ~= 1 and string.match(live.worker, '[^/]*$') or ''
+  if worker ~= '' then
+    local owned = owners[worker]
+    if not owned then
+      owned = { n = 0, since = 0, member = values[i] }
+      owners[worker] = owned
+      order[#order + 1] = worker
+    end
+    owned.n = owned.n + 1
+    if state == 2 and (owned.since == 0 or live.since < owned.since) then owned.since, owned.member = live.since, values[i] end
+  end
+end
+local owned = {}
+for _, worker in ipairs(order) do
+  local it = owners[worker]
+  owned[#owned + 1] = worker
+  owned[#owned + 1] = it.n
+  owned[#owned + 1] = it.since
+  owned[#owned + 1] = it.member
+end
+return { now, counters, redis.call('ZCARD', LATER), redis.call('ZCOUNT', LATER, '-inf', now), entries, rollouts, size,
+  redis.call('HLEN', DONE), cursor, states or {}, owned }

@@ -1,0 +1,25 @@
+"""A batch that has not ended, as the dispatcher and its housekeeping know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch as the dispatcher knows it: what never changes, and the counters of this tick."""
+
+    batch_id: str
+    run: str
+    priority: int
+    weight: float
+    created_at: int
+    max_attempts: int
+    deadline_at: int | None
+    rollout_timeout_s: float
+    queued: int = 0
+    dispatched: int = 0
+    running: int = 0
+    stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
+    sweep_at: float = 0.0  # when to finish a cancellation that whoever asked for it has not finished
+    ended: bool = False

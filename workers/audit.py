@@ -1,0 +1,179 @@
+"""The check that nothing is lost: looks at what active batches hold, says what is wrong, and queues again what is lost.
+
+Bounded: so many batches in one round, so many entries of each. What is wrong is decided by `workers.suspicion`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from redis.exceptions import ResponseError
+
+from gym.config import Settings
+from gym.state.alarms import Alarm, AlarmKind, Alarms
+from gym.state.audit import Audits, Holdings
+from gym.state.batches import activate
+from gym.state.leases import WorkerStatus
+from gym.state.rollouts import Rollouts
+from gym.state.server import NEEDED, explain
+from gym.state.store import Store
+from gym.state.submission import unannounced
+from workers.active import Batch
+from workers.suspicion import Finding, Progress, Remedy, Surroundings, Suspicions, examine
+
+INTERVAL_S = 2.0
+MOST_BATCHES = 50
+REDIS_INTERVAL_S = 15.0
+REMEDY_AGAIN_S = 30.0
+ANNOUNCED_WITHIN_MS = 10_000
+SHOWN_ROLLOUTS = 20
+_LOG = logging.getLogger(__name__)
+
+
+class Auditor:
+    """One per dispatcher; works while that leads."""
+
+    def __init__(self, settings: Settings, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._store = store
+        self._audits = Audits(store)
+        self._alarms = Alarms(store)
+        self._rollouts = Rollouts(store)
+        self._suspicions = Suspicions()
+        self._progress: dict[str, Progress] = {}
+        self._cursors: dict[str, str] = {}
+        self._standing: set[str] | None = None
+        self._due_at = self._redis_due_at = -math.inf
+        self._next = 0
+        self._remedy_again_at: dict[str, float] = {}
+        self._announced_until = 0
+
+    async def run_when_due(self, batches: dict[str, Batch], workers: Sequence[WorkerStatus]) -> None:
+        """Look at the next batches, where it is time to. Raises redis-py's errors."""
+        now = self._clock()
+        if now < self._due_at:
+            return
+        self._due_at = now + INTERVAL_S
+        if self._standing is None:
+            self._standing = set(await self._alarms.standing())
+        await self._forget(batches)
+        names = list(batches)
+        self._next = self._next if self._next < len(names) else 0
+        chosen = names[self._next : self._next + MOST_BATCHES]
+        self._next += len(chosen)
+        free = sum(max(0, worker.slots - int(worker.info.get("taken", 0))) for worker in workers)
+        known = {worker.worker for worker in workers}
+        for held in await self._audits.count({name: self._cursors.get(name, "0") for name in chosen}):
+            self._cursors[held.batch_id] = held.cursor
+            around = Surroundings(
+                workers=known,
+                free_slots=free,
+                rollout_timeout_s=batches[held.batch_id].rollout_timeout_s,
+                lease_ttl_s=self._settings.worker.lease_ttl_s,
+                no_progress_s=self._settings.dispatcher.no_progress_s,
+            )
+            await self._judge(batches[held.batch_id], held, around, now)
+        await self._announce()
+        if now >= self._redis_due_at:
+            self._redis_due_at = now + REDIS_INTERVAL_S
+            await self._look_at_redis()
+
+    async def _judge(self, batch: Batch, held: Holdings, around: Surroundings, now: float) -> None:
+        progress = self._progress.setdefault(held.batch_id, Progress())
+        findings = examine(held, around) + progress.look(held, around, now)
+        complete = held.states is not None
+        for finding in self._suspicions.confirm(held.batch_id, findings, now=now, complete=complete):
+            if now >= self._remedy_again_at.get(finding.alarm.name, now):
+                self._remedy_again_at[finding.alarm.name] = now + REMEDY_AGAIN_S
+                await self._raise(await self._remedy(batch, finding))
+        await self._settle(held.batch_id, self._suspicions.standing(held.batch_id))
+
+    async def _remedy(self, batch: Batch, finding: Finding) -> Alarm:
+        """The alarm, with what was done about it."""
+        alarm = finding.alarm
+        if finding.remedy is Remedy.RECOVER:
+            recovered = await self._rollouts.recover(
+                batch.batch_id, overdue_ms=0, max_attempts=batch.max_attempts, dead_workers=[alarm.worker]
+            )
+            done = f"{recovered.requeued} were queued again, {recovered.failed} had no attempt left"
+            return replace(alarm, message=f"{alarm.message}; {done}")
+        if finding.remedy is Remedy.ADOPT:
+            members = await self._audits.adopt(batch.batch_id)
+            if members is None:
+                return replace(alarm, message=f"{alarm.message}; too much is under way to look for them yet")
+            rollouts = tuple(f"{batch.batch_id}:{member}" for member in members[:SHOWN_ROLLOUTS])
+            return replace(alarm, rollouts=rollouts, message=f"{alarm.message}; {len(members)} were queued again")
+        return alarm
+
+    async def _raise(self, alarm: Alarm) -> None:
+        if self._standing is not None and alarm.name in self._standing:
+            return
+        if await self._alarms.raise_alarm(alarm):
+            _LOG.error(
+                "%s",
+                alarm.message,
+                extra={
+                    "action": alarm.kind.value,
+                    "batch_id": alarm.batch_id,
+                    "worker": alarm.worker,
+                    "rollouts": list(alarm.rollouts),
+                },
+            )
+        if self._standing is not None:
+            self._standing.add(alarm.name)
+
+    async def _settle(self, batch_id: str, suspected: set[str]) -> None:
+        """Clear the alarms of a batch that are suspected no more."""
+        for name in [name for name in self._standing or () if name.split("|")[1] == batch_id]:
+            if name not in suspected:
+                await self._clear(name)
+
+    async def _clear(self, name: str) -> None:
+        await self._alarms.clear(name)
+        self._remedy_again_at.pop(name, None)
+        if self._standing is not None:
+            self._standing.discard(name)
+        _LOG.info("no more: %s", name, extra={"action": "alarm_cleared"})
+
+    async def _forget(self, batches: dict[str, Batch]) -> None:
+        self._suspicions.forget({*batches, ""})
+        self._progress = {name: progress for name, progress in self._progress.items() if name in batches}
+        self._cursors = {name: cursor for name, cursor in self._cursors.items() if name in batches}
+        for name in list(self._standing or ()):
+            if name.split("|")[1] not in {*batches, ""}:
+                await self._clear(name)
+
+    async def _announce(self) -> None:
+        """Batches that were published by a process that died before it told anybody."""
+        until = await self._store.now_ms() - ANNOUNCED_WITHIN_MS
+        for batch_id in await unannounced(self._store, self._announced_until, until):
+            await activate(self._store, batch_id)
+            _LOG.error("batch %s was published and in no index", batch_id, extra={"action": AlarmKind.NO_OWNER.value})
+            alarm = Alarm(kind=AlarmKind.NO_OWNER, batch_id=batch_id, message="published, and in no index until now")
+            await self._alarms.raise_alarm(alarm)
+            await self._alarms.clear(alarm.name)
+        self._announced_until = until
+
+    async def _look_at_redis(self) -> None:
+        """Whether it has become full, or one that drops keys; where it may not be asked, nothing is said."""
+        try:
+            memory = await self._store.redis.info("memory")
+        except ResponseError:
+            return
+        policy = str(memory.get("maxmemory_policy", NEEDED))
+        most = int(memory.get("maxmemory", 0))
+        used = int(memory.get("used_memory", 0))
+        found = []
+        if policy != NEEDED:
+            found.append(Alarm(kind=AlarmKind.REDIS_EVICTS, message=explain(policy)))
+        if most and used >= most:
+            message = f"Redis is full: {used} of {most} bytes; submissions are refused and nothing new is started"
+            found.append(Alarm(kind=AlarmKind.REDIS_FULL, message=message))
+        for alarm in found:
+            await self._raise(alarm)
+        await self._settle("", {alarm.name for alarm in found})
