@@ -56,7 +56,7 @@ class Farm:
         staging = Staging(self.store, batch_id)
         header = RowHeader(task_id=None, environment="weather", num_samples=1)
         await staging.add([StagedRow(header=header, raw=b'{"responses_create_params": {}}', digest="")] * rows)
-        limits = {"limits": {"max_attempts": 3, "deadline_s": None}}
+        limits = {"limits": {"max_attempts": 3, "rollout_timeout_s": 600, "deadline_s": None}}
         spec = NewBatch(spec=limits, digest="d", run="r", priority=5, weight=1.0, policy="p")
         await staging.publish(create=spec, seal=seal)
 
