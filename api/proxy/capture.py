@@ -40,6 +40,8 @@ class CapturedCalls:
             dialect=call.dialect.name,
             body=call.body,
             chat=call.chat,
+            policy=call.policy.name,
+            model=call.policy.spec.model,
             request_items=call.dialect.request_items(call.body),
         )
         begun = await self._begin(call, request)
@@ -69,7 +71,10 @@ class CapturedCalls:
         sticky_key = begun.request.rollout_id if rollout is None else rollout.group_id
         sent_at = asyncio.get_running_loop().time()
         try:
-            reply = await self._calls.send(call, sticky_key=sticky_key)
+            # a chat server that takes a prefix is asked for it where that costs no reading of what was said before
+            rebuild = call.policy.spec.api == "tokens"
+            prefix = await self._captures.earlier_turn(begun, rebuild=rebuild)
+            reply = await self._calls.send(call, sticky_key=sticky_key, prefix=prefix)
             return await self._captures.record(begun, _answer(call, reply, sent_at))
         finally:
             await self._captures.give_up(begun)  # says nothing where it has been recorded

@@ -56,8 +56,8 @@ class Generated:
         return TurnTokens(prompt_ids, self.token_ids, self.logprobs, source="tokenize", ended=self.ended)
 
     def complete(self) -> TurnTokens | None:
-        """The turn, if the server gave all of it."""
-        if self.prompt_ids is None:
+        """The turn, if the server gave all of it; no prompt is without tokens."""
+        if not self.prompt_ids:
             return None
         return TurnTokens(self.prompt_ids, self.token_ids, self.logprobs, ended=self.ended)
 
@@ -139,6 +139,6 @@ def read_tokenized(answer: Any, completion: JsonObject) -> array[int] | None:
     """The ids that `/tokenize` gave, if they are as many as the server counted for the prompt itself."""
     try:
         ids = array("i", answer["tokens"])
-        return ids if len(ids) == completion["usage"]["prompt_tokens"] else None
+        return ids if ids and len(ids) == completion["usage"]["prompt_tokens"] else None
     except _UNREADABLE:
         return None

@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from gym.errors import Conflict, TooLarge
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
+from gym.state.continuation import RecentTurns, goes_on_from, prompt_digest, turn_of
 from gym.state.conversation import Head, body_digest, chain, count_items, pack_tokens, rebuild
 from gym.state.keys import CaptureKeys
 from gym.state.store import Argument, Script, ScriptCall, Store
@@ -47,7 +48,8 @@ _BEGIN, _RECORD, _MARK = _load("capture_begin"), _load("capture_record"), _load(
 class CallRequest:
     """A call as it is captured. `chat` is the translated request; `dialect` and `body` are the caller's.
 
-    `request_items` is how many input items the caller sent, where its dialect has items.
+    `policy` and `model` are who is asked. `request_items` is how many input items the caller sent, where its dialect
+    has items.
     """
 
     rollout_id: str
@@ -55,6 +57,8 @@ class CallRequest:
     dialect: str
     body: JsonObject
     chat: JsonObject
+    policy: str
+    model: str
     request_items: int | None
 
 
@@ -77,7 +81,10 @@ class CallAnswer:
 
 @dataclass(slots=True, kw_only=True)
 class Underway:
-    """A call that this process has begun; `messages` are those that the rollout had not seen yet."""
+    """A call that this process has begun.
+
+    The rollout has seen its first `known` messages; the call `head` ended at its first `before` ones.
+    """
 
     request: CallRequest
     keys: CaptureKeys
@@ -87,7 +94,9 @@ class Underway:
     started_s: float
     digests: list[bytes]
     known: int
+    before: int
     head: Head | None
+    prompt: str
     settings: JsonObject | None
     settings_digest: bytes
 
@@ -107,6 +116,7 @@ class Captures:
         self._owner = new_id("capture")
         self._begun = 0
         self._underway: dict[str, Underway] = {}
+        self._recent = RecentTurns()
 
     async def begin(self, request: CallRequest) -> Underway | JsonObject | Literal["wait"]:
         """The call, to be recorded or given up; the record of the same one; or "wait" while another samples it.
@@ -148,7 +158,7 @@ class Captures:
                     f"rollout {request.rollout_id} has captured {self._max_bytes} bytes, which is the most; "
                     "use another rollout id",
                 )
-        turn, known, found, settings_known, started_ms = rest
+        turn, known, before, found, settings_known, started_ms = rest
         call = Underway(
             request=request,
             keys=keys,
@@ -158,7 +168,9 @@ class Captures:
             started_s=started_ms / 1000,
             digests=digests,
             known=known,
+            before=before,
             head=Head.unpack(found.decode()),
+            prompt=prompt_digest(request.chat, policy=request.policy, model=request.model),
             settings=None if settings_known else settings,
             settings_digest=settings_digest,
         )
@@ -202,7 +214,8 @@ class Captures:
             pairs += [digest, "i"]
         if answer.completion is not None:
             reply = answer.completion["choices"][0]["message"]
-            pairs += [chain([reply], call.digests[-1])[0], Head(0, after).pack()]
+            end = Head(0, after, call.prompt if tokens is not None else "")
+            pairs += [chain([reply], call.digests[-1])[0], end.pack()]
         fixed: list[Argument] = [
             request.attempt,
             call.digest,
@@ -217,7 +230,22 @@ class Captures:
             raise Conflict(
                 "call_lost", f"the call of rollout {request.rollout_id} was taken over by another; repeat it"
             )
+        if answer.tokens is not None and len(rest) > 1:
+            self._recent.keep(call.keys.calls, rest[1], answer.tokens, after=call.head)
         return _unpack(rest[0])
+
+    async def earlier_turn(self, call: Underway, *, rebuild: bool) -> TurnTokens | None:
+        """The tokens of the turn that the call goes on from; None where it goes on from none.
+
+        Without `rebuild` only what this process remembers is looked at.
+        """
+        if call.head is None or not goes_on_from(call.head, call.request.chat["messages"][call.before :], call.prompt):
+            return None
+        turn = self._recent.find(call.keys.calls, call.head.place)
+        if turn is None and rebuild:
+            packed = await self._store.redis.lrange(call.keys.calls, 0, call.head.place)
+            turn = turn_of([_unpack(record) for record in packed], call.head.place)
+        return turn
 
     async def give_up(self, call: Underway) -> None:
         """Nothing came of the call; who waits for it may sample. Without Redis its lease ends by itself."""

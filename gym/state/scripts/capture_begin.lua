@@ -19,13 +19,17 @@ redis.call('HSETNX', KEYS[3], 'began', now)
 local turn = redis.call('HINCRBY', KEYS[3], 'turns', 1) - 1
 redis.call('HSET', KEYS[3], 'd:' .. ARGV[2], 'w:' .. ARGV[3] .. ':' .. (now + ARGV[4]))
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[6]) end
-local known, found = 0, ''
+-- how many messages are known, and how many a recorded call ended at
+local known, before, found = 0, 0, ''
 for number = #ARGV, 8, -1 do
   local place = redis.call('HGET', KEYS[3], 'm:' .. ARGV[number])
   if place then
-    known, found = number - 7, place
-    break
+    if known == 0 then known = number - 7 end
+    if string.sub(place, 1, 2) == 'h:' then
+      before, found = number - 7, place
+      break
+    end
   end
 end
 local settings_known = redis.call('HEXISTS', KEYS[3], 's:' .. ARGV[7])
-return { 'begun', turn, known, found, settings_known, now - redis.call('HGET', KEYS[3], 'began') }
+return { 'begun', turn, known, before, found, settings_known, now - redis.call('HGET', KEYS[3], 'began') }

@@ -17,4 +17,4 @@ for number = 7, #ARGV, 2 do
   redis.call(value == 'i' and 'HSETNX' or 'HSET', KEYS[3], 'm:' .. ARGV[number], value)
 end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
-return { 'recorded', ARGV[5] }
+return { 'recorded', ARGV[5], place }

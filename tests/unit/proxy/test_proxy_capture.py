@@ -50,6 +50,13 @@ def test_the_servers_own_prompt_ids_are_used_with_ids_out_of_texts():
     assert generated.complete() is not None
 
 
+def test_a_server_that_names_no_prompt_token_has_not_named_the_prompt():
+    generated, _ = read_generated(answer(["a"], ids=[7], prompt=[]))
+    assert generated is not None
+    assert generated.complete() is None
+    assert read_tokenized({"tokens": []}, {"usage": {"prompt_tokens": 0}}) is None
+
+
 def test_a_turn_goes_into_a_segment_as_it_is():
     generated, _ = read_generated(answer(["a", "b"], ids=[7, 8], prompt=[1, 2, 3]))
     assert generated is not None
