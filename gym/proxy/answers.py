@@ -84,7 +84,9 @@ def meaning(
     hint = "; redirects are not followed, give the address that it leads to" if status < 400 else ""
     raise ModelRejected(
         f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
-        f"{attempt.clean(refusal.message)}{hint}"
+        f"{attempt.clean(refusal.message)}{hint}",
+        upstream_status=status,
+        endpoint=attempt.endpoint.url.shown,
     )
 
 

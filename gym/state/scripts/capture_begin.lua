@@ -1,5 +1,5 @@
 -- Begin a captured call, wait for the same one, or find its answer.
--- KEYS: attempt, calls, index. ARGV: attempt, call digest, owner, lease ms, most bytes, ttl ms, settings digest,
+-- KEYS: attempt, calls, index, failures. ARGV: attempt, call digest, owner, lease ms, most bytes, ttl ms, settings digest,
 -- digests of the conversation's beginnings, shortest first.
 local current = tonumber(redis.call('GET', KEYS[1]) or '0')
 local attempt = tonumber(ARGV[1])
@@ -32,4 +32,5 @@ for number = #ARGV, 8, -1 do
   end
 end
 local settings_known = redis.call('HEXISTS', KEYS[3], 's:' .. ARGV[7])
-return { 'begun', turn, known, before, found, settings_known, now - redis.call('HGET', KEYS[3], 'began') }
+local failed = redis.call('HEXISTS', KEYS[3], 'f:' .. ARGV[2])
+return { 'begun', turn, known, before, found, settings_known, now - redis.call('HGET', KEYS[3], 'began'), failed }
