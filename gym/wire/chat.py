@@ -1,13 +1,14 @@
 """Chat Completions in: checked, and freed of what the model server does not know; and its answer as the caller asked.
 
-The farm asks the server for more than the caller did (token ids, log-probabilities, usage of a stream); the caller sees
-what it asked for.
+The farm asks the server for more than the caller did (token ids, log-probabilities, usage of a stream, ids in place of
+tokens' texts); the caller sees what it asked for.
 """
 
 from __future__ import annotations
 
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_bool, as_list, as_object, as_text, only, present, words
+from gym.wire.completion import ID_MARK, logprobs_of, readable
 from gym.wire.errors import WireError
 from gym.wire.server_fields import add_extras, passed_fields
 from gym.wire.tools import add_tools, function_tools
@@ -82,8 +83,18 @@ def to_completion(body: JsonObject, completion: JsonObject) -> JsonObject:
     """The server's completion as the caller asked for it, without what only the farm wanted."""
     return {
         **without_capture(body, completion),
-        "choices": [without_capture(body, choice) for choice in completion.get("choices") or ()],
+        "choices": [shown_choice(body, choice) for choice in completion.get("choices") or ()],
     }
+
+
+def shown_choice(body: JsonObject, choice: JsonObject) -> JsonObject:
+    """A choice, whole or a chunk's, as the caller asked for it."""
+    shown = without_capture(body, choice)
+    if body.get("logprobs") and not body.get("return_tokens_as_token_ids"):
+        entries = logprobs_of(shown)
+        if entries and str(entries[0].get("token")).startswith(ID_MARK):
+            shown["logprobs"] = {**shown["logprobs"], "content": [readable(entry) for entry in entries]}
+    return shown
 
 
 def without_capture(body: JsonObject, value: JsonObject) -> JsonObject:

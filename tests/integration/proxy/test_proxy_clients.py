@@ -252,6 +252,33 @@ async def test_a_tool_loop_without_a_rollout_is_answered_and_not_recorded(farm, 
     assert await farm.store.redis.keys("farm:cap:*") == []
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("rollout", ["", "/rollouts/r"])
+async def test_log_probabilities_come_with_the_texts_of_their_tokens(farm, model, proxy, rollout, stream):
+    async with openai.AsyncOpenAI(base_url=f"{proxy}{rollout}/v1", api_key="none", max_retries=0) as client:
+        for number in range(2):  # the first call finds out what the server can do
+            asked: Any = {
+                "model": "any",
+                "messages": [{"role": "user", "content": f"What is {number} + 3 ="}],
+                "logprobs": True,
+                "top_logprobs": 2,
+            }
+            if stream:
+                async with client.chat.completions.stream(**asked) as events:
+                    async for _ in events:
+                        pass
+                    choice: Any = (await events.get_final_completion()).choices[0]
+            else:
+                choice = (await client.chat.completions.create(**asked)).choices[0]
+            tokens = choice.logprobs.content
+            assert "".join(entry.token for entry in tokens).startswith(choice.message.content)
+            assert all(entry.top_logprobs[0].token == entry.token for entry in tokens)
+            assert not any("token_id" in top.token for entry in tokens for top in entry.top_logprobs)
+    if rollout:
+        trajectory = await farm.captures.trajectory("r")
+        assert len(trajectory.segments.segments) == 2
+
+
 async def test_the_models_are_the_policies(farm, proxy, model):
     async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none") as client:
         assert [card.id async for card in client.models.list()] == ["policy"]
