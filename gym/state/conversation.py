@@ -164,7 +164,8 @@ def count_items(messages: Sequence[JsonObject]) -> int:
         said = 1
         if message.get("role") == "assistant":
             calls = len(message.get("tool_calls") or ())
-            said = max(1, calls + bool(text_of(message)) + bool(reasoning_of(message)))
+            text = bool(text_of(message) or refusals_of(message))
+            said = max(1, calls + text + bool(reasoning_of(message)))
         count += said
     return count
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gym.proxy.streaming import chunks_of
-from gym.state.conversation import Head, Tokens, chain, input_items, pack_tokens, rebuild
+from gym.state.conversation import Head, Tokens, chain, count_items, input_items, pack_tokens, rebuild
 from gym.trajectory import Segments, TurnTokens
 from gym.wire.chunks import ChatAccumulator
 
@@ -131,6 +131,11 @@ def test_messages_of_another_dialect_become_items():
     assert said["content"][0]["text"] == "yes"
     assert (called["type"], called["call_id"]) == ("function_call", "c1")
     assert answered == {"type": "function_call_output", "call_id": "c1", "output": "out"}
+
+
+def test_a_refusal_beside_a_call_is_an_item_too():
+    message = {"role": "assistant", "content": None, "refusal": "no", "tool_calls": [CALL]}
+    assert count_items([message]) == len(input_items([message], id_prefix="r")) == 2
 
 
 def test_a_completion_taken_apart_is_put_together_the_same():

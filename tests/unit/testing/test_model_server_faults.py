@@ -67,6 +67,12 @@ async def settle(server: ScriptedModelServer, **wanted: int) -> None:
         ({"n": 2}, "BadRequestError", "n"),
         ({"response_format": {"type": "json_schema"}}, "BadRequestError", "response_format"),
         (user("[[call f {]]"), "BadRequestError", "messages"),
+        ({"stop": 5}, "Bad Request", None),
+        ({"seed": "a"}, "Bad Request", None),
+        ({"response_format": "json"}, "Bad Request", None),
+        ({"messages": [{"role": "user", "content": 5}]}, "Bad Request", None),
+        ({"messages": [{"role": "user", "content": [5]}]}, "Bad Request", None),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "Bad Request", None),
     ],
 )
 async def test_a_bad_request_is_refused_in_the_shape_of_vllm(
