@@ -164,6 +164,30 @@ class UnfinishedRollout(BaseModel):
     attempts: list[dict[str, Any]]
 
 
+class CapturedRollout(BaseModel):
+    """What the model proxy captured under an id of no batch: nobody has said how it ended, and nothing has scored it.
+
+    `calls` and the conversation come with `view=full`, `segments` with `training` too. Of a call, `request_ranges` are
+    its request's items, as [start, end) of the input and the output in a row; one that failed has an `error`, and as
+    `request` the items that no answered call had said.
+    """
+
+    rollout_id: str
+    state: Literal["captured"]
+    outcome: None
+    stop_reason: str | None
+    reward: None
+    policy_version: dict[str, int] | None
+    usage: dict[str, int]
+    model_calls: int
+    failed_calls: int
+    tool_calls: int
+    responses_create_params: dict[str, Any] | None = None
+    response: dict[str, Any] | None = None
+    calls: list[dict[str, Any]] | None = None
+    segments: list[dict[str, Any]] | None = None
+
+
 class ResultPage(BaseModel):
     """A page of the completion log; `done` is true when nothing will follow."""
 

@@ -153,6 +153,7 @@ class RolloutError(FarmError):
     kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
     stage: Stage = Stage.COMMIT  # the kind's usual one; an error raised elsewhere carries its own
     retryable: ClassVar[bool] = False
+    endpoint: str | None = None  # the model server that was asked last, where one was
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -168,10 +169,18 @@ class ModelUnreachable(RolloutError):
 
 
 class ModelRejected(RolloutError):
-    """The model server refused the request (4xx other than context overflow and overload)."""
+    """The model server refused the request (4xx other than context overflow and overload).
+
+    `upstream_status` is what it answered, None where the farm knew without asking.
+    """
 
     kind = ErrorKind.MODEL_REJECTED
     stage = Stage.MODEL
+
+    def __init__(self, message: str, *, upstream_status: int | None = None, endpoint: str | None = None) -> None:
+        super().__init__(message)
+        self.upstream_status = upstream_status
+        self.endpoint = endpoint
 
 
 class ToolError(RolloutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -36,7 +37,7 @@ def conversation(rollout: JsonObject) -> RenderableType:
     response = rollout.get("response") or {}
     shown += [_item(item) for item in [*asked, *(response.get("output") or [])] if isinstance(item, dict)]
     if calls := rollout.get("calls"):
-        shown.append(_calls(calls))
+        shown += [_calls(calls), *_call_errors(calls)]
     if dropped := rollout.get("trajectory_dropped"):
         shown.append(Text(f"the trajectory was dropped at {dropped['at']} ({dropped['reason']})", style="dim"))
     if error := rollout.get("error"):
@@ -54,7 +55,7 @@ def _calls(calls: list[JsonObject]) -> Table:
         versions = {str(version) for version in (before, after) if version is not None}
         table.add_row(
             str(call.get("turn")),
-            str(call.get("endpoint")),
+            str(call.get("endpoint") or ""),
             number(call.get("started_s"), 2),
             number(call.get("duration_s"), 2),
             str(call.get("request_items")),
@@ -63,8 +64,27 @@ def _calls(calls: list[JsonObject]) -> Table:
             str(call.get("output_tokens")),
             str(call.get("finish")),
             "-".join(sorted(versions)),
+            style="red" if call.get("error") else "",
         )
     return table
+
+
+def _call_errors(calls: list[JsonObject]) -> list[RenderableType]:
+    """Why calls failed, equal ones in a row once."""
+    shown: list[RenderableType] = []
+    for (kind, status, message), run in groupby(calls, key=_error_of):
+        if kind is None:
+            continue
+        failed = list(run)
+        times = f" ({len(failed)} times)" if len(failed) > 1 else ""
+        answered = f", answered {status}" if status else ""
+        shown.append(_panel(f"call of turn {failed[0].get('turn')}: {kind}{answered}{times}", message, style="red"))
+    return shown
+
+
+def _error_of(call: JsonObject) -> tuple[str | None, int | None, str]:
+    error = call.get("error") or {}
+    return error.get("kind"), error.get("status"), str(error.get("message", ""))
 
 
 def _facts(rollout: JsonObject) -> Table:

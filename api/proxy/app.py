@@ -12,7 +12,7 @@ from typing import Self
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.auth import ApiKeyAuth
+from api.keys import KeyRing
 from api.proxy.calls import Calls
 from api.proxy.capture import CapturedCalls
 from api.proxy.dialects import DIALECTS
@@ -92,7 +92,7 @@ class ProxyApp:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._parts: Parts | None = None
-        self._auth = _Keys(settings) if settings.api.keys else None
+        self._keys = KeyRing(settings.api.keys) if settings.api.keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
@@ -117,8 +117,8 @@ class ProxyApp:
         path, rollout_id = _place(scope)
         shape: Shape = "anthropic" if _speaks_anthropic(path, exchange) else "openai"
         try:
-            if self._auth is not None and path not in OPEN_PATHS:
-                self._auth.check(scope)
+            if self._keys is not None and path not in OPEN_PATHS:
+                self._keys.check(scope["method"], scope["headers"])
             if path in DIALECTS and scope["method"] == "POST":
                 await self._call(exchange, path, rollout_id)
             elif path == "/v1/models" and scope["method"] == "GET":
@@ -166,21 +166,6 @@ class ProxyApp:
                 for r in records
             ],
         }
-
-
-class _Keys(ApiKeyAuth):
-    """The API's keys, where the error is answered in the caller's dialect."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(_nothing, settings.api.keys)
-
-    def check(self, scope: Scope) -> None:
-        """Raises Unauthorized, Forbidden."""
-        self._check(scope)
-
-
-async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """There is no app behind the keys here."""
 
 
 def _place(scope: Scope) -> tuple[str, str | None]:

@@ -24,6 +24,7 @@ from gym.proxy.forward import ChatCall, ContextOverflow
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.streaming import chunks_of
 from gym.state.policies import PolicyCache
+from gym.trajectory import TurnTokens
 from gym.wire.chat import to_completion
 from gym.wire.streams import StreamTranslator, encode
 
@@ -108,8 +109,10 @@ class Calls:
             raise ContextTooLong(reply.message)
         await call.finish(reply.completion)
 
-    def send(self, call: Call, *, sticky_key: str) -> Coroutine[Any, Any, ChatReply | ContextOverflow]:
-        """The call to the model server, within its deadline."""
+    def send(
+        self, call: Call, *, sticky_key: str, prefix: TurnTokens | None = None
+    ) -> Coroutine[Any, Any, ChatReply | ContextOverflow]:
+        """The call to the model server, within its deadline; `prefix` are the tokens of the turn it goes on from."""
         return self._client.complete(
             ChatCall(
                 policy=call.policy,
@@ -118,6 +121,7 @@ class Calls:
                 deadline=call.deadline,
                 request_id=call.call_id,
                 on_chunks=call.on_chunks if call.streamed else None,
+                prefix=prefix,
             )
         )
 

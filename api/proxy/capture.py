@@ -10,12 +10,13 @@ import asyncio
 
 from api.proxy.calls import Call, Calls, shown, still_waiting
 from api.proxy.errors import ContextTooLong
-from gym.errors import Invalid
+from gym.errors import Invalid, ModelRejected, RolloutError
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.proxy.client import ChatReply
 from gym.proxy.forward import ContextOverflow
-from gym.state.captures import CallAnswer, CallRequest, Captures, Underway
+from gym.state.captured_call import CallAnswer, CallFailure, CallRequest, Underway
+from gym.state.captures import Captures
 from gym.trajectory import Usage
 from gym.wire.completion import choice_of, finish_of, usage_of
 
@@ -40,6 +41,8 @@ class CapturedCalls:
             dialect=call.dialect.name,
             body=call.body,
             chat=call.chat,
+            policy=call.policy.name,
+            model=call.policy.spec.model,
             request_items=call.dialect.request_items(call.body),
         )
         begun = await self._begin(call, request)
@@ -68,11 +71,18 @@ class CapturedCalls:
         rollout = parse_rollout_id(begun.request.rollout_id)
         sticky_key = begun.request.rollout_id if rollout is None else rollout.group_id
         sent_at = asyncio.get_running_loop().time()
+        failure: CallFailure | None = None
         try:
-            reply = await self._calls.send(call, sticky_key=sticky_key)
+            # a chat server that takes a prefix is asked for it where that costs no reading of what was said before
+            rebuild = call.policy.spec.api == "tokens"
+            prefix = await self._captures.earlier_turn(begun, rebuild=rebuild)
+            reply = await self._calls.send(call, sticky_key=sticky_key, prefix=prefix)
             return await self._captures.record(begun, _answer(call, reply, sent_at))
+        except (RolloutError, asyncio.CancelledError) as error:
+            failure = _failure(error, asyncio.get_running_loop().time() - sent_at)
+            raise
         finally:
-            await self._captures.give_up(begun)  # says nothing where it has been recorded
+            await self._captures.give_up(begun, failure)
 
 
 def _answer(call: Call, reply: ChatReply | ContextOverflow, sent_at: float) -> CallAnswer:
@@ -103,6 +113,15 @@ def _answer(call: Call, reply: ChatReply | ContextOverflow, sent_at: float) -> C
         duration_s=reply.duration_s,
         attempts=reply.attempts,
     )
+
+
+def _failure(error: RolloutError | asyncio.CancelledError, duration_s: float) -> CallFailure:
+    kind, endpoint = "client_left", None
+    message = f"the client left, or the proxy was stopped, after {duration_s:.1f} s"
+    if isinstance(error, RolloutError):
+        kind, message, endpoint = str(error.kind), error.message, error.endpoint
+    status = error.upstream_status if isinstance(error, ModelRejected) else None
+    return CallFailure(kind=kind, message=message, status=status, endpoint=endpoint, duration_s=duration_s)
 
 
 def _attempt(header: str | None) -> int:

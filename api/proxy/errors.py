@@ -1,5 +1,8 @@
 """What went wrong with a call, as the caller's dialect says it.
 
+A refusal of the model server that the request is to blame for keeps its status. Any other one (its key, its model, its
+address) is the policy's, so it is a 502: the caller's own key and path are right, and asking again changes nothing.
+
 Invariant: an answer carries the error's own text and nothing else; errors of the farm hold no secrets.
 """
 
@@ -18,6 +21,8 @@ from gym.jsontypes import JsonObject
 Shape = Literal["openai", "anthropic"]
 
 RETRY_AFTER_S = 2.0
+_OF_THE_REQUEST = frozenset({400, 413, 422})  # statuses of the model server
+_POLICY = "the model server refused the farm, not you: whoever registered the policy has to look at it. "
 _LOG = logging.getLogger(__name__)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
@@ -41,13 +46,17 @@ class ContextTooLong(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A failed call: HTTP status, code, text, the field at fault, seconds after which a repeat makes sense."""
+    """A failed call: HTTP status, code, text, the field at fault, seconds after which a repeat makes sense.
+
+    `final` is a failure that a repeat would meet again, whatever its status lets clients think.
+    """
 
     status: int
     code: str
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+    final: bool = False
 
     def body(self, shape: Shape) -> JsonObject:
         """The error object of a dialect."""
@@ -63,8 +72,10 @@ class Problem:
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, where it helps, and what 401 demands."""
+        """`Retry-After`, where it helps; what 401 demands; the word of the official clients against a retry."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+        if self.final:
+            headers["x-should-retry"] = "false"
         return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
 
 
@@ -78,7 +89,7 @@ def problem_of(error: Exception) -> Problem:
         case ModelUnreachable():
             return Problem(503, str(error.kind), error.message, retry_after_s=RETRY_AFTER_S)
         case ModelRejected():
-            return Problem(400, str(error.kind), error.message)
+            return _rejected(error)
         case BadRow():
             return Problem(422, str(error.kind), error.message)
         case RedisError():
@@ -88,3 +99,10 @@ def problem_of(error: Exception) -> Problem:
         case _:
             _LOG.error("a call failed", exc_info=error, extra={"action": "proxy_internal"})
             return Problem(500, "internal", "the farm made a mistake that its log describes; report it")
+
+
+def _rejected(error: ModelRejected) -> Problem:
+    status = error.upstream_status
+    if status is None or status in _OF_THE_REQUEST:
+        return Problem(status or 400, str(error.kind), error.message)
+    return Problem(502, str(error.kind), _POLICY + error.message, final=True)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from api.routes.batches import count_cancelled
 from api.routes.bodies import json_response
 from api.routes.services import Farm
-from api.schemas import Cancelled, ResultAnswer, UnfinishedRollout
+from api.schemas import Cancelled, CapturedRollout, ResultAnswer, UnfinishedRollout
 from gym.errors import NotFound
 from gym.ids import is_id, parse_rollout_id
 from gym.results.captured import captured_rollout
@@ -17,7 +17,7 @@ from gym.state.results import View
 router = APIRouter(tags=["rollouts"])
 
 
-@router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer | UnfinishedRollout)
+@router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer | UnfinishedRollout | CapturedRollout)
 async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Response:
     """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`.
 
@@ -29,10 +29,12 @@ async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Re
             return json_response(await farm.results.get(rollout, view))
         except NotFound:
             pass  # of no batch; an agent of its own may have named it
-    records = await farm.captures.records(rollout_id) if is_id(rollout_id) else []
-    if not records:
+    records, failures = await farm.captures.both(rollout_id) if is_id(rollout_id) else ([], [])
+    if not (records or failures):
         raise rollout_not_found(rollout_id)
-    shown = captured_rollout(rollout_id, records, conversation=view is View.FULL, segments=view is not View.LIGHT)
+    shown = captured_rollout(
+        rollout_id, records, failures, conversation=view is View.FULL, segments=view is not View.LIGHT
+    )
     return json_response(shown)
 
 

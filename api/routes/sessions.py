@@ -13,7 +13,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from api.auth import given_key
+from api.keys import given_key
 from api.routes.bodies import JSON_TYPES, check_content_type, check_model, json_response, parse_object, read_body
 from api.routes.services import Farm, Services
 from api.schemas import (

@@ -15,7 +15,7 @@ from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.overflow import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.retry import Failure, retry_after_s
-from gym.wire.completion import choice_of, finish_of
+from gym.wire.completion import choice_of, finish_of, told_of_cut
 from gym.wire.errors import BadCompletion
 
 
@@ -84,7 +84,9 @@ def meaning(
     hint = "; redirects are not followed, give the address that it leads to" if status < 400 else ""
     raise ModelRejected(
         f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
-        f"{attempt.clean(refusal.message)}{hint}"
+        f"{attempt.clean(refusal.message)}{hint}",
+        upstream_status=status,
+        endpoint=attempt.endpoint.url.shown,
     )
 
 
@@ -104,7 +106,7 @@ def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
 
 def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
     try:
-        completion = body if isinstance(body, dict) else orjson.loads(body)
+        completion = body if isinstance(body, dict) else told_of_cut(orjson.loads(body), _max_tokens(attempt.body))
         finish_of(choice_of(completion))
     except BadCompletion as error:
         return attempt.failure(f"broke off or gave no completion: {error.message}")

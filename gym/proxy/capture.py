@@ -4,6 +4,9 @@ In order of preference: `return_token_ids` (vLLM from 0.10.2) gives the ids of p
 `return_tokens_as_token_ids` gives those of the answer as texts `token_id:N`, and the prompt's come from a second call
 to `/tokenize`, marked `source="tokenize"`. What an endpoint can do is learned from its first answer.
 
+A caller who wants alternatives to each token is not to read `token_id:N` in them, and vLLM gives no way back to their
+texts: such a call asks for those texts only where nothing else has given ids.
+
 Invariant: ids are the server's or there are none. Whatever does not fit together (lengths, counts, a missing value)
 gives None for the turn. Cost is linear in the tokens; ids are kept in arrays of 4 bytes each.
 """
@@ -17,6 +20,7 @@ from typing import Any, Literal
 from gym.jsontypes import JsonObject
 from gym.proxy.overflow import Refusal
 from gym.trajectory import TurnTokens
+from gym.wire.completion import ID_MARK
 
 Level = Literal["unknown", "native", "text", "none"]
 
@@ -26,7 +30,6 @@ _ASKS: dict[Level, JsonObject] = {
     "text": {"logprobs": True, "return_tokens_as_token_ids": True},
     "none": {},
 }
-_TEXT = "token_id:"
 _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
 # what of a chat request decides how its prompt is tokenised
 _TEMPLATE_FIELDS = (
@@ -56,8 +59,8 @@ class Generated:
         return TurnTokens(prompt_ids, self.token_ids, self.logprobs, source="tokenize", ended=self.ended)
 
     def complete(self) -> TurnTokens | None:
-        """The turn, if the server gave all of it."""
-        if self.prompt_ids is None:
+        """The turn, if the server gave all of it; no prompt is without tokens."""
+        if not self.prompt_ids:
             return None
         return TurnTokens(self.prompt_ids, self.token_ids, self.logprobs, ended=self.ended)
 
@@ -79,7 +82,7 @@ class Capture:
         if level is not None:
             self.level = level
         elif asked == "unknown" and ((completion.get("usage") or {}).get("completion_tokens") or 0) > 0:
-            self.level = "none"
+            self.level = "text" if _has_alternatives(completion) else "none"
         else:
             self.level = "unknown"
         return generated
@@ -96,6 +99,8 @@ class Capture:
 
 def with_asks(body: JsonObject, level: Level) -> JsonObject:
     """The chat request with what is asked for at a level."""
+    if level == "unknown" and body.get("top_logprobs"):
+        level = "native"
     return body | _ASKS[level]
 
 
@@ -121,11 +126,19 @@ def read_generated(completion: JsonObject) -> tuple[Generated | None, Level | No
     return Generated(prompt_ids, token_ids, values, choice.get("ended")), level
 
 
+def _has_alternatives(completion: JsonObject) -> bool:
+    """Whether the caller had asked for alternatives."""
+    try:
+        return any(entry["top_logprobs"] for entry in completion["choices"][0]["logprobs"]["content"])
+    except _UNREADABLE:
+        return False
+
+
 def _ids_of_texts(content: list[Any]) -> array[int] | None:
     """Ids out of `token_id:N`; None where there are none, or where the tokens are shown as their texts."""
-    if not content or not content[0]["token"].startswith(_TEXT):
+    if not content or not content[0]["token"].startswith(ID_MARK):
         return None
-    start = len(_TEXT)
+    start = len(ID_MARK)
     return array("i", [int(entry["token"][start:]) for entry in content])
 
 
@@ -139,6 +152,6 @@ def read_tokenized(answer: Any, completion: JsonObject) -> array[int] | None:
     """The ids that `/tokenize` gave, if they are as many as the server counted for the prompt itself."""
     try:
         ids = array("i", answer["tokens"])
-        return ids if len(ids) == completion["usage"]["prompt_tokens"] else None
+        return ids if ids and len(ids) == completion["usage"]["prompt_tokens"] else None
     except _UNREADABLE:
         return None

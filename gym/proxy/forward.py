@@ -126,6 +126,7 @@ class Forwarder:
     ) -> Answer | ContextOverflow | Failure:
         """Send once; the endpoint is released with what the outcome says about it."""
         progress.attempts += 1
+        progress.endpoint = endpoint
         attempt = self._prepared(call, policy, endpoint, progress.attempts)
         began = self._loop.time()
         cut = min(call.deadline, began + self._settings.call_timeout_s)

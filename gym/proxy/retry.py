@@ -32,7 +32,7 @@ class Failure:
 
 @dataclass(slots=True)
 class Progress:
-    """One call on its way. `avoid` are the endpoints that have failed it.
+    """One call on its way. `endpoint` was asked last, `avoid` are the endpoints that have failed it.
 
     `delivered`: a part of the answer has been handed on, so it must not begin anew.
     """
@@ -47,6 +47,7 @@ class Progress:
     failures: Counter[str] = field(default_factory=Counter)
     waiting_since: float | None = None
     delivered: bool = False
+    endpoint: Endpoint | None = None
 
     def retry_in_s(
         self, failure: Failure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float
@@ -86,10 +87,12 @@ class Progress:
         """The error that ends the call."""
         tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
-        return ModelUnreachable(
+        error = ModelUnreachable(
             f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
             + (f". Tried: {tried}" if tried else "")
         )
+        error.endpoint = None if self.endpoint is None else self.endpoint.url.shown
+        return error
 
     def _avoid(self, endpoint: Endpoint, pool: EndpointPool) -> None:
         if endpoint not in self.avoid:

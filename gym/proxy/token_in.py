@@ -220,7 +220,11 @@ def _completion(
     *,
     ended: bool,
 ) -> JsonObject:
-    """What a chat server would have answered, with `ended` beside vLLM's own additions to a choice."""
+    """What a chat server would have answered, with `ended` beside vLLM's own additions to a choice.
+
+    Other than there, an answer that a limit cut finishes with `length` though calls could be read out of it.
+    """
+    stopped = choice["finish_reason"]
     body = call.body
     tool_choice = body.get("tool_choice")
     message = parse_reply(
@@ -242,7 +246,7 @@ def _completion(
             {
                 "index": 0,
                 "message": message,
-                "finish_reason": finish_reason(message, choice["finish_reason"], tool_choice),
+                "finish_reason": finish_reason(message, "stop", tool_choice) if stopped == "stop" else stopped,
                 "token_ids": choice["token_ids"],
                 "ended": ended,
                 **kept,

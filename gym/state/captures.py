@@ -1,9 +1,10 @@
 """Model calls of agents outside the workers, recorded under the rollout that they name.
 
-A call begins, and then is recorded or given up. Invariants: a request that has been answered is answered from its
-record; of equal requests under way one is sampled, the others wait; a record is appended by who began the call, once,
-and never changes; a call of an attempt that has been superseded records nothing. Who dies with a call under way loses
-it within `LEASE_S`. What a rollout holds grows with the deltas of its turns, is bounded, and ends after `KEEP_S`.
+A call begins, and then is recorded or given up; of those that failed the last are kept beside the others. Invariants:
+a request that has been answered is answered from its record; of equal requests under way one is sampled, the others
+wait; a record is appended by who began the call, once, and never changes; a call of an attempt that has been superseded
+records nothing. Who dies with a call under way loses it within `LEASE_S`. What a rollout holds grows with the deltas of
+its turns, is bounded, and ends after `KEEP_S`.
 """
 
 from __future__ import annotations
@@ -11,27 +12,34 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
-import msgpack
 from redis.exceptions import RedisError
 
 from gym.errors import Conflict, TooLarge
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
-from gym.state.conversation import Head, body_digest, chain, count_items, pack_tokens, rebuild
-from gym.state.keys import CaptureKeys
+from gym.state.captured_call import (
+    CallAnswer,
+    CallFailure,
+    CallRequest,
+    Underway,
+    answered,
+    failed,
+    unpack,
+)
+from gym.state.continuation import RecentTurns, goes_on_from, prompt_digest, turn_of
+from gym.state.conversation import Head, body_digest, chain, rebuild
 from gym.state.store import Argument, Script, ScriptCall, Store
-from gym.trajectory import Trajectory, TurnTokens, Usage
+from gym.trajectory import Trajectory, TurnTokens
 
 KEEP_S = 24 * 3600
 MAX_BYTES = 64 * 2**20
 LEASE_S = 10.0
 RENEW_S = 3.0
 GIVE_UP_S = 2.0
+MOST_FAILURES = 100
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,60 +49,6 @@ def _load(name: str) -> Script:
 
 
 _BEGIN, _RECORD, _MARK = _load("capture_begin"), _load("capture_record"), _load("capture_mark")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallRequest:
-    """A call as it is captured. `chat` is the translated request; `dialect` and `body` are the caller's.
-
-    `request_items` is how many input items the caller sent, where its dialect has items.
-    """
-
-    rollout_id: str
-    attempt: int
-    dialect: str
-    body: JsonObject
-    chat: JsonObject
-    request_items: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallAnswer:
-    """What came of a call. `completion` is without tokens, and None for a context overflow, which has a message."""
-
-    completion: JsonObject | None
-    overflow: str | None
-    created_at: float
-    finish: str
-    usage: Usage
-    tokens: TurnTokens | None
-    version_before: int | None
-    version_after: int | None
-    endpoint: str
-    duration_s: float
-    attempts: int
-
-
-@dataclass(slots=True, kw_only=True)
-class Underway:
-    """A call that this process has begun; `messages` are those that the rollout had not seen yet."""
-
-    request: CallRequest
-    keys: CaptureKeys
-    owner: str
-    digest: bytes
-    turn: int
-    started_s: float
-    digests: list[bytes]
-    known: int
-    head: Head | None
-    settings: JsonObject | None
-    settings_digest: bytes
-
-    @property
-    def call_id(self) -> str:
-        """As the library names its calls."""
-        return f"{self.request.rollout_id}-{self.request.attempt}-{self.turn}"
 
 
 class Captures:
@@ -107,6 +61,7 @@ class Captures:
         self._owner = new_id("capture")
         self._begun = 0
         self._underway: dict[str, Underway] = {}
+        self._recent = RecentTurns()
 
     async def begin(self, request: CallRequest) -> Underway | JsonObject | Literal["wait"]:
         """The call, to be recorded or given up; the record of the same one; or "wait" while another samples it.
@@ -116,9 +71,9 @@ class Captures:
         keys = self._store.keys.capture(request.rollout_id, request.attempt)
         messages = request.chat["messages"]
         digests = chain(messages)
-        settings = {name: value for name, value in request.chat.items() if name not in _NO_SETTINGS}
+        settings = request.settings
         asked = {name: value for name, value in request.body.items() if name not in ("stream", "stream_options")}
-        digest, settings_digest = body_digest(request.dialect, asked), body_digest(settings)
+        digest, settings_digest = body_digest(request.dialect, request.policy, asked), body_digest(settings)
         self._begun += 1
         owner = f"{self._owner}-{self._begun}"
         ttl_ms = KEEP_S * 1000
@@ -134,7 +89,7 @@ class Captures:
         verdict, *rest = await self._store.run(_BEGIN, keys.scripted(), [*fixed, *digests])
         match verdict:
             case b"recorded":
-                return _unpack(rest[0])
+                return unpack(rest[0])
             case b"underway":
                 return "wait"
             case b"stale":
@@ -148,7 +103,7 @@ class Captures:
                     f"rollout {request.rollout_id} has captured {self._max_bytes} bytes, which is the most; "
                     "use another rollout id",
                 )
-        turn, known, found, settings_known, started_ms = rest
+        turn, known, before, found, settings_known, started_ms, failed_before = rest
         call = Underway(
             request=request,
             keys=keys,
@@ -158,9 +113,12 @@ class Captures:
             started_s=started_ms / 1000,
             digests=digests,
             known=known,
+            before=before,
             head=Head.unpack(found.decode()),
+            prompt=prompt_digest(request.chat, policy=request.policy, model=request.model),
             settings=None if settings_known else settings,
             settings_digest=settings_digest,
+            failed_before=bool(failed_before),
         )
         self._underway[owner] = call
         return call
@@ -170,62 +128,51 @@ class Captures:
 
         Another process may have taken the call over and answered it; then its record is returned.
         """
-        request = call.request
-        before = call.head.tokens if call.head is not None else None
-        tokens, after = pack_tokens(answer.tokens, before)
-        messages = request.chat["messages"]
-        record = {
-            "v": 1,
-            "call_id": call.call_id,
-            "turn": call.turn,
-            "parent": -1 if call.head is None else call.head.place,
-            "dialect": request.dialect,
-            "created_at": answer.created_at,
-            "started_s": call.started_s,
-            "duration_s": answer.duration_s,
-            "endpoint": answer.endpoint,
-            "attempts": answer.attempts,
-            "finish": answer.finish,
-            "usage": _counts(answer.usage),
-            "version_before": answer.version_before,
-            "version_after": answer.version_after,
-            "request_items": request.request_items if request.request_items is not None else count_items(messages),
-            "settings": call.settings,
-            "settings_digest": call.settings_digest,
-            "messages": messages[call.known :],
-            "completion": answer.completion,
-            "overflow": answer.overflow,
-            "tokens": tokens,
-        }
-        pairs: list[str | bytes] = []
-        for digest in call.digests[call.known :]:
-            pairs += [digest, "i"]
-        if answer.completion is not None:
-            reply = answer.completion["choices"][0]["message"]
-            pairs += [chain([reply], call.digests[-1])[0], Head(0, after).pack()]
+        record, pairs = answered(call, answer)
         fixed: list[Argument] = [
-            request.attempt,
+            call.request.attempt,
             call.digest,
             call.owner,
             KEEP_S * 1000,
-            msgpack.packb(record),
+            record,
             call.settings_digest,
         ]
         verdict, *rest = await self._store.run(_RECORD, call.keys.scripted(), [*fixed, *pairs])
         self._underway.pop(call.owner, None)
         if verdict == b"lost":
             raise Conflict(
-                "call_lost", f"the call of rollout {request.rollout_id} was taken over by another; repeat it"
+                "call_lost", f"the call of rollout {call.request.rollout_id} was taken over by another; repeat it"
             )
-        return _unpack(rest[0])
+        if answer.tokens is not None and len(rest) > 1:
+            self._recent.keep(call.keys.calls, rest[1], answer.tokens, after=call.head)
+        return unpack(rest[0])
 
-    async def give_up(self, call: Underway) -> None:
-        """Nothing came of the call; who waits for it may sample. Without Redis its lease ends by itself."""
+    async def earlier_turn(self, call: Underway, *, rebuild: bool) -> TurnTokens | None:
+        """The tokens of the turn that the call goes on from; None where it goes on from none.
+
+        Without `rebuild` only what this process remembers is looked at.
+        """
+        if call.head is None or not goes_on_from(call.head, call.request.chat["messages"][call.before :], call.prompt):
+            return None
+        turn = self._recent.find(call.keys.calls, call.head.place)
+        if turn is None and rebuild:
+            packed = await self._store.redis.lrange(call.keys.calls, 0, call.head.place)
+            turn = turn_of([unpack(record) for record in packed], call.head.place)
+        return turn
+
+    async def give_up(self, call: Underway, failure: CallFailure | None = None) -> None:
+        """Nothing came of the call; who waits for it may sample. Says nothing where it has been recorded.
+
+        The failure is kept beside the calls. Without Redis it is lost, and the lease ends by itself.
+        """
         if self._underway.pop(call.owner, None) is None:
             return
+        args: list[Argument] = [call.digest, call.owner, 0, call.turn]
+        if failure is not None:
+            args += [failed(call, failure), MOST_FAILURES, KEEP_S * 1000]
         try:
             async with asyncio.timeout(GIVE_UP_S):
-                await self._store.run(_MARK, call.keys.scripted(), [call.digest, call.owner, 0, call.turn])
+                await self._store.run(_MARK, call.keys.scripted(), args)
         except (RedisError, TimeoutError) as error:
             _LOG.warning("call %s not given up: %s", call.call_id, error, extra={"action": "capture_not_given_up"})
 
@@ -244,28 +191,20 @@ class Captures:
                 _LOG.warning("leases of calls not renewed: %s", error, extra={"action": "capture_leases"})
 
     async def records(self, rollout_id: str) -> list[JsonObject]:
-        """The calls of the latest attempt, in order; none where nothing was captured."""
+        """The answered calls of the latest attempt, in order; none where nothing was captured."""
+        return (await self.both(rollout_id))[0]
+
+    async def both(self, rollout_id: str) -> tuple[list[JsonObject], list[JsonObject]]:
+        """The answered calls of the latest attempt, and the last of those that failed, each in order."""
         attempt = await self._store.redis.get(self._store.keys.capture(rollout_id, 0).current)
         if attempt is None:
-            return []
+            return [], []
         keys = self._store.keys.capture(rollout_id, int(attempt))
-        return [_unpack(packed) for packed in await self._store.redis.lrange(keys.calls, 0, -1)]
+        calls = await self._store.redis.lrange(keys.calls, 0, -1)
+        failures = await self._store.redis.lrange(keys.failures, 0, -1)
+        return [unpack(packed) for packed in calls], [unpack(packed) for packed in failures]
 
     async def trajectory(self, rollout_id: str) -> Trajectory | None:
         """What the rollout's latest attempt said and sampled; None where nothing was captured."""
         records = await self.records(rollout_id)
         return rebuild(records) if records else None
-
-
-# of a chat request: what the calls of a conversation do not share
-_NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
-
-
-def _counts(usage: Usage) -> Sequence[int]:
-    return (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens)
-
-
-def _unpack(packed: bytes) -> JsonObject:
-    record: Any = msgpack.unpackb(packed, strict_map_key=False)
-    found: JsonObject = record
-    return found

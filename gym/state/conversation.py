@@ -47,15 +47,20 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a recorded call: where its record lies, and the tokens up to there, where the server gave any."""
+    """The end of a recorded call: where its record lies, and the tokens up to there, where the server gave any.
+
+    `prompt` tells how that call's prompt was written (`gym.state.continuation`); it is empty where the tokens are only
+    those of an earlier call.
+    """
 
     place: int
     tokens: Tokens | None
+    prompt: str = ""
 
     def pack(self) -> str:
         """`$` stands for the place, which is known when the record is appended."""
-        known = "" if self.tokens is None else f"{self.tokens.length}:{self.tokens.digest.hex()}"
-        return f"h:$:{known}"
+        known = ":" if self.tokens is None else f"{self.tokens.length}:{self.tokens.digest.hex()}"
+        return f"h:$:{known}:{self.prompt}"
 
     @classmethod
     def unpack(cls, text: str) -> Head | None:
@@ -63,8 +68,8 @@ class Head:
         kind, _, rest = text.partition(":")
         if kind != "h":
             return None
-        place, length, digest = [*rest.split(":"), ""][:3]
-        return cls(int(place), Tokens(int(length), bytes.fromhex(digest)) if length else None)
+        place, length, digest, prompt = [*rest.split(":"), "", "", ""][:4]
+        return cls(int(place), Tokens(int(length), bytes.fromhex(digest)) if length else None, prompt)
 
 
 def chain(messages: Sequence[JsonObject], before: bytes = b"") -> list[bytes]:
@@ -117,6 +122,7 @@ def pack_tokens(tokens: TurnTokens | None, before: Tokens | None) -> tuple[JsonO
         "ids": generated.tobytes(),
         "logprobs": array("f", tokens.logprobs).tobytes(),
         "source": tokens.source,
+        "ended": tokens.ended,
     }
     return packed, Tokens.of(prompt + generated)
 
@@ -158,7 +164,8 @@ def count_items(messages: Sequence[JsonObject]) -> int:
         said = 1
         if message.get("role") == "assistant":
             calls = len(message.get("tool_calls") or ())
-            said = max(1, calls + bool(text_of(message)) + bool(reasoning_of(message)))
+            text = bool(text_of(message) or refusals_of(message))
+            said = max(1, calls + text + bool(reasoning_of(message)))
         count += said
     return count
 
@@ -226,23 +233,24 @@ class _Grown:
                 self._ends[place] = before
             return
         base = packed["base"]
-        if base and before is not None and len(before[0].token_ids) == base:
+        if before is not None and len(before[0].token_ids) == base:
             segment = before[0]
         else:
             segment = Segment()
             self._trajectory.segments.segments.append(segment)
             if base and before is not None:
                 segment.extend(before[0].token_ids[:base], mask=0, logprobs=None)
-        segment.extend(_numbers("i", packed["prompt"]), mask=0, logprobs=None)
-        ids = _numbers("i", packed["ids"])
+        segment.extend(unpack_numbers("i", packed["prompt"]), mask=0, logprobs=None)
+        ids = unpack_numbers("i", packed["ids"])
         start = len(segment.token_ids)
-        segment.extend(ids, mask=1, logprobs=_numbers("f", packed["logprobs"]))
+        segment.extend(ids, mask=1, logprobs=unpack_numbers("f", packed["logprobs"]))
         if ids:
             segment.policy_versions.append((start, len(segment.token_ids), record["version_after"]))
         self._ends[place] = segment, len(segment.token_ids)
 
 
-def _numbers(code: str, raw: bytes) -> array[Any]:
+def unpack_numbers(code: str, raw: bytes) -> array[Any]:
+    """Numbers out of a record."""
     values: array[Any] = array(code)
     values.frombytes(raw)
     return values

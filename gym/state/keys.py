@@ -163,15 +163,21 @@ class CaptureKeys:
         return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:calls"
 
     @property
+    def failures(self) -> str:
+        """list: a record for each of the last calls that failed, msgpack."""
+        return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:failures"
+
+    @property
     def index(self) -> str:
         """hash: `d:DIGEST` → a request under way `w:OWNER:UNTIL` or answered `r:PLACE`; `m:DIGEST` → a known beginning
-        of the conversation; `s:DIGEST` → known settings; `began` in ms; `turns`; `bytes`.
+        of the conversation; `s:DIGEST` → known settings; `f:DIGEST` → a request that failed; `began` in ms;
+        `turns`; `bytes`.
         """
         return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:index"
 
     def scripted(self) -> list[str]:
         """The keys that the capture scripts are given."""
-        return [self.current, self.calls, self.index]
+        return [self.current, self.calls, self.index, self.failures]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class ScriptedModelOptions:
     seed: int = 0
     served_model: str | None = None
     max_model_len: int = 131_072
+    lowers_limit: bool = True  # to what the prompt leaves, as vLLM from 0.32 on; False: such a call is refused
     weight_version: str = "default"
     token_ids: bool = True  # False: a server that does not know `return_token_ids` and ignores it
     generates_text: bool = True  # False: `/inference/v1/generate` of a server that does not know `output_mode`

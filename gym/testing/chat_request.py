@@ -67,6 +67,8 @@ def read_chat_request(body: JsonObject) -> ChatRequest:
         raise Refused(400, "body.messages: Input should be a valid list of messages", kind="Bad Request")
     if not messages:
         raise Refused(400, "messages must not be empty", param="messages")
+    for place, message in enumerate(messages):
+        _check_message(message, f"body.messages.{place}")
     if (body.get("n") or 1) != 1:
         raise Refused(400, "n: this scripted server gives one choice per request", param="n")
     tools = body.get("tools")
@@ -86,7 +88,7 @@ def read_chat_request(body: JsonObject) -> ChatRequest:
         parallel=body.get("parallel_tool_calls") is not False,
         max_tokens=read_max_tokens(body.get("max_tokens") if max_completion is None else max_completion),
         stop=read_stop(body.get("stop")),
-        seed=body.get("seed"),
+        seed=_read_seed(body.get("seed")),
         shape=_shape(body),
         stream=stream,
         include_usage=bool(stream_options.get("include_usage")),
@@ -110,10 +112,37 @@ def read_max_tokens(value: Any) -> int | None:
 
 
 def read_stop(value: Any) -> tuple[str, ...]:
-    """Stop texts, one or a list."""
+    """Stop texts, one or a list. Raises Refused."""
     if not value:
         return ()
-    return (value,) if isinstance(value, str) else tuple(str(word) for word in value)
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise Refused(400, "body.stop: Input should be a valid string or list of strings", kind="Bad Request")
+    return tuple(words)
+
+
+def _read_seed(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise Refused(400, "body.seed: Input should be a valid integer", kind="Bad Request")
+    return value
+
+
+def _check_message(message: JsonObject, field: str) -> None:
+    """What reading a message relies on. Raises Refused."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    parts = content if isinstance(content, list) else []
+    readable = content is None or isinstance(content, str | list)
+    if not readable or not all(isinstance(part, dict) and isinstance(part.get("text", ""), str) for part in parts):
+        raise Refused(400, f"{field}.content: Input should be a valid string or list of parts", kind="Bad Request")
+    if calls is None:
+        return
+    if not isinstance(calls, list) or not all(_is_call(call) for call in calls):
+        raise Refused(400, f"{field}.tool_calls: Input should be a valid list of calls", kind="Bad Request")
+
+
+def _is_call(value: Any) -> bool:
+    function = value.get("function") if isinstance(value, dict) else None
+    return isinstance(function, dict) and all(isinstance(function.get(name), str) for name in ("name", "arguments"))
 
 
 def read_logprobs(body: JsonObject) -> tuple[bool, int]:
@@ -186,6 +215,8 @@ def _shape(body: JsonObject) -> dict[str, Any] | None:
     if schema is not None:
         return {"schema": schema}
     wanted = body.get("response_format") or {}
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("json_schema") or {}, dict):
+        raise Refused(400, "body.response_format: Input should be a valid dictionary", kind="Bad Request")
     if wanted.get("type") == "json_object":
         return {"schema": {"type": "object"}}
     if wanted.get("type") != "json_schema":

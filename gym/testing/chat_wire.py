@@ -193,8 +193,8 @@ class Answer:
         others = [letter for letter in range(ord("a"), ord("z") + 1) if letter != token_id]
         found = []
         for rank, other in enumerate([token_id, *others[: count - 1]]):
-            token, data = _shown(other, as_ids)
-            found.append({"token": token, "logprob": logprob - rank, "bytes": data})
+            token, _ = _shown(other, as_ids)  # the bytes of an alternative are those of what is shown
+            found.append({"token": token, "logprob": logprob - rank, "bytes": list(token.encode())})
         return found
 
     def _plain_logprobs(self, generation: Generation) -> JsonObject:

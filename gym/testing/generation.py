@@ -99,6 +99,7 @@ def generate(
     *,
     history: History,
     max_model_len: int,
+    lowers_limit: bool,
     seed: int,
     always_reason: bool,
     prompt_ids: list[int] | None = None,
@@ -107,7 +108,7 @@ def generate(
     text = render(request.messages, request.tools, history=history) if prompt_ids is None else decode(prompt_ids)
     if prompt_ids is None:
         prompt_ids = encode(text)
-    limit = token_limit(len(prompt_ids), request.max_tokens, max_model_len)
+    limit = token_limit(len(prompt_ids), request.max_tokens, max_model_len, lowers_limit=lowers_limit)
     try:
         reply = _reply(request, seed, always_reason)
     except BadDirective as error:
@@ -119,19 +120,28 @@ def generate(
 
 
 def complete(
-    prompt: str | Sequence[int], *, max_tokens: int, stop: tuple[str, ...], seed: int, max_model_len: int
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int,
+    stop: tuple[str, ...],
+    seed: int,
+    max_model_len: int,
+    lowers_limit: bool,
 ) -> Generation:
     """Work out the reply to a plain completion: what the policy answers to a user who says the prompt."""
     prompt_ids = encode(prompt) if isinstance(prompt, str) else list(prompt)
-    limit = token_limit(len(prompt_ids), max_tokens, max_model_len)
+    limit = token_limit(len(prompt_ids), max_tokens, max_model_len, lowers_limit=lowers_limit)
     said = prompt if isinstance(prompt, str) else decode(prompt_ids)
     reply = scripted_reply([{"role": "user", "content": said}], None, seed)
     generated, regions = _write(reply)
     return _cut(prompt_ids, generated, regions, reply, limit=limit, stop=stop, cached=0)
 
 
-def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int) -> int:
-    """How many tokens may be generated. Raises Refused, in vLLM 0.32's words, where the context is too short."""
+def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int, *, lowers_limit: bool) -> int:
+    """How many tokens may be generated. Raises Refused, in vLLM's words, where the context is too short.
+
+    vLLM 0.32 refuses a prompt that leaves nothing, and lowers a limit that does not fit; those before refused that too.
+    """
     wanted = max_tokens or 0
     if wanted > max_model_len:
         raise Refused(
@@ -141,7 +151,9 @@ def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int) 
             param="max_tokens",
         )
     room = max_model_len - wanted
-    if prompt_tokens > room or prompt_tokens >= max_model_len:
+    if lowers_limit:
+        _refuse_long(prompt_tokens, max_model_len)
+    elif prompt_tokens > room or prompt_tokens >= max_model_len:
         # the prompt is tokenised up to one token beyond what fits, so that its true length is not known
         seen = room + 1
         raise Refused(
@@ -152,7 +164,21 @@ def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int) 
             f"(parameter=input_tokens, value={seen})",
             param="input_tokens",
         )
-    return wanted or max_model_len - prompt_tokens
+    return min(wanted or max_model_len, max_model_len - prompt_tokens)
+
+
+def _refuse_long(prompt_tokens: int, max_model_len: int) -> None:
+    if prompt_tokens > max_model_len:
+        seen = max_model_len + 1
+        raise Refused(
+            400,
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least "
+            f"{seen} input tokens, which exceeds this limit even without any output tokens. Please reduce the length "
+            f"of the input prompt. (parameter=input_tokens, value={seen})",
+            param="input_tokens",
+        )
+    if prompt_tokens == max_model_len:
+        raise Refused(400, "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", param="max_tokens")
 
 
 def token_logprob(token_id: int, place: int, seed: int) -> float:

@@ -99,6 +99,7 @@ class GenerationRoutes:
             read,
             history=options.history,
             max_model_len=options.max_model_len,
+            lowers_limit=options.lowers_limit,
             seed=options.seed,
             always_reason=options.always_reason,
             prompt_ids=prompt_for(
@@ -122,6 +123,7 @@ class GenerationRoutes:
             stop=read_stop(body.get("stop")),
             seed=self.options.seed + seed,
             max_model_len=self.options.max_model_len,
+            lowers_limit=self.options.lowers_limit,
         )
         await self._follow(generation)
         await self._take_time(generation)

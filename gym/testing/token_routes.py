@@ -52,7 +52,9 @@ class TokenRoutes(GenerationRoutes):
         read = read_chat_request(body)
         record.model, record.messages = read.model, len(read.messages)
         ids = encode(render(read.messages, read.tools, history=self.options.history))
-        limit = token_limit(len(ids), read.max_tokens, self.options.max_model_len)
+        limit = token_limit(
+            len(ids), read.max_tokens, self.options.max_model_len, lowers_limit=self.options.lowers_limit
+        )
         sampling = {
             "temperature": body.get("temperature", 1.0),
             "seed": read.seed,
@@ -103,6 +105,7 @@ class TokenRoutes(GenerationRoutes):
             read,
             history="keep",
             max_model_len=longest,
+            lowers_limit=True,
             seed=self.options.seed,
             always_reason=self.options.always_reason,
             prompt_ids=ids,

@@ -1,13 +1,15 @@
 """Chat Completions in: checked, and freed of what the model server does not know; and its answer as the caller asked.
 
-The farm asks the server for more than the caller did (token ids, log-probabilities, usage of a stream); the caller sees
-what it asked for.
+The farm asks the server for more than the caller did (token ids, log-probabilities, usage of a stream, ids in place of
+tokens' texts); the caller sees what it asked for.
 """
 
 from __future__ import annotations
 
 from gym.jsontypes import JsonObject
-from gym.wire.checks import as_bool, as_list, as_object, as_text, only, present, words
+from gym.wire.chat_messages import checked_messages
+from gym.wire.checks import as_bool, as_object, as_text, only, present, words
+from gym.wire.completion import ID_MARK, choice_of, logprobs_of, readable
 from gym.wire.errors import WireError
 from gym.wire.server_fields import add_extras, passed_fields
 from gym.wire.tools import add_tools, function_tools
@@ -20,7 +22,7 @@ _HANDLED = (
     | _CHECKED
     | words("""
     model messages n tools tool_choice parallel_tool_calls stream stream_options store modalities verbosity
-    functions function_call audio web_search_options
+    functions function_call audio web_search_options previous_response_id background
 """)
 )
 _REFUSED = {
@@ -28,17 +30,17 @@ _REFUSED = {
     "function_call": "is the form before `tool_choice`",
     "audio": "the model server writes text only",
     "web_search_options": "the model server does not search",
+    "previous_response_id": "no answers are stored: send the whole conversation",
 }
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def to_chat_request(body: JsonObject) -> JsonObject:
-    """Check the body of `POST /v1/chat/completions`; messages go on as they are. Raises WireError."""
+    """Check the body of `POST /v1/chat/completions`. Raises WireError."""
     _refuse(as_object(body, ""))
     request: JsonObject = {}
     if body.get("model") is not None:
         request["model"] = as_text(body["model"], "model")
-    request["messages"] = _messages(body.get("messages"))
+    request["messages"] = checked_messages(body.get("messages"))
     request |= passed_fields(body, _HANDLED)
     request |= {name: body[name] for name in sorted(_CHECKED) if body.get(name) is not None}
     tools = function_tools(body["tools"]) if body.get("tools") is not None else []
@@ -61,29 +63,27 @@ def _refuse(body: JsonObject) -> None:
         raise WireError("n", "one answer for each call: send the call again for another")
     if body.get("store"):
         raise WireError("store", "completions cannot be fetched later: leave it out or say false")
+    if body.get("background"):
+        raise WireError("background", "the answer is given on this call; submit a batch for work in the background")
     if body.get("modalities") not in (None, ["text"]):
         raise WireError("modalities", "the model server writes text only")
     if body.get("verbosity") not in (None, "medium"):
         raise WireError("verbosity", "the model server cannot be told; only 'medium' is possible")
 
 
-def _messages(value: object) -> list[JsonObject]:
-    messages = as_list(value, "messages")
-    if not messages:
-        raise WireError("messages", "is empty")
-    for number, message in enumerate(messages):
-        role = as_object(message, f"messages.{number}").get("role")
-        if role not in _ROLES:
-            raise WireError(f"messages.{number}.role", f"{role!r} is not one of {', '.join(_ROLES)}")
-    return messages
-
-
 def to_completion(body: JsonObject, completion: JsonObject) -> JsonObject:
-    """The server's completion as the caller asked for it, without what only the farm wanted."""
-    return {
-        **without_capture(body, completion),
-        "choices": [without_capture(body, choice) for choice in completion.get("choices") or ()],
-    }
+    """The server's completion as the caller asked for it, without what only the farm wanted. Raises BadCompletion."""
+    return {**without_capture(body, completion), "choices": [shown_choice(body, choice_of(completion))]}
+
+
+def shown_choice(body: JsonObject, choice: JsonObject) -> JsonObject:
+    """A choice, whole or a chunk's, as the caller asked for it."""
+    shown = without_capture(body, choice)
+    if body.get("logprobs") and not body.get("return_tokens_as_token_ids"):
+        entries = logprobs_of(shown)
+        if entries and str(entries[0].get("token")).startswith(ID_MARK):
+            shown["logprobs"] = {**shown["logprobs"], "content": [readable(entry) for entry in entries]}
+    return shown
 
 
 def without_capture(body: JsonObject, value: JsonObject) -> JsonObject:

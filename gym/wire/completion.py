@@ -15,6 +15,8 @@ from gym.wire.errors import BadCompletion
 
 Finish = Literal["stop", "max_tokens", "content_filter"]
 
+ID_MARK = "token_id:"  # what vLLM writes before an id in place of a token's text
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -77,6 +79,19 @@ def finish_of(choice: JsonObject) -> Finish:
             return "stop"
 
 
+def told_of_cut(completion: JsonObject, limit: int | None) -> JsonObject:
+    """A whole answer whose finish says it where a token limit cut its tool calls.
+
+    vLLM 0.32 finishes an answer with `tool_calls` whenever it could read a call, even one whose end is missing;
+    streamed, the same answer finishes with `length`. One that used up its limit is taken for cut: an end mark that
+    happens to be the last token allowed looks the same.
+    """
+    choice = choice_of(completion)
+    if limit is None or choice.get("finish_reason") != "tool_calls" or usage_of(completion).output_tokens < limit:
+        return completion
+    return {**completion, "choices": [{**choice, "finish_reason": "length"}]}
+
+
 def usage_of(completion: JsonObject) -> Usage:
     """The server's token counts; details that it leaves out or gives as null count 0."""
     usage = as_object(completion.get("usage"), "usage")
@@ -124,6 +139,44 @@ def logprobs_of(choice: JsonObject) -> list[JsonObject] | None:
     if entries is None:
         return None
     return [as_object(entry, "logprobs entry") for entry in as_list(entries, "logprobs")]
+
+
+def readable(entry: JsonObject) -> JsonObject:
+    """A log-probability with the texts of its tokens, where the farm had asked for `token_id:N` in their place.
+
+    A token's bytes are those of its text; of alternatives vLLM gives the bytes of `token_id:N`, so the text of one that
+    is not the token itself is unknown: it keeps its id, without bytes.
+    """
+    named = entry.get("token")
+    shown = _readable(entry)
+    if not entry.get("top_logprobs"):
+        return shown
+    same = {"token": shown.get("token"), "bytes": shown.get("bytes")}
+    tops = [as_object(top, "top_logprobs") for top in as_list(entry["top_logprobs"], "top_logprobs")]
+    return {
+        **shown,
+        "top_logprobs": [{**top, **same} if top.get("token") == named else _readable(top) for top in tops],
+    }
+
+
+def _readable(entry: JsonObject) -> JsonObject:
+    token = as_text(entry.get("token"), "token")
+    if not token.startswith(ID_MARK):
+        return entry
+    data = bytes_of(entry)
+    if data == token.encode():
+        return {**entry, "bytes": None}
+    return {**entry, "token": data.decode("utf-8", "replace")}
+
+
+def bytes_of(entry: JsonObject) -> bytes:
+    """The bytes of a token, or of its text where the server gives none."""
+    if entry.get("bytes") is None:
+        return as_text(entry.get("token"), "token").encode("utf-8", "surrogatepass")
+    try:
+        return bytes(as_list(entry["bytes"], "token's bytes"))
+    except (TypeError, ValueError) as error:
+        raise BadCompletion(f"the model server's token has bytes that are none: {error}") from error
 
 
 def calls_of(message: JsonObject, *, id_prefix: str) -> list[Call]:

@@ -19,12 +19,14 @@ INVALID_JSON = "INVALID_JSON"
 NO_EFFECT = words("cache_control service_tier inference_geo speed diagnostics user_profile_id workspace_id")
 _HANDLED = NO_EFFECT | words("""
     model messages system max_tokens stop_sequences tools tool_choice thinking output_config output_format
-    metadata stream container mcp_servers context_management
+    metadata stream container mcp_servers context_management previous_response_id background
 """)
 _REFUSED = {
     "container": "the model server has no containers",
     "mcp_servers": "the model server calls no MCP servers; offer their tools as tools",
     "context_management": "the conversation is sent to the model as it is, nothing in it is cleared",
+    "previous_response_id": "no answers are stored: send the whole conversation",
+    "background": "the answer is given on this call; submit a batch for work in the background",
 }
 _BLOCK = frozenset({"type", "cache_control"})
 # Claude Code puts a line for Anthropic's billing first, with a hash that differs from call to call. It is no part of
@@ -35,7 +37,7 @@ _BILLING = "x-anthropic-billing-header"
 def to_chat_request(body: JsonObject) -> JsonObject:
     """Translate the body of `POST /v1/messages`. Raises WireError."""
     for field, message in _REFUSED.items():
-        if as_object(body, "").get(field) is not None:
+        if as_object(body, "").get(field) not in (None, False, []):
             raise WireError(field, message)
     request: JsonObject = {}
     if body.get("model") is not None:
@@ -208,7 +210,7 @@ def _assistant(value: object, field: str) -> JsonObject:
 
 def _tool_use(block: JsonObject, field: str) -> JsonObject:
     only(block, _BLOCK | {"id", "name", "input", "caller"}, field)
-    if (caller := block.get("caller")) is not None and caller.get("type") != "direct":
+    if (caller := block.get("caller")) is not None and as_object(caller, f"{field}.caller").get("type") != "direct":
         raise WireError(f"{field}.caller", "calls made by programs cannot be translated to Chat Completions")
     given = as_object(block.get("input"), f"{field}.input")
     return {

@@ -13,19 +13,18 @@ from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
 from gym.wire.completion import (
     Call,
-    as_list,
-    as_object,
     as_text,
+    bytes_of,
     calls_of,
     choice_of,
     finish_of,
     logprobs_of,
+    readable,
     reasoning_of,
     refusals_of,
     text_of,
     usage_of,
 )
-from gym.wire.errors import BadCompletion
 from gym.wire.responses_request import wants_logprobs
 
 __all__ = ["build_response", "finish_of", "output_items", "to_response", "usage_of"]
@@ -199,7 +198,7 @@ def add_logprobs(output: list[JsonObject], entries: list[JsonObject]) -> None:
     The server's list covers all tokens in order, reasoning and tool calls too. Where a text's tokens cannot be told
     from the others at token boundaries, its part gets an empty list rather than a wrong one.
     """
-    pieces = [_bytes(entry) for entry in entries]
+    pieces = [bytes_of(entry) for entry in entries]
     whole = b"".join(pieces)
     borders = list(accumulate(map(len, pieces), initial=0))
     starts = {border: number for number, border in enumerate(borders)}
@@ -218,33 +217,19 @@ def add_logprobs(output: list[JsonObject], entries: list[JsonObject]) -> None:
                 position = at + len(said)
 
 
-def _bytes(entry: JsonObject) -> bytes:
-    if entry.get("bytes") is None:
-        return as_text(entry.get("token"), "token").encode("utf-8", "surrogatepass")
-    try:
-        return bytes(as_list(entry["bytes"], "token's bytes"))
-    except (TypeError, ValueError) as error:
-        raise BadCompletion(f"the model server's token has bytes that are none: {error}") from error
-
-
 def logprobs(entries: list[JsonObject]) -> list[JsonObject]:
     """Log-probabilities as the Responses API writes them."""
     return [_logprob(entry) for entry in entries]
 
 
 def _logprob(entry: JsonObject) -> JsonObject:
-    return {
-        **_token(entry),
-        "top_logprobs": [
-            _token(as_object(top, "top_logprobs")) for top in as_list(entry.get("top_logprobs"), "top_logprobs")
-        ],
-    }
+    entry = readable(entry)
+    return {**_token(entry), "top_logprobs": [_token(top) for top in entry.get("top_logprobs") or ()]}
 
 
 def _token(entry: JsonObject) -> JsonObject:
-    """One candidate; the farm may have asked for `token_id:N` in place of the token's text."""
-    raw = _bytes(entry)
-    token = as_text(entry.get("token"), "token")
-    if token.startswith("token_id:"):
-        token = raw.decode("utf-8", "replace")
-    return {"token": token, "bytes": list(raw), "logprob": entry.get("logprob")}
+    return {
+        "token": as_text(entry.get("token"), "token"),
+        "bytes": list(bytes_of(entry)),
+        "logprob": entry.get("logprob"),
+    }

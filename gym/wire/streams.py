@@ -10,7 +10,7 @@ from typing import Protocol
 
 from gym.jsontypes import JsonObject
 from gym.wire import sse
-from gym.wire.chat import without_capture
+from gym.wire.chat import shown_choice, without_capture
 from gym.wire.chunks import choice_in
 from gym.wire.errors import BadCompletion
 
@@ -66,7 +66,7 @@ class ChatStream:
                 return []
         if choice is not None:
             self._finished = self._finished or choice.get("finish_reason") is not None
-            shown["choices"] = [without_capture(self._body, choice)]
+            shown["choices"] = [shown_choice(self._body, choice)]
         return [(None, shown)]
 
     def finish(self) -> list[Event]:

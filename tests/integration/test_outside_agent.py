@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import httpx
-from openai import OpenAI
+import pytest
+from openai import BadRequestError, OpenAI
 
 from api.cli.local_farm import LocalFarm
 
@@ -31,6 +35,8 @@ def test_an_unmodified_client_is_captured_as_the_rollout_that_its_base_url_names
             },
         ]
         told = client.chat.completions.create(model="policy", messages=messages, tools=[TOOL])  # type: ignore[call-overload]  # plain dictionaries
+        with pytest.raises(BadRequestError, match="told to answer 400"):
+            client.chat.completions.create(model="policy", messages=[{"role": "user", "content": "[[status 400]]"}])
     assert "cold" in told.choices[0].message.content
     shown = httpx.get(f"{farm.url}/v1/rollouts/mine-1").raise_for_status().json()
     assert shown["state"] == "captured"
@@ -39,7 +45,17 @@ def test_an_unmodified_client_is_captured_as_the_rollout_that_its_base_url_names
         "function_call_output",
         "message",
     ]
-    assert [call["reply_items"] for call in shown["calls"]] == [1, 1]
+    assert [call["reply_items"] for call in shown["calls"]] == [1, 1, 0]
+    assert [call["request_ranges"] for call in shown["calls"]] == [[[0, 1]], [[0, 3]], []]
+    assert shown["calls"][2]["request"] == [{"role": "user", "content": "[[status 400]]"}]
     [segment] = shown["segments"]
     assert 0 < sum(segment["loss_mask"]) < len(segment["token_ids"])
     assert httpx.get(f"{farm.url}/v1/rollouts/nobody-1").status_code == 404
+    told_people = subprocess.run(
+        [sys.executable, "-m", "api.cli.main", "show", "mine-1", "--url", farm.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert "call of turn 2: model_rejected, answered 400" in told_people

@@ -1,5 +1,5 @@
 -- Begin a captured call, wait for the same one, or find its answer.
--- KEYS: attempt, calls, index. ARGV: attempt, call digest, owner, lease ms, most bytes, ttl ms, settings digest,
+-- KEYS: attempt, calls, index, failures. ARGV: attempt, call digest, owner, lease ms, most bytes, ttl ms, settings digest,
 -- digests of the conversation's beginnings, shortest first.
 local current = tonumber(redis.call('GET', KEYS[1]) or '0')
 local attempt = tonumber(ARGV[1])
@@ -19,13 +19,18 @@ redis.call('HSETNX', KEYS[3], 'began', now)
 local turn = redis.call('HINCRBY', KEYS[3], 'turns', 1) - 1
 redis.call('HSET', KEYS[3], 'd:' .. ARGV[2], 'w:' .. ARGV[3] .. ':' .. (now + ARGV[4]))
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[6]) end
-local known, found = 0, ''
+-- how many messages are known, and how many a recorded call ended at
+local known, before, found = 0, 0, ''
 for number = #ARGV, 8, -1 do
   local place = redis.call('HGET', KEYS[3], 'm:' .. ARGV[number])
   if place then
-    known, found = number - 7, place
-    break
+    if known == 0 then known = number - 7 end
+    if string.sub(place, 1, 2) == 'h:' then
+      before, found = number - 7, place
+      break
+    end
   end
 end
 local settings_known = redis.call('HEXISTS', KEYS[3], 's:' .. ARGV[7])
-return { 'begun', turn, known, found, settings_known, now - redis.call('HGET', KEYS[3], 'began') }
+local failed = redis.call('HEXISTS', KEYS[3], 'f:' .. ARGV[2])
+return { 'begun', turn, known, before, found, settings_known, now - redis.call('HGET', KEYS[3], 'began'), failed }

@@ -1,5 +1,5 @@
 -- Append a finished call, if it is still this owner's; else give the answer that another has recorded.
--- KEYS: attempt, calls, index. ARGV: attempt, call digest, owner, ttl ms, record, settings digest, then pairs of a
+-- KEYS: attempt, calls, index, failures. ARGV: attempt, call digest, owner, ttl ms, record, settings digest, then pairs of a
 -- digest of a beginning of the conversation and what is known of it (`$` in it stands for the record's place).
 if tonumber(redis.call('GET', KEYS[1]) or '0') ~= tonumber(ARGV[1]) then return { 'lost' } end
 local mark = redis.call('HGET', KEYS[3], 'd:' .. ARGV[2]) or ''
@@ -17,4 +17,4 @@ for number = 7, #ARGV, 2 do
   redis.call(value == 'i' and 'HSETNX' or 'HSET', KEYS[3], 'm:' .. ARGV[number], value)
 end
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[4]) end
-return { 'recorded', ARGV[5] }
+return { 'recorded', ARGV[5], place }

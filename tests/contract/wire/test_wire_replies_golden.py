@@ -6,11 +6,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from gym.wire.chat import to_completion
 from gym.wire.messages_reply import to_message
 from gym.wire.responses_reply import to_response
 
 GOLDEN = Path(__file__).parent / "golden"
 RESPONSES = sorted((GOLDEN / "responses_reply").glob("*.json"))
+CHAT = sorted((GOLDEN / "chat_reply").glob("*.json"))
 MESSAGES = sorted((GOLDEN / "messages_reply").glob("*.json"))
 
 
@@ -29,6 +31,15 @@ def test_a_completion_becomes_the_message_of_its_golden_file(path: Path) -> None
     assert to_message(case["request"], case["completion"], message_id="msg_1") == case["message"]
 
 
-def test_there_are_golden_replies_of_both_dialects() -> None:
+@pytest.mark.parametrize("path", CHAT, ids=lambda path: path.stem)
+def test_a_completion_is_shown_to_a_chat_caller_as_its_golden_file_says(path: Path) -> None:
+    case = orjson.loads(path.read_bytes())
+    completion = copy.deepcopy(case["completion"])
+    assert to_completion(case["request"], completion) == case["answer"]
+    assert completion == case["completion"], "the server's completion was changed"
+
+
+def test_there_are_golden_replies_of_all_dialects() -> None:
+    assert len(CHAT) > 8
     assert len(RESPONSES) > 20
     assert len(MESSAGES) > 10

@@ -10,9 +10,11 @@ import pytest
 from gym.wire.chunks import ChatAccumulator
 from gym.wire.messages_stream import MessagesStream
 from gym.wire.responses_stream import ResponsesStream
-from gym.wire.streams import StreamTranslator
+from gym.wire.streams import ChatStream, StreamTranslator
 
-CASES = sorted((Path(__file__).parent / "golden" / "stream").glob("*.json"))
+GOLDEN = Path(__file__).parent / "golden"
+CASES = sorted((GOLDEN / "stream").glob("*.json"))
+CHAT = sorted((GOLDEN / "chat_stream").glob("*.json"))
 
 
 def _events(translator: StreamTranslator, chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,5 +39,17 @@ def test_a_stream_becomes_what_its_golden_file_says(path: Path) -> None:
     assert accumulator.completion() == case["completion"]
 
 
+@pytest.mark.parametrize("path", CHAT, ids=lambda path: path.stem)
+def test_chunks_are_shown_to_a_chat_caller_as_the_golden_file_says(path: Path) -> None:
+    case = orjson.loads(path.read_bytes())
+    chunks = copy.deepcopy(case["chunks"])
+    stream = ChatStream(case["request"])
+    events = [event for chunk in chunks for event in stream.feed(chunk)] + stream.finish()
+    assert [data for _, data in events] == case["events"]
+    assert {name for name, _ in events} == {None}
+    assert chunks == case["chunks"], "the server's chunks were changed"
+
+
 def test_there_are_golden_streams() -> None:
+    assert len(CHAT) > 2
     assert len(CASES) > 6

@@ -22,6 +22,7 @@ from gym.limits import Limits
 from gym.proxy.client import PolicyClient
 from gym.state.policies import PolicyCache
 from gym.task import Task
+from gym.testing.tokenizer import decode
 from gym.trajectory import Trajectory
 
 pytestmark = pytest.mark.anyio
@@ -190,11 +191,92 @@ async def test_a_captured_tool_loop_equals_what_the_library_records(farm, model,
     assert captured.tokens_complete
 
 
+TOKENS = {"api": "tokens", "tool_parser": "hermes", "reasoning_parser": "qwen3"}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
+async def test_in_token_mode_a_tool_loop_is_one_segment_whatever_the_template_forgets(farm, loop: Loop, stream):
+    forgetful = await farm.model(history="strip_reasoning", always_reason=True)
+    await farm.serve(forgetful.url, **TOKENS)
+    recorded, tools = await library(farm, QUESTIONS["two calls at once"])
+    base = f"{await farm.proxy()}/rollouts/{ROLLOUT}"
+    text = await loop(base, QUESTIONS["two calls at once"], tools, stream)
+    captured = await farm.captures.trajectory(ROLLOUT)
+    assert text == recorded.final_text
+    assert len(captured.calls) == 2
+    assert captured.segments.segments == recorded.segments.segments
+    assert len(captured.segments.segments) == 1
+
+
+async def test_in_token_mode_a_turn_goes_on_from_what_another_process_recorded(farm, http):
+    forgetful = await farm.model(history="strip_reasoning", always_reason=True)
+    await farm.serve(forgetful.url, **TOKENS)
+    proxies = [await farm.proxy(), await farm.proxy()]
+    messages: list[Any] = []
+    for number in range(4):
+        messages.append({"role": "user", "content": f"What is {number} + 3 ="})
+        url = f"{proxies[number % 2]}/rollouts/r/v1/chat/completions"
+        # what does not decide how the prompt is written may differ from turn to turn
+        answer = await http.post(url, json={"messages": messages, "temperature": number / 10})
+        messages.append({"role": "assistant", "content": answer.json()["choices"][0]["message"]["content"]})
+    [segment] = (await farm.captures.trajectory("r")).segments.segments
+    assert [version[:2] for version in segment.policy_versions] == _runs(segment.loss_mask)
+    assert len(segment.policy_versions) == 4
+
+
+def _runs(mask: bytearray) -> list[tuple[int, int]]:
+    """Where the mask is 1."""
+    edges = [place for place in range(len(mask) + 1) if bytes([0, *mask, 0])[place : place + 2] in (b"\0\1", b"\1\0")]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+async def test_in_token_mode_other_tools_begin_a_new_segment(farm, http):
+    forgetful = await farm.model(history="strip_reasoning", always_reason=True)
+    await farm.serve(forgetful.url, **TOKENS)
+    url = f"{await farm.proxy()}/rollouts/r/v1/chat/completions"
+    messages: list[Any] = [{"role": "user", "content": "What is 1 + 3 ="}]
+    said = (await http.post(url, json={"messages": messages})).json()["choices"][0]["message"]["content"]
+    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "What is 2 + 3 ="}]
+    tool = {"type": "function", "function": {"name": "note", "parameters": {"type": "object"}}}
+    await http.post(url, json={"messages": messages, "tools": [tool]})
+    segments = (await farm.captures.trajectory("r")).segments.segments
+    assert len(segments) == 2
+    assert "note" in decode(list(segments[1].token_ids))
+
+
 @pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
 async def test_a_tool_loop_without_a_rollout_is_answered_and_not_recorded(farm, model, proxy, loop: Loop):
     _, tools = await library(farm, QUESTIONS["one call"])
     assert "Lima" in await loop(proxy, QUESTIONS["one call"], tools, True)
     assert await farm.store.redis.keys("farm:cap:*") == []
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("rollout", ["", "/rollouts/r"])
+async def test_log_probabilities_come_with_the_texts_of_their_tokens(farm, model, proxy, rollout, stream):
+    async with openai.AsyncOpenAI(base_url=f"{proxy}{rollout}/v1", api_key="none", max_retries=0) as client:
+        for number in range(2):  # the first call finds out what the server can do
+            asked: Any = {
+                "model": "any",
+                "messages": [{"role": "user", "content": f"What is {number} + 3 ="}],
+                "logprobs": True,
+                "top_logprobs": 2,
+            }
+            if stream:
+                async with client.chat.completions.stream(**asked) as events:
+                    async for _ in events:
+                        pass
+                    choice: Any = (await events.get_final_completion()).choices[0]
+            else:
+                choice = (await client.chat.completions.create(**asked)).choices[0]
+            tokens = choice.logprobs.content
+            assert "".join(entry.token for entry in tokens).startswith(choice.message.content)
+            assert all(entry.top_logprobs[0].token == entry.token for entry in tokens)
+            assert not any("token_id" in top.token for entry in tokens for top in entry.top_logprobs)
+    if rollout:
+        trajectory = await farm.captures.trajectory("r")
+        assert len(trajectory.segments.segments) == 2
 
 
 async def test_the_models_are_the_policies(farm, proxy, model):

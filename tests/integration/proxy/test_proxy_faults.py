@@ -27,18 +27,21 @@ ENDS = {"/v1/responses": b"response.completed", "/v1/chat/completions": b"[DONE]
 
 @pytest.mark.parametrize("rollout", ["", "/rollouts/r"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-async def test_a_client_that_leaves_ends_the_call_to_the_server(model, proxy, http, eventually, stream, rollout):
-    model.behave(token_latency_s=0.2)
-    body = {**REQUESTS["/v1/responses"], "stream": stream}
+@pytest.mark.parametrize("path", REQUESTS)
+async def test_a_client_that_leaves_ends_the_call_to_the_server(model, proxy, http, eventually, path, stream, rollout):
+    model.behave(token_latency_s=0.5)
+    body = {**REQUESTS[path], "stream": stream}
     if stream:
-        async with http.stream("POST", f"{proxy}{rollout}/v1/responses", json=body) as response:
+        async with http.stream("POST", f"{proxy}{rollout}{path}", json=body) as response:
             await anext(response.aiter_bytes())
             assert model.stats["in_flight"] == 1
     else:
-        call = asyncio.create_task(http.post(f"{proxy}{rollout}/v1/responses", json=body))
+        call = asyncio.create_task(http.post(f"{proxy}{rollout}{path}", json=body))
         await eventually(lambda: model.stats["in_flight"] == 1)
         call.cancel()
-    await eventually(lambda: model.stats["cancelled_by_client"] == 1, 1.0)
+    await eventually(lambda: model.stats["in_flight"] == 0)
+    assert model.stats["cancelled_by_client"] == 1
+    assert model.records[-1].disconnected
 
 
 async def test_a_repeat_after_the_client_left_is_sampled_and_has_the_first_turn(farm, model, proxy, http, eventually):

@@ -50,6 +50,13 @@ def test_the_servers_own_prompt_ids_are_used_with_ids_out_of_texts():
     assert generated.complete() is not None
 
 
+def test_a_server_that_names_no_prompt_token_has_not_named_the_prompt():
+    generated, _ = read_generated(answer(["a"], ids=[7], prompt=[]))
+    assert generated is not None
+    assert generated.complete() is None
+    assert read_tokenized({"tokens": []}, {"usage": {"prompt_tokens": 0}}) is None
+
+
 def test_a_turn_goes_into_a_segment_as_it_is():
     generated, _ = read_generated(answer(["a", "b"], ids=[7, 8], prompt=[1, 2, 3]))
     assert generated is not None
@@ -152,3 +159,15 @@ def test_log_probabilities_of_impossible_tokens_are_kept():
     generated, _ = read_generated(completion)
     assert generated is not None
     assert math.isclose(generated.logprobs[0], -9999.0)
+
+
+def test_who_wants_alternatives_reads_their_texts_and_a_server_without_ids_is_asked_otherwise_next():
+    body = {"messages": [], "logprobs": True, "top_logprobs": 2}
+    assert "return_tokens_as_token_ids" not in with_asks(body, "unknown")
+    assert with_asks(body, "unknown")["return_token_ids"]
+    capture = Capture()
+    plain = answer(["a"])
+    plain["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = [{"token": "a", "logprob": -0.5, "bytes": None}]
+    assert capture.read(plain, asked="unknown") is None
+    assert capture.level == "text"
+    assert with_asks(body, capture.level)["return_tokens_as_token_ids"]

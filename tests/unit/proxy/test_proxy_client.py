@@ -239,6 +239,21 @@ async def test_a_scripted_server_with_faults_loses_no_call(client, ask):
     assert max(reply.attempts for reply in replies) > 1
 
 
+@pytest.mark.parametrize(("limit", "finish"), [(2, "max_tokens"), (3, "stop"), (None, "stop")])
+async def test_a_call_that_used_up_its_limit_was_cut_whatever_the_server_says(
+    server, policies, client, ask, shapes, limit, finish
+):
+    """A real one says `tool_calls` (vLLM 0.32) of an answer whose call it could read, cut or not."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    server.script = [shapes.completion(choice={"message": message, "finish_reason": "tool_calls"})]
+    reply = await client.respond(
+        ask(policies.put("p", [server.url]), params={"input": "hi", "max_output_tokens": limit})
+    )
+    assert reply.finish == finish
+    assert reply.items[-1]["status"] == ("completed" if finish == "stop" else "incomplete")
+
+
 async def test_a_context_overflow_of_the_scripted_server_is_recognised(client, ask):
     async with ScriptedModelServer(ScriptedModelOptions(max_model_len=64)) as server:
         policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))

@@ -212,6 +212,14 @@ async def test_a_stop_text_ends_a_turn_without_an_end_mark(client, ask):
         assert (reply.finish, reply.tokens.ended) == ("stop", False)
 
 
+async def test_an_answer_that_a_limit_cut_is_cut_though_a_call_was_read(client, ask):
+    async with ScriptedModelServer() as server:
+        params = {"input": 'Go. [[call note {"a": 1}]] [[finish length]]', "tools": [NOTE]}
+        reply = await client.respond(ask(policy_at(server), params=params))
+    assert reply.finish == "max_tokens"
+    assert (reply.items[-1]["type"], reply.items[-1]["status"]) == ("function_call", "incomplete")
+
+
 async def test_a_prompt_that_does_not_fit_is_an_overflow(client, ask):
     async with ScriptedModelServer(ScriptedModelOptions(max_model_len=64)) as server:
         reply = await client.respond(ask(policy_at(server), params={"input": "word " * 100}))

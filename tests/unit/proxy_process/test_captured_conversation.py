@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gym.proxy.streaming import chunks_of
-from gym.state.conversation import Head, Tokens, chain, input_items, pack_tokens, rebuild
+from gym.state.conversation import Head, Tokens, chain, count_items, input_items, pack_tokens, rebuild
 from gym.trajectory import Segments, TurnTokens
 from gym.wire.chunks import ChatAccumulator
 
@@ -48,20 +48,20 @@ def test_the_end_of_a_call_survives_being_stored():
     head = Head(0, Tokens(3, b"\x01" * 16))
     assert Head.unpack(head.pack().replace("$", "7")) == Head(7, head.tokens)
     assert Head.unpack(Head(0, None).pack().replace("$", "7")) == Head(7, None)
+    assert Head.unpack(Head(0, head.tokens, "ab").pack().replace("$", "7")) == Head(7, head.tokens, "ab")
     assert Head.unpack("i") is None
     assert Head.unpack("") is None
 
 
 IDS = st.lists(st.integers(0, 5), max_size=6)
-PROMPT = st.lists(st.integers(0, 5), min_size=1, max_size=6)  # no server renders an empty one
 
 
-@given(turns=st.lists(st.tuples(st.booleans(), PROMPT, IDS, st.booleans()), min_size=1, max_size=6))
+@given(turns=st.lists(st.tuples(st.booleans(), IDS, IDS, st.booleans()), min_size=1, max_size=6))
 def test_a_conversation_stored_as_deltas_has_the_segments_of_one_recorded_whole(turns):
     whole, records, known = Segments(), [], None
     so_far: list[int] = []
     for place, (goes_on, prompt, generated, has_tokens) in enumerate(turns):
-        ids = [*so_far, *prompt] if goes_on else [9, *prompt]
+        ids = [*so_far, *prompt] if goes_on else prompt
         turn = TurnTokens(ids, generated, [-0.5] * len(generated)) if has_tokens else None
         if turn is not None:
             whole.add_turn(turn, place)
@@ -70,6 +70,15 @@ def test_a_conversation_stored_as_deltas_has_the_segments_of_one_recorded_whole(
         records.append(record(place, packed))
     assert rebuild(records).segments.segments == whole.segments
     assert rebuild(records).tokens_complete == all(has_tokens for *_, has_tokens in turns)
+
+
+def test_a_turn_without_a_prompt_begins_a_segment_and_is_gone_on_from_like_any_other():
+    first, after = pack_tokens(TurnTokens([1, 2], [3], [-1.0]), None)
+    empty, after = pack_tokens(TurnTokens([], [4], [-1.0]), after)
+    last, _ = pack_tokens(TurnTokens([4, 5], [6], [-1.0]), after)
+    segments = rebuild([record(0, first), record(1, empty), record(2, last)]).segments.segments
+    assert [list(segment.token_ids) for segment in segments] == [[1, 2, 3], [4, 5, 6]]
+    assert [list(segment.loss_mask) for segment in segments] == [[0, 0, 1], [1, 0, 1]]
 
 
 def test_what_goes_back_to_an_earlier_call_gets_a_segment_of_its_own():
@@ -122,6 +131,11 @@ def test_messages_of_another_dialect_become_items():
     assert said["content"][0]["text"] == "yes"
     assert (called["type"], called["call_id"]) == ("function_call", "c1")
     assert answered == {"type": "function_call_output", "call_id": "c1", "output": "out"}
+
+
+def test_a_refusal_beside_a_call_is_an_item_too():
+    message = {"role": "assistant", "content": None, "refusal": "no", "tool_calls": [CALL]}
+    assert count_items([message]) == len(input_items([message], id_prefix="r")) == 2
 
 
 def test_a_completion_taken_apart_is_put_together_the_same():

@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
+from gym.testing.tokenizer import encode, render
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,12 @@ async def settle(server: ScriptedModelServer, **wanted: int) -> None:
         ({"n": 2}, "BadRequestError", "n"),
         ({"response_format": {"type": "json_schema"}}, "BadRequestError", "response_format"),
         (user("[[call f {]]"), "BadRequestError", "messages"),
+        ({"stop": 5}, "Bad Request", None),
+        ({"seed": "a"}, "Bad Request", None),
+        ({"response_format": "json"}, "Bad Request", None),
+        ({"messages": [{"role": "user", "content": 5}]}, "Bad Request", None),
+        ({"messages": [{"role": "user", "content": [5]}]}, "Bad Request", None),
+        ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "Bad Request", None),
     ],
 )
 async def test_a_bad_request_is_refused_in_the_shape_of_vllm(
@@ -86,8 +93,43 @@ async def test_unknown_fields_and_nulls_are_accepted(http: aiohttp.ClientSession
     assert await status_of(http, {**HELLO, **nulls, "no_such_field": 1}) == 200
 
 
-async def test_a_context_that_is_too_long_is_refused_in_the_words_of_vllm() -> None:
+async def test_a_prompt_longer_than_the_context_is_refused_in_the_words_of_vllm() -> None:
     options = ScriptedModelOptions(max_model_len=50)
+    async with ScriptedModelServer(options) as server, aiohttp.ClientSession(server.url) as http:
+        error = await error_of(http, {**user("word " * 100), "max_tokens": 10})
+        assert (await error_of(http, {**user("short"), "max_tokens": 60}))["param"] == "max_tokens"
+    assert error == {
+        "message": "This model's maximum context length is 50 tokens. However, your prompt contains at least 51 input "
+        "tokens, which exceeds this limit even without any output tokens. Please reduce the length of the input "
+        "prompt. (parameter=input_tokens, value=51)",
+        "type": "BadRequestError",
+        "param": "input_tokens",
+        "code": 400,
+    }
+
+
+async def test_a_limit_that_the_prompt_leaves_no_room_for_is_lowered() -> None:
+    asked = user("hello " * 20)
+    prompt = len(encode(render(asked["messages"])))
+    async with (
+        ScriptedModelServer(ScriptedModelOptions(max_model_len=prompt + 3)) as server,
+        aiohttp.ClientSession(server.url) as http,
+        http.post(CHAT, json={**asked, "max_tokens": 10}) as response,
+    ):
+        answer = await response.json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == prompt + 3
+
+
+async def test_a_prompt_that_fills_the_context_is_refused_as_leaving_nothing() -> None:
+    options = ScriptedModelOptions(max_model_len=len(encode(render(user("hello")["messages"]))))
+    async with ScriptedModelServer(options) as server, aiohttp.ClientSession(server.url) as http:
+        error = await error_of(http, {**user("hello"), "max_tokens": 5})
+    assert error["message"].startswith("max_tokens must be at least 1, got 0")
+
+
+async def test_servers_before_refuse_a_limit_that_does_not_fit() -> None:
+    options = ScriptedModelOptions(max_model_len=50, lowers_limit=False)
     async with ScriptedModelServer(options) as server, aiohttp.ClientSession(server.url) as http:
         error = await error_of(http, {**user("word " * 100), "max_tokens": 10})
         assert await status_of(http, user("short")) == 200

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gym.proxy.splice import altered
+from gym.state.conversation import chain, count_items, input_items
 from gym.wire import chat, messages_request, responses_request
+from gym.wire.chat import to_completion
 from gym.wire.chunks import ChatAccumulator
 from gym.wire.errors import BadCompletion, WireError
 from gym.wire.messages_reply import to_message
@@ -83,7 +86,12 @@ def test_a_damaged_request_is_translated_or_refused(
         assert error.details["field"] == error.field  # noqa: PT017  either outcome is right
     else:
         orjson.dumps(translated)
-        assert translated["messages"]
+        messages = translated["messages"]
+        assert messages
+        # what is sent can be recorded, and gone on from
+        assert len(chain(messages)) == len(messages)
+        assert len(input_items(messages, id_prefix="r")) == count_items(messages)
+        altered(messages)
     assert request == before
 
 
@@ -92,6 +100,7 @@ def test_a_damaged_completion_is_translated_or_broken(completion: Json) -> None:
     for translate in (
         lambda: to_response({"top_logprobs": 1}, completion, response_id="resp_1", created_at=1.0),
         lambda: to_message({}, completion, message_id="msg_1"),
+        lambda: to_completion({"logprobs": True}, completion),
     ):
         try:
             orjson.dumps(translate())
@@ -105,7 +114,7 @@ def test_damaged_chunks_are_translated_or_broken(chunks: list[Json]) -> None:
     translators: list[StreamTranslator] = [
         ResponsesStream({"top_logprobs": 1}, response_id="resp_1", created_at=1.0),
         MessagesStream({}, message_id="msg_1"),
-        ChatStream({}),
+        ChatStream({"logprobs": True}),
     ]
     for chunk in chunks:
         if not isinstance(chunk, dict):
