@@ -40,6 +40,8 @@ from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
+from gym.relay.address import read_address
+from gym.relay.server import RelayServer
 from gym.results.blobs import BlobStore
 from gym.state.batches import Batches
 from gym.state.captures import Captures
@@ -91,8 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(family.router)
         app.state.routes += family.router.routes
-    if settings.api.keys:
-        app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
+    app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
     app.add_middleware(MeasureRequests, metrics=app.state.http_metrics)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
@@ -123,16 +124,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         sessions=SessionCalls(store, lease_calls, settings.sessions),
     )
     app.state.services = services
-    registering: asyncio.Task[None] | None = None
+    beside: list[asyncio.Task[None]] = []
     try:
         if not await _register_policies(services):
-            registering = asyncio.create_task(_keep_registering(services), name="register policies")
+            beside.append(asyncio.create_task(_keep_registering(services), name="register policies"))
+        if settings.redis.clients:
+            channels = read_address(settings.redis.url, prefix=settings.redis.prefix).channels
+            relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
+            beside.append(asyncio.create_task(relay.serve(), name="relay"))
         yield
     finally:
-        if registering is not None:
-            registering.cancel()
+        for task in beside:
+            task.cancel()
+        for task in beside:
             with suppress(asyncio.CancelledError):
-                await registering
+                await task
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()

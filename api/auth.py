@@ -2,6 +2,7 @@
 
 `GET` needs `read`, everything else `submit`: a trainer registers its policies with the key that it submits with.
 `admin` covers everything. Without keys in the settings there is no check, which `gym.config` allows on loopback only.
+Calls that came through Redis have no key: Redis itself has checked who may use their channel, which names the scope.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from api.errors import error_response
 from gym.config import ApiKey
 from gym.config import Scope as KeyScope
 from gym.errors import Forbidden, RequestError, Unauthorized
+from gym.relay.call import EXTENSION
+from gym.relay.frames import Asker
 
 # Probes have no keys, and what the API looks like is no secret.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
@@ -40,6 +43,18 @@ class ApiKeyAuth:
 
     def _check(self, scope: Scope) -> None:
         needed = needed_scope(scope["method"])
+        asker: Asker | None = scope.get("extensions", {}).get(EXTENSION)
+        if asker is not None:
+            if needed == "submit" and asker.scope != "submit":
+                raise Forbidden(
+                    "forbidden",
+                    f"the Redis user {asker.name} may read; the call needs the scope {needed}, which "
+                    f"`farm redis-acl {asker.name}` gives",
+                    {"scope": needed},
+                )
+            return
+        if not self._keys:
+            return
         scopes = self._scopes(given_key(scope["headers"]))
         if scopes is None:
             raise Unauthorized(
