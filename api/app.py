@@ -52,6 +52,7 @@ from gym.state.results import Results
 from gym.state.store import Store
 
 REGISTER_AGAIN_S = 1.0
+RELAY_START_S = 1.0
 _LOG = logging.getLogger(__name__)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "Invalid; the details name the field, and the row where there is one."},
@@ -132,6 +133,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             channels = read_address(settings.redis.url, prefix=settings.redis.prefix).channels
             relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
             beside.append(asyncio.create_task(relay.serve(), name="relay"))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(relay.listening.wait(), RELAY_START_S)
         yield
     finally:
         for task in beside:

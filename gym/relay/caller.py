@@ -178,7 +178,7 @@ class Line:
             if not (isinstance(event, Failed) and event.status == 403 and scope != SCOPES[-1]):
                 break
         if not self._expect(event):
-            raise _OverError(Lost(reason="no api process of a farm listens there, under this prefix and database", sent=False))
+            raise _OverError(Lost(reason="no farm listens there under this prefix and database", sent=False))
         give_up_at = self._clock() + min(silence_s, HELLO_S)
         while self._clock() < give_up_at:
             frame = yield from self._receive(call)

@@ -52,6 +52,8 @@ class RelayServer:
         self._grants = asyncio.Semaphore(MAX_GRANTS)
         self._calls: dict[str, Call] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self.listening = asyncio.Event()
+        """Set from when clients are heard for the first time."""
 
     async def serve(self) -> None:
         """Listen and answer. When it is cancelled, calls under way get `LEAVE_S` to end."""
@@ -84,7 +86,7 @@ class RelayServer:
 
     async def _session(self, server: str) -> None:
         """Listen under one name until the subscription breaks."""
-        pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+        pubsub = self._redis.pubsub()
         try:
             await pubsub.psubscribe(self._channels.asked(server), self._channels.asked(ANY))
             async with asyncio.TaskGroup() as group:
@@ -95,7 +97,10 @@ class RelayServer:
                     now = asyncio.get_running_loop().time()
                     if message is not None:
                         heard_at = now
-                        self._hear(message["channel"].decode(), message["data"], server)
+                        if message["type"] == "pmessage":
+                            self._hear(message["channel"].decode(), message["data"], server)
+                        elif message["data"] == 2:  # both patterns are confirmed
+                            self.listening.set()
                         await asyncio.sleep(0)  # what is there already is read without letting others run
                     elif now - heard_at > SILENCE_S:
                         # the beats of `_watch` come back here, so this is a subscription that broke unseen
