@@ -36,7 +36,9 @@ class AsyncRedisLines:
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self._address = read_address(url)
-        options = _options(timeout_s) | {"retry": AsyncRetry(NoBackoff(), 0)}
+        # the bound of a command is `_do`'s: with a socket timeout redis-py sends inside `asyncio.wait_for`, which
+        # before Python 3.12 may swallow a cancellation
+        options = _options(timeout_s) | {"retry": AsyncRetry(NoBackoff(), 0), "socket_timeout": None}
         self._redis: Any = AsyncRedis.from_url(self._address.url, **options)
         self._timeout_s = timeout_s
         self._room = asyncio.Semaphore(MAX_LINES)
@@ -94,15 +96,16 @@ class _AsyncLine:
 
     async def _do(self, action: Action) -> Event:
         try:
-            match action:
-                case Publish(channel, data):
-                    return int(await self._redis.publish(channel, data))
-                case Receive(timeout_s):
-                    return _message(await self._pubsub.get_message(timeout=timeout_s))
-                case Subscribe(channel):
-                    await self._pubsub.subscribe(channel)
-                    return _confirmed(await self._pubsub.get_message(timeout=COMMAND_TIMEOUT_S), self._address)
-        except RedisError as error:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                match action:
+                    case Publish(channel, data):
+                        return int(await self._redis.publish(channel, data))
+                    case Receive(timeout_s):
+                        return _message(await self._pubsub.get_message(timeout=timeout_s))
+                    case Subscribe(channel):
+                        await self._pubsub.subscribe(channel)
+                        return _confirmed(await self._pubsub.get_message(timeout=COMMAND_TIMEOUT_S), self._address)
+        except (RedisError, TimeoutError) as error:
             return _failed(error, self._address)
 
     async def close(self) -> None:
@@ -233,7 +236,7 @@ def _confirmed(message: dict[str, Any] | None, address: RedisAddress) -> Event:
     return True if message is not None else Failed(f"{address.shown}: the subscription was not confirmed in time")
 
 
-def _failed(error: RedisError, address: RedisAddress) -> Failed:
+def _failed(error: Exception, address: RedisAddress) -> Failed:
     status = None
     if isinstance(error, NoPermissionError):
         status = 403

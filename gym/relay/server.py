@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gym.errors import Unavailable
 from gym.relay.call import App, Call
 from gym.relay.frames import ANY, MAX_FRAME_BYTES, Channels, Frame, decode, is_token
+
+T = TypeVar("T")
 
 MAX_CALLS = 1024
 MAX_GRANTS = 32
@@ -38,14 +41,16 @@ class RelayServer:
     """Answers calls until `serve` is cancelled; while Redis is away it waits for it."""
 
     def __init__(self, url: str, channels: Channels, app: App, *, timeout_s: float = 10.0) -> None:
-        # nothing is repeated here: whatever breaks is noticed by the client, which asks again
+        # Nothing is repeated here: whatever breaks is noticed by the client, which asks again. Bounds are ours: with a
+        # socket timeout redis-py sends inside `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
         self._redis: Any = Redis.from_url(
             url,
-            socket_timeout=timeout_s,
+            socket_timeout=None,
             socket_connect_timeout=min(timeout_s, 5.0),
             retry=Retry(NoBackoff(), 0),
             max_connections=PUBLISHING + 8,
         )
+        self._timeout_s = timeout_s
         self._channels = channels
         self._app = app
         self._publishing = asyncio.Semaphore(PUBLISHING)
@@ -88,7 +93,7 @@ class RelayServer:
         """Listen under one name until the subscription breaks."""
         pubsub = self._redis.pubsub()
         try:
-            await pubsub.psubscribe(self._channels.asked(server), self._channels.asked(ANY))
+            await self._bounded(pubsub.psubscribe(self._channels.asked(server), self._channels.asked(ANY)))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(server), name="relay watch")
                 heard_at = asyncio.get_running_loop().time()
@@ -118,7 +123,7 @@ class RelayServer:
                 beat_at = now + BEAT_EVERY_S
             calls = list(self._calls.values())
             if calls:
-                counts = await self._redis.pubsub_numsub(*(call.channel for call in calls))
+                counts = await self._bounded(self._redis.pubsub_numsub(*(call.channel for call in calls)))
                 for call, (_, listeners) in zip(calls, counts, strict=True):
                     if not listeners:
                         call.leave()
@@ -167,7 +172,14 @@ class RelayServer:
 
     async def _publish(self, channel: str, data: bytes) -> int:
         async with self._publishing:
-            return int(await self._redis.publish(channel, data))
+            return int(await self._bounded(self._redis.publish(channel, data)))
+
+    async def _bounded(self, command: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await command
+        except TimeoutError:
+            raise RedisTimeoutError(f"Redis did not answer within {self._timeout_s:g} s") from None
 
     def _start(self, work: Coroutine[Any, Any, None], what: str) -> None:
         task = asyncio.create_task(work, name=f"relay {what}")
