@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -40,7 +40,7 @@ from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
-from gym.relay.address import read_address
+from gym.relay.address import farm_channels
 from gym.relay.server import RelayServer
 from gym.results.blobs import BlobStore
 from gym.state.batches import Batches
@@ -53,6 +53,7 @@ from gym.state.store import Store
 
 REGISTER_AGAIN_S = 1.0
 RELAY_START_S = 1.0
+END_AGAIN_S = 5.0  # longer than the relay takes to let its calls end
 _LOG = logging.getLogger(__name__)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "Invalid; the details name the field, and the row where there is one."},
@@ -128,23 +129,39 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     beside: list[asyncio.Task[None]] = []
     try:
         if not await _register_policies(services):
-            beside.append(asyncio.create_task(_keep_registering(services), name="register policies"))
+            beside.append(_start(_keep_registering(services), "register policies"))
         if settings.redis.clients:
-            channels = read_address(settings.redis.url, prefix=settings.redis.prefix).channels
+            channels = farm_channels(settings.redis.url, settings.redis.prefix)
             relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
-            beside.append(asyncio.create_task(relay.serve(), name="relay"))
+            beside.append(_start(relay.serve(), "relay"))
             with suppress(TimeoutError):
                 await asyncio.wait_for(relay.listening.wait(), RELAY_START_S)
         yield
     finally:
-        for task in beside:
-            task.cancel()
-        for task in beside:
-            with suppress(asyncio.CancelledError):
-                await task
+        await _end(beside)
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()
+
+
+def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_complain)
+    return task
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _LOG.error("%s ended: %s", task.get_name(), error, exc_info=error, extra={"action": "task_failed"})
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: before Python 3.12 `asyncio.wait_for`, inside redis-py, may swallow one."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=END_AGAIN_S)
 
 
 async def _keep_registering(services: Services) -> None:

@@ -37,11 +37,11 @@ def redis_acl(
     import secrets
 
     from gym.relay.acl import acl_line
-    from gym.relay.address import DEFAULT_PREFIX, read_address
+    from gym.relay.address import DEFAULT_PREFIX, farm_channels
 
     settings = settings_from(config)
     url = settings.redis.url or "redis://127.0.0.1:6379/0"
-    channels = read_address(url, prefix=settings.redis.prefix).channels
+    channels = farm_channels(url, settings.redis.prefix)
     if prompt:
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
     made = None if password else secrets.token_urlsafe(PASSWORD_BYTES)

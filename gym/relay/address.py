@@ -21,33 +21,36 @@ class RedisAddress:
     shown: str
 
 
-def read_address(url: str, *, prefix: str | None = None) -> RedisAddress:
-    """Take a URL apart; `prefix` comes before what the URL says. Raises Invalid.
+def read_address(url: str) -> RedisAddress:
+    """Take a client's URL apart. Raises Invalid.
 
     The database names the farm's channels and is not selected, so that a client needs no right to select one.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    given = query.pop("prefix", DEFAULT_PREFIX)
-    path = parts.path
-    database = query.pop("db", "")
-    if parts.scheme != "unix":
-        database = database or path.strip("/")
-        path = ""
-    if database and not database.isdecimal():
-        raise _unsupported(f"the Redis URL names database {database!r}; expected a number, as in redis://host:6379/0")
+    prefix = query.pop("prefix", DEFAULT_PREFIX)
+    query.pop("db", None)
     name = unquote(parts.username or "") or "default"
     if not NAME.fullmatch(name):
-        raise _unsupported(
-            f"the Redis user {name!r} cannot be a farm's client; use letters, digits and _.- (64 at most)"
-        )
-    where = parts.netloc.rpartition("@")[2]
+        raise _unsupported(f"the Redis user {name!r} cannot be a client; use letters, digits and _.- (64 at most)")
+    path = parts.path if parts.scheme == "unix" else ""
     return RedisAddress(
         url=urlunsplit((parts.scheme, parts.netloc, path, urlencode(query), "")),
-        channels=Channels(prefix=prefix or given, db=int(database or 0)),
+        channels=farm_channels(url, prefix),
         name=name,
-        shown=f"{parts.scheme}://{where}{parts.path}",
+        shown=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}",
     )
+
+
+def farm_channels(url: str, prefix: str) -> Channels:
+    """The channels of the farm that has this Redis URL and this prefix. Raises Invalid."""
+    parts = urlsplit(url)
+    database = dict(parse_qsl(parts.query)).get("db", "")
+    if parts.scheme != "unix":
+        database = database or parts.path.strip("/")
+    if database and not database.isdecimal():
+        raise _unsupported(f"the Redis URL names database {database!r}; expected a number, as in redis://host:6379/0")
+    return Channels(prefix=prefix, db=int(database or 0))
 
 
 def _unsupported(message: str) -> Invalid:

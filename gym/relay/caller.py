@@ -117,12 +117,11 @@ class Line:
             call = secrets.token_hex(8)
             asked = {"method": ask.method, "path": ask.path, "query": ask.query, "headers": dict(ask.headers)}
             frame = Frame("ask", call, {"line": self._line, "last": last, **asked}, first)
-            if self._server is None or not (yield from self._publish(frame)):
+            if self._server is None or not (yield from self._publish_ask(frame)):
                 self._server = yield from self._find_server(silence_s)
-                if not (yield from self._publish(frame)):
+                if not (yield from self._publish_ask(frame)):
                     self._server = None
                     return Lost(reason="the farm's process went away", sent=False)
-            self._sent = True
             return (yield from self._follow(call, pieces, silence_s))
         except _OverError as over:
             return over.outcome
@@ -185,6 +184,13 @@ class Line:
             if frame is not None and frame.kind == "here" and is_token(server := frame.text("server")):
                 return server
         raise _OverError(Lost(reason="a farm listens at this Redis but did not answer", sent=False))
+
+    def _publish_ask(self, frame: Frame) -> Generator[Action, Event, int]:
+        """As `_publish`; where Redis breaks meanwhile, a server may have heard it."""
+        self._sent = True
+        heard = yield from self._publish(frame)
+        self._sent = heard > 0
+        return heard
 
     def _publish(self, frame: Frame) -> Generator[Action, Event, int]:
         """How many heard it: 0 where the server is gone."""

@@ -15,7 +15,7 @@ from redis import Redis
 from api.cli.local_farm import LocalFarm, local_farm
 from gym.client.over_redis import AsyncRedisLines, SyncRedisLines
 from gym.relay.acl import acl_line
-from gym.relay.address import read_address
+from gym.relay.address import DEFAULT_PREFIX, farm_channels
 from gym.relay.caller import Answer, Ask, Lost
 from gym.relay.frames import AskScope
 from gym.state.embedded import EmbeddedRedis
@@ -61,7 +61,7 @@ NewClient = Callable[..., str]
 def _new_client(farm_redis_url: str, name: str = "trainer", scope: AskScope = "submit") -> str:
     """Make a Redis user that may be a client and nothing else; its URL."""
     parts = urlsplit(farm_redis_url)
-    channels = read_address(farm_redis_url).channels
+    channels = farm_channels(farm_redis_url, DEFAULT_PREFIX)
     with Redis.from_url(farm_redis_url) as redis:
         redis.execute_command(*acl_line(channels, name, scope=scope, password=CLIENT_PASSWORD).split(" "))
     return f"redis://{name}:{CLIENT_PASSWORD}@{parts.hostname}:{parts.port}/{channels.db}"
