@@ -120,6 +120,8 @@ class Call:
                 await self._say(piece, last=last and not more)
 
     async def _say(self, piece: bytes, *, last: bool) -> None:
+        if self._left.is_set():
+            return
         try:
             async with asyncio.timeout(STALL_S):
                 await self._window.acquire()
