@@ -55,6 +55,7 @@ class Call:
         self._left = asyncio.Event()
         self._start: Message = {}
         self._part = 0
+        self._ended = False
 
     async def run(self, app: App) -> None:
         """Answer it. Nothing is raised: what goes wrong is the answer, or logged where there is nobody to answer."""
@@ -69,6 +70,8 @@ class Call:
             _LOG.exception("%s %s failed", scope["method"], scope["path"], extra={"action": "relay_call_failed"})
         finally:
             self._return_grant()
+        if not self._ended and not self._left.is_set():
+            await self._tell(Frame("lost", self._ask.call, {}))
 
     async def refuse(self, error: RequestError) -> None:
         """Answer with an error of the relay's own, in the API's shape."""
@@ -135,6 +138,7 @@ class Call:
             head |= {"status": self._start["status"], "headers": headers}
         await self._tell(Frame("part" if self._part else "answer", self._ask.call, head, piece))
         self._part += 1
+        self._ended = last
 
     async def _tell(self, frame: Frame) -> None:
         try:

@@ -187,11 +187,17 @@ async def test_a_request_that_is_none_is_answered_400(changes: dict[str, Any]) -
     assert orjson.loads(frame.payload)["error"]["code"] == "malformed_ask"
 
 
-async def test_a_fault_of_the_app_ends_its_call_alone(caplog: pytest.LogCaptureFixture) -> None:
-    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_fault_of_the_app_ends_its_call_alone_and_is_told(
+    caplog: pytest.LogCaptureFixture, started: bool
+) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise ZeroDivisionError
 
     client = Client()
     await client.start(app)
-    assert client.frames == []
+    assert [frame.kind for frame in client.frames] == ["answer"] * started + ["lost"]
     assert "POST /v1/a b failed" in caplog.text

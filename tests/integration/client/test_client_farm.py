@@ -1,4 +1,4 @@
-"""The client against a farm behind a real socket."""
+"""The client against a farm in memory, by HTTP and over Redis."""
 
 import pytest
 
@@ -173,11 +173,16 @@ def test_waiting_for_a_batch_that_does_not_end_is_bounded(farm: FakeFarm) -> Non
             batch.wait(timeout_s=0)
 
 
+def test_an_api_key_is_sent_with_every_request() -> None:
+    with FakeFarm(api_key="a-key-for-this-test") as farm:
+        with quick(farm) as client, pytest.raises(Unauthorized):
+            client.environments()
+        with connect_sync(farm.url, api_key=farm.api_key) as client:
+            assert client.environments()
+
+
 def test_errors_of_the_farm_come_as_the_errors_of_the_tree(farm: FakeFarm) -> None:
-    farm.api_key = "a-key-for-this-test"
-    with quick(farm) as client, pytest.raises(Unauthorized):
-        client.environments()
-    with connect_sync(farm.url, api_key=farm.api_key) as client, pytest.raises(NotFound) as caught:
+    with quick(farm) as client, pytest.raises(NotFound) as caught:
         client.batch("nowhere").status()
     assert (caught.value.code, caught.value.details) == ("batch_not_found", {"batch_id": "nowhere"})
 
@@ -208,7 +213,7 @@ def test_an_address_where_nobody_listens_is_named_as_such() -> None:
     assert caught.value.code == "unreachable"
 
 
-@pytest.mark.parametrize("url", ["redis://127.0.0.1/0", "127.0.0.1:8700", "ftp://farm"])
+@pytest.mark.parametrize("url", ["redis://127.0.0.1/zero", "redis:///0", "127.0.0.1:8700", "ftp://farm"])
 def test_an_address_that_cannot_be_a_farm_is_refused(url: str) -> None:
     with pytest.raises(Invalid) as caught:
         connect_sync(url)
@@ -261,7 +266,6 @@ async def test_the_async_client_does_the_same(farm: FakeFarm) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_async_client_reads_environments() -> None:
-    with FakeFarm() as farm:
-        async with connect(farm.url) as client:
-            assert (await client.environment("weather")).name == "weather"
+async def test_the_async_client_reads_environments(farm: FakeFarm) -> None:
+    async with connect(farm.url) as client:
+        assert (await client.environment("weather")).name == "weather"
