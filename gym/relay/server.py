@@ -40,7 +40,9 @@ _LOG = logging.getLogger(__name__)
 class RelayServer:
     """Answers calls until `serve` is cancelled; while Redis is away it waits for it."""
 
-    def __init__(self, url: str, channels: Channels, app: App, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, url: str, channels: Channels, app: App, *, timeout_s: float = 10.0, max_calls: int = MAX_CALLS
+    ) -> None:
         # Nothing is repeated here: whatever breaks is noticed by the client, which asks again. Bounds are ours: with a
         # socket timeout redis-py sends inside `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
         self._redis: Any = Redis.from_url(
@@ -53,6 +55,7 @@ class RelayServer:
         self._timeout_s = timeout_s
         self._channels = channels
         self._app = app
+        self._max_calls = max_calls
         self._publishing = asyncio.Semaphore(PUBLISHING)
         self._grants = asyncio.Semaphore(MAX_GRANTS)
         self._calls: dict[str, Call] = {}
@@ -81,13 +84,16 @@ class RelayServer:
             await self._end()
 
     async def _end(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=LEAVE_S)
-        left = list(self._tasks)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await self._redis.aclose()
+        """Let calls end, then end them; a second cancellation makes it short."""
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=LEAVE_S)
+        finally:
+            left = list(self._tasks)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await self._redis.aclose()
 
     async def _session(self, server: str) -> None:
         """Listen under one name until the subscription breaks."""
@@ -150,11 +156,13 @@ class RelayServer:
             self._start(self._say(tell, Frame("lost", frame.call, {})), "ping")
         elif frame.kind == "ask" and not to_all:
             call = Call(frame, asker, tell, self._publish, self._grants)
-            if len(self._calls) < MAX_CALLS:
+            if len(self._calls) < self._max_calls:
                 self._calls[frame.call] = call
                 self._start(self._run(call, frame.call), "call")
             else:
-                full = Unavailable("relay_busy", f"{MAX_CALLS} calls are under way here; ask again", retry_after_s=2)
+                full = Unavailable(
+                    "relay_busy", f"{self._max_calls} calls are under way here; ask again", retry_after_s=2
+                )
                 self._start(call.refuse(full), "refusal")
 
     async def _run(self, call: Call, call_id: str) -> None:

@@ -65,7 +65,7 @@ def relayed(redis_url: str, app: Any) -> Iterator[None]:
 
 
 @pytest.fixture(params=["http", "redis"])
-def farm(request: pytest.FixtureRequest, new_client: Callable[..., str]) -> Iterator[FakeFarm]:
+def fake(request: pytest.FixtureRequest, new_client: Callable[..., str]) -> Iterator[FakeFarm]:
     """Entered; its results come in pages of three."""
     with FakeFarm(page_limit=3) as fake:
         if request.param == "http":
