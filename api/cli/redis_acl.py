@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote, urlencode, urlsplit
 
 import typer
 
 from api.cli.options import ConfigFile, settings_from
-from gym.relay.frames import AskScope
 
 PASSWORD_BYTES = 32
 
@@ -20,9 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def redis_acl(
     name: Annotated[str, typer.Argument(help="The user: letters, digits and _.-")],
-    scope: Annotated[AskScope, typer.Option(help="`read` may follow batches, `submit` do all that the API does.")] = (
-        "submit"
-    ),
+    scope: Annotated[
+        Literal["submit", "read"], typer.Option(help="`read` may follow batches, `submit` do all that the API does.")
+    ] = ("submit"),
     password: Annotated[
         str | None, typer.Option(envvar="FARM_CLIENT_PASSWORD", show_envvar=True, help="Left out, one is made.")
     ] = None,
