@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -40,6 +40,8 @@ from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
+from gym.relay.address import farm_channels
+from gym.relay.server import RelayServer
 from gym.results.blobs import BlobStore
 from gym.state.alarms import Alarms
 from gym.state.batches import Batches
@@ -49,9 +51,11 @@ from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
 from gym.state.server import watch_for_eviction
-from gym.state.store import Store
+from gym.state.store import Store, end_tasks
 
 REGISTER_AGAIN_S = 1.0
+RELAY_START_S = 1.0
+END_AGAIN_S = 5.0  # longer than the relay takes to let its calls end
 _LOG = logging.getLogger(__name__)
 _ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorAnswer, "description": "Invalid; the details name the field, and the row where there is one."},
@@ -93,8 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(family.router)
         app.state.routes += family.router.routes
-    if settings.api.keys:
-        app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
+    app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
     app.add_middleware(MeasureRequests, metrics=app.state.http_metrics)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
@@ -126,19 +129,33 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         alarms=Alarms(store),
     )
     app.state.services = services
-    background = [asyncio.create_task(watch_for_eviction(settings.redis.url), name="watch for eviction")]
+    beside = [_start(watch_for_eviction(settings.redis.url), "watch for eviction")]
     try:
         if not await _register_policies(services):
-            background.append(asyncio.create_task(_keep_registering(services), name="register policies"))
+            beside.append(_start(_keep_registering(services), "register policies"))
+        if settings.redis.clients:
+            channels = farm_channels(settings.redis.url, settings.redis.prefix)
+            relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
+            beside.append(_start(relay.serve(), "relay"))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(relay.listening.wait(), RELAY_START_S)
         yield
     finally:
-        for task in background:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await end_tasks(beside, again_s=END_AGAIN_S)
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()
+
+
+def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(_complain)
+    return task
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _LOG.error("%s ended: %s", task.get_name(), error, exc_info=error, extra={"action": "task_failed"})
 
 
 async def _keep_registering(services: Services) -> None:

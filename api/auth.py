@@ -1,6 +1,7 @@
 """Who may call what: the check of `api.keys`, as plain ASGI middleware in front of the app.
 
-Without keys in the settings there is no check, which `gym.config` allows on loopback only.
+Without keys in the settings there is no check, which `gym.config` allows on loopback only. Calls that came through
+Redis have no key: Redis itself has checked who may use their channel, which names the scope.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import error_response
-from api.keys import KeyRing
+from api.keys import KeyRing, needed_scope
 from gym.config import ApiKey
-from gym.errors import RequestError
+from gym.errors import Forbidden, RequestError
+from gym.relay.call import EXTENSION
+from gym.relay.frames import Asker
 
 # Probes have no keys, and what the API looks like is no secret.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
@@ -23,14 +26,32 @@ class ApiKeyAuth:
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
         self._app = app
-        self._keys = KeyRing(keys)
+        self._keys = KeyRing(keys) if keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
-                self._keys.check(scope["method"], scope["headers"])
+                self._check(scope)
             except RequestError as error:
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        asker: Asker | None = scope.get("extensions", {}).get(EXTENSION)
+        if asker is not None:
+            _check_asker(asker, scope["method"])
+        elif self._keys is not None:
+            self._keys.check(scope["method"], scope["headers"])
+
+
+def _check_asker(asker: Asker, method: str) -> None:
+    needed = needed_scope(method)
+    if needed == "submit" and asker.scope != "submit":
+        raise Forbidden(
+            "forbidden",
+            f"the Redis user {asker.name} may read; the call needs the scope {needed}, which "
+            f"`farm redis-acl {asker.name}` gives",
+            {"scope": needed},
+        )

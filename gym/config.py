@@ -52,6 +52,7 @@ class RedisSettings(Section):
     broker_url: str | None = Field(default=None, repr=False, description="Celery's; left out, the next database")
     prefix: str = Field(default="farm", pattern=r"^[a-z0-9_.-]{1,32}$")
     timeout_s: Seconds = 10.0
+    clients: bool = Field(default=True, description="whether api processes answer clients that come through Redis")
 
 
 class ApiSettings(Section):

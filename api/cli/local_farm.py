@@ -42,6 +42,11 @@ class LocalFarm:
     """`farm up`."""
 
     @property
+    def redis_url(self) -> str:
+        """The farm's own embedded Redis, with all rights."""
+        return (self.data_dir / "redis" / "url").read_text()
+
+    @property
     def policy(self) -> PolicySpec:
         """The mock model, for a policy of another name."""
         return _policy(self.model_url)

@@ -22,6 +22,7 @@ FAMILIES = (
     "api.cli.batches",
     "api.cli.environments",
     "api.cli.settings",
+    "api.cli.redis_acl",
     "api.cli.doctor",
     "api.cli.mock_model",
     "api.cli.bench",

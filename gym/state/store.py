@@ -164,10 +164,10 @@ class Store:
         return int(seconds) * 1000 + int(micros) // 1000
 
 
-async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]], *, again_s: float = 0.5) -> None:
     """Cancel tasks that use Redis until they have ended: its client may swallow a cancellation."""
     running = set(tasks)
     while running:
         for task in running:
             task.cancel()
-        _, running = await asyncio.wait(running, timeout=0.5)
+        _, running = await asyncio.wait(running, timeout=again_s)

@@ -1,16 +1,23 @@
-"""Real servers for the integration tests: Redis, and a whole farm with a mock model."""
+"""Real servers for the integration tests: Redis, and a whole farm with a mock model; and both ways to a farm."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
 from redis import Redis
 
 from api.cli.local_farm import LocalFarm, local_farm
+from gym.client.over_redis import AsyncRedisLines, SyncRedisLines
+from gym.relay.acl import acl_line
+from gym.relay.address import DEFAULT_PREFIX, farm_channels
+from gym.relay.caller import Answer, Ask, Lost
+from gym.relay.frames import AskScope
 from gym.state.embedded import EmbeddedRedis
 
 
@@ -43,3 +50,76 @@ def farm() -> Iterator[LocalFarm]:
         for process in left:
             process.kill()
         assert not left, f"the farm left {[process.cmdline() for process in left]}"
+
+
+CLIENT_PASSWORD = "a-password-for-tests"
+TIMEOUT_S = 60.0
+
+NewClient = Callable[..., str]
+
+
+def _new_client(farm_redis_url: str, name: str = "trainer", scope: AskScope = "submit") -> str:
+    """Make a Redis user that may be a client and nothing else; its URL."""
+    parts = urlsplit(farm_redis_url)
+    channels = farm_channels(farm_redis_url, DEFAULT_PREFIX)
+    with Redis.from_url(farm_redis_url) as redis:
+        redis.execute_command(*acl_line(channels, name, scope=scope, password=CLIENT_PASSWORD).split(" "))
+    return f"redis://{name}:{CLIENT_PASSWORD}@{parts.hostname}:{parts.port}/{channels.db}"
+
+
+@pytest.fixture(scope="session")
+def new_client() -> NewClient:
+    """Makes clients' users: `new_client(url_of_the_farms_redis, name, scope)` gives the URL for `connect`."""
+    return _new_client
+
+
+class OverRedis(httpx.AsyncBaseTransport):
+    """Carries what a test asks of the API over Redis, so that one test holds for both ways."""
+
+    def __init__(self, url: str) -> None:
+        self._lines = AsyncRedisLines(url, timeout_s=TIMEOUT_S)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        asked = _ask(request, await request.aread())
+        return _response(await self._lines.ask(asked, silence_s=TIMEOUT_S))
+
+    async def aclose(self) -> None:
+        await self._lines.close()
+
+
+class SyncOverRedis(httpx.BaseTransport):
+    """As OverRedis, in the calling thread."""
+
+    def __init__(self, url: str) -> None:
+        self._lines = SyncRedisLines(url, timeout_s=TIMEOUT_S)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        asked = _ask(request, request.read())
+        return _response(self._lines.ask(asked, silence_s=TIMEOUT_S))
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def _ask(request: httpx.Request, body: bytes) -> Ask:
+    path, _, query = request.url.raw_path.decode().partition("?")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return Ask(method=request.method, path=path, query=query, headers=headers, body=[body])
+
+
+def _response(outcome: Answer | Lost) -> httpx.Response:
+    if isinstance(outcome, Lost):
+        raise httpx.ReadError(outcome.reason)
+    return httpx.Response(outcome.status, headers=dict(outcome.headers), content=outcome.body)
+
+
+@pytest.fixture
+def over_redis() -> Callable[[str], httpx.AsyncBaseTransport]:
+    """Makes a transport for `httpx.AsyncClient` from a client's URL."""
+    return OverRedis
+
+
+@pytest.fixture
+def sync_over_redis() -> Callable[[str], httpx.BaseTransport]:
+    """Makes a transport for `httpx.Client` from a client's URL."""
+    return SyncOverRedis

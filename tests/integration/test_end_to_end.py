@@ -1,4 +1,7 @@
-"""The whole farm as a user has it: real Redis, real Celery workers, real HTTP, a scripted model."""
+"""The whole farm as a user has it: real Redis, real Celery workers, real HTTP, a scripted model.
+
+What a client sees, it sees by HTTP and over a Redis alone.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,15 @@ WAIT_S = 90.0
 CITIES = ("Oslo", "Lima", "New York City", "São Paulo", "Reykjavík")
 
 
-@pytest.fixture
-def http(farm: LocalFarm) -> Any:
-    with httpx.Client(base_url=farm.url, timeout=60) as client:
+@pytest.fixture(params=["http", "redis"])
+def http(request: pytest.FixtureRequest, farm: LocalFarm, new_client: Any, sync_over_redis: Any) -> Any:
+    over_redis = request.param == "redis"
+    transport = sync_over_redis(new_client(farm.redis_url)) if over_redis else None
+    with httpx.Client(base_url=farm.url, timeout=60, transport=transport) as client:
         yield client
+
+
+by_http_alone = pytest.mark.parametrize("http", ["http"], indirect=True)
 
 
 def weather_row(number: int) -> dict[str, Any]:
@@ -73,9 +81,8 @@ def test_200_tasks_with_4_samples_give_800_results_each_once_with_reward_1(http:
     ended = threading.Event()
 
     def poll() -> None:
-        with httpx.Client(base_url=str(http.base_url)) as poller:
-            while not ended.wait(0.02):
-                ledgers.append(poller.get(f"/v1/batches/{batch_id}").json()["ledger"])
+        while not ended.wait(0.02):
+            ledgers.append(http.get(f"/v1/batches/{batch_id}").json()["ledger"])
 
     poller = threading.Thread(target=poll)
     poller.start()
@@ -171,6 +178,7 @@ def test_a_trajectory_carries_the_tokens_that_the_server_returned(http: httpx.Cl
     assert "cold" in shown["response"]["output"][-1]["content"][0]["text"]
 
 
+@by_http_alone
 def test_a_model_that_answers_500_again_and_again_fails_the_rollout_with_its_attempts(http: httpx.Client) -> None:
     body = {
         "environment": "weather",
@@ -187,6 +195,7 @@ def test_a_model_that_answers_500_again_and_again_fails_the_rollout_with_its_att
     assert [attempt["attempt"] for attempt in error["attempts"]] == [1, 2]
 
 
+@by_http_alone
 def test_a_rollout_that_takes_too_long_times_out_and_one_that_hangs_stalls(http: httpx.Client) -> None:
     limits = {"rollout_timeout_s": 1.5, "stall_timeout_s": 60}
     body = {"environment": "weather", "limits": limits, "rows": [ask("[[hang]] Oslo?")]}
@@ -201,6 +210,7 @@ def test_a_rollout_that_takes_too_long_times_out_and_one_that_hangs_stalls(http:
     assert stalled["error"]["kind"] == "stalled"
 
 
+@by_http_alone
 def test_flower_shows_a_finished_job_with_its_environment_and_rollouts(farm: LocalFarm, http: httpx.Client) -> None:
     batch_id = http.post("/v1/batches", json={"environment": "weather", "rows": [weather_row(0)]}).json()["batch_id"]
     all_results(http, batch_id)

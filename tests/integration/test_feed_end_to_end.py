@@ -22,9 +22,9 @@ def weather_rows(number: int) -> list[dict[str, Any]]:
     return [ask | {"task_id": f"w{row}"} for row in range(number)]
 
 
-@pytest.fixture
-def batch(farm: LocalFarm) -> Any:
-    with connect_sync(farm.url) as client:
+@pytest.fixture(params=["http", "redis"])
+def batch(request: pytest.FixtureRequest, farm: LocalFarm, new_client: Any) -> Any:
+    with connect_sync(farm.url if request.param == "http" else new_client(farm.redis_url)) as client:
         yield client.submit(weather_rows(ROWS), environment="weather", num_samples=SAMPLES)
 
 
@@ -51,6 +51,7 @@ def test_a_trainer_that_dies_goes_on_with_the_groups_that_it_had_not_used_up(bat
     assert len(set(watcher)) == len(watcher) == ROWS * SAMPLES
 
 
+@pytest.mark.parametrize("batch", ["http"], indirect=True)
 def test_a_listener_that_is_cut_off_again_and_again_misses_nothing(farm: LocalFarm, batch: Batch) -> None:
     told: Counter[str] = Counter()
     groups: set[str] = set()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,13 @@ def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
 
 
-def test_the_trainers_example_runs_and_prints_every_rollout(farm: LocalFarm) -> None:
+@pytest.mark.parametrize("way", ["http", "redis"])
+def test_the_trainers_example_runs_and_prints_every_rollout(
+    farm: LocalFarm, new_client: Callable[..., str], way: str
+) -> None:
+    url = farm.url if way == "http" else new_client(farm.redis_url)
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "train.py", farm.url, f"{farm.model_url}/v1"],
+        [sys.executable, EXAMPLES / "train.py", url, f"{farm.model_url}/v1"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -13,9 +14,12 @@ from api.cli.local_farm import LocalFarm
 POLICY = "synced"
 
 
-@pytest.fixture
-def http(farm: LocalFarm) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=farm.url, timeout=60) as client:
+@pytest.fixture(params=["http", "redis"])
+def http(
+    request: pytest.FixtureRequest, farm: LocalFarm, new_client: Any, sync_over_redis: Any
+) -> Iterator[httpx.Client]:
+    transport = sync_over_redis(new_client(farm.redis_url)) if request.param == "redis" else None
+    with httpx.Client(base_url=farm.url, timeout=60, transport=transport) as client:
         client.put(f"/v1/policies/{POLICY}", json={**farm.policy.model_dump(mode="json"), "version": 1})
         yield client
         client.delete(f"/v1/policies/{POLICY}")

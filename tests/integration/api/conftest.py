@@ -54,11 +54,22 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture
-async def http(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app in this process; what the app does not catch is raised in the test."""
-    async with running(create_app(settings)) as client:
-        yield client
+@pytest.fixture(params=["http", "redis"])
+async def http(
+    request: pytest.FixtureRequest, settings: Settings, new_client: Any, over_redis: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the app in this process, over HTTP and over Redis with nothing but a client's rights.
+
+    What the app does not catch is raised in the test, over HTTP.
+    """
+    app = create_app(settings)
+    async with running(app) as client:
+        if request.param == "http":
+            yield client
+            return
+        url = new_client(settings.redis.url)
+        async with httpx.AsyncClient(transport=over_redis(url), base_url="http://farm", timeout=30) as client:
+            yield client
 
 
 @pytest.fixture

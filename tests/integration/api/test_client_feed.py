@@ -1,4 +1,4 @@
-"""The client's leases and events against the real API, with a worker played by the test."""
+"""The client's leases and events against the real API, both ways, with a worker played by the test."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ pytestmark = pytest.mark.anyio
 Row = dict[str, Any]
 
 
+@pytest.fixture(params=["http", "redis"])
+def url(request: pytest.FixtureRequest, served: httpx.AsyncClient, redis_url: str, new_client: Any) -> str:
+    """Where a client connects to."""
+    return str(served.base_url) if request.param == "http" else str(new_client(redis_url))
+
+
 @pytest.fixture
-async def farm(served: httpx.AsyncClient) -> AsyncIterator[AsyncFarm]:
-    async with connect(str(served.base_url)) as farm:
+async def farm(url: str) -> AsyncIterator[AsyncFarm]:
+    async with connect(url) as farm:
         yield farm
 
 
@@ -65,13 +71,11 @@ async def test_two_processes_of_a_consumer_share_and_another_consumer_has_all(
     assert sorted(seen["one"] + seen["two"]) == sorted(seen["other"])
 
 
-async def test_groups_come_whole_to_a_client_that_blocks(
-    served: httpx.AsyncClient, farm: AsyncFarm, worker: Any, row: Row
-) -> None:
+async def test_groups_come_whole_to_a_client_that_blocks(url: str, farm: AsyncFarm, worker: Any, row: Row) -> None:
     batch = await batch_of(farm, worker, row, 3, num_samples=4)
 
     def read() -> tuple[list[int], list[str]]:
-        with connect_sync(str(served.base_url)) as blocking:
+        with connect_sync(url) as blocking:
             same = blocking.batch(batch.batch_id)
             sizes = [len({result.sample_index for result in group}) for group in same.leased_groups("t", most=2)]
             return sizes, [event.kind for event in same.events()]
