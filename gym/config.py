@@ -101,7 +101,22 @@ class DispatcherSettings(Section):
     ] = 2.0
     slice_size: Annotated[int, Field(ge=1, le=16, description="rollouts that one job carries")] = 16
     resend_after_s: Seconds = 30.0
+    suspect_after: Annotated[
+        int, Field(ge=1, le=100, description="deaths of workers after which a rollout that was there is run alone")
+    ] = 2
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
+
+
+class BreakerSettings(Section):
+    """When rollouts of a policy, an environment or a judge that keeps failing are parked, and when one is tried."""
+
+    failures: Annotated[
+        int, Field(ge=1, le=1000, description="infrastructure failures in a row after which rollouts are parked")
+    ] = 3
+    probe_after_s: Annotated[
+        float, Field(gt=0, le=3600, description="until one rollout is let through; doubled after each that fails")
+    ] = 5.0
+    max_probe_after_s: Annotated[float, Field(gt=0, le=24 * 3600)] = 60.0
 
 
 class ModelSettings(Section):
@@ -160,6 +175,7 @@ class Settings(BaseSettings):
     flower: FlowerSettings = FlowerSettings()
     worker: WorkerSettings = WorkerSettings()
     dispatcher: DispatcherSettings = DispatcherSettings()
+    breakers: BreakerSettings = BreakerSettings()
     model: ModelSettings = ModelSettings()
     results: ResultSettings = ResultSettings()
     sessions: SessionSettings = SessionSettings()

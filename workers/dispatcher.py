@@ -22,11 +22,14 @@ from redis.exceptions import RedisError
 from gym.config import Settings
 from gym.errors import SettingsError
 from gym.state.batches import cancel
+from gym.state.breakers import BreakerKey, policy_key
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
 from gym.state.store import Store
 from gym.state.submission import sweep_staged
-from workers.publisher import Publisher
+from workers.alone_jobs import AloneJobs, jobs_of
+from workers.parking import Parking
+from workers.publisher import Job, Publisher
 from workers.retention import Retention
 from workers.schedule import Waiting, plan
 
@@ -49,6 +52,8 @@ class Batch:
     created_at: int
     max_attempts: int
     deadline_at: int | None
+    policy: BreakerKey
+    parked: int = 0  # of those queued, by their environments
     queued: int = 0
     dispatched: int = 0
     running: int = 0
@@ -68,6 +73,8 @@ class Dispatcher:
         self._leases = Leases(store)
         self._publisher = publisher
         self._retention = Retention(settings, store)
+        self._parking = Parking(settings, store)
+        self._alone = AloneJobs(store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
         self._slots = 0
@@ -122,6 +129,7 @@ class Dispatcher:
         await self._store.redis.blpop([self._store.keys.wake], timeout=self._settings.dispatcher.tick_s)
 
     async def _tick(self) -> None:
+        await self._parking.refresh()
         await self._read_batches()
         if time.monotonic() >= self._housekeeping_at:
             await self._housekeeping()
@@ -141,11 +149,13 @@ class Dispatcher:
         if not self._batches:
             return
         pipeline = redis.pipeline(transaction=False)
+        fields = ["queued", "dispatched", "running", "cancel", "ended_at", *self._parking.fields]
         for name in self._batches:
-            pipeline.hmget(keys.batch(name).meta, ["queued", "dispatched", "running", "cancel", "ended_at"])
+            pipeline.hmget(keys.batch(name).meta, fields)
         for batch, values in zip(self._batches.values(), await pipeline.execute(), strict=True):
-            queued, dispatched, running, flag, ended_at = values
+            queued, dispatched, running, flag, ended_at, *parked = values
             batch.queued, batch.dispatched, batch.running = int(queued or 0), int(dispatched or 0), int(running or 0)
+            batch.parked = sum(int(number or 0) for number in parked)
             batch.stopping = flag or b"0"
             batch.ended = ended_at is not None
 
@@ -155,7 +165,8 @@ class Dispatcher:
         if values[0] is None:
             await self._store.redis.zrem(self._store.keys.active, batch_id)
             return None
-        limits = orjson.loads(values[0])["limits"]
+        spec = orjson.loads(values[0])
+        limits = spec["limits"]
         created_at = int(values[4])
         deadline_s = limits.get("deadline_s")
         return Batch(
@@ -166,10 +177,12 @@ class Dispatcher:
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
+            policy=policy_key(spec.get("policy")),
         )
 
     async def _fill_window(self) -> None:
         batches = self._batches.values()
+        await self._send(await self._parking.probes(list(batches)), self._server_ms())
         in_flight = sum(batch.dispatched + batch.running for batch in batches)
         room = int(self._slots * self._settings.dispatcher.window) - in_flight
         waiting = [
@@ -179,11 +192,12 @@ class Dispatcher:
                 priority=batch.priority,
                 weight=batch.weight,
                 created_at=batch.created_at,
-                backlog=batch.queued - batch.dispatched,
+                backlog=batch.queued - batch.dispatched - batch.parked,
             )
             for batch in batches
-            if batch.stopping == b"0" and batch.queued > batch.dispatched
+            if batch.stopping == b"0" and not self._parking.holds(batch.policy)
         ]
+        waiting = [batch for batch in waiting if batch.backlog > 0]
         if room <= 0 or not waiting:
             return
         if self._virtual_times is None:
@@ -208,13 +222,19 @@ class Dispatcher:
     async def _dispatch(self, takes: list[tuple[str, int]]) -> None:
         """Take as planned and send one job for each slice of one environment."""
         sent_ms = self._server_ms()  # before taking: no rollout is older than the job that carries it
-        jobs = []
+        jobs: list[Job] = []
         for batch_id, wanted in takes:
-            taken = await self._rollouts.take(batch_id, wanted)
-            by_environment: dict[str, list[tuple[str, int]]] = {}
-            for rollout in taken:
-                by_environment.setdefault(rollout.environment, []).append((rollout.member, rollout.attempt))
-            jobs += [(batch_id, environment, members) for environment, members in by_environment.items()]
+            taken, more = await self._rollouts.take(
+                batch_id, wanted, parked=self._parking.environments, suspects=await self._alone.may_go(self._workers)
+            )
+            found = jobs_of(batch_id, taken)
+            self._alone.sent(found)
+            jobs += found
+            if more:
+                await self._store.wake_dispatcher()
+        await self._send(jobs, sent_ms)
+
+    async def _send(self, jobs: list[Job], sent_ms: int) -> None:
         if jobs:
             await asyncio.to_thread(self._publisher.send, jobs, sent_ms)
 
@@ -257,7 +277,11 @@ class Dispatcher:
                 await cancel(self._store, batch.batch_id, "batch", "*")
         if dead or batch.dispatched:
             recovered = await self._rollouts.recover(
-                batch.batch_id, overdue_ms=overdue_ms, max_attempts=batch.max_attempts, dead_workers=dead
+                batch.batch_id,
+                overdue_ms=overdue_ms,
+                max_attempts=batch.max_attempts,
+                dead_workers=dead,
+                suspect_after=self._settings.dispatcher.suspect_after,
             )
             if recovered.requeued or recovered.failed or recovered.resent:
                 _LOG.warning(

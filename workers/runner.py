@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import random
 import time
 import traceback
 import zlib
@@ -30,6 +29,7 @@ from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
 from gym.reward import Reward
 from gym.rollout import StopReason
+from gym.state.breakers import BreakerKey
 from gym.state.rollouts import Claim
 from gym.task import Task
 from gym.trajectory import Trajectory
@@ -71,6 +71,8 @@ class Running:
     began: float = dataclasses.field(default_factory=time.monotonic)
     stalled: bool = False
     committing: bool = False  # its outcome is on the way; nothing may interrupt that
+    probe: BreakerKey | None = None  # the breaker that it was let through to try
+    alone: bool = False  # nothing else runs in this worker
 
     def idle_s(self, now: float) -> float:
         """Seconds since anything happened in it."""
@@ -205,11 +207,6 @@ class Runner:
                 f"policy {name!r} is not registered any more; PUT /v1/policies/{name} and requeue the rollout"
             )
         return record
-
-
-def retry_delay_s(attempt: int) -> float:
-    """How long a rollout waits before its next attempt: 1, 2, 4 … up to 30 s, with jitter of a half."""
-    return min(30.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 def start(claim: Claim, spec: BatchSpec) -> Running:

@@ -22,15 +22,19 @@ from gym.environments.registry import load_registry
 from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
+from gym.state.breakers import BreakerKey, Breakers
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import RedisAway, Store, end_tasks
+from workers.breakers import BreakerWatch
 from workers.committer import Committer
 from workers.record import error_line, packed_trajectory, record, sums
-from workers.runner import Finished, Runner, Running, retry_delay_s, start
+from workers.retries import retry_in_s
+from workers.runner import Finished, Runner, Running, start
 from workers.sessions import SessionHost
 from workers.slots import Slots
+from workers.suspects import SuspectRuns
 
 WATCH_S = 0.5
 _LOG = logging.getLogger(__name__)
@@ -49,6 +53,14 @@ class Runtime:
         self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
         self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
+        self._breakers = BreakerWatch(Breakers(self._store, settings.breakers), self._rollouts, self._committer)
+        self._suspects = SuspectRuns(
+            slots=slots,
+            rollouts=self._rollouts,
+            committer=self._committer,
+            start=lambda claim, spec: self._start(claim, spec, alone=True),
+            draining=lambda: self.draining,
+        )
         self._registry = load_registry(settings.environments)
         self._executor = ThreadPoolExecutor(settings.worker.environment_threads, thread_name_prefix="environment")
         self._model = PolicyClient(settings.model, self._policies)
@@ -82,6 +94,7 @@ class Runtime:
             loop.create_task(self._policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self._watch(), name="watch"),
             loop.create_task(self._sessions.run(), name="sessions"),
+            loop.create_task(self._breakers.keep_fresh(self._running.values), name="breakers"),
         ]
 
     async def close(self) -> None:
@@ -105,25 +118,46 @@ class Runtime:
             "ended": self._ended,
             "sessions": len(self._sessions),
             "draining": self.draining,
+            "alone": self.slots.held,
             "environments": self._registry.names(),
         }
 
-    async def run_slice(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> int:
-        """Claim what is still ours to run, run it side by side, and return how many that were."""
+    async def run_slice(
+        self, batch_id: str, environment: str, wanted: Sequence[tuple[str, int]], probe: BreakerKey | None = None
+    ) -> int:
+        """Claim what is still ours to run, run it side by side, and return how many that were.
+
+        What is parked by now goes back, unless it is a probe.
+        """
         claims: list[Claim] = []
         try:
-            if self.draining:
+            if self.draining or (probe is None and await self._is_parked(batch_id, environment)):
                 await self._bounce(batch_id, wanted)
             else:
                 claims = await self._claim(batch_id, wanted)
         finally:
             self.slots.free(len(wanted) - len(claims))
         if not claims:
+            if probe is not None:
+                await self._breakers.probe_lost(probe)
             return 0
         spec = await self._spec(batch_id)
-        tasks = [self._start(claim, spec) for claim in claims]
+        tasks = [self._start(claim, spec, probe=probe) for claim in claims]
         await asyncio.wait(tasks)
         return len(tasks)
+
+    async def run_alone(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> None:
+        """Claim suspects and run them one by one, beside nothing else; the worker has been held for them."""
+        try:
+            if self.draining:
+                await self._bounce(batch_id, wanted)
+            elif claims := await self._claim(batch_id, wanted):
+                await self._suspects.run(claims, await self._spec(batch_id))
+        finally:
+            self.slots.release()
+
+    async def _is_parked(self, batch_id: str, environment: str) -> bool:
+        return self._breakers.any_open and self._breakers.holds(batch_id, await self._spec(batch_id), environment)
 
     async def _claim(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
         """Jobs that cannot be claimed now are sent again by the dispatcher."""
@@ -153,8 +187,11 @@ class Runtime:
             self._specs[batch_id] = BatchSpec.model_validate(orjson.loads(text))
         return spec
 
-    def _start(self, claim: Claim, spec: BatchSpec) -> asyncio.Task[None]:
+    def _start(
+        self, claim: Claim, spec: BatchSpec, *, probe: BreakerKey | None = None, alone: bool = False
+    ) -> asyncio.Task[None]:
         running = start(claim, spec)
+        running.probe, running.alone = probe, alone
         task = asyncio.get_running_loop().create_task(self._run(running), name=str(running.rollout))
         self._running[task] = running
         self._idle.clear()
@@ -162,9 +199,10 @@ class Runtime:
         return task
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        running = self._running.pop(task)
         self._ended += 1
-        self.slots.free()
+        if not running.alone:
+            self.slots.free()
         if not self._running:
             self._idle.set()
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -174,9 +212,13 @@ class Runtime:
         finished = await self._runner.run(running)
         running.committing = True
         error = finished.error
-        if error is not None and error.retryable and running.claim.attempt < running.spec.limits.max_attempts:
+        if await self._breakers.ended(running, error, self._running.values()):
+            await self._committer.send(self._rollouts.retry_call(running.claim, b"", 0))
+            self._committer.add_total("handed_back")
+            return
+        delay_s = None if error is None else retry_in_s(error, running.claim.tries, running.spec.limits)
+        if error is not None and delay_s is not None:
             line = error_line(running, error, self.worker)
-            delay_s = retry_delay_s(running.claim.attempt)
             await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s))
             self._committer.add_total("retries")
             return

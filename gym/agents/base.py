@@ -52,6 +52,7 @@ class Episode:
     input_items: list[JsonObject] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     last_activity: float = field(default_factory=time.monotonic)
+    last_reply: float | None = None  # when the model last answered, time.monotonic()
     model_s: float = 0.0
     tool_s: float = 0.0
     last_tools: list[JsonObject] | None = None
@@ -94,6 +95,7 @@ class Episode:
         finally:
             self.model_s += time.monotonic() - began
         self.touch()
+        self.last_reply = self.last_activity
         self._record(reply, turn, began, len(params["input"]))
         # an answer without items has no place in the next request, so nothing can go on from it
         goes_on = policy.spec.api == "tokens" and reply.items

@@ -137,7 +137,7 @@ class Forwarder:
             policy = await self._gate.enter(policy, deadline=call.deadline, on_held=call.on_held)
             try:
                 if call.deadline <= now():
-                    raise progress.given_up("its deadline has passed", now=now())
+                    raise progress.given_up("its deadline has passed", now=now(), late=True)
                 pool = self._pool_of(policy)
                 endpoint = pool.acquire(call.sticky_key, avoid=progress.avoid)
                 if endpoint is not None:
@@ -190,7 +190,7 @@ class Forwarder:
             if cut < call.deadline:
                 return failure
             progress.failures[failure.text] += 1
-            raise progress.given_up("its deadline came", now=self._loop.time()) from None
+            raise progress.given_up("its deadline came", now=self._loop.time(), late=True) from None
         else:
             outcome = "answered"
             result = _meaning(attempt, status, header, raw)
@@ -198,6 +198,7 @@ class Forwarder:
                 outcome, error = _blame(status, result), result.text
             return result
         finally:
+            progress.answered = progress.answered or outcome != "failed"
             if pool.release(endpoint, outcome, began=began, error=attempt.clean(error)):
                 _LOG.warning(
                     "policy %s: %s ejected for %g s: %s",

@@ -33,7 +33,8 @@ class Failure:
 class Progress:
     """One call on its way. `avoid` are the endpoints that have failed it.
 
-    `delivered`: a part of the answer has been handed on, so it must not begin anew.
+    `delivered`: a part of the answer has been handed on, so it must not begin anew. `answered`: an endpoint gave an
+    answer of its own, if only an error.
     """
 
     policy: str
@@ -46,6 +47,7 @@ class Progress:
     failures: Counter[str] = field(default_factory=Counter)
     waiting_since: float | None = None
     delivered: bool = False
+    answered: bool = False
 
     def retry_in_s(
         self, failure: Failure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float
@@ -81,13 +83,14 @@ class Progress:
             raise self.given_up(f"no endpoint was healthy for {now - self.waiting_since:.1f} s ({states})", now=now)
         return min(until - now, 0.25, max(0.02, pool.reopens_in_s()))
 
-    def given_up(self, why: str, *, now: float) -> ModelUnreachable:
-        """The error that ends the call."""
+    def given_up(self, why: str, *, now: float, late: bool = False) -> ModelUnreachable:
+        """The error that ends the call; `late`: for want of time, which says nothing about the endpoints."""
         tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         return ModelUnreachable(
             f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
-            + (f". Tried: {tried}" if tried else "")
+            + (f". Tried: {tried}" if tried else ""),
+            away=not (late or self.answered),
         )
 
     def _avoid(self, endpoint: Endpoint, pool: EndpointPool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections import Counter
 from typing import Any
 
@@ -18,19 +19,22 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
 from gym.state.batches import Batches, activate
-from gym.state.rollouts import Claim, Commit, Rollouts
+from gym.state.rollouts import Claim, Commit, Rollouts, Taken
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
 from gym.task import RowHeader
 
 MAX_ATTEMPTS = 2
+SUSPECT_AFTER = 2
 SAMPLES = 3
+ENVIRONMENTS = ("weather", "sql")  # of even and odd rows
+PARKED = st.sets(st.sampled_from(ENVIRONMENTS))
 FINAL = {state for state in RolloutState if state in ("succeeded", "failed", "cancelled", "expired")}
 _numbers = itertools.count()
 
 
 class Farm(RuleBasedStateMachine):
-    """One batch with `early_stop` at 2 usable rollouts of a group of 3."""
+    """One batch of two environments with `early_stop` at 2 usable rollouts of a group of 3."""
 
     redis_url = ""
 
@@ -41,8 +45,10 @@ class Farm(RuleBasedStateMachine):
         self.batches, self.rollouts = Batches(self.store), Rollouts(self.store)
         self.batch_id = f"model-{next(_numbers)}"
         self.state: dict[str, RolloutState] = {}
-        self.tries: Counter[str] = Counter()
+        self.tries: dict[str, list[str]] = {}  # by member, the kinds of its failed attempts
         self.in_celery: list[tuple[str, int]] = []
+        self.handed_over: set[str] = set()  # marked as in Celery
+        self.suspects: dict[str, str] = {}  # and the token of the last run alone
         self.claims: list[tuple[str, Claim]] = []  # of every claim ever made, void ones too
         self.usable: Counter[str] = Counter()
         self.cancelled = self.sealed = False
@@ -55,19 +61,22 @@ class Farm(RuleBasedStateMachine):
 
     async def _submit(self, rows: int, *, create: bool) -> None:
         staging = Staging(self.store, self.batch_id)
-        header = RowHeader(task_id=None, environment="weather", num_samples=SAMPLES)
-        await staging.add([StagedRow(header=header, raw=b"{}", digest="")] * rows)
+        names = [ENVIRONMENTS[row % 2] for row in range(self.rows, self.rows + rows)]
+        headers = [RowHeader(task_id=None, environment=name, num_samples=SAMPLES) for name in names]
+        await staging.add([StagedRow(header=header, raw=b"{}", digest="") for header in headers])
         spec = NewBatch(spec={}, digest="d", run="r", priority=5, weight=1.0, policy="p")
         await staging.publish(create=spec if create else None, seal=False)
         for row in range(self.rows, self.rows + rows):
             for sample in range(SAMPLES):
                 self.state[f"{row}:{sample}"] = RolloutState.QUEUED
+                self.tries[f"{row}:{sample}"] = []
         self.rows += rows
         self._stop([member for member in self.state if member in self.buried])
 
     def _move(self, member: str, to: RolloutState) -> None:
         assert to in TRANSITIONS[self.state[member]], f"{member}: {self.state[member]} to {to}"
         self.state[member] = to
+        self.handed_over.discard(member)
 
     def _stands(self, claim: Claim) -> bool:
         latest = [other for _, other in self.claims if other.member == claim.member][-1]
@@ -83,12 +92,31 @@ class Farm(RuleBasedStateMachine):
         self._do(self.batches.seal(self.batch_id))
         self.sealed = True
 
-    @rule(most=st.integers(1, 5))
-    def take(self, most: int) -> None:
-        for taken in self._do(self.rollouts.take(self.batch_id, most)):
-            assert self.state[taken.member] is RolloutState.QUEUED
-            assert taken.attempt == self.tries[taken.member] + 1
-            self.in_celery.append((taken.member, taken.attempt))
+    @rule(most=st.integers(1, 5), parked=PARKED, suspects=st.booleans())
+    def take(self, most: int, parked: set[str], suspects: bool) -> None:
+        taken, _ = self._do(self.rollouts.take(self.batch_id, most, parked=sorted(parked), suspects=suspects))
+        assert len(taken) <= most
+        assert not parked & {one.environment for one in taken}
+        assert suspects or not any(one.suspect for one in taken)
+        self._took(taken)
+
+    @rule(wanted=st.none() | st.sampled_from(ENVIRONMENTS), parked=PARKED, seed=st.integers(0, 1000))
+    def probe(self, wanted: str | None, parked: set[str], seed: int) -> None:
+        taken = self._do(self.rollouts.probe(self.batch_id, environment=wanted, seed=seed, parked=sorted(parked)))
+        assert len(taken) <= 1
+        assert not any(one.suspect for one in taken)
+        assert all(one.environment == wanted if wanted else one.environment not in parked for one in taken)
+        self._took(taken)
+
+    def _took(self, taken: list[Taken]) -> None:
+        for one in taken:
+            assert one.environment == ENVIRONMENTS[int(one.member.partition(":")[0]) % 2]
+            assert self.state[one.member] is RolloutState.QUEUED
+            assert one.member not in self.handed_over
+            assert one.attempt == len(self.tries[one.member]) + 1
+            assert one.suspect == (one.member in self.suspects)
+            self.handed_over.add(one.member)
+            self.in_celery.append((one.member, one.attempt))
 
     @precondition(lambda self: self.in_celery)
     @rule(data=st.data(), worker=st.sampled_from(["w1", "w2"]), again=st.booleans())
@@ -98,6 +126,7 @@ class Farm(RuleBasedStateMachine):
         if not again:
             self.in_celery.remove(message)
         for claim in self._do(self.rollouts.claim(self.batch_id, worker, [message])):
+            assert claim.member in self.handed_over
             self._move(claim.member, RolloutState.RUNNING)
             self.claims.append((worker, claim))
 
@@ -106,7 +135,11 @@ class Farm(RuleBasedStateMachine):
     def bounce(self, data: st.DataObject) -> None:
         """A draining worker gives a message back, perhaps one that has been claimed elsewhere."""
         member, attempt = data.draw(st.sampled_from(self.in_celery))
-        self._do(self.rollouts.bounce(self.batch_id, [(member, attempt)]))
+        back = self._do(self.rollouts.bounce(self.batch_id, [(member, attempt)]))
+        stood = member in self.handed_over and attempt == len(self.tries[member]) + 1
+        assert back == int(stood)
+        if stood:
+            self.handed_over.discard(member)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]), twice=st.booleans())
@@ -136,29 +169,75 @@ class Farm(RuleBasedStateMachine):
                 self._move(member, RolloutState.CANCELLED)
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), used_up=st.booleans())
-    def give_up(self, data: st.DataObject, used_up: bool) -> None:
-        """An attempt fails and is repeated, or a draining worker hands it back."""
+    @rule(data=st.data(), kind=st.sampled_from(["model_unreachable", "verifier_error", ""]))
+    def give_up(self, data: st.DataObject, kind: str) -> None:
+        """An attempt fails and is repeated, or is handed back: its worker drains, or its breaker is open."""
         _, claim = data.draw(st.sampled_from(self.claims))
         stands = self._stands(claim)
-        answer = self._do(self.store.run_many([self.rollouts.retry_call(claim, b"{}" if used_up else b"", 0)]))
+        line = json.dumps({"kind": kind, "retryable": kind == "model_unreachable"}).encode() if kind else b""
+        answer = self._do(self.store.run_many([self.rollouts.retry_call(claim, line, 0)]))
         assert answer == [int(stands)]
         if stands:
             self._move(claim.member, RolloutState.QUEUED)
-            self.tries[claim.member] += used_up
+            self.tries[claim.member] += [kind] * bool(kind)
+
+    @rule(data=st.data(), attempt=st.integers(1, 3), twice=st.booleans())
+    def refund(self, data: st.DataObject, attempt: int, twice: bool) -> None:
+        """A breaker opened: who failed before it did is given the attempt back, where that is still waiting."""
+        member = data.draw(st.sampled_from(sorted(self.state)))
+        waits = self.state[member] is RolloutState.QUEUED and member not in self.handed_over
+        owed = waits and attempt == len(self.tries[member])
+        call = self.rollouts.refund_call(self.batch_id, member, attempt)
+        answers = self._do(self.store.run_many([call, call] if twice else [call]))
+        assert answers == ([int(owed), 0] if twice else [int(owed)])
+        if owed:
+            self.tries[member].pop()
+
+    @precondition(lambda self: any(claim.member in self.suspects for _, claim in self.claims))
+    @rule(data=st.data())
+    def run_alone(self, data: st.DataObject) -> None:
+        """A worker that has emptied itself starts a suspect."""
+        claims = [claim for _, claim in self.claims if claim.member in self.suspects]
+        claim = data.draw(st.sampled_from(claims))
+        stands = self._stands(claim)
+        assert self._do(self.store.run_many([self.rollouts.alone_call(claim)])) == [int(stands)]
+        if stands:
+            self.suspects[claim.member] = claim.token
 
     @rule(worker=st.sampled_from(["w1", "w2"]), resend=st.booleans())
     def recover(self, worker: str, resend: bool) -> None:
         """A worker died; perhaps the broker lost its messages as well."""
         overdue = 2**53 if resend else 0
         self._do(
-            self.rollouts.recover(self.batch_id, overdue_ms=overdue, max_attempts=MAX_ATTEMPTS, dead_workers=[worker])
+            self.rollouts.recover(
+                self.batch_id,
+                overdue_ms=overdue,
+                max_attempts=MAX_ATTEMPTS,
+                dead_workers=[worker],
+                suspect_after=SUSPECT_AFTER,
+            )
         )
+        if resend:
+            self.handed_over.clear()
         for owner, claim in self.claims:
             if owner == worker and self._stands(claim):
-                used_up = claim.attempt >= MAX_ATTEMPTS
-                self._move(claim.member, RolloutState.FAILED if used_up else RolloutState.QUEUED)
-                self.tries[claim.member] += 1
+                self._died(claim)
+
+    def _died(self, claim: Claim) -> None:
+        member, tries = claim.member, self.tries[claim.member]
+        alone = self.suspects.get(member) == claim.token
+        if member in self.suspects and not alone:
+            self._move(member, RolloutState.QUEUED)  # it had not begun
+            return
+        tries.append("worker_lost")
+        used_up = len([kind for kind in tries if kind != "verifier_error"]) >= MAX_ATTEMPTS
+        seen_dying = tries.count("worker_lost") >= SUSPECT_AFTER
+        if used_up and (alone or not seen_dying):
+            self._move(member, RolloutState.FAILED)
+            return
+        self._move(member, RolloutState.QUEUED)
+        if seen_dying:
+            self.suspects.setdefault(member, "")
 
     @rule(row=st.integers(0, 3), sample=st.none() | st.integers(0, SAMPLES - 1))
     def cancel(self, row: int, sample: int | None) -> None:
@@ -191,6 +270,22 @@ class Farm(RuleBasedStateMachine):
         assert seen == {state.value: counts[state] for state in RolloutState}
 
     @invariant()
+    def what_waits_is_somewhere_and_parked_ones_are_counted(self) -> None:
+        keys, redis = self.store.keys.batch(self.batch_id), self.store.redis
+        backlog = {m for entry in self._do(redis.lrange(keys.backlog, 0, -1)) for m in _members(*entry.split(b":")[:3])}
+        later = {entry.decode().rpartition(":")[0] for entry in self._do(redis.zrange(keys.later, 0, -1))}
+        parked: list[str] = []
+        for entry in self._do(redis.zrange(keys.parked, 0, -1)):
+            parked += _members(*entry.partition(b"|")[2].split(b":"))
+        waiting = {member for member, state in self.state.items() if state is RolloutState.QUEUED} - self.handed_over
+        assert waiting <= backlog | later | set(parked)
+        assert len(set(parked)) == len(parked)
+        assert set(parked) <= waiting
+        for row, name in enumerate(ENVIRONMENTS):
+            counted = int(self._do(redis.hget(keys.meta, f"parked|{name}")) or 0)
+            assert counted == len([member for member in parked if int(member.partition(":")[0]) % 2 == row])
+
+    @invariant()
     def each_outcome_once(self) -> None:
         entries = self._do(self.store.redis.xrange(self.store.keys.batch(self.batch_id).log))
         logged = [fields[b"m"].decode() for _, fields in entries]
@@ -202,6 +297,10 @@ class Farm(RuleBasedStateMachine):
         self._do(activate(self.store, self.batch_id))
         self._do(self.store.close())
         self.loop.close()
+
+
+def _members(row: bytes, first: bytes, end: bytes) -> list[str]:
+    return [f"{int(row)}:{sample}" for sample in range(int(first), int(end))]
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,78 @@
+-- What `take` and `probe` share; put between `lib` and either of them.
+local MOST_MOVES = 2000 -- rollouts that one call parks or releases
+local SUSPECT_LATER_MS = 1000
+local now = now_ms()
+local taken = { 0 }
+local moved = 0
+local any_done = redis.call('EXISTS', DONE) == 1
+local any_tries = redis.call('EXISTS', TRIES) == 1
+local any_tombs = redis.call('EXISTS', TOMBS) == 1
+local any_suspects = redis.call('EXISTS', SUSPECTS) == 1
+
+-- Whether a rollout still waits, so that an entry for it means something.
+local function waits(member)
+  return not (any_done and redis.call('HEXISTS', DONE, member) == 1) and redis.call('HEXISTS', LIVE, member) == 0
+end
+
+-- Mark a rollout as handed to Celery. A suspect that may not go now looks again later.
+local function take(member, environment, suspects_go)
+  if not waits(member) then return end
+  if any_tombs then
+    local row = string.match(member, '^(%d+):')
+    if redis.call('SISMEMBER', TOMBS, row) == 1 or redis.call('SISMEMBER', TOMBS, member) == 1 then
+      if stop(member, 'c', 'cancelled') then any_done = true end
+      return
+    end
+  end
+  local suspect = any_suspects and redis.call('HEXISTS', SUSPECTS, member) == 1
+  if suspect and not suspects_go then
+    redis.call('ZADD', LATER, now + SUSPECT_LATER_MS, member .. ':' .. environment)
+    return
+  end
+  local attempt = 1
+  if any_tries then attempt = attempts_of(member) + 1 end
+  redis.call('HSET', LIVE, member, 'd|' .. attempt .. '|0|' .. now .. '|' .. environment)
+  taken[#taken + 1] = environment
+  taken[#taken + 1] = member
+  taken[#taken + 1] = attempt
+  taken[#taken + 1] = suspect and 1 or 0
+  moved = moved + 1
+end
+
+-- Park what still waits of a range; returns how many rollouts were looked at.
+local function park_range(environment, row, from, to)
+  local first
+  for sample = from, to - 1 do
+    if waits(row .. ':' .. sample) then
+      first = first or sample
+    elseif first then
+      park(environment, row, first, sample)
+      first = nil
+    end
+  end
+  if first then park(environment, row, first, to) end
+  return to - from
+end
+
+-- Put parked rollouts whose environment is not among `held` back in front of the backlog.
+local function release(held)
+  if redis.call('EXISTS', PARKED) == 0 then return end
+  local from, released = '-', 0
+  while released < MOST_MOVES do
+    local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
+    if not entry then return end
+    local environment = parse_parked(entry)
+    if not held[environment] then
+      local entries = redis.call('ZRANGEBYLEX', PARKED, '[' .. environment .. '|', '(' .. environment .. '}', 'LIMIT', 0, 500)
+      for i = #entries, 1, -1 do
+        local _, row, first, to = parse_parked(entries[i])
+        redis.call('ZREM', PARKED, entries[i])
+        redis.call('LPUSH', BACKLOG, row .. ':' .. first .. ':' .. to .. ':' .. environment)
+        count('parked|' .. environment, first - to)
+        released = released + to - first
+      end
+    end
+    if held[environment] then from = '[' .. environment .. '}' end
+  end
+  taken[1] = 1
+end
