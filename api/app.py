@@ -42,6 +42,7 @@ from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
 from gym.results.blobs import BlobStore
 from gym.state.batches import Batches
+from gym.state.breakers import Breakers
 from gym.state.captures import Captures
 from gym.state.feed import Feed
 from gym.state.leases import Leases
@@ -117,6 +118,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         feed=Feed(store, blobs),
         captures=Captures(store),
         policies=Policies(store),
+        breakers=Breakers(store, settings.breakers),
         leases=lease_calls,
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),

@@ -213,3 +213,15 @@ def parked_in(waiting: int, policy: BreakerKey, counted: Mapping[str, int], brea
     if policy in is_open:
         return Parked(waiting, (is_open[policy], *reasons)) if waiting else Parked()
     return Parked(sum(number for _, number in held), reasons)
+
+
+async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> Parked:
+    """What is parked of a batch at this moment."""
+    names = [breaker.key.name for breaker in breakers if breaker.open and breaker.key.kind is BreakerKind.ENVIRONMENT]
+    fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
+    spec, queued, dispatched, *counts = await store.redis.hmget(store.keys.batch(batch_id).meta, fields)
+    if spec is None:
+        return Parked()
+    counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
+    policy = policy_key(orjson.loads(spec).get("policy"))
+    return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers)

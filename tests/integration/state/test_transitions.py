@@ -130,6 +130,17 @@ class Farm(RuleBasedStateMachine):
             self._move(claim.member, RolloutState.RUNNING)
             self.claims.append((worker, claim))
 
+    @rule(most=st.integers(1, 5), worker=st.sampled_from(["w1", "w2"]), alone=st.booleans())
+    def start(self, most: int, worker: str, alone: bool) -> None:
+        """Some go to a worker, and what is suspect of them perhaps begins there."""
+        self.take(most=most, parked=set(), suspects=True)
+        messages, self.in_celery = self.in_celery, []
+        for claim in self._do(self.rollouts.claim(self.batch_id, worker, messages)):
+            self._move(claim.member, RolloutState.RUNNING)
+            self.claims.append((worker, claim))
+            if claim.member in self.suspects and alone:
+                self._begin_alone(claim)
+
     @precondition(lambda self: self.in_celery)
     @rule(data=st.data())
     def bounce(self, data: st.DataObject) -> None:
@@ -181,10 +192,12 @@ class Farm(RuleBasedStateMachine):
             self._move(claim.member, RolloutState.QUEUED)
             self.tries[claim.member] += [kind] * bool(kind)
 
-    @rule(data=st.data(), attempt=st.integers(1, 3), twice=st.booleans())
-    def refund(self, data: st.DataObject, attempt: int, twice: bool) -> None:
+    @precondition(lambda self: any(self.tries.values()))
+    @rule(data=st.data(), late=st.integers(0, 1), twice=st.booleans())
+    def refund(self, data: st.DataObject, late: int, twice: bool) -> None:
         """A breaker opened: who failed before it did is given the attempt back, where that is still waiting."""
-        member = data.draw(st.sampled_from(sorted(self.state)))
+        member = data.draw(st.sampled_from(sorted(member for member, tries in self.tries.items() if tries)))
+        attempt = len(self.tries[member]) - late
         waits = self.state[member] is RolloutState.QUEUED and member not in self.handed_over
         owed = waits and attempt == len(self.tries[member])
         call = self.rollouts.refund_call(self.batch_id, member, attempt)
@@ -198,29 +211,31 @@ class Farm(RuleBasedStateMachine):
     def run_alone(self, data: st.DataObject) -> None:
         """A worker that has emptied itself starts a suspect."""
         claims = [claim for _, claim in self.claims if claim.member in self.suspects]
-        claim = data.draw(st.sampled_from(claims))
+        self._begin_alone(data.draw(st.sampled_from(claims)))
+
+    def _begin_alone(self, claim: Claim) -> None:
         stands = self._stands(claim)
         assert self._do(self.store.run_many([self.rollouts.alone_call(claim)])) == [int(stands)]
         if stands:
             self.suspects[claim.member] = claim.token
 
-    @rule(worker=st.sampled_from(["w1", "w2"]), resend=st.booleans())
-    def recover(self, worker: str, resend: bool) -> None:
-        """A worker died; perhaps the broker lost its messages as well."""
+    @rule(dead=st.sampled_from([["w1"], ["w2"], ["w1", "w2"]]), resend=st.booleans())
+    def recover(self, dead: list[str], resend: bool) -> None:
+        """Workers died; perhaps the broker lost its messages as well."""
         overdue = 2**53 if resend else 0
         self._do(
             self.rollouts.recover(
                 self.batch_id,
                 overdue_ms=overdue,
                 max_attempts=MAX_ATTEMPTS,
-                dead_workers=[worker],
+                dead_workers=dead,
                 suspect_after=SUSPECT_AFTER,
             )
         )
         if resend:
             self.handed_over.clear()
         for owner, claim in self.claims:
-            if owner == worker and self._stands(claim):
+            if owner in dead and self._stands(claim):
                 self._died(claim)
 
     def _died(self, claim: Claim) -> None:
@@ -271,19 +286,22 @@ class Farm(RuleBasedStateMachine):
 
     @invariant()
     def what_waits_is_somewhere_and_parked_ones_are_counted(self) -> None:
-        keys, redis = self.store.keys.batch(self.batch_id), self.store.redis
-        backlog = {m for entry in self._do(redis.lrange(keys.backlog, 0, -1)) for m in _members(*entry.split(b":")[:3])}
-        later = {entry.decode().rpartition(":")[0] for entry in self._do(redis.zrange(keys.later, 0, -1))}
-        parked: list[str] = []
-        for entry in self._do(redis.zrange(keys.parked, 0, -1)):
-            parked += _members(*entry.partition(b"|")[2].split(b":"))
+        keys = self.store.keys.batch(self.batch_id)
+        pipeline = self.store.redis.pipeline(transaction=False)
+        pipeline.lrange(keys.backlog, 0, -1)
+        pipeline.zrange(keys.later, 0, -1)
+        pipeline.zrange(keys.parked, 0, -1)
+        pipeline.hmget(keys.meta, [f"parked|{name}" for name in ENVIRONMENTS])
+        in_backlog, in_later, in_parked, counts = self._do(pipeline.execute())
+        backlog = {member for entry in in_backlog for member in _members(*entry.split(b":")[:3])}
+        later = {entry.decode().rpartition(":")[0] for entry in in_later}
+        parked = [member for entry in in_parked for member in _members(*entry.partition(b"|")[2].split(b":"))]
         waiting = {member for member, state in self.state.items() if state is RolloutState.QUEUED} - self.handed_over
         assert waiting <= backlog | later | set(parked)
         assert len(set(parked)) == len(parked)
         assert set(parked) <= waiting
-        for row, name in enumerate(ENVIRONMENTS):
-            counted = int(self._do(redis.hget(keys.meta, f"parked|{name}")) or 0)
-            assert counted == len([member for member in parked if int(member.partition(":")[0]) % 2 == row])
+        by_environment = Counter(int(member.partition(":")[0]) % 2 for member in parked)
+        assert [int(number or 0) for number in counts] == [by_environment[0], by_environment[1]]
 
     @invariant()
     def each_outcome_once(self) -> None:
@@ -292,6 +310,14 @@ class Farm(RuleBasedStateMachine):
         assert sorted(logged) == sorted(member for member, state in self.state.items() if state in FINAL)
 
     def teardown(self) -> None:
+        """Whatever had been parked can run once nothing is; a suspect may have been told to wait a moment."""
+        while True:
+            before = len(self.handed_over)
+            self.take(most=50, parked=set(), suspects=True)
+            if len(self.handed_over) == before:
+                break
+        waiting = {member for member, state in self.state.items() if state is RolloutState.QUEUED} - self.handed_over
+        assert waiting <= self.suspects.keys()
         ended = self._do(self.batches.status(self.batch_id)).ended
         assert ended == (self.sealed and all(state in FINAL for state in self.state.values()))
         self._do(activate(self.store, self.batch_id))
