@@ -125,6 +125,9 @@ class ModelSettings(Section):
     connect_timeout_s: Seconds = 5.0
     call_timeout_s: Seconds = 300.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    unhealthy_wait_s: Annotated[
+        Seconds, Field(description="for an endpoint to come back; a server that restarts within costs no turn")
+    ] = 60.0
     connections_per_endpoint: Annotated[int, Field(ge=1, le=65536)] = 1024
 
 

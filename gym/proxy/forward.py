@@ -48,9 +48,10 @@ _LOG = logging.getLogger(__name__)
 class ChatCall:
     """A chat completion to be made. `body` is the request as the caller wants it; the policy has the last word.
 
-    `on_held` is called now and then while a pause holds the call. With `on_chunks` the answer is streamed: it gets the
-    chunks as they come, and once it has been called the call is not sent again. `prefix` are the tokens of the turn
-    whose answer is the last assistant message of `body`, for a policy with `api: tokens`, whose answer comes as one.
+    `on_held` is called now and then while a pause holds the call or no endpoint is healthy. With `on_chunks` the answer
+    is streamed: it gets the chunks as they come, and once it has been called the call is not sent again. `prefix` are
+    the tokens of the turn whose answer is the last assistant message of `body`, for a policy with `api: tokens`, whose
+    answer comes as one.
     """
 
     policy: PolicyRecord
@@ -132,7 +133,13 @@ class Forwarder:
     async def send(self, call: ChatCall) -> Answer | ContextOverflow:
         """Raises ModelUnreachable or ModelRejected."""
         policy, now = call.policy, self._loop.time
-        progress = Progress(policy.name, now(), call.deadline, self._settings.max_retries)
+        progress = Progress(
+            policy.name,
+            now(),
+            call.deadline,
+            self._settings.max_retries,
+            unhealthy_wait_s=self._settings.unhealthy_wait_s,
+        )
         while True:
             policy = await self._gate.enter(policy, deadline=call.deadline, on_held=call.on_held)
             try:
@@ -141,12 +148,15 @@ class Forwarder:
                 pool = self._pool_of(policy)
                 endpoint = pool.acquire(call.sticky_key, avoid=progress.avoid)
                 if endpoint is not None:
-                    progress.waiting_since = None
+                    if endpoint.ejected_until is None:  # a probe's turn does not begin the wait anew
+                        progress.waiting_since = None
                     result = await self._attempt(call, policy, pool, endpoint, progress)
             finally:
                 self._gate.leave(policy.name)
             if endpoint is None:
                 delay_s = progress.look_again_in_s(pool, now=now())
+                if call.on_held is not None:
+                    call.on_held()
             elif isinstance(result, Failure) and progress.delivered:
                 progress.failures[result.text] += 1
                 raise progress.given_up("a part of the answer had been handed on", now=now())

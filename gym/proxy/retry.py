@@ -12,7 +12,7 @@ from gym.proxy.endpoints import Endpoint, EndpointPool
 
 BACK_OFF_S = 0.25
 BACK_OFF_MAX_S = 8.0
-UNHEALTHY_WAIT_S = 60.0  # for an endpoint to come back; a server that restarts costs no rollout an attempt
+UNHEALTHY_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ class Progress:
     waiting_since: float | None = None
     delivered: bool = False
     answered: bool = False
+    unhealthy_wait_s: float = UNHEALTHY_WAIT_S
 
     def retry_in_s(
         self, failure: Failure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float
@@ -74,10 +75,10 @@ class Progress:
         return delay_s
 
     def look_again_in_s(self, pool: EndpointPool, *, now: float) -> float:
-        """Seconds to wait while no endpoint takes calls. Raises ModelUnreachable after `UNHEALTHY_WAIT_S`."""
+        """Seconds to wait while no endpoint takes calls. Raises ModelUnreachable after `unhealthy_wait_s`."""
         if self.waiting_since is None:
             self.waiting_since = now
-        until = min(self.deadline, self.waiting_since + UNHEALTHY_WAIT_S)
+        until = min(self.deadline, self.waiting_since + self.unhealthy_wait_s)
         if now >= until:
             states = "; ".join(f"{e.url.shown} is {e.state(now)}: {e.last_error}" for e in pool.endpoints[:8])
             raise self.given_up(f"no endpoint was healthy for {now - self.waiting_since:.1f} s ({states})", now=now)
