@@ -85,7 +85,10 @@ class BreakerWatch:
                 extra={"action": "breaker_opened"},
             )
             self._committer.add_total("breakers_opened")
-            owed = [self._rollouts.refund_call(each.batch_id, each.member, each.attempt) for each in answer.before]
+            owed = [
+                self._rollouts.refund_call(each.batch_id, each.member, each.attempt, each.token)
+                for each in answer.before
+            ]
             await asyncio.gather(*map(self._committer.send, owed))
         return answer.open
 

@@ -4,7 +4,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 
 | key | type | holds |
 |---|---|---|
-| meta | hash | spec, digest, run, the ledger, `dispatched`, `fence`, `parked/ENVIRONMENT` (a bar), times in ms |
+| meta | hash | spec, digest, run, the ledger, `dispatched`, `fence`, `parked/ENVIRONMENT`, `owed/MEMBER` (a bar) |
 | seq | string | the next row number |
 | rows | hash | row number → `SAMPLES ENVIRONMENT PUBLISHED_MS TASK_ID\n` and the row as it was sent |
 | tasks | hash | task id given by the caller → `ROW DIGEST` |

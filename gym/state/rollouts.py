@@ -158,9 +158,9 @@ class Rollouts:
         args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, int(delay_s * 1000)]
         return ScriptCall(RETRY, self._store.keys.batch(claim.batch_id).scripted(), args)
 
-    def refund_call(self, batch_id: str, member: str, attempt: int) -> ScriptCall:
-        """The script call that gives a waiting rollout its last attempt back."""
-        return ScriptCall(REFUND, self._store.keys.batch(batch_id).scripted(), [member, attempt])
+    def refund_call(self, batch_id: str, member: str, attempt: int, token: str) -> ScriptCall:
+        """The script call that gives a rollout back the attempt that failed under this token, now or when it fails."""
+        return ScriptCall(REFUND, self._store.keys.batch(batch_id).scripted(), [member, attempt, token])
 
     def alone_call(self, claim: Claim) -> ScriptCall:
         """The script call that says that a suspect starts now, beside nothing else; it answers 0 for a void claim."""

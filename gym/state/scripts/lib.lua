@@ -89,6 +89,20 @@ local function add_try(member, line)
   redis.call('HSET', TRIES, member, lines .. line .. '\n')
 end
 
+-- Forget a failed attempt; those after it count one less.
+local function drop_try(member, attempt)
+  local kept, number = {}, 0
+  for line in string.gmatch(redis.call('HGET', TRIES, member) or '', '[^\n]+\n') do
+    number = number + 1
+    if number ~= attempt then kept[#kept + 1] = line end
+  end
+  if #kept > 0 then
+    redis.call('HSET', TRIES, member, table.concat(kept))
+  else
+    redis.call('HDEL', TRIES, member)
+  end
+end
+
 local function mark_end()
   local m = redis.call('HMGET', META, 'submitted', 'succeeded', 'failed', 'cancelled', 'expired', 'sealed')
   local ended = (m[2] or 0) + (m[3] or 0) + (m[4] or 0) + (m[5] or 0)

@@ -1,13 +1,16 @@
--- Give a rollout the attempt back that it used up last, where it still waits for the next one.
--- ARGV: member, attempt
--- Returns 1, or 0 where it runs again already, has ended, or had it given back before
-local member, attempt = ARGV[1], tonumber(ARGV[2])
-if redis.call('HEXISTS', LIVE, member) == 1 or redis.call('HEXISTS', DONE, member) == 1 then return 0 end
-if attempts_of(member) ~= attempt then return 0 end
-local rest = string.match(redis.call('HGET', TRIES, member), '^(.*\n)[^\n]+\n$')
-if rest then
-  redis.call('HSET', TRIES, member, rest)
-else
-  redis.call('HDEL', TRIES, member)
+-- Give a rollout an attempt back that a failure has used up, or is about to.
+-- ARGV: member, attempt, token
+-- Returns 1 where that is done, or will be when the rollout is given up next; 0 where it has ended or is owed nothing
+local member, attempt, token = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if redis.call('HEXISTS', DONE, member) == 1 then return 0 end
+local used = attempts_of(member)
+local value = redis.call('HGET', LIVE, member)
+if not value then
+  if used ~= attempt then return 0 end
+  drop_try(member, attempt)
+  return 1
 end
+local live = parse_live(value)
+if used ~= attempt and (tonumber(live.attempt) ~= attempt or live.token ~= token) then return 0 end
+redis.call('HSET', META, 'owed|' .. member, attempt)
 return 1
