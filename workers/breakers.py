@@ -27,9 +27,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class BreakerWatch:
-    """One per worker, on its event loop; `keep_fresh` is its task."""
+    """One per worker, on its event loop; `keep_fresh` is its task. `on_release` hears of what may be tried again."""
 
-    def __init__(self, breakers: Breakers, rollouts: Rollouts, committer: Committer) -> None:
+    def __init__(
+        self, breakers: Breakers, rollouts: Rollouts, committer: Committer, *, on_release: Callable[[BreakerKey], None]
+    ) -> None:
+        self._on_release = on_release
         self._breakers = breakers
         self._rollouts = rollouts
         self._committer = committer
@@ -114,6 +117,7 @@ class BreakerWatch:
 
     async def _report(self, key: BreakerKey) -> None:
         self._known.pop(key, None)
+        self._on_release(key)
         if await self._breakers.alive(key):
             _LOG.warning(
                 "%s %s works again: rollouts released", key.kind, key.name, extra={"action": "breaker_released"}
@@ -136,6 +140,9 @@ class BreakerWatch:
         for breaker in breakers:
             since, earlier = before.get(breaker.key, (now, breaker))
             self._known[breaker.key] = (since if earlier.opened_at == breaker.opened_at else now, breaker)
+        for key, (_, earlier) in before.items():
+            if earlier.open and (key not in self._known or not self._known[key][1].open):
+                self._on_release(key)
 
     def _policy(self, batch_id: str, spec: BatchSpec) -> BreakerKey:
         key = self._policies.get(batch_id)

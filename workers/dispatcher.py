@@ -224,14 +224,12 @@ class Dispatcher:
         sent_ms = self._server_ms()  # before taking: no rollout is older than the job that carries it
         jobs: list[Job] = []
         for batch_id, wanted in takes:
-            taken, more = await self._rollouts.take(
+            taken = await self._rollouts.take(
                 batch_id, wanted, parked=self._parking.environments, suspects=await self._alone.may_go(self._workers)
             )
             found = jobs_of(batch_id, taken)
             self._alone.sent(found)
             jobs += found
-            if more:
-                await self._store.wake_dispatcher()
         await self._send(jobs, sent_ms)
 
     async def _send(self, jobs: list[Job], sent_ms: int) -> None:

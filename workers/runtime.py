@@ -22,7 +22,7 @@ from gym.environments.registry import load_registry
 from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
-from gym.state.breakers import BreakerKey, Breakers
+from gym.state.breakers import BreakerKey, BreakerKind, Breakers
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
@@ -53,7 +53,9 @@ class Runtime:
         self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
         self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
-        self._breakers = BreakerWatch(Breakers(self._store, settings.breakers), self._rollouts, self._committer)
+        self._breakers = BreakerWatch(
+            Breakers(self._store, settings.breakers), self._rollouts, self._committer, on_release=self._reopen
+        )
         self._suspects = SuspectRuns(
             slots=slots,
             rollouts=self._rollouts,
@@ -141,6 +143,8 @@ class Runtime:
             if probe is not None:
                 await self._breakers.probe_lost(probe)
             return 0
+        if probe is not None:
+            self._reopen(probe)
         spec = await self._spec(batch_id)
         tasks = [self._start(claim, spec, probe=probe) for claim in claims]
         await asyncio.wait(tasks)
@@ -155,6 +159,10 @@ class Runtime:
                 await self._suspects.run(claims, await self._spec(batch_id))
         finally:
             self.slots.release()
+
+    def _reopen(self, key: BreakerKey) -> None:
+        if key.kind is BreakerKind.POLICY:
+            self._model.reopen(key.name)
 
     async def _is_parked(self, batch_id: str, environment: str) -> bool:
         return self._breakers.any_open and self._breakers.holds(batch_id, await self._spec(batch_id), environment)

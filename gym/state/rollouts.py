@@ -79,17 +79,13 @@ class Rollouts:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def take(
-        self, batch_id: str, most: int, *, parked: Sequence[str] = (), suspects: bool = True
-    ) -> tuple[list[Taken], bool]:
+    async def take(self, batch_id: str, most: int, *, parked: Sequence[str] = (), suspects: bool = True) -> list[Taken]:
         """Move up to `most` rollouts from the backlog to Celery, none of the `parked` environments.
 
-        The second value says that so many were parked or released that the call should be repeated. Suspects are
-        taken only where they may go.
+        Suspects are taken only where they may go.
         """
         keys = self._store.keys.batch(batch_id).scripted()
-        flat = await self._store.run(TAKE, keys, [most, int(suspects), *parked])
-        return _taken(flat), flat[0] == 1
+        return _taken(await self._store.run(TAKE, keys, [most, int(suspects), *parked]))
 
     async def probe(self, batch_id: str, *, environment: str | None, seed: int, parked: Sequence[str]) -> list[Taken]:
         """Move one rollout to Celery although it is parked: of a parked environment, or where the whole batch is."""
@@ -206,8 +202,8 @@ class Rollouts:
 
 
 def _taken(flat: Sequence[Any]) -> list[Taken]:
-    """Read the answer of `take` and `probe`, whose first value is a flag."""
-    entries = zip(flat[1::4], flat[2::4], flat[3::4], flat[4::4], strict=True)
+    """Read the answer of `take` and `probe`."""
+    entries = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
     return [
         Taken(environment.decode(), member.decode(), int(attempt), bool(suspect))
         for environment, member, attempt, suspect in entries

@@ -2,7 +2,7 @@
 local MOST_MOVES = 2000 -- rollouts that one call parks or releases
 local SUSPECT_LATER_MS = 1000
 local now = now_ms()
-local taken = { 0 }
+local taken = {}
 local moved = 0
 local any_done = redis.call('EXISTS', DONE) == 1
 local any_tries = redis.call('EXISTS', TRIES) == 1
@@ -62,7 +62,9 @@ local function release(held)
     local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
     if not entry then return end
     local environment = parse_parked(entry)
-    if not held[environment] then
+    if held[environment] then
+      from = '[' .. environment .. '}'
+    else
       local entries = redis.call('ZRANGEBYLEX', PARKED, '[' .. environment .. '|', '(' .. environment .. '}', 'LIMIT', 0, 500)
       for i = #entries, 1, -1 do
         local _, row, first, to = parse_parked(entries[i])
@@ -72,7 +74,5 @@ local function release(held)
         released = released + to - first
       end
     end
-    if held[environment] then from = '[' .. environment .. '}' end
   end
-  taken[1] = 1
 end

@@ -1,6 +1,6 @@
 -- Move up to ARGV[1] rollouts from the backlog to Celery, retries that are due first.
 -- ARGV: how many, whether suspects may go (0 | 1), then the environments that are parked
--- Returns {whether it stopped before it was through (0 | 1), environment, member, attempt, suspect (0 | 1), ...}
+-- Returns {environment, member, attempt, suspect (0 | 1), ...}; fewer than asked for also where it had much to park
 local wanted, suspects_go = tonumber(ARGV[1]), ARGV[2] == '1'
 local held = {}
 for i = 3, #ARGV do held[ARGV[i]] = true end
@@ -20,11 +20,7 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 
 end
 
 local parked = 0
-while moved < wanted do
-  if parked >= MOST_MOVES then
-    taken[1] = 1
-    break
-  end
+while moved < wanted and parked < MOST_MOVES do
   local entry = redis.call('LPOP', BACKLOG)
   if not entry then break end
   local row, from, to, environment = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')

@@ -85,7 +85,7 @@ class Worker:
 
     async def claim(self, batch_id: str, most: int = 100) -> list[Claim]:
         rollouts = Rollouts(self.store)
-        taken, _ = await rollouts.take(batch_id, most)
+        taken = await rollouts.take(batch_id, most)
         return await rollouts.claim(batch_id, "w1", [(item.member, item.attempt) for item in taken])
 
     async def end(self, claim: Claim, *, kind: str | None = None, reward: float = 1.0) -> None:

@@ -95,7 +95,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(most=st.integers(1, 5), parked=PARKED, suspects=st.booleans())
     def take(self, most: int, parked: set[str], suspects: bool) -> None:
-        taken, _ = self._do(self.rollouts.take(self.batch_id, most, parked=sorted(parked), suspects=suspects))
+        taken = self._do(self.rollouts.take(self.batch_id, most, parked=sorted(parked), suspects=suspects))
         assert len(taken) <= most
         assert not parked & {one.environment for one in taken}
         assert suspects or not any(one.suspect for one in taken)
