@@ -27,7 +27,7 @@ SETTINGS = {
     "FARM_BREAKERS_MAX_PROBE_AFTER_S": "2",
     "FARM_MODEL_MAX_RETRIES": "1",
     "FARM_MODEL_UNHEALTHY_WAIT_S": "1",
-    "FARM_WORKER_LEASE_TTL_S": "2",
+    "FARM_WORKER_LEASE_TTL_S": "4",
     "FARM_DISPATCHER_RESEND_AFTER_S": "3",
 }
 WEATHER = {"environment": "weather", "responses_create_params": {"input": "what's it like in Oslo?"}}

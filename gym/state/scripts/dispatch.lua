@@ -1,5 +1,5 @@
 -- What `take` and `probe` share; put between `lib` and either of them.
-local MOST_MOVES = 2000 -- rollouts that one call parks or releases
+local MOST_PARKED = 2000 -- in one call
 local SUSPECT_LATER_MS = 1000
 local now = now_ms()
 local taken = {}
@@ -54,25 +54,13 @@ local function park_range(environment, row, from, to)
   return to - from
 end
 
--- Put parked rollouts whose environment is not among `held` back in front of the backlog.
-local function release(held)
-  if redis.call('EXISTS', PARKED) == 0 then return end
-  local from, released = '-', 0
-  while released < MOST_MOVES do
+-- The first entry of PARKED whose environment is not among `held`: it may go again.
+local function first_released(held)
+  local from = '-'
+  while true do
     local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
-    if not entry then return end
-    local environment = parse_parked(entry)
-    if held[environment] then
-      from = '[' .. environment .. '}'
-    else
-      local entries = redis.call('ZRANGEBYLEX', PARKED, '[' .. environment .. '|', '(' .. environment .. '}', 'LIMIT', 0, 500)
-      for i = #entries, 1, -1 do
-        local _, row, first, to = parse_parked(entries[i])
-        redis.call('ZREM', PARKED, entries[i])
-        redis.call('LPUSH', BACKLOG, row .. ':' .. first .. ':' .. to .. ':' .. environment)
-        count('parked|' .. environment, first - to)
-        released = released + to - first
-      end
-    end
+    local environment = entry and parse_parked(entry)
+    if not entry or not held[environment] then return entry end
+    from = '[' .. environment .. '}'
   end
 end

@@ -129,7 +129,9 @@ end
 
 -- PARKED holds ENVIRONMENT|ROW:FROM:TO, the row in 12 digits and every score 0, so that the entries of an environment
 -- lie side by side in the order of rows. `parked|ENVIRONMENT` in META counts their rollouts.
+local any_parked
 local function park(environment, row, from, to)
+  any_parked = true
   redis.call('ZADD', PARKED, 0, string.format('%s|%012d:%d:%d', environment, row, from, to))
   count('parked|' .. environment, to - from)
 end
@@ -139,7 +141,6 @@ local function parse_parked(entry)
   return environment, row, tonumber(from), tonumber(to)
 end
 
-local any_parked
 -- Take one rollout out of the parked ones, where it is among them.
 local function unpark(member, environment)
   if any_parked == nil then any_parked = redis.call('EXISTS', PARKED) == 1 end

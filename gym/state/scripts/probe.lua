@@ -16,13 +16,18 @@ if wanted ~= '' then
   unpark(member, wanted)
   take(member, wanted, false)
 else
-  release(held)
   local due = redis.call('ZCOUNT', LATER, '-inf', now)
-  for try = 0, 9 do
-    local choices = due + redis.call('LLEN', BACKLOG)
-    if choices == 0 or moved > 0 then break end
+  for try = 0, MOST_PARKED do
+    local backlog, released = redis.call('LLEN', BACKLOG), first_released(held)
+    local choices = due + backlog + (released and 1 or 0)
+    if moved > 0 or choices == 0 then break end
     local choice = (seed + try) % choices
-    if choice < due then
+    if choice == due + backlog then
+      local environment, row, from = parse_parked(released)
+      local member = row .. ':' .. from
+      unpark(member, environment)
+      take(member, environment, false)
+    elseif choice < due then
       local entry = redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', choice, 1)[1]
       local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
       redis.call('ZREM', LATER, entry)

@@ -1,4 +1,4 @@
--- Move up to ARGV[1] rollouts from the backlog to Celery, retries that are due first.
+-- Move up to ARGV[1] rollouts from the backlog to Celery, first retries that are due, then what is parked no more.
 -- ARGV: how many, whether suspects may go (0 | 1), then the environments that are parked
 -- Returns {environment, member, attempt, suspect (0 | 1), ...}; fewer than asked for also where it had much to park
 local wanted, suspects_go = tonumber(ARGV[1]), ARGV[2] == '1'
@@ -6,7 +6,6 @@ local held = {}
 for i = 3, #ARGV do held[ARGV[i]] = true end
 
 if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
-release(held)
 
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, wanted)) do
   redis.call('ZREM', LATER, entry)
@@ -19,8 +18,21 @@ for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 
   end
 end
 
+while moved < wanted do
+  local entry = first_released(held)
+  if not entry then break end
+  local environment, row, sample, to = parse_parked(entry)
+  redis.call('ZREM', PARKED, entry)
+  count('parked|' .. environment, sample - to)
+  while sample < to and moved < wanted do
+    take(row .. ':' .. sample, environment, suspects_go)
+    sample = sample + 1
+  end
+  if sample < to then park(environment, row, sample, to) end
+end
+
 local parked = 0
-while moved < wanted and parked < MOST_MOVES do
+while moved < wanted and parked < MOST_PARKED do
   local entry = redis.call('LPOP', BACKLOG)
   if not entry then break end
   local row, from, to, environment = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
