@@ -45,6 +45,7 @@ from gym.relay.server import RelayServer
 from gym.results.blobs import BlobStore
 from gym.state.alarms import Alarms
 from gym.state.batches import Batches
+from gym.state.breakers import Breakers
 from gym.state.captures import Captures
 from gym.state.feed import Feed
 from gym.state.leases import Leases
@@ -122,6 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         feed=Feed(store, blobs),
         captures=Captures(store),
         policies=Policies(store),
+        breakers=Breakers(store, settings.breakers),
         leases=lease_calls,
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.routes.services import COUNTERS, active_counters
 from gym.state.alarms import Alarms
+from gym.state.breakers import BreakerKey
 from gym.state.leases import Leases, WorkerStatus
 from gym.state.store import Store
 
@@ -34,6 +35,7 @@ class FarmNumbers:
     up: bool
     active_batches: int = 0
     states: dict[str, int] = field(default_factory=dict)
+    breakers: list[BreakerKey] = field(default_factory=list)
     totals: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0
@@ -45,7 +47,7 @@ class FarmNumbers:
 async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
     """The numbers of now."""
     try:
-        batches = await active_counters(store)
+        batches, breakers = await active_counters(store)
         totals = await store.redis.hgetall(store.keys.totals)
         alive = _alive(await leases.workers())
         dispatcher = await leases.dispatcher()
@@ -53,11 +55,12 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
     except RedisError as error:
         _LOG.warning("metrics without the farm: %s", type(error).__name__, extra={"action": "redis_unavailable"})
         return FarmNumbers(up=False)
-    states = {name: sum(counters[name] for _, counters in batches) for name in COUNTERS}
+    states = {name: sum(counters[name] for _, counters in batches) for name in (*COUNTERS, "parked")}
     return FarmNumbers(
         up=True,
         active_batches=len(batches),
         states=states,
+        breakers=[breaker.key for breaker in breakers if breaker.open],
         totals={name.decode(): float(value) for name, value in totals.items()},
         workers=len(alive),
         slots=sum(worker.slots for worker in alive),
@@ -83,11 +86,19 @@ class _Snapshot(Collector):
         if not farm.up:
             return
         states = GaugeMetricFamily(
-            "farm_rollouts_active", "Rollouts of active batches; those dispatched are also queued.", labels=["state"]
+            "farm_rollouts_active",
+            "Rollouts of active batches; those dispatched and those parked are also queued.",
+            labels=["state"],
         )
         for state, number in farm.states.items():
             states.add_metric([state], number)
         yield states
+        breakers = GaugeMetricFamily(
+            "farm_breaker_open", "What keeps failing, so that its rollouts are parked.", labels=["kind", "name"]
+        )
+        for key in farm.breakers:
+            breakers.add_metric([key.kind, key.name], 1)
+        yield breakers
         ended = CounterMetricFamily("farm_rollouts", "Rollouts that ended.", labels=["outcome"])
         events = CounterMetricFamily("farm_events", "What else happened to rollouts.", labels=["event"])
         alarms = CounterMetricFamily("farm_alarms", "Alarms that were raised.", labels=["kind"])

@@ -77,6 +77,23 @@ class LedgerAnswer(BaseModel):
     expired: int
 
 
+class ParkedReason(BaseModel):
+    """A policy, environment or judge that keeps failing; the probe is one rollout that is let through to try it."""
+
+    kind: Literal["policy", "environment", "judge"]
+    name: str
+    since: str
+    error: str
+    next_probe_at: str
+
+
+class ParkedAnswer(BaseModel):
+    """How many of the queued rollouts are parked, and why; their attempts are not used up."""
+
+    count: int
+    reasons: list[ParkedReason]
+
+
 class BatchAnswer(BaseModel):
     """A batch as it stands; `environments` holds means by environment, `null` where there is nothing to divide by."""
 
@@ -89,6 +106,7 @@ class BatchAnswer(BaseModel):
     options: dict[str, Any]
     ledger: LedgerAnswer
     fenced: Annotated[int, Field(description="late or duplicate writers that changed nothing")]
+    parked: ParkedAnswer
     environments: dict[str, dict[str, float | None]]
 
 

@@ -111,7 +111,22 @@ class DispatcherSettings(Section):
     no_progress_s: Annotated[
         Seconds, Field(description="an alarm when work and free slots exist and nothing moves for so long")
     ] = 120.0
+    suspect_after: Annotated[
+        int, Field(ge=1, le=100, description="deaths of workers after which a rollout that was there is run alone")
+    ] = 2
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
+
+
+class BreakerSettings(Section):
+    """When rollouts of a policy, an environment or a judge that keeps failing are parked, and when one is tried."""
+
+    failures: Annotated[
+        int, Field(ge=1, le=1000, description="infrastructure failures in a row after which rollouts are parked")
+    ] = 3
+    probe_after_s: Annotated[
+        float, Field(gt=0, le=3600, description="until one rollout is let through; doubled after each that fails")
+    ] = 5.0
+    max_probe_after_s: Annotated[float, Field(gt=0, le=24 * 3600)] = 60.0
 
 
 class ModelSettings(Section):
@@ -120,6 +135,9 @@ class ModelSettings(Section):
     connect_timeout_s: Seconds = 5.0
     call_timeout_s: Seconds = 300.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 4
+    unhealthy_wait_s: Annotated[
+        Seconds, Field(description="for an endpoint to come back; a server that restarts within costs no turn")
+    ] = 60.0
     connections_per_endpoint: Annotated[int, Field(ge=1, le=65536)] = 1024
     health_check_s: Annotated[
         float, Field(ge=0, le=3600, description="between checks of an endpoint that answers no calls; 0: none")
@@ -173,6 +191,7 @@ class Settings(BaseSettings):
     flower: FlowerSettings = FlowerSettings()
     worker: WorkerSettings = WorkerSettings()
     dispatcher: DispatcherSettings = DispatcherSettings()
+    breakers: BreakerSettings = BreakerSettings()
     model: ModelSettings = ModelSettings()
     results: ResultSettings = ResultSettings()
     sessions: SessionSettings = SessionSettings()

@@ -15,7 +15,7 @@ FarmError
 ├── SettingsError           the configuration cannot be used; printed at start
 └── RolloutError            why one rollout failed: a kind, a stage, and whether another attempt may help
     ├── ModelUnreachable, ModelRejected
-    ├── ToolError, EnvironmentFailed, VerifierFailed, JudgeFailed
+    ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed, JudgeFailed
     ├── BadRow, Internal
     └── TimedOut, Stalled, WorkerLost
 
@@ -135,6 +135,12 @@ class ErrorKind(StrEnum):
     INTERNAL = "internal"
 
 
+DATA_ERRORS = frozenset(
+    {ErrorKind.ENVIRONMENT_ERROR, ErrorKind.TOOL_ERROR, ErrorKind.VERIFIER_ERROR, ErrorKind.BAD_ROW}
+)
+"""What the task's own data or code may cause; the same again as a rule, so not tried again unless asked for."""
+
+
 class Stage(StrEnum):
     """Where in a rollout an error arose."""
 
@@ -148,7 +154,11 @@ class Stage(StrEnum):
 
 
 class RolloutError(FarmError):
-    """Why a rollout failed. `retryable` says that another attempt, elsewhere or later, may succeed."""
+    """Why a rollout failed.
+
+    `retryable` is true for failures of the infrastructure: another attempt, elsewhere or later, may succeed. They have
+    `limits.max_attempts`; failures by the task's own data have `limits.retry_data_errors`.
+    """
 
     kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
     stage: Stage = Stage.COMMIT  # the kind's usual one; an error raised elsewhere carries its own
@@ -161,11 +171,18 @@ class RolloutError(FarmError):
 
 
 class ModelUnreachable(RolloutError):
-    """No endpoint of the policy answered within the deadline and the retries."""
+    """No endpoint of the policy answered within the deadline and the retries.
+
+    `away`: none answered at all, not even with an error, so the rollout itself cannot be to blame.
+    """
 
     kind = ErrorKind.MODEL_UNREACHABLE
     stage = Stage.MODEL
     retryable = True
+
+    def __init__(self, message: str, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.away = away
 
 
 class ModelRejected(RolloutError):
@@ -195,6 +212,16 @@ class EnvironmentFailed(RolloutError):
 
     kind = ErrorKind.ENVIRONMENT_ERROR
     stage = Stage.SETUP
+
+
+class EnvironmentUnavailable(EnvironmentFailed):
+    """What the environment needs (a sandbox, a database, a server) is away for now.
+
+    For environments to raise in `setup`, a tool or `verify`: unlike every other error of theirs it is not the task's
+    fault, so the rollout runs again, and the environment is parked where that goes on.
+    """
+
+    retryable = True
 
 
 class VerifierFailed(RolloutError):

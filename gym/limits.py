@@ -10,6 +10,14 @@ holds ends the episode:
 5. `max_turns`         the calls of this turn are run, their results recorded, and no further model call is made
 
 The clocks (rollout timeout, stall timeout, batch deadline) and cancellation interrupt at any point and come first.
+
+A rollout that fails is tried again by the class of its error, each class with a budget of its own:
+
+- the infrastructure's (`worker_lost`, `model_unreachable`, `judge_error`, and `environment_error` where the environment
+  raised EnvironmentUnavailable): up to `max_attempts` in all, after 1, 2, 4 … 30 s. What fails while its policy or
+  environment is parked is handed back without using an attempt up, and so are the failures that led to parking.
+- the data's (`environment_error`, `tool_error`, `verifier_error`, `bad_row`): `retry_data_errors` more times, at once
+- `timeout`, `stalled`, `model_rejected` and `internal` are final; `requeue` runs any of them again by hand
 """
 
 from typing import Annotated, Literal
@@ -29,7 +37,24 @@ class Limits(BaseModel):
     rollout_timeout_s: Seconds = 600.0
     stall_timeout_s: Seconds = 120.0
     max_turns: Annotated[int, Field(ge=1, le=10_000)] = 16
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    max_attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="times that a rollout is run where the infrastructure fails it: a worker is lost, the model "
+            "server or a judge is unreachable, an environment says that what it needs is away",
+        ),
+    ] = 3
+    retry_data_errors: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=100,
+            description="times more that a rollout is run where its data fails it: environment_error, tool_error, "
+            "verifier_error, bad_row",
+        ),
+    ] = 0
     deadline_s: Annotated[Seconds | None, Field(description="for the whole batch, from its creation")] = None
 
 

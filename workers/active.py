@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gym.state.breakers import BreakerKey
+
 
 @dataclass(slots=True)
 class Batch:
@@ -17,6 +19,9 @@ class Batch:
     max_attempts: int
     deadline_at: int | None
     rollout_timeout_s: float
+    policy: BreakerKey
+    held: bool = False  # all of it is parked, since its policy keeps failing
+    parked: int = 0  # of those queued, by their environments
     queued: int = 0
     dispatched: int = 0
     running: int = 0

@@ -58,10 +58,14 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
 
 
 def count_received(slots: Slots) -> Any:
-    """Reserve slots when a job arrives; the caller keeps the returned receiver, Celery only refers to it."""
+    """Reserve slots, or hold the worker, when a job arrives; the caller keeps the receiver, as Celery does not."""
 
     def receive(request: Any = None, **_: Any) -> None:
-        slots.reserve(int(request.request_dict.get("rollouts") or 1))
+        headers = request.request_dict
+        if headers.get("alone"):
+            slots.hold()
+        else:
+            slots.reserve(int(headers.get("rollouts") or 1))
 
     task_received.connect(receive, weak=False)
     return receive

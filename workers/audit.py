@@ -76,6 +76,7 @@ class Auditor:
                 rollout_timeout_s=batches[held.batch_id].rollout_timeout_s,
                 lease_ttl_s=self._settings.worker.lease_ttl_s,
                 no_progress_s=self._settings.dispatcher.no_progress_s,
+                held=batches[held.batch_id].held,
             )
             await self._judge(batches[held.batch_id], held, around, now)
         await self._announce()
@@ -98,7 +99,11 @@ class Auditor:
         alarm = finding.alarm
         if finding.remedy is Remedy.RECOVER:
             recovered = await self._rollouts.recover(
-                batch.batch_id, overdue_ms=0, max_attempts=batch.max_attempts, dead_workers=[alarm.worker]
+                batch.batch_id,
+                overdue_ms=0,
+                max_attempts=batch.max_attempts,
+                dead_workers=[alarm.worker],
+                suspect_after=self._settings.dispatcher.suspect_after,
             )
             done = f"{recovered.requeued} were queued again, {recovered.failed} had no attempt left"
             return replace(alarm, message=f"{alarm.message}; {done}")

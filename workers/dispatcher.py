@@ -20,13 +20,16 @@ from redis.exceptions import RedisError
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.state.breakers import policy_key
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
 from gym.state.server import watch_for_eviction
 from gym.state.store import Store
 from workers.active import Batch
+from workers.alone_jobs import AloneJobs, jobs_of
 from workers.housekeeping import Housekeeping
-from workers.publisher import Publisher
+from workers.parking import Parking
+from workers.publisher import Job, Publisher
 from workers.schedule import Waiting, plan
 
 LEAD_TTL_S = 3.0
@@ -46,6 +49,8 @@ class Dispatcher:
         self._leases = Leases(store)
         self._publisher = publisher
         self._housekeeping = Housekeeping(settings, store, publisher)
+        self._parking = Parking(settings, store)
+        self._alone = AloneJobs(store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
         self._stopping = asyncio.Event()
@@ -104,7 +109,10 @@ class Dispatcher:
         await self._store.redis.blpop([self._store.keys.wake], timeout=self._settings.dispatcher.tick_s)
 
     async def _tick(self) -> None:
+        await self._parking.refresh()
         await self._read_batches()
+        for batch in self._batches.values():
+            batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
         await self._fill_window()
 
@@ -120,11 +128,13 @@ class Dispatcher:
         if not self._batches:
             return
         pipeline = redis.pipeline(transaction=False)
+        fields = ["queued", "dispatched", "running", "cancel", "ended_at", *self._parking.fields]
         for name in self._batches:
-            pipeline.hmget(keys.batch(name).meta, ["queued", "dispatched", "running", "cancel", "ended_at"])
+            pipeline.hmget(keys.batch(name).meta, fields)
         for batch, values in zip(self._batches.values(), await pipeline.execute(), strict=True):
-            queued, dispatched, running, flag, ended_at = values
+            queued, dispatched, running, flag, ended_at, *parked = values
             batch.queued, batch.dispatched, batch.running = int(queued or 0), int(dispatched or 0), int(running or 0)
+            batch.parked = sum(int(number or 0) for number in parked)
             batch.stopping = flag or b"0"
             batch.ended = ended_at is not None
 
@@ -134,7 +144,8 @@ class Dispatcher:
         if values[0] is None:
             await self._store.redis.zrem(self._store.keys.active, batch_id)
             return None
-        limits = orjson.loads(values[0])["limits"]
+        spec = orjson.loads(values[0])
+        limits = spec["limits"]
         created_at = int(values[4])
         deadline_s = limits.get("deadline_s")
         return Batch(
@@ -146,10 +157,12 @@ class Dispatcher:
             max_attempts=int(limits["max_attempts"]),
             rollout_timeout_s=float(limits["rollout_timeout_s"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
+            policy=policy_key(spec.get("policy")),
         )
 
     async def _fill_window(self) -> None:
         batches = self._batches.values()
+        await self._send(await self._parking.probes(list(batches)), self._housekeeping.server_ms())
         in_flight = sum(batch.dispatched + batch.running for batch in batches)
         room = int(self._housekeeping.slots * self._settings.dispatcher.window) - in_flight
         waiting = [
@@ -159,11 +172,12 @@ class Dispatcher:
                 priority=batch.priority,
                 weight=batch.weight,
                 created_at=batch.created_at,
-                backlog=batch.queued - batch.dispatched,
+                backlog=batch.queued - batch.dispatched - batch.parked,
             )
             for batch in batches
-            if batch.stopping == b"0" and batch.queued > batch.dispatched
+            if batch.stopping == b"0" and not batch.held
         ]
+        waiting = [batch for batch in waiting if batch.backlog > 0]
         if room <= 0 or not waiting:
             return
         if self._virtual_times is None:
@@ -188,13 +202,16 @@ class Dispatcher:
     async def _dispatch(self, takes: list[tuple[str, int]]) -> None:
         """Take as planned and send one job for each slice of one environment."""
         sent_ms = self._housekeeping.server_ms()  # before taking: no rollout is older than the job that carries it
-        jobs = []
+        jobs: list[Job] = []
         for batch_id, wanted in takes:
-            taken = await self._rollouts.take(batch_id, wanted)
-            by_environment: dict[str, list[tuple[str, int]]] = {}
-            for rollout in taken:
-                by_environment.setdefault(rollout.environment, []).append((rollout.member, rollout.attempt))
-            jobs += [(batch_id, environment, members) for environment, members in by_environment.items()]
+            suspects = await self._alone.may_go(self._housekeeping.workers)
+            taken = await self._rollouts.take(batch_id, wanted, parked=self._parking.environments, suspects=suspects)
+            found = jobs_of(batch_id, taken)
+            self._alone.sent(found)
+            jobs += found
+        await self._send(jobs, sent_ms)
+
+    async def _send(self, jobs: list[Job], sent_ms: int) -> None:
         if jobs:
             await asyncio.to_thread(self._publisher.send, jobs, sent_ms)
 

@@ -112,7 +112,11 @@ class Housekeeping:
                 await cancel(self._store, batch.batch_id, "batch", "*")
         if dead or batch.dispatched:
             recovered = await self._rollouts.recover(
-                batch.batch_id, overdue_ms=overdue_ms, max_attempts=batch.max_attempts, dead_workers=dead
+                batch.batch_id,
+                overdue_ms=overdue_ms,
+                max_attempts=batch.max_attempts,
+                dead_workers=dead,
+                suspect_after=self._settings.dispatcher.suspect_after,
             )
             if recovered.requeued or recovered.failed or recovered.resent:
                 _LOG.warning(

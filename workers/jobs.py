@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from celery import Celery
 
+from gym.state.breakers import BreakerKey
 from workers.app import RUN_JOB
 from workers.loop import LoopThread
 from workers.runtime import Runtime
@@ -15,10 +16,17 @@ def register_jobs(app: Celery, loop: LoopThread, runtime: Runtime) -> None:
     @app.task(name=RUN_JOB, ignore_result=True)
     def run_rollouts(
         batch_id: str,
-        environment: str,  # noqa: ARG001  # carried to be read in Flower
+        environment: str,
         rollouts: list[str],
         attempts: list[int],
+        probe: str | None = None,
+        alone: bool = False,
     ) -> None:
-        """A slice of one batch, by the ids of its rollouts."""
+        """A slice of one batch, by the ids of its rollouts; `probe` is the breaker that it is to try."""
         members = [rollout.removeprefix(f"{batch_id}:") for rollout in rollouts]
-        loop.submit(runtime.run_slice(batch_id, list(zip(members, attempts, strict=True)))).result()
+        wanted = list(zip(members, attempts, strict=True))
+        if alone:
+            loop.submit(runtime.run_alone(batch_id, wanted)).result()
+        else:
+            key = BreakerKey.parse(probe) if probe else None
+            loop.submit(runtime.run_slice(batch_id, environment, wanted, key)).result()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
 from celery.exceptions import CeleryError
@@ -15,11 +16,39 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from gym.config import Settings, broker_url
+from gym.jsontypes import JsonObject
+from gym.state.breakers import BreakerKey
 from workers.app import RUN_JOB, create_celery, queue_name
 
-Job = tuple[str, str, Sequence[tuple[str, int]]]  # batch, environment, (member, attempt) …
-
 _LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A slice of a batch: (member, attempt) of rollouts of one environment.
+
+    `probe` names the breaker that it is to try; `alone` jobs run their rollouts one by one, beside nothing else.
+    """
+
+    batch_id: str
+    environment: str
+    members: Sequence[tuple[str, int]]
+    probe: BreakerKey | None = None
+    alone: bool = False
+
+    def arguments(self) -> JsonObject:
+        """What the job is called with."""
+        arguments: JsonObject = {
+            "batch_id": self.batch_id,
+            "environment": self.environment,
+            "rollouts": [f"{self.batch_id}:{member}" for member, _ in self.members],
+            "attempts": [attempt for _, attempt in self.members],
+        }
+        if self.probe is not None:
+            arguments["probe"] = str(self.probe)
+        if self.alone:
+            arguments["alone"] = True
+        return arguments
 
 
 class Publisher:
@@ -39,22 +68,16 @@ class Publisher:
                 self._app.producer_pool.acquire(block=True, timeout=5) as producer,
                 producer.batch(max_size=500),  # type: ignore[attr-defined]  # new in kombu 5.7, not in its stubs
             ):
-                for batch_id, environment, members in jobs:
-                    rollouts = [f"{batch_id}:{member}" for member, _ in members]
-                    attempts = [attempt for _, attempt in members]
+                for job in jobs:
+                    arguments = job.arguments()
                     self._app.send_task(
                         RUN_JOB,
-                        kwargs={
-                            "batch_id": batch_id,
-                            "environment": environment,
-                            "rollouts": rollouts,
-                            "attempts": attempts,
-                        },
+                        kwargs=arguments,
                         queue=self._queue,
                         producer=producer,
-                        headers={"rollouts": len(rollouts), "sent_ms": sent_ms},
+                        headers={"rollouts": len(job.members), "sent_ms": sent_ms, "alone": job.alone},
                         argsrepr="",
-                        kwargsrepr=describe(batch_id, environment, rollouts),
+                        kwargsrepr=describe(arguments),
                         ignore_result=True,
                         retry=False,
                     )
@@ -82,6 +105,7 @@ class Publisher:
         self._app.close()
 
 
-def describe(batch_id: str, environment: str, rollouts: Sequence[str]) -> str:
+def describe(arguments: JsonObject) -> str:
     """A job's arguments as Flower shows them."""
-    return f"{{'environment': {environment!r}, 'batch': {batch_id!r}, 'rollouts': {list(rollouts)!r}}}"
+    shown = {"environment": arguments["environment"], "batch": arguments["batch_id"], **arguments}
+    return repr({name: value for name, value in shown.items() if name not in ("batch_id", "attempts")})

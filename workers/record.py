@@ -23,7 +23,13 @@ PASS_REWARD = 1.0
 def error_line(running: Running, error: RolloutError, worker: str) -> bytes:
     """One line of a rollout's attempts."""
     return orjson.dumps(
-        {"attempt": running.claim.attempt, "worker": worker, "kind": error.kind, "message": error.message}
+        {
+            "attempt": running.claim.attempt,
+            "worker": worker,
+            "kind": error.kind,
+            "message": error.message,
+            "retryable": error.retryable,
+        }
     )
 
 

@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import logging
 import math
-import random
 import time
 import traceback
 import zlib
@@ -32,6 +31,7 @@ from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
 from gym.reward import Reward
 from gym.rollout import StopReason
+from gym.state.breakers import BreakerKey
 from gym.state.rollouts import Claim
 from gym.task import Task
 from gym.trajectory import Trajectory
@@ -79,6 +79,8 @@ class Running:
     committing: bool = False  # its outcome is on the way; nothing may interrupt that
     loose: bool = False  # its outcome was recorded without it, since it would not end
     give_up_at: float = math.inf  # when that is done
+    probe: BreakerKey | None = None  # the breaker that it was let through to try
+    alone: bool = False  # nothing else runs in this worker
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -239,11 +241,6 @@ class Runner:
 
 def _queued_s(claim: Claim) -> float:
     return max(0.0, (claim.claimed_at - claim.published_at) / 1000)
-
-
-def retry_delay_s(attempt: int) -> float:
-    """How long a rollout waits before its next attempt: 1, 2, 4 … up to 30 s, with jitter of a half."""
-    return min(30.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.0)
 
 
 def start(claim: Claim, spec: BatchSpec) -> Running:

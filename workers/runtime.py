@@ -24,15 +24,19 @@ from gym.environments.threads import EnvironmentThreads
 from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
+from gym.state.breakers import BreakerKey, BreakerKind, Breakers
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import RedisAway, Store, end_tasks, will_pass
+from workers.breakers import BreakerWatch
 from workers.committer import Committer
 from workers.record import error_line, packed_calls, packed_trajectory, record, sums
-from workers.runner import Finished, Runner, Running, retry_delay_s, start
+from workers.retries import retry_in_s
+from workers.runner import Finished, Runner, Running, start
 from workers.sessions import SessionHost
 from workers.slots import Slots
+from workers.suspects import SuspectRuns
 
 WATCH_S = 0.5
 CLAIM_AGAIN_S = 0.5
@@ -60,6 +64,16 @@ class Runtime:
         self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
         self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
+        self._breakers = BreakerWatch(
+            Breakers(self._store, settings.breakers), self._rollouts, self._committer, on_release=self._reopen
+        )
+        self._suspects = SuspectRuns(
+            slots=slots,
+            rollouts=self._rollouts,
+            committer=self._committer,
+            start=lambda claim, spec: self._start(claim, spec, alone=True),
+            draining=lambda: self.draining,
+        )
         self._registry = load_registry(settings.environments)
         self._threads = EnvironmentThreads(
             settings.worker.environment_threads, most_hung=settings.worker.max_hung_threads
@@ -97,6 +111,7 @@ class Runtime:
             loop.create_task(self._policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self._watch(), name="watch"),
             loop.create_task(self._sessions.run(), name="sessions"),
+            loop.create_task(self._breakers.keep_fresh(self._running.values), name="breakers"),
         ]
 
     async def close(self) -> None:
@@ -120,6 +135,7 @@ class Runtime:
             "ended": self._ended,
             "sessions": len(self._sessions),
             "draining": self.draining,
+            "alone": self.slots.held,
             "environment_threads": self._threads.load(),
             "hung": self._hung,
             "environments": self._registry.names(),
@@ -130,25 +146,51 @@ class Runtime:
         """Threads and tasks of environments that go on after their rollout has ended."""
         return self._threads.hung + len(self._loose)
 
-    async def run_slice(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> int:
-        """Claim what is still ours to run, run it side by side, and return how many that were."""
+    async def run_slice(
+        self, batch_id: str, environment: str, wanted: Sequence[tuple[str, int]], probe: BreakerKey | None = None
+    ) -> int:
+        """Claim what is still ours to run, run it side by side, and return how many that were.
+
+        What is parked by now goes back, unless it is a probe.
+        """
         claims: list[Claim] = []
         try:
-            if self.draining:
+            if self.draining or (probe is None and await self._is_parked(batch_id, environment)):
                 await self._bounce(batch_id, wanted)
             else:
                 claims = await self._claim(batch_id, wanted)
         finally:
             self.slots.free(len(wanted) - len(claims))
         if not claims:
+            if probe is not None:
+                await self._breakers.probe_lost(probe)
             return 0
+        if probe is not None:
+            self._reopen(probe)
         spec = await self._spec(batch_id)
         if isinstance(spec.policy, str) and self._policies.get(spec.policy) is None:
             await self._look_for_policies()
-        started = [self._start(claim, spec) for claim in claims]
+        started = [self._start(claim, spec, probe=probe) for claim in claims]
         for running in started:
             await running.ended.wait()
         return len(started)
+
+    async def run_alone(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> None:
+        """Claim suspects and run them one by one, beside nothing else; the worker has been held for them."""
+        try:
+            if self.draining:
+                await self._bounce(batch_id, wanted)
+            elif claims := await self._claim(batch_id, wanted):
+                await self._suspects.run(claims, await self._spec(batch_id))
+        finally:
+            self.slots.release()
+
+    def _reopen(self, key: BreakerKey) -> None:
+        if key.kind is BreakerKind.POLICY:
+            self._model.reopen(key.name)
+
+    async def _is_parked(self, batch_id: str, environment: str) -> bool:
+        return self._breakers.any_open and self._breakers.holds(batch_id, await self._spec(batch_id), environment)
 
     async def _claim(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
         """Asked for until Redis answers, since a claim whose answer was lost would be held here and not run.
@@ -198,8 +240,9 @@ class Runtime:
         except RedisError as error:
             _LOG.warning("policies not refreshed: %s", error, extra={"action": "policies_stale"})
 
-    def _start(self, claim: Claim, spec: BatchSpec) -> Running:
+    def _start(self, claim: Claim, spec: BatchSpec, *, probe: BreakerKey | None = None, alone: bool = False) -> Running:
         running = start(claim, spec)
+        running.probe, running.alone = probe, alone
         self._keep(self._run(running), running)
         self._idle.clear()
         return running
@@ -217,7 +260,8 @@ class Runtime:
             return  # another task has ended its rollout
         self._ended += 1
         running.ended.set()
-        self.slots.free()
+        if not running.alone:
+            self.slots.free()
         if not self._running:
             self._idle.set()
         if error is not None:
@@ -229,9 +273,13 @@ class Runtime:
             return
         running.committing = True
         error = finished.error
-        if error is not None and error.retryable and running.claim.attempt < running.spec.limits.max_attempts:
+        if await self._breakers.ended(running, error, self._running.values()):
+            await self._committer.send(self._rollouts.retry_call(running.claim, b"", 0))
+            self._committer.add_total("handed_back")
+            return
+        delay_s = None if error is None else retry_in_s(error, running.claim.tries, running.spec.limits)
+        if error is not None and delay_s is not None:
             line = error_line(running, error, self.worker)
-            delay_s = retry_delay_s(running.claim.attempt)
             await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s))
             self._committer.add_total("retries")
             return

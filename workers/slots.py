@@ -1,7 +1,8 @@
 """How many rollouts this worker can still take, and the gate that closes when there is no room.
 
 Invariant: what was reserved is what waits for a thread or runs. The count is by rollouts, not by jobs, and it rises
-when a job is received, before its thread starts; so a worker never holds more than its slots and one slice.
+when a job is received, before its thread starts; so a worker never holds more than its slots and one slice. While the
+worker is held for a job that runs alone, nothing else is fetched; that job takes no slots.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Slots:
     def __init__(self, total: int) -> None:
         self.total = total
         self._taken = 0
+        self._holds = 0
         self._closed = False
         self._lock = threading.Lock()
         self._on_room: Callable[[], None] | None = None
@@ -27,7 +29,12 @@ class Slots:
 
     def has_room(self) -> bool:
         """Whether another job may be fetched."""
-        return not self._closed and self._taken < self.total
+        return not self._closed and not self._holds and self._taken < self.total
+
+    @property
+    def held(self) -> bool:
+        """Whether a job that runs alone is here."""
+        return self._holds > 0
 
     def close(self) -> None:
         """Take nothing more; used when the worker drains."""
@@ -41,6 +48,18 @@ class Slots:
         """A job of so many rollouts was received."""
         with self._lock:
             self._taken += rollouts
+
+    def hold(self) -> None:
+        """A job was received that must run alone; `release` follows when it is over."""
+        with self._lock:
+            self._holds += 1
+
+    def release(self) -> None:
+        """A job that ran alone is over."""
+        with self._lock:
+            self._holds -= 1
+        if self.has_room() and self._on_room is not None:
+            self._on_room()
 
     def free(self, rollouts: int = 1) -> None:
         """So many rollouts ended or were not ours to start."""

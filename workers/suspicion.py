@@ -35,13 +35,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a batch is judged by. `workers` are all in the books, those included whose lease has just run out."""
+    """What a batch is judged by. `workers` are all in the books, those included whose lease has just run out.
+
+    `held`: its policy keeps failing, so all of it is parked, which is no lack of progress.
+    """
 
     workers: Collection[str]
     free_slots: int
     rollout_timeout_s: float
     lease_ttl_s: float
     no_progress_s: float
+    held: bool = False
 
 
 def examine(held: Holdings, around: Surroundings) -> list[Finding]:
@@ -131,7 +135,7 @@ class Progress:
         """No claim and no outcome for too long, though rollouts are due and slots free. `now` is any steady clock."""
         marks = (held.fence, held.ledger.running, held.ledger.judging, held.ledger.ended)
         due = held.backlog_entries + held.retries_due + held.dispatched
-        could = not held.stopping and around.free_slots > 0 and due > 0 and held.ledger.queued > 0
+        could = not held.stopping and not around.held and around.free_slots > 0 and due > 0 and held.ledger.queued > 0
         unseen = now - self.looked > UNSEEN_S  # Redis or this process was away, which is another matter
         self.looked = now
         if marks != self.marks or not could or unseen:

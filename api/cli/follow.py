@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 import orjson
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from api.cli.tables import failures_table, ledger_text, summary_table
+from api.cli.tables import failures_table, ledger_text, parked_text, summary_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +34,7 @@ def follow(
         TextColumn("{task.description}"),
     )
     reader = batch.results(view=view)
+    told: set[tuple[str, str]] = set()
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         bar = progress.add_task("", total=None)
         while True:
@@ -44,6 +45,10 @@ def follow(
             if out is not None:
                 out.flush()
             status = batch.status()
+            for reason in status.parked.reasons:
+                if (reason["kind"], reason["since"]) not in told:
+                    told.add((reason["kind"], reason["since"]))
+                    progress.console.print(parked_text(reason))
             progress.update(
                 bar, completed=status.ledger.ended, total=status.ledger.submitted, description=ledger_text(status)
             )

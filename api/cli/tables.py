@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -97,10 +97,20 @@ def _table() -> Table:
 
 
 def ledger_text(status: BatchStatus) -> str:
-    """The counts of a ledger that are not 0, in one line."""
+    """The counts of a ledger that are not 0, in one line; and what is parked of those queued, with what holds it."""
     counts = status.ledger.as_dict()
     counts.pop("submitted")
-    return "  ".join(f"{name} {count}" for name, count in counts.items() if count)
+    shown = [f"{name} {count}" for name, count in counts.items() if count]
+    if status.parked.count:
+        held_by = ", ".join(f"{reason['kind']} {reason['name']}" for reason in status.parked.reasons)
+        shown.append(f"parked {status.parked.count} ({held_by})")
+    return "  ".join(shown)
+
+
+def parked_text(reason: Mapping[str, Any]) -> Text:
+    """Why rollouts are parked."""
+    text = f"rollouts are parked: {reason['kind']} {reason['name']} keeps failing: {reason['error']}"
+    return Text(text, style="yellow")
 
 
 def tool_name(tool: dict[str, object]) -> str:

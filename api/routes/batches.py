@@ -15,6 +15,7 @@ from gym.errors import Invalid
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import BatchState, BatchStatus, batch_not_found
+from gym.state.breakers import Breaker, Parked
 from gym.state.results import View, rfc3339
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -119,7 +120,24 @@ def batch_answer(batch: BatchStatus) -> JsonObject:
         "options": options,
         "ledger": batch.ledger.as_dict(),
         "fenced": batch.fenced,
+        "parked": parked_answer(batch.parked),
         "environments": {name: means(sums) for name, sums in sorted(batch.environments.items())},
+    }
+
+
+def parked_answer(parked: Parked) -> JsonObject:
+    """How many queued rollouts are parked, and why."""
+    return {"count": parked.count, "reasons": [breaker_answer(breaker) for breaker in parked.reasons]}
+
+
+def breaker_answer(breaker: Breaker) -> JsonObject:
+    """Why rollouts are parked, since when, and when one of them is tried."""
+    return {
+        "kind": breaker.key.kind,
+        "name": breaker.key.name,
+        "since": None if breaker.opened_at is None else rfc3339(breaker.opened_at),
+        "error": breaker.error,
+        "next_probe_at": rfc3339(breaker.next_probe_at),
     }
 
 

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from api.errors import REDIS_RETRY_S
 from api.metrics import HttpMetrics, exposition, read_farm
+from api.routes.batches import breaker_answer
 from api.routes.bodies import json_response
 from api.routes.services import MOVING, Farm, Services, active_counters
 from api.schemas import Items
@@ -93,9 +94,13 @@ async def judges() -> Response:
 
 @router.get("/v1/queues", response_model=Items)
 async def queues(farm: Farm) -> Response:
-    """What waits and runs, for each batch that has not ended; `dispatched` are those of `queued` that are in Celery."""
-    batches = [
-        (name, {field: counters[field] for field in MOVING}) for name, counters in await active_counters(farm.store)
-    ]
-    totals = {field: sum(counters[field] for _, counters in batches) for field in MOVING}
-    return json_response({"items": [{"batch_id": name, **counters} for name, counters in batches], **totals})
+    """What waits and runs, for each batch that has not ended.
+
+    Of `queued`, `dispatched` are in Celery and `parked` wait until what keeps failing works again: the `breakers`.
+    """
+    found, breakers = await active_counters(farm.store)
+    batches = [(name, {field: counters[field] for field in (*MOVING, "parked")}) for name, counters in found]
+    totals = {field: sum(counters[field] for _, counters in batches) for field in (*MOVING, "parked")}
+    items = [{"batch_id": name, **counters} for name, counters in batches]
+    shown = [breaker_answer(breaker) for breaker in breakers if breaker.open]
+    return json_response({"items": items, **totals, "breakers": shown})

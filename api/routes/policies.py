@@ -16,6 +16,7 @@ from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.hosts import check_hosts
 from gym.proxy.policies import PolicyRecord
+from gym.state.breakers import policy_key
 from gym.state.policies import policy_not_found
 
 MAX_BODY_BYTES = 2**20
@@ -32,7 +33,9 @@ async def put_policy(name: str, request: Request, farm: Farm) -> Response:
         )
     spec = await read_model(request, PolicySpec, limit=MAX_BODY_BYTES, code="invalid_policy", what="the policy")
     check_policy_hosts(spec, farm.settings, field="base_urls")
-    return json_response(policy_answer(await farm.policies.put(name, spec)))
+    record = await farm.policies.put(name, spec)
+    await farm.breakers.probe_soon(policy_key(name))  # it may be served elsewhere now
+    return json_response(policy_answer(record))
 
 
 @router.get("/v1/policies", response_model=Items)
@@ -53,6 +56,7 @@ async def delete_policy(name: str, farm: Farm) -> Response:
     """Forget a policy; rollouts that still need it fail, and can be requeued once it is back."""
     if not await farm.policies.delete(name):
         raise policy_not_found(name)
+    await farm.breakers.alive(policy_key(name))  # nothing waits for a policy that is gone
     return json_response({"name": name, "deleted": True})
 
 

@@ -16,6 +16,7 @@ from gym.environments.registry import Registry
 from gym.errors import Overloaded
 from gym.state.alarms import Alarms
 from gym.state.batches import Batches
+from gym.state.breakers import Breaker, Breakers, parked_now, read_breakers
 from gym.state.captures import Captures
 from gym.state.feed import Feed
 from gym.state.leases import Leases
@@ -55,7 +56,8 @@ class Backlog:
     async def _current(self) -> int:
         async with self._lock:
             if time.monotonic() - self._read_at >= BACKLOG_AGE_S:
-                self._queued = sum([counters["queued"] for _, counters in await active_counters(self._store)])
+                found, _ = await active_counters(self._store)
+                self._queued = sum(counters["queued"] for _, counters in found)
                 self._read_at = time.monotonic()
         return self._queued
 
@@ -64,17 +66,25 @@ MOVING = ("queued", "running", "judging", "dispatched")  # what is dispatched is
 COUNTERS = (*MOVING, "succeeded", "failed", "cancelled", "expired")
 
 
-async def active_counters(store: Store) -> list[tuple[str, dict[str, int]]]:
-    """The counters of each batch that has not ended, oldest first."""
-    names = [name.decode() for name in await store.redis.zrange(store.keys.active, 0, -1)]
+async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]], list[Breaker]]:
+    """The counters of each batch that has not ended, oldest first, with what is `parked` of it; and the breakers."""
     pipeline = store.redis.pipeline(transaction=False)
+    pipeline.zrange(store.keys.active, 0, -1)
+    pipeline.hgetall(store.keys.breakers)
+    active, stored = await pipeline.execute()
+    breakers = read_breakers(stored)
+    names = [name.decode() for name in active]
     for name in names:
         pipeline.hmget(store.keys.batch(name).meta, COUNTERS)
     answers = await pipeline.execute() if names else []
-    return [
-        (name, {field: int(value or 0) for field, value in zip(COUNTERS, values, strict=True)})
-        for name, values in zip(names, answers, strict=True)
+    counters = [
+        {field: int(value or 0) for field, value in zip(COUNTERS, values, strict=True)} | {"parked": 0}
+        for values in answers
     ]
+    if any(breaker.open for breaker in breakers):
+        for name, each in zip(names, counters, strict=True):
+            each["parked"] = (await parked_now(store, name, breakers)).count
+    return list(zip(names, counters, strict=True)), breakers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +99,7 @@ class Services:
     feed: Feed
     captures: Captures
     policies: Policies
+    breakers: Breakers
     leases: Leases
     backlog: Backlog
     single_rows: SingleRows

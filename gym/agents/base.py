@@ -52,6 +52,7 @@ class Episode:
     input_items: list[JsonObject] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
     last_activity: float = field(default_factory=time.monotonic)
+    last_reply: float | None = None  # when the model last answered, time.monotonic()
     model_s: float = 0.0
     tool_s: float = 0.0
     tools: list[list[JsonObject]] = field(default_factory=list)  # that each model call was offered
@@ -100,6 +101,7 @@ class Episode:
         finally:
             self.model_s += time.monotonic() - began
         self.touch()
+        self.last_reply = self.last_activity
         self.tools.append(tools)
         started_s = began - self.started
         if reply.started_s is not None:  # it was made before, and its time was taken then

@@ -108,6 +108,14 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """Queued rollouts that wait until what keeps failing works again; `reasons` say what, with its last error."""
+
+    count: int = 0
+    reasons: tuple[JsonObject, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
     """Results handed out until `expires_at` (RFC 3339; `None` where there were none), to be acknowledged.
 
@@ -146,6 +154,7 @@ class BatchStatus:
     state: str
     ledger: Ledger
     environments: dict[str, JsonObject]
+    parked: Parked
     raw: JsonObject = field(repr=False)
 
     @property
@@ -270,6 +279,7 @@ def read_status(data: Any) -> BatchStatus:
             state=data["state"],
             ledger=Ledger(**_known(Ledger, data["ledger"])),
             environments=data.get("environments") or {},
+            parked=_parked(data.get("parked") or {}),
             raw=data,
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -319,6 +329,10 @@ def _failure(data: JsonObject) -> RolloutFailure:
         retryable=bool(data.get("retryable")),
         attempts=tuple(data.get("attempts") or ()),
     )
+
+
+def _parked(data: JsonObject) -> Parked:
+    return Parked(count=data.get("count") or 0, reasons=tuple(data.get("reasons") or ()))
 
 
 def _segment(data: JsonObject) -> Segment:

@@ -215,6 +215,11 @@ class PolicyClient:
             attempts=answer.attempts,
         )
 
+    def reopen(self, policy: str) -> None:
+        """The policy may work again: do not wait out what its endpoints were ejected for."""
+        if policy in self._pools:
+            self._pools[policy][1].reopen()
+
     def load(self) -> dict[str, JsonObject]:
         """By policy: calls in flight, held and waiting for room, its endpoints, how prompts of tokens came about."""
         prompts = self._forwarder.prompts if self._forwarder is not None else {}

@@ -132,6 +132,13 @@ class EndpointPool:
         times = [0.0 if e.ejected_until is None or e.probing else e.ejected_until - now for e in self.endpoints]
         return max(0.0, min(times, default=0.0))
 
+    def reopen(self) -> None:
+        """Somebody saw the policy at work, or wants to: what is ejected may be probed at once."""
+        now = self._clock()
+        for endpoint in self.endpoints:
+            if endpoint.ejected_until is not None:
+                endpoint.ejected_until = min(endpoint.ejected_until, now)
+
     def describe(self) -> list[JsonObject]:
         """Every endpoint, for people and metrics."""
         now = self._clock()

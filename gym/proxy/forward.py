@@ -51,9 +51,9 @@ _LOG = logging.getLogger(__name__)
 class ChatCall:
     """A chat completion to be made. `body` is the request as the caller wants it; the policy has the last word.
 
-    `on_held` is called now and then while a pause holds the call or it waits for room. With `on_chunks` the answer is
-    streamed: it gets the chunks as they come, and once it has been called the call is not sent again. `prefix` are the
-    tokens of the turn whose answer is the last assistant message of `body`.
+    `on_held` is called now and then while a pause holds the call, it waits for room, or no endpoint is healthy. With
+    `on_chunks` the answer is streamed: it gets the chunks as they come, and once it has been called the call is not
+    sent again. `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
     """
 
     policy: PolicyRecord
@@ -89,19 +89,26 @@ class Forwarder:
     async def send(self, call: ChatCall) -> Answer | ContextOverflow:
         """Raises ModelUnreachable or ModelRejected."""
         policy, now = call.policy, self._loop.time
-        progress = Progress(policy.name, now(), call.deadline, self._settings.max_retries)
+        progress = Progress(
+            policy.name,
+            now(),
+            call.deadline,
+            self._settings.max_retries,
+            unhealthy_wait_s=self._settings.unhealthy_wait_s,
+        )
         waiting = Waiting()
         try:
             while True:
                 policy = await self._gate.enter(policy, deadline=call.deadline, on_held=call.on_held)
                 try:
                     if call.deadline <= now():
-                        raise progress.given_up("its deadline has passed" + waiting.told(), now=now())
+                        raise progress.given_up("its deadline has passed" + waiting.told(), now=now(), late=True)
                     pool = self._pool_of(policy)
                     endpoint = pool.acquire(call.sticky_key, avoid=progress.avoid, place=waiting.place)
                     if endpoint is not None:
                         waiting.leave()
-                        progress.waiting_since = None
+                        if endpoint.ejected_until is None:  # a probe's turn does not begin the wait anew
+                            progress.waiting_since = None
                         result = await self._attempt(call, policy, pool, endpoint, progress)
                 finally:
                     self._gate.leave(policy.name)
@@ -110,6 +117,8 @@ class Forwarder:
                         await waiting.turn(pool, deadline=call.deadline, on_held=call.on_held)
                         continue
                     delay_s = progress.look_again_in_s(pool, now=now())
+                    if call.on_held is not None:
+                        call.on_held()
                 elif not isinstance(result, Failure):
                     return result
                 elif progress.delivered:
@@ -161,7 +170,7 @@ class Forwarder:
             if cut < call.deadline:
                 return failure
             progress.failures[failure.text] += 1
-            raise progress.given_up("its deadline came", now=self._loop.time()) from None
+            raise progress.given_up("its deadline came", now=self._loop.time(), late=True) from None
         else:
             outcome = "answered"
             result = meaning(attempt, status, header, raw)
@@ -170,6 +179,7 @@ class Forwarder:
             return result
         finally:
             endpoint.moves.discard(move)
+            progress.answered = progress.answered or outcome in ("answered", "erred")
             if pool.release(endpoint, outcome, began=began, error=attempt.clean(error)):
                 _LOG.warning(
                     "policy %s: %s ejected for %g s: %s",

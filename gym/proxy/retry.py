@@ -13,7 +13,7 @@ from gym.proxy.endpoints import EndpointPool
 
 BACK_OFF_S = 0.25
 BACK_OFF_MAX_S = 8.0
-UNHEALTHY_WAIT_S = 60.0  # for an endpoint to come back; a server that restarts costs no rollout an attempt
+UNHEALTHY_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class Failure:
 class Progress:
     """One call on its way. `endpoint` was asked last, `avoid` are the endpoints that have failed it.
 
-    `delivered`: a part of the answer has been handed on, so it must not begin anew.
+    `delivered`: a part of the answer has been handed on, so it must not begin anew. `answered`: an endpoint gave an
+    answer of its own, if only an error.
     """
 
     policy: str
@@ -48,6 +49,8 @@ class Progress:
     waiting_since: float | None = None
     delivered: bool = False
     endpoint: Endpoint | None = None
+    answered: bool = False
+    unhealthy_wait_s: float = UNHEALTHY_WAIT_S
 
     def retry_in_s(
         self, failure: Failure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float
@@ -74,22 +77,23 @@ class Progress:
         return delay_s
 
     def look_again_in_s(self, pool: EndpointPool, *, now: float) -> float:
-        """Seconds to wait while no endpoint takes calls. Raises ModelUnreachable after `UNHEALTHY_WAIT_S`."""
+        """Seconds to wait while no endpoint takes calls. Raises ModelUnreachable after `unhealthy_wait_s`."""
         if self.waiting_since is None:
             self.waiting_since = now
-        until = min(self.deadline, self.waiting_since + UNHEALTHY_WAIT_S)
+        until = min(self.deadline, self.waiting_since + self.unhealthy_wait_s)
         if now >= until:
             states = "; ".join(f"{e.url.shown} is {e.state(now)}: {e.last_error}" for e in pool.endpoints[:8])
             raise self.given_up(f"no endpoint was healthy for {now - self.waiting_since:.1f} s ({states})", now=now)
         return min(until - now, 0.25, max(0.02, pool.reopens_in_s()))
 
-    def given_up(self, why: str, *, now: float) -> ModelUnreachable:
-        """The error that ends the call."""
+    def given_up(self, why: str, *, now: float, late: bool = False) -> ModelUnreachable:
+        """The error that ends the call; `late`: for want of time, which says nothing about the endpoints."""
         tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         error = ModelUnreachable(
             f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
-            + (f". Tried: {tried}" if tried else "")
+            + (f". Tried: {tried}" if tried else ""),
+            away=not (late or self.answered),
         )
         error.endpoint = None if self.endpoint is None else self.endpoint.url.shown
         return error

@@ -16,6 +16,7 @@ from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
+from gym.state.breakers import Breaker, Parked, parked_in, policy_key, read_breakers
 from gym.state.store import CANCEL, REQUEUE, SEAL, Store, insisting
 
 CANCEL_CHUNK = 500
@@ -36,6 +37,7 @@ class BatchStatus:
     created_at: int
     ended_at: int | None
     fenced: int
+    parked: Parked = field(default_factory=Parked)
     environments: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -103,10 +105,11 @@ class Batches:
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.hgetall(keys.meta)
         pipeline.hgetall(keys.stats)
-        meta, stats = await pipeline.execute()
+        pipeline.hgetall(self._store.keys.breakers)
+        meta, stats, breakers = await pipeline.execute()
         if not meta:
             raise batch_not_found(batch_id)
-        return _status(batch_id, meta, stats)
+        return _status(batch_id, meta, stats, read_breakers(breakers))
 
     async def list(
         self, *, run: str | None = None, state: str | None = None, limit: int = 100, after: str | None = None
@@ -120,6 +123,7 @@ class Batches:
             if rank is None:
                 raise Invalid("invalid_cursor", f"`after` {after!r} is not a cursor of this list", {"field": "after"})
             position = int(rank) + 1
+        breakers = read_breakers(await redis.hgetall(self._store.keys.breakers))
         while True:
             page = [name.decode() for name in await redis.zrevrange(self._store.keys.batches, position, position + 199)]
             if not page:
@@ -133,7 +137,7 @@ class Batches:
                     await redis.zrem(self._store.keys.batches, batch_id)
                     position -= 1
                     continue
-                status = _status(batch_id, meta, {})
+                status = _status(batch_id, meta, {}, breakers)
                 if run not in (None, status.run) or state not in (None, status.state):
                     continue
                 found.append(status)
@@ -186,7 +190,9 @@ class Batches:
         return requeued
 
 
-def _status(batch_id: str, meta: dict[bytes, bytes], stats: dict[bytes, bytes]) -> BatchStatus:
+def _status(
+    batch_id: str, meta: dict[bytes, bytes], stats: dict[bytes, bytes], breakers: Sequence[Breaker]
+) -> BatchStatus:
     ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
     sealed = meta.get(b"sealed") == b"1"
     ended_at = int(meta[b"ended_at"]) if b"ended_at" in meta else None
@@ -212,8 +218,18 @@ def _status(batch_id: str, meta: dict[bytes, bytes], stats: dict[bytes, bytes]) 
         created_at=int(meta[b"created_at"]),
         ended_at=ended_at,
         fenced=int(meta.get(b"fenced", 0)),
+        parked=_parked(meta, breakers) if breakers else Parked(),
         environments=environments,
     )
+
+
+def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker]) -> Parked:
+    waiting = int(meta.get(b"queued", 0)) - int(meta.get(b"dispatched", 0))
+    policy = policy_key(orjson.loads(meta[b"spec"]).get("policy"))
+    counted = {
+        name.decode().partition("|")[2]: int(number) for name, number in meta.items() if name.startswith(b"parked|")
+    }
+    return parked_in(waiting, policy, counted, breakers)
 
 
 def batch_not_found(batch_id: str) -> NotFound:

@@ -4,7 +4,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 
 | key | type | holds |
 |---|---|---|
-| meta | hash | spec, digest, run, counters of the ledger, `dispatched`, `fence`, timestamps in ms |
+| meta | hash | spec, digest, run, the ledger, `dispatched`, `fence`, `parked/ENVIRONMENT`, `owed/MEMBER` (a bar) |
 | seq | string | the next row number |
 | rows | hash | row number → `SAMPLES ENVIRONMENT PUBLISHED_MS TASK_ID\n` and the row as it was sent |
 | tasks | hash | task id given by the caller → `ROW DIGEST` |
@@ -17,6 +17,8 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | tries | hash | member → one JSON line for each failed attempt |
 | groups | hash | row number → usable rollouts, where `early_stop` counts them |
 | stats | hash | `ENVIRONMENT|FIELD` → sums |
+| parked | zset | `ENVIRONMENT|ROW:FROM:TO` (row in 12 digits) that wait until their environment works again |
+| suspects | hash | member that was present at several deaths of a worker → token of its last run alone |
 | tombs | set | what was cancelled before it came: `*`, row numbers, members |
 | staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
 | feeds | hash | consumer → when it had acknowledged everything in ms, empty before |
@@ -108,6 +110,14 @@ class BatchKeys:
         """What is known of a consumer, in the order in which `feed.lua` names it after `feeds`."""
         return [self._key(f"{name}:{consumer}") for name in ("feed", "feed-out", "feed-leases", "feed-ends")]
 
+    @property
+    def parked(self) -> str:
+        return self._key("parked")
+
+    @property
+    def suspects(self) -> str:
+        return self._key("suspects")
+
     def stage(self, request_id: str) -> str:
         """Rows of a request that is still being read."""
         return self._key(f"stage:{request_id}")
@@ -137,6 +147,8 @@ class BatchKeys:
             self.stats,
             self.tombs,
             self.staging,
+            self.parked,
+            self.suspects,
         ]
 
     def everything(self) -> list[str]:
@@ -266,6 +278,11 @@ class Keys:
     def policies_revision(self) -> str:
         """string: grows with every change of a policy."""
         return f"{self.prefix}:policies-revision"
+
+    @property
+    def breakers(self) -> str:
+        """hash: `KIND|NAME` → the failures in a row of a policy, an environment or a judge, JSON; empty as a rule."""
+        return f"{self.prefix}:breakers"
 
     @property
     def configured_policies(self) -> str:

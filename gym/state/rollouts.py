@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from gym.state.store import BOUNCE, CLAIM, COMMIT, RECOVER, RETRY, TAKE, ScriptCall, Store
+from gym.state.store import ALONE, BOUNCE, CLAIM, COMMIT, PROBE, RECOVER, REFUND, RETRY, TAKE, ScriptCall, Store
 
+SUSPECT_AFTER = 2
 OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A rollout that goes to Celery."""
+    """A rollout that goes to Celery; `suspect` says that it must run alone."""
 
     environment: str
     member: str
     attempt: int
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +83,18 @@ class Rollouts:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def take(self, batch_id: str, most: int) -> list[Taken]:
-        """Move up to `most` rollouts from the backlog to Celery."""
-        flat = await self._store.run(TAKE, self._store.keys.batch(batch_id).scripted(), [most])
-        return [Taken(flat[i].decode(), flat[i + 1].decode(), int(flat[i + 2])) for i in range(0, len(flat), 3)]
+    async def take(self, batch_id: str, most: int, *, parked: Sequence[str] = (), suspects: bool = True) -> list[Taken]:
+        """Move up to `most` rollouts from the backlog to Celery, none of the `parked` environments.
+
+        Suspects are taken only where they may go.
+        """
+        keys = self._store.keys.batch(batch_id).scripted()
+        return _taken(await self._store.run(TAKE, keys, [most, int(suspects), *parked]))
+
+    async def probe(self, batch_id: str, *, environment: str | None, seed: int, parked: Sequence[str]) -> list[Taken]:
+        """Move one rollout to Celery although it is parked: of a parked environment, or where the whole batch is."""
+        keys = self._store.keys.batch(batch_id).scripted()
+        return _taken(await self._store.run(PROBE, keys, [environment or "", seed, *parked]))
 
     async def claim(self, batch_id: str, worker: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
         """Start (member, attempt) here; those that are not ours to start are left out.
@@ -155,12 +166,33 @@ class Rollouts:
         args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, delay_ms, replay]
         return ScriptCall(RETRY, self._store.keys.batch(claim.batch_id).scripted(), args)
 
+    def refund_call(self, batch_id: str, member: str, attempt: int, token: str) -> ScriptCall:
+        """The script call that gives a rollout back the attempt that failed under this token, now or when it fails."""
+        return ScriptCall(REFUND, self._store.keys.batch(batch_id).scripted(), [member, attempt, token])
+
+    def alone_call(self, claim: Claim) -> ScriptCall:
+        """The script call that says that a suspect starts now, beside nothing else; it answers 0 for a void claim."""
+        return ScriptCall(
+            ALONE, self._store.keys.batch(claim.batch_id).scripted(), [claim.member, claim.attempt, claim.token]
+        )
+
     async def recover(
-        self, batch_id: str, *, overdue_ms: int, max_attempts: int, dead_workers: Sequence[str]
+        self,
+        batch_id: str,
+        *,
+        overdue_ms: int,
+        max_attempts: int,
+        dead_workers: Sequence[str],
+        suspect_after: int = SUSPECT_AFTER,
     ) -> Recovered:
-        """Take back what dead workers ran, and jobs handed to Celery before `overdue_ms` (0 leaves them)."""
+        """Take back what dead workers ran, and jobs handed to Celery before `overdue_ms` (0 leaves them).
+
+        What was present at `suspect_after` deaths is run alone from then on, and fails only where it dies so.
+        """
         requeued, failed, resent, _ended = await self._store.run(
-            RECOVER, self._store.keys.batch(batch_id).scripted(), [overdue_ms, max_attempts, *dead_workers]
+            RECOVER,
+            self._store.keys.batch(batch_id).scripted(),
+            [overdue_ms, max_attempts, suspect_after, *dead_workers],
         )
         return Recovered(requeued, failed, resent)
 
@@ -179,3 +211,12 @@ class Rollouts:
                 mark = f"|{claim.attempt}|{claim.token}|".encode()
                 standing[number] = value is not None and value[1 : 1 + len(mark)] == mark
         return standing
+
+
+def _taken(flat: Sequence[Any]) -> list[Taken]:
+    """Read the answer of `take` and `probe`."""
+    entries = zip(flat[::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+    return [
+        Taken(environment.decode(), member.decode(), int(attempt), bool(suspect))
+        for environment, member, attempt, suspect in entries
+    ]

@@ -53,11 +53,15 @@ def _load(name: str, *libraries: str, of_batch: bool = True) -> Script:
 
 
 PUBLISH = _load("publish")
-TAKE = _load("take")
+TAKE = _load("take", "dispatch")
+PROBE = _load("probe", "dispatch")
 CLAIM = _load("claim")
 BOUNCE = _load("bounce")
 COMMIT = _load("commit")
 RETRY = _load("retry")
+REFUND = _load("refund")
+ALONE = _load("alone")
+BREAKER = _load("breaker", of_batch=False)
 RECOVER = _load("recover")
 CANCEL = _load("cancel")
 SEAL = _load("seal")

@@ -2,12 +2,16 @@
 -- ARGV: first row, row behind the last, most entries of the backlog and of what is live
 -- Returns the members that were queued again, or -1 where the batch holds too much to be searched
 local most = tonumber(ARGV[3])
-if redis.call('LLEN', BACKLOG) > most or redis.call('HLEN', LIVE) > most then return -1 end
+if redis.call('LLEN', BACKLOG) + redis.call('ZCARD', PARKED) > most or redis.call('HLEN', LIVE) > most then return -1 end
 even_when_full()
 local lined = {}
 for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
   local row, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
   for sample = tonumber(from), tonumber(to) - 1 do lined[row .. ':' .. sample] = true end
+end
+for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
+  local _, row, from, to = parse_parked(entry)
+  for sample = from, to - 1 do lined[row .. ':' .. sample] = true end
 end
 -- counters that say more than is there lose what is found
 local missing = { running = tonumber(redis.call('HGET', META, 'running')), judging = tonumber(redis.call('HGET', META, 'judging')),

@@ -1,6 +1,6 @@
 -- What a batch holds, counted at one moment. Changes nothing.
 -- ARGV: cursor in what is live, most live entries to look at, most entries of the backlog to count
--- Returns {now, counters, retries, retries due, backlog entries, backlog rollouts (-1 = not counted), live, done,
+-- Returns {now, counters, retries, retries due, backlog entries, rollouts in backlog and parked (-1 = not counted), live, done,
 --          next cursor, {d, r, judging} (empty = not all were looked at), {worker, rollouts, since, member, ...}}
 local cursor, many, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
@@ -9,11 +9,15 @@ local counters = redis.call('HMGET', META, 'submitted', 'queued', 'dispatched', 
 for i = 1, #counters do counters[i] = counters[i] or '0' end
 
 local entries, rollouts = redis.call('LLEN', BACKLOG), -1
-if entries <= most then
+if entries + redis.call('ZCARD', PARKED) <= most then
   rollouts = 0
   for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
     local from, to = string.match(entry, '^%d+:(%d+):(%d+):')
     rollouts = rollouts + tonumber(to) - tonumber(from)
+  end
+  for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
+    local _, _, from, to = parse_parked(entry)
+    rollouts = rollouts + to - from
   end
 end
 

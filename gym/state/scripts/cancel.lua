@@ -37,6 +37,14 @@ for _, entry in ipairs(redis.call('ZRANGE', LATER, 0, most - 1)) do
   redis.call('ZREM', LATER, entry)
   if stop(string.match(entry, '^(%d+:%d+):'), letter, reason) then stopped = stopped + 1 end
 end
+for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, most - 1)) do
+  local environment, row, from, to = parse_parked(entry)
+  redis.call('ZREM', PARKED, entry)
+  count('parked|' .. environment, from - to)
+  for sample = from, to - 1 do
+    if stop(row .. ':' .. sample, letter, reason) then stopped = stopped + 1 end
+  end
+end
 local entries = 0
 while entries < most do
   local entry = redis.call('LPOP', BACKLOG)
@@ -48,4 +56,4 @@ while entries < most do
   entries = entries + 1 + math.floor((tonumber(to) - tonumber(from)) / 16)
 end
 mark_end()
-return { 1, stopped, redis.call('LLEN', BACKLOG) + redis.call('ZCARD', LATER) }
+return { 1, stopped, redis.call('LLEN', BACKLOG) + redis.call('ZCARD', LATER) + redis.call('ZCARD', PARKED) }

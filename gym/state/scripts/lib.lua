@@ -2,6 +2,7 @@
 -- A live value is STATE|ATTEMPT|TOKEN|SINCE|ENVIRONMENT[|WORKER]; STATE is d (in Celery), r (running), j (judging).
 local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, STATS, TOMBS, STAGING =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local PARKED, SUSPECTS = KEYS[15], KEYS[16]
 
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
 local COUNTER = { d = 'queued', r = 'running', j = 'judging' }
@@ -77,6 +78,17 @@ local function attempts_of(member)
   return n
 end
 
+-- How many of a rollout's failed attempts were the infrastructure's fault, and how many of them deaths of a worker.
+local function faults_of(member)
+  local infrastructure, deaths = 0, 0
+  for line in string.gmatch(redis.call('HGET', TRIES, member) or '', '[^\n]+') do
+    local try = cjson.decode(line)
+    if try.retryable ~= false then infrastructure = infrastructure + 1 end
+    if try.kind == 'worker_lost' then deaths = deaths + 1 end
+  end
+  return infrastructure, deaths
+end
+
 local function add_try(member, line)
   local lines = redis.call('HGET', TRIES, member) or ''
   redis.call('HSET', TRIES, member, lines .. line .. '\n')
@@ -85,6 +97,20 @@ end
 -- Where the model calls lie that an attempt had completed when its worker handed it back.
 local function replay_of(member)
   return member .. '|replay'
+end
+
+-- Forget a failed attempt; those after it count one less.
+local function drop_try(member, attempt)
+  local kept, number = {}, 0
+  for line in string.gmatch(redis.call('HGET', TRIES, member) or '', '[^\n]+\n') do
+    number = number + 1
+    if number ~= attempt then kept[#kept + 1] = line end
+  end
+  if #kept > 0 then
+    redis.call('HSET', TRIES, member, table.concat(kept))
+  else
+    redis.call('HDEL', TRIES, member)
+  end
 end
 
 local function mark_end()
@@ -112,6 +138,39 @@ local function end_here(member, letter, reason, attempt, token, environment, err
   redis.call('HINCRBY', STATS, environment .. '|ended', 1)
 end
 
+-- PARKED holds ENVIRONMENT|ROW:FROM:TO, the row in 12 digits and every score 0, so that the entries of an environment
+-- lie side by side in the order of rows. `parked|ENVIRONMENT` in META counts their rollouts.
+local any_parked
+local function park(environment, row, from, to)
+  any_parked = true
+  redis.call('ZADD', PARKED, 0, string.format('%s|%012d:%d:%d', environment, row, from, to))
+  count('parked|' .. environment, to - from)
+end
+
+local function parse_parked(entry)
+  local environment, row, from, to = string.match(entry, '^([^|]*)|0*(%d+):(%d+):(%d+)$')
+  return environment, row, tonumber(from), tonumber(to)
+end
+
+-- Take one rollout out of the parked ones, where it is among them.
+local function unpark(member, environment)
+  if any_parked == nil then any_parked = redis.call('EXISTS', PARKED) == 1 end
+  if not any_parked then return end
+  local row, sample = string.match(member, '^(%d+):(%d+)$')
+  local at = string.format('%s|%012d', environment, row)
+  sample = tonumber(sample)
+  for _, entry in ipairs(redis.call('ZRANGEBYLEX', PARKED, '[' .. at .. ':', '(' .. at .. ';')) do
+    local _, _, from, to = parse_parked(entry)
+    if sample >= from and sample < to then
+      redis.call('ZREM', PARKED, entry)
+      count('parked|' .. environment, from - to)
+      if from < sample then park(environment, row, from, sample) end
+      if sample + 1 < to then park(environment, row, sample + 1, to) end
+      return
+    end
+  end
+end
+
 -- End one rollout wherever it is; false where it has ended already or does not exist.
 local function stop(member, letter, reason)
   local value = redis.call('HGET', LIVE, member)
@@ -125,6 +184,7 @@ local function stop(member, letter, reason)
   local row, sample = string.match(member, '^(%d+):(%d+)$')
   local samples, environment = row_header(row)
   if not samples or tonumber(sample) >= samples then return false end
+  unpark(member, environment)
   count('queued', -1)
   end_here(member, letter, reason, attempts_of(member), 0, environment)
   return true

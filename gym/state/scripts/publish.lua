@@ -1,8 +1,8 @@
 -- Publish staged rows, creating the batch where asked: all of them or none.
--- KEYS 15.. : stage, stage tasks, stage done
+-- The last KEYS: stage, stage tasks, stage done
 -- ARGV: mode (create | append), seal, spec, digest, run, priority, weight, policy, request, rows that were staged
 -- Returns {verdict, accepted, repeated, submitted, first conflicting task id}
-local STAGE, STAGE_TASKS, STAGE_DONE = KEYS[15], KEYS[16], KEYS[17]
+local STAGE, STAGE_TASKS, STAGE_DONE = KEYS[#KEYS - 2], KEYS[#KEYS - 1], KEYS[#KEYS]
 local mode, seal = ARGV[1], ARGV[2]
 local CHUNK = 1000
 

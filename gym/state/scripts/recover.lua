@@ -1,11 +1,38 @@
 -- Take back what lost its owner: rollouts of dead workers, and jobs that got lost in the broker.
--- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, then dead workers
+-- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, deaths that make a suspect, then dead workers
 -- Returns {requeued, failed, resent, ended}
+-- A suspect is run alone, and a death makes it fail only there: in company another may have been to blame.
 even_when_full()
-local overdue, max_attempts = tonumber(ARGV[1]), tonumber(ARGV[2])
+local overdue, max_attempts, suspect_after = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local dead = {}
-for i = 3, #ARGV do dead[ARGV[i]] = true end
+for i = 4, #ARGV do dead[ARGV[i]] = true end
 local requeued, failed, resent = 0, 0, 0
+
+local function wait_again(member, live)
+  count('queued', 1)
+  redis.call('ZADD', LATER, 0, member .. ':' .. live.environment)
+  requeued = requeued + 1
+end
+
+local function died(member, live)
+  local begun = redis.call('HGET', SUSPECTS, member)
+  leave_live(member, live)
+  if begun and begun ~= live.token then return wait_again(member, live) end -- it waited there to be run alone
+  local message = 'worker ' .. live.worker .. ' stopped renewing its lease' .. (begun and '; it ran nothing else' or '')
+  add_try(member, cjson.encode({ attempt = tonumber(live.attempt), worker = live.worker, kind = 'worker_lost',
+    message = message, retryable = true }))
+  redis.call('HDEL', TRAJ, replay_of(member))
+  local infrastructure, deaths = faults_of(member)
+  if infrastructure >= max_attempts and (begun or deaths < suspect_after) then
+    local error = cjson.encode({ kind = 'worker_lost', stage = 'dispatch', message = message, retryable = true })
+    end_here(member, 'f', 'error', live.attempt, live.token, live.environment, error)
+    failed = failed + 1
+    return
+  end
+  if not begun and deaths >= suspect_after then redis.call('HSET', SUSPECTS, member, '') end
+  wait_again(member, live)
+end
+
 local entries = redis.call('HGETALL', LIVE)
 for i = 1, #entries, 2 do
   local member, live = entries[i], parse_live(entries[i + 1])
@@ -17,21 +44,7 @@ for i = 1, #entries, 2 do
       resent = resent + 1
     end
   elseif dead[live.worker] then
-    local message = 'worker ' .. live.worker .. ' stopped renewing its lease'
-    local line = cjson.encode({ attempt = tonumber(live.attempt), worker = live.worker, kind = 'worker_lost', message = message })
-    leave_live(member, live)
-    if tonumber(live.attempt) >= max_attempts then
-      local error = cjson.encode({ kind = 'worker_lost', stage = 'dispatch', message = message, retryable = true })
-      add_try(member, line)
-      end_here(member, 'f', 'error', live.attempt, live.token, live.environment, error)
-      failed = failed + 1
-    else
-      count('queued', 1)
-      redis.call('HDEL', TRAJ, replay_of(member))
-      add_try(member, line)
-      redis.call('ZADD', LATER, 0, member .. ':' .. live.environment)
-      requeued = requeued + 1
-    end
+    died(member, live)
   end
 end
 return { requeued, failed, resent, mark_end() }

@@ -12,6 +12,11 @@ if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= tok
 end
 leave_live(member, live)
 count('queued', 1)
+local owed = redis.call('HGET', META, 'owed|' .. member)
+if owed then
+  redis.call('HDEL', META, 'owed|' .. member)
+  if owed == attempt then line = '' else drop_try(member, tonumber(owed)) end
+end
 if line ~= '' then
   add_try(member, line)
   redis.call('HDEL', TRAJ, replay_of(member))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections import Counter
 from typing import Any
 
@@ -19,20 +20,23 @@ from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
 from gym.state.audit import Audits
 from gym.state.batches import Batches, activate
-from gym.state.rollouts import Claim, Commit, Rollouts
+from gym.state.rollouts import Claim, Commit, Rollouts, Taken
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
 from gym.task import RowHeader
 from workers.suspicion import Surroundings, examine
 
 MAX_ATTEMPTS = 2
+SUSPECT_AFTER = 2
 SAMPLES = 3
+ENVIRONMENTS = ("weather", "sql")  # of even and odd rows
+PARKED = st.sets(st.sampled_from(ENVIRONMENTS))
 FINAL = {state for state in RolloutState if state in ("succeeded", "failed", "cancelled", "expired")}
 _numbers = itertools.count()
 
 
 class Farm(RuleBasedStateMachine):
-    """One batch with `early_stop` at 2 usable rollouts of a group of 3."""
+    """One batch of two environments with `early_stop` at 2 usable rollouts of a group of 3."""
 
     redis_url = ""
 
@@ -44,8 +48,11 @@ class Farm(RuleBasedStateMachine):
         self.audits = Audits(self.store)
         self.batch_id = f"model-{next(_numbers)}"
         self.state: dict[str, RolloutState] = {}
-        self.tries: Counter[str] = Counter()
+        self.tries: dict[str, list[str]] = {}  # by member, the kinds of its failed attempts
         self.in_celery: list[tuple[str, int]] = []
+        self.handed_over: set[str] = set()  # marked as in Celery
+        self.suspects: dict[str, str] = {}  # and the token of the last run alone
+        self.owed: dict[str, int] = {}  # by member, the attempt that it gets back when it is given up next
         self.claims: list[tuple[str, Claim]] = []  # of every claim ever made, void ones too
         self.usable: Counter[str] = Counter()
         self.replays: dict[str, bytes] = {}  # of attempts that were handed back
@@ -59,19 +66,22 @@ class Farm(RuleBasedStateMachine):
 
     async def _submit(self, rows: int, *, create: bool) -> None:
         staging = Staging(self.store, self.batch_id)
-        header = RowHeader(task_id=None, environment="weather", num_samples=SAMPLES)
-        await staging.add([StagedRow(header=header, raw=b"{}", digest="")] * rows)
+        names = [ENVIRONMENTS[row % 2] for row in range(self.rows, self.rows + rows)]
+        headers = [RowHeader(task_id=None, environment=name, num_samples=SAMPLES) for name in names]
+        await staging.add([StagedRow(header=header, raw=b"{}", digest="") for header in headers])
         spec = NewBatch(spec={}, digest="d", run="r", priority=5, weight=1.0, policy="p")
         await staging.publish(create=spec if create else None, seal=False)
         for row in range(self.rows, self.rows + rows):
             for sample in range(SAMPLES):
                 self.state[f"{row}:{sample}"] = RolloutState.QUEUED
+                self.tries[f"{row}:{sample}"] = []
         self.rows += rows
         self._stop([member for member in self.state if member in self.buried])
 
     def _move(self, member: str, to: RolloutState) -> None:
         assert to in TRANSITIONS[self.state[member]], f"{member}: {self.state[member]} to {to}"
         self.state[member] = to
+        self.handed_over.discard(member)
 
     def _stands(self, claim: Claim) -> bool:
         latest = [other for _, other in self.claims if other.member == claim.member][-1]
@@ -87,12 +97,31 @@ class Farm(RuleBasedStateMachine):
         self._do(self.batches.seal(self.batch_id))
         self.sealed = True
 
-    @rule(most=st.integers(1, 5))
-    def take(self, most: int) -> None:
-        for taken in self._do(self.rollouts.take(self.batch_id, most)):
-            assert self.state[taken.member] is RolloutState.QUEUED
-            assert taken.attempt == self.tries[taken.member] + 1
-            self.in_celery.append((taken.member, taken.attempt))
+    @rule(most=st.integers(1, 5), parked=PARKED, suspects=st.booleans())
+    def take(self, most: int, parked: set[str], suspects: bool) -> None:
+        taken = self._do(self.rollouts.take(self.batch_id, most, parked=sorted(parked), suspects=suspects))
+        assert len(taken) <= most
+        assert not parked & {one.environment for one in taken}
+        assert suspects or not any(one.suspect for one in taken)
+        self._took(taken)
+
+    @rule(wanted=st.none() | st.sampled_from(ENVIRONMENTS), parked=PARKED, seed=st.integers(0, 1000))
+    def probe(self, wanted: str | None, parked: set[str], seed: int) -> None:
+        taken = self._do(self.rollouts.probe(self.batch_id, environment=wanted, seed=seed, parked=sorted(parked)))
+        assert len(taken) <= 1
+        assert not any(one.suspect for one in taken)
+        assert all(one.environment == wanted if wanted else one.environment not in parked for one in taken)
+        self._took(taken)
+
+    def _took(self, taken: list[Taken]) -> None:
+        for one in taken:
+            assert one.environment == ENVIRONMENTS[int(one.member.partition(":")[0]) % 2]
+            assert self.state[one.member] is RolloutState.QUEUED
+            assert one.member not in self.handed_over
+            assert one.attempt == len(self.tries[one.member]) + 1
+            assert one.suspect == (one.member in self.suspects)
+            self.handed_over.add(one.member)
+            self.in_celery.append((one.member, one.attempt))
 
     @precondition(lambda self: self.in_celery)
     @rule(data=st.data(), worker=st.sampled_from(["w1", "w2"]), again=st.booleans())
@@ -101,20 +130,39 @@ class Farm(RuleBasedStateMachine):
         message = data.draw(st.sampled_from(self.in_celery))
         if not again:
             self.in_celery.remove(message)
-        for claim in self._do(self.rollouts.claim(self.batch_id, worker, [message])):
+        self._claimed(worker, self._do(self.rollouts.claim(self.batch_id, worker, [message])))
+
+    def _claimed(self, worker: str, claims: list[Claim]) -> list[Claim]:
+        """Those that the worker did not hold before; what it holds it is told again."""
+        held = {other.token for owner, other in self.claims if owner == worker and self._stands(other)}
+        fresh = [claim for claim in claims if claim.token not in held]
+        for claim in claims:
             assert claim.replay == self.replays.get(claim.member, b"")
-            held = {other.token for owner, other in self.claims if owner == worker and self._stands(other)}
-            if claim.token in held:
-                continue  # it holds the rollout already, and is told so again
+        for claim in fresh:
+            assert claim.member in self.handed_over
             self._move(claim.member, RolloutState.RUNNING)
             self.claims.append((worker, claim))
+        return fresh
+
+    @rule(most=st.integers(1, 5), worker=st.sampled_from(["w1", "w2"]), alone=st.booleans())
+    def start(self, most: int, worker: str, alone: bool) -> None:
+        """Some go to a worker, and what is suspect of them perhaps begins there."""
+        self.take(most=most, parked=set(), suspects=True)
+        messages, self.in_celery = self.in_celery, []
+        for claim in self._claimed(worker, self._do(self.rollouts.claim(self.batch_id, worker, messages))):
+            if claim.member in self.suspects and alone:
+                self._begin_alone(claim)
 
     @precondition(lambda self: self.in_celery)
     @rule(data=st.data())
     def bounce(self, data: st.DataObject) -> None:
         """A draining worker gives a message back, perhaps one that has been claimed elsewhere."""
         member, attempt = data.draw(st.sampled_from(self.in_celery))
-        self._do(self.rollouts.bounce(self.batch_id, [(member, attempt)]))
+        back = self._do(self.rollouts.bounce(self.batch_id, [(member, attempt)]))
+        stood = member in self.handed_over and attempt == len(self.tries[member]) + 1
+        assert back == int(stood)
+        if stood:
+            self.handed_over.discard(member)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]), twice=st.booleans())
@@ -146,35 +194,97 @@ class Farm(RuleBasedStateMachine):
                 self.replays.pop(member, None)
 
     @precondition(lambda self: self.claims)
-    @rule(data=st.data(), used_up=st.booleans(), replay=st.sampled_from([b"", b"one", b"two"]))
-    def give_up(self, data: st.DataObject, used_up: bool, replay: bytes) -> None:
-        """An attempt fails and is repeated, or a draining worker hands it back with what it has."""
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(["model_unreachable", "verifier_error", ""]),
+        replay=st.sampled_from([b"", b"one", b"two"]),
+    )
+    def give_up(self, data: st.DataObject, kind: str, replay: bytes) -> None:
+        """An attempt fails and is repeated, or is handed back: its worker drains, or its breaker is open."""
         _, claim = data.draw(st.sampled_from(self.claims))
         stands = self._stands(claim)
-        call = self.rollouts.retry_call(claim, b"{}" if used_up else b"", 0, replay=replay)
-        answer = self._do(self.store.run_many([call]))
+        line = json.dumps({"kind": kind, "retryable": kind == "model_unreachable"}).encode() if kind else b""
+        answer = self._do(self.store.run_many([self.rollouts.retry_call(claim, line, 0, replay=replay)]))
         assert answer == [int(stands)]
         if stands:
             self._move(claim.member, RolloutState.QUEUED)
-            self.tries[claim.member] += used_up
-            if used_up:
+            owed = self.owed.pop(claim.member, None)
+            if owed is not None and owed != claim.attempt:
+                del self.tries[claim.member][owed - 1]
+            if kind and owed != claim.attempt:
+                self.tries[claim.member].append(kind)
                 self.replays.pop(claim.member, None)
             elif replay:
                 self.replays[claim.member] = replay
 
-    @rule(worker=st.sampled_from(["w1", "w2"]), resend=st.booleans())
-    def recover(self, worker: str, resend: bool) -> None:
-        """A worker died; perhaps the broker lost its messages as well."""
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), twice=st.booleans())
+    def refund(self, data: st.DataObject, twice: bool) -> None:
+        """A breaker opened: who failed before it did is given the attempt back, wherever it is by now."""
+        _, claim = data.draw(st.sampled_from(self.claims))
+        member, tries = claim.member, self.tries[claim.member]
+        call = self.rollouts.refund_call(self.batch_id, member, claim.attempt, claim.token)
+        used = claim.attempt == len(tries)
+        waits = self.state[member] is RolloutState.QUEUED and member not in self.handed_over
+        if waits and used:
+            tries.pop()
+            expected = [1, 0]
+        elif self.state[member] not in FINAL and not waits and (used or self._stands(claim)):
+            self.owed[member] = claim.attempt
+            expected = [1, 1]
+        else:
+            expected = [0, 0]
+        answers = self._do(self.store.run_many([call, call] if twice else [call]))
+        assert answers == expected[: len(answers)]
+
+    @precondition(lambda self: any(claim.member in self.suspects for _, claim in self.claims))
+    @rule(data=st.data())
+    def run_alone(self, data: st.DataObject) -> None:
+        """A worker that has emptied itself starts a suspect."""
+        claims = [claim for _, claim in self.claims if claim.member in self.suspects]
+        self._begin_alone(data.draw(st.sampled_from(claims)))
+
+    def _begin_alone(self, claim: Claim) -> None:
+        stands = self._stands(claim)
+        assert self._do(self.store.run_many([self.rollouts.alone_call(claim)])) == [int(stands)]
+        if stands:
+            self.suspects[claim.member] = claim.token
+
+    @rule(dead=st.sampled_from([["w1"], ["w2"], ["w1", "w2"]]), resend=st.booleans())
+    def recover(self, dead: list[str], resend: bool) -> None:
+        """Workers died; perhaps the broker lost its messages as well."""
         overdue = 2**53 if resend else 0
         self._do(
-            self.rollouts.recover(self.batch_id, overdue_ms=overdue, max_attempts=MAX_ATTEMPTS, dead_workers=[worker])
+            self.rollouts.recover(
+                self.batch_id,
+                overdue_ms=overdue,
+                max_attempts=MAX_ATTEMPTS,
+                dead_workers=dead,
+                suspect_after=SUSPECT_AFTER,
+            )
         )
+        if resend:
+            self.handed_over.clear()
         for owner, claim in self.claims:
-            if owner == worker and self._stands(claim):
-                used_up = claim.attempt >= MAX_ATTEMPTS
-                self._move(claim.member, RolloutState.FAILED if used_up else RolloutState.QUEUED)
-                self.tries[claim.member] += 1
-                self.replays.pop(claim.member, None)
+            if owner in dead and self._stands(claim):
+                self._died(claim)
+
+    def _died(self, claim: Claim) -> None:
+        member, tries = claim.member, self.tries[claim.member]
+        alone = self.suspects.get(member) == claim.token
+        if member in self.suspects and not alone:
+            self._move(member, RolloutState.QUEUED)  # it had not begun
+            return
+        tries.append("worker_lost")
+        self.replays.pop(member, None)
+        used_up = len([kind for kind in tries if kind != "verifier_error"]) >= MAX_ATTEMPTS
+        seen_dying = tries.count("worker_lost") >= SUSPECT_AFTER
+        if used_up and (alone or not seen_dying):
+            self._move(member, RolloutState.FAILED)
+            return
+        self._move(member, RolloutState.QUEUED)
+        if seen_dying:
+            self.suspects.setdefault(member, "")
 
     @rule(row=st.integers(0, 3), sample=st.none() | st.integers(0, SAMPLES - 1))
     def cancel(self, row: int, sample: int | None) -> None:
@@ -220,18 +330,49 @@ class Farm(RuleBasedStateMachine):
         assert kept == {f"{member}|replay".encode(): replay for member, replay in self.replays.items()}
 
     @invariant()
+    def what_waits_is_somewhere_and_parked_ones_are_counted(self) -> None:
+        keys = self.store.keys.batch(self.batch_id)
+        pipeline = self.store.redis.pipeline(transaction=False)
+        pipeline.lrange(keys.backlog, 0, -1)
+        pipeline.zrange(keys.later, 0, -1)
+        pipeline.zrange(keys.parked, 0, -1)
+        pipeline.hmget(keys.meta, [f"parked|{name}" for name in ENVIRONMENTS])
+        in_backlog, in_later, in_parked, counts = self._do(pipeline.execute())
+        backlog = {member for entry in in_backlog for member in _members(*entry.split(b":")[:3])}
+        later = {entry.decode().rpartition(":")[0] for entry in in_later}
+        parked = [member for entry in in_parked for member in _members(*entry.partition(b"|")[2].split(b":"))]
+        waiting = {member for member, state in self.state.items() if state is RolloutState.QUEUED} - self.handed_over
+        assert waiting <= backlog | later | set(parked)
+        assert len(set(parked)) == len(parked)
+        assert set(parked) <= waiting
+        by_environment = Counter(int(member.partition(":")[0]) % 2 for member in parked)
+        assert [int(number or 0) for number in counts] == [by_environment[0], by_environment[1]]
+
+    @invariant()
     def each_outcome_once(self) -> None:
         entries = self._do(self.store.redis.xrange(self.store.keys.batch(self.batch_id).log))
         logged = [fields[b"m"].decode() for _, fields in entries]
         assert sorted(logged) == sorted(member for member, state in self.state.items() if state in FINAL)
 
     def teardown(self) -> None:
+        """Whatever had been parked can run once nothing is; a suspect may have been told to wait a moment."""
         assert self._do(self.audits.adopt(self.batch_id)) == []
+        while True:
+            before = len(self.handed_over)
+            self.take(most=50, parked=set(), suspects=True)
+            if len(self.handed_over) == before:
+                break
+        waiting = {member for member, state in self.state.items() if state is RolloutState.QUEUED} - self.handed_over
+        assert waiting <= self.suspects.keys()
         ended = self._do(self.batches.status(self.batch_id)).ended
         assert ended == (self.sealed and all(state in FINAL for state in self.state.values()))
         self._do(activate(self.store, self.batch_id))
         self._do(self.store.close())
         self.loop.close()
+
+
+def _members(row: bytes, first: bytes, end: bytes) -> list[str]:
+    return [f"{int(row)}:{sample}" for sample in range(int(first), int(end))]
 
 
 @pytest.mark.timeout(300)

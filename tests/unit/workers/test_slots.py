@@ -29,3 +29,18 @@ def test_a_closed_gate_stays_closed() -> None:
     slots = Slots(4)
     slots.close()
     assert not slots.has_room()
+
+
+def test_a_worker_that_is_held_fetches_nothing_and_says_when_it_does_again() -> None:
+    slots = Slots(4)
+    opened: list[bool] = []
+    slots.notify(lambda: opened.append(slots.has_room()))
+    slots.reserve(1)
+    slots.hold()
+    slots.free()
+    assert slots.held
+    assert not slots.has_room()
+    assert slots.taken == 0
+    slots.release()
+    assert opened == [True]
+    assert not slots.held

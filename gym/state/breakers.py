@@ -1,0 +1,227 @@
+"""Breakers: what keeps failing for want of infrastructure is left alone for a while, and its rollouts are parked.
+
+There is one for each policy, environment and judge that has failed lately. It opens after a number of failures in a
+row, whoever they happened to. After a pause one rollout is let through as a probe: that it works closes the breaker, a
+failure makes the next pause twice as long. Any sign of life closes it, the probe's or another's.
+
+Invariants: every change is one script; a success costs nothing here unless there were failures. Parking changes no
+state: what is parked is `queued`, can be cancelled and expires as ever, and is probed for as long as it waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from gym.config import BreakerSettings
+from gym.jsontypes import JsonObject
+from gym.policy import PolicySpec
+from gym.proxy.policies import inline_record
+from gym.state.store import BREAKER, Argument, ScriptCall, Store
+
+PROBE_TTL_S = 120.0  # after which a probe that has not said anything counts as lost
+
+
+class BreakerKind(StrEnum):
+    """What a breaker is for."""
+
+    POLICY = "policy"
+    ENVIRONMENT = "environment"
+    JUDGE = "judge"
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerKey:
+    """One policy, environment or judge; an inline policy has the name of its record."""
+
+    kind: BreakerKind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}|{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> BreakerKey:
+        """From what `str` gives."""
+        kind, _, name = text.partition("|")
+        return cls(BreakerKind(kind), name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """A breaker that has failures to remember; times in ms of the server's clock, `opened_at` None while closed.
+
+    `stage` and `error` are those of the last failure that counted.
+    """
+
+    key: BreakerKey
+    failures: int
+    stage: str
+    error: str
+    opened_at: int | None
+    next_probe_at: int
+
+    @property
+    def open(self) -> bool:
+        """Whether its rollouts are parked."""
+        return self.opened_at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Casualty:
+    """An attempt that failed for want of infrastructure, as the breaker remembers it."""
+
+    batch_id: str
+    member: str
+    attempt: int
+    token: str
+
+    def __str__(self) -> str:
+        return f"{self.batch_id} {self.member} {self.attempt} {self.token}"
+
+    @classmethod
+    def parse(cls, text: str) -> Casualty:
+        """From what `str` gives."""
+        batch_id, member, attempt, token = text.split(" ")
+        return cls(batch_id, member, int(attempt), token)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What a breaker says to a failure: whether it is open now, and whether this failure opened it.
+
+    `before` are the failures that led to it, which cost their rollouts an attempt that they are owed.
+    """
+
+    open: bool
+    opened: bool
+    before: list[Casualty]
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """How many queued rollouts of a batch are parked, and the open breakers that hold them."""
+
+    count: int = 0
+    reasons: tuple[Breaker, ...] = ()
+
+
+class Breakers:
+    """Reads breakers, and the calls that change them."""
+
+    def __init__(self, store: Store, settings: BreakerSettings) -> None:
+        self._store = store
+        self._settings = settings
+
+    async def all(self) -> list[Breaker]:
+        """Every breaker with failures in a row, open or not."""
+        return read_breakers(await self._store.redis.hgetall(self._store.keys.breakers))
+
+    def fail_call(
+        self, key: BreakerKey, who: Casualty, *, seen_s: float | None, probe: bool, stage: str, error: str
+    ) -> ScriptCall:
+        """Count a failure; `seen_s` is how long ago the caller saw it work. The answer is read by `failed`."""
+        seen_ms = -1 if seen_s is None else int(seen_s * 1000)
+        return self._call("fail", key, [str(who), self._settings.failures, seen_ms, int(probe), stage, error[:500]])
+
+    @staticmethod
+    def failed(answer: Sequence[Any]) -> Failed:
+        """Read the answer to `fail_call`."""
+        before = [Casualty.parse(text.decode()) for text in answer[2:]]
+        return Failed(open=answer[0] > 0, opened=answer[0] == 2, before=before)
+
+    async def alive(self, key: BreakerKey) -> bool:
+        """It works: close it, or forget its failures. Whether it was open."""
+        return bool((await self._run("alive", key))[0])
+
+    async def may_probe(self, key: BreakerKey) -> bool:
+        """Whether one rollout may go now although it is open; no other may until that one failed or went missing."""
+        return bool((await self._run("probe", key, int(PROBE_TTL_S * 1000)))[0])
+
+    async def probe_missed(self, key: BreakerKey) -> None:
+        """The probe ended without a sign of life, for reasons of its own: another one goes after the same pause."""
+        await self._run("missed", key)
+
+    async def probe_soon(self, key: BreakerKey) -> None:
+        """Something has changed: probe at once."""
+        await self._run("soon", key)
+
+    async def sweep(self) -> None:
+        """Forget those that have been closed for long."""
+        for name in await self._store.redis.hkeys(self._store.keys.breakers):
+            await self._run("sweep", BreakerKey.parse(name.decode()))
+
+    async def _run(self, what: str, key: BreakerKey, *args: Argument) -> Any:
+        call = self._call(what, key, args)
+        return await self._store.run(call.script, call.keys, call.args)
+
+    def _call(self, what: str, key: BreakerKey, args: Sequence[Argument]) -> ScriptCall:
+        first = int(self._settings.probe_after_s * 1000)
+        longest = max(first, int(self._settings.max_probe_after_s * 1000))
+        return ScriptCall(BREAKER, [self._store.keys.breakers], [what, str(key), first, longest, *args])
+
+
+def read_breakers(stored: Mapping[bytes, bytes]) -> list[Breaker]:
+    """Those with failures in a row, as Redis has them."""
+    breakers = []
+    for name, text in sorted(stored.items()):
+        record = orjson.loads(text)
+        streak = record.get("streak")
+        if streak:
+            breakers.append(
+                Breaker(
+                    key=BreakerKey.parse(name.decode()),
+                    failures=len(streak),
+                    stage=record["stage"],
+                    error=record["error"],
+                    opened_at=int(record["opened_at"]) if "opened_at" in record else None,
+                    next_probe_at=int(record.get("next_probe_at", 0)),
+                )
+            )
+    return breakers
+
+
+def policy_key(policy: str | JsonObject | PolicySpec | None) -> BreakerKey:
+    """The key of a batch's policy, as its spec has it."""
+    if isinstance(policy, dict):
+        policy = PolicySpec.model_validate(policy)
+    name = inline_record(policy).name if isinstance(policy, PolicySpec) else policy or ""
+    return BreakerKey(BreakerKind.POLICY, name)
+
+
+def environment_key(name: str) -> BreakerKey:
+    """The key of an environment."""
+    return BreakerKey(BreakerKind.ENVIRONMENT, name)
+
+
+def parked_field(environment: str) -> str:
+    """Where a batch's `meta` counts the parked rollouts of an environment."""
+    return f"parked|{environment}"
+
+
+def parked_in(waiting: int, policy: BreakerKey, counted: Mapping[str, int], breakers: Sequence[Breaker]) -> Parked:
+    """What is parked of a batch's `waiting` rollouts (queued and not in Celery), `counted` by environment."""
+    is_open = {breaker.key: breaker for breaker in breakers if breaker.open}
+    held = [
+        (is_open[environment_key(name)], n) for name, n in counted.items() if n and environment_key(name) in is_open
+    ]
+    reasons = tuple(breaker for breaker, _ in held)
+    if policy in is_open:
+        return Parked(waiting, (is_open[policy], *reasons)) if waiting else Parked()
+    return Parked(sum(number for _, number in held), reasons)
+
+
+async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> Parked:
+    """What is parked of a batch at this moment."""
+    names = [breaker.key.name for breaker in breakers if breaker.open and breaker.key.kind is BreakerKind.ENVIRONMENT]
+    fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
+    spec, queued, dispatched, *counts = await store.redis.hmget(store.keys.batch(batch_id).meta, fields)
+    if spec is None:
+        return Parked()
+    counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
+    policy = policy_key(orjson.loads(spec).get("policy"))
+    return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers)

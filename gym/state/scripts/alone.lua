@@ -1,0 +1,10 @@
+-- A suspect that was claimed starts now, on a worker that runs nothing else.
+-- ARGV: member, attempt, token
+-- Returns 1, or 0 where the claim is void
+local member, attempt, token = ARGV[1], ARGV[2], ARGV[3]
+even_when_full()
+local value = redis.call('HGET', LIVE, member)
+local live = value and parse_live(value)
+if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then return 0 end
+redis.call('HSET', SUSPECTS, member, token)
+return 1

@@ -1,0 +1,66 @@
+-- What `take` and `probe` share; put between `lib` and either of them.
+local MOST_PARKED = 2000 -- in one call
+local SUSPECT_LATER_MS = 1000
+local now = now_ms()
+local taken = {}
+local moved = 0
+local any_done = redis.call('EXISTS', DONE) == 1
+local any_tries = redis.call('EXISTS', TRIES) == 1
+local any_tombs = redis.call('EXISTS', TOMBS) == 1
+local any_suspects = redis.call('EXISTS', SUSPECTS) == 1
+
+-- Whether a rollout still waits, so that an entry for it means something.
+local function waits(member)
+  return not (any_done and redis.call('HEXISTS', DONE, member) == 1) and redis.call('HEXISTS', LIVE, member) == 0
+end
+
+-- Mark a rollout as handed to Celery. A suspect that may not go now looks again later.
+local function take(member, environment, suspects_go)
+  if not waits(member) then return end
+  if any_tombs then
+    local row = string.match(member, '^(%d+):')
+    if redis.call('SISMEMBER', TOMBS, row) == 1 or redis.call('SISMEMBER', TOMBS, member) == 1 then
+      if stop(member, 'c', 'cancelled') then any_done = true end
+      return
+    end
+  end
+  local suspect = any_suspects and redis.call('HEXISTS', SUSPECTS, member) == 1
+  if suspect and not suspects_go then
+    redis.call('ZADD', LATER, now + SUSPECT_LATER_MS, member .. ':' .. environment)
+    return
+  end
+  local attempt = 1
+  if any_tries then attempt = attempts_of(member) + 1 end
+  redis.call('HSET', LIVE, member, 'd|' .. attempt .. '|0|' .. now .. '|' .. environment)
+  taken[#taken + 1] = environment
+  taken[#taken + 1] = member
+  taken[#taken + 1] = attempt
+  taken[#taken + 1] = suspect and 1 or 0
+  moved = moved + 1
+end
+
+-- Park what still waits of a range; returns how many rollouts were looked at.
+local function park_range(environment, row, from, to)
+  local first
+  for sample = from, to - 1 do
+    if waits(row .. ':' .. sample) then
+      first = first or sample
+    elseif first then
+      park(environment, row, first, sample)
+      first = nil
+    end
+  end
+  if first then park(environment, row, first, to) end
+  return to - from
+end
+
+-- The first entry of PARKED whose environment is not among `held`: it may go again.
+local function first_released(held)
+  local from = '-'
+  while true do
+    local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
+    local environment = entry and parse_parked(entry)
+    if not entry or not held[environment] then return entry end
+    from = '[' .. environment .. '}'
+  end
+end

@@ -1,0 +1,55 @@
+-- Move one rollout to Celery although it is parked: of a parked environment, or any, where the whole batch is parked.
+-- ARGV: environment ('' = any that is not parked itself), a random number, then the environments that are parked
+-- Returns as `take` does
+local wanted, seed = ARGV[1], tonumber(ARGV[2])
+local held = {}
+for i = 3, #ARGV do held[ARGV[i]] = true end
+
+if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
+if wanted ~= '' then
+  local least, most = '[' .. wanted .. '|', '(' .. wanted .. '}'
+  local entries = redis.call('ZLEXCOUNT', PARKED, least, most)
+  if entries == 0 then return taken end
+  local entry = redis.call('ZRANGEBYLEX', PARKED, least, most, 'LIMIT', seed % entries, 1)[1]
+  local _, row, from, to = parse_parked(entry)
+  local member = row .. ':' .. (from + math.floor(seed / entries) % (to - from))
+  unpark(member, wanted)
+  take(member, wanted, false)
+else
+  local due = redis.call('ZCOUNT', LATER, '-inf', now)
+  for try = 0, MOST_PARKED do
+    local backlog, released = redis.call('LLEN', BACKLOG), first_released(held)
+    local choices = due + backlog + (released and 1 or 0)
+    if moved > 0 or choices == 0 then break end
+    local choice = (seed + try) % choices
+    if choice == due + backlog then
+      local environment, row, from = parse_parked(released)
+      local member = row .. ':' .. from
+      unpark(member, environment)
+      take(member, environment, false)
+    elseif choice < due then
+      local entry = redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', choice, 1)[1]
+      local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
+      redis.call('ZREM', LATER, entry)
+      due = due - 1
+      if held[environment] then
+        local row, sample = string.match(member, '^(%d+):(%d+)$')
+        park_range(environment, row, tonumber(sample), sample + 1)
+      else
+        take(member, environment, false)
+      end
+    else
+      local row, from, to, environment = string.match(redis.call('LPOP', BACKLOG), '^(%d+):(%d+):(%d+):(.*)$')
+      from, to = tonumber(from), tonumber(to)
+      if held[environment] then
+        park_range(environment, row, from, to)
+      else
+        if from + 1 < to then redis.call('LPUSH', BACKLOG, row .. ':' .. (from + 1) .. ':' .. to .. ':' .. environment) end
+        take(row .. ':' .. from, environment, false)
+      end
+    end
+  end
+end
+count('dispatched', moved)
+if any_tombs then mark_end() end
+return taken

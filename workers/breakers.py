@@ -1,0 +1,191 @@
+"""What a worker tells the breakers, and what it knows of them.
+
+A success costs no round trip: signs of life are noted here, and reported only for what has failed somewhere lately,
+about once a second. A failure for want of infrastructure is one call, whose answer says whether it was the rollout's
+bad luck: then the rollout is handed back as if it had not run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from redis.exceptions import RedisError
+
+from gym.batch import BatchSpec
+from gym.errors import EnvironmentUnavailable, ModelRejected, ModelUnreachable, RolloutError, Stage
+from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, Casualty, environment_key, policy_key
+from gym.state.rollouts import Rollouts
+from workers.committer import Committer
+from workers.runner import Running
+
+REFRESH_S = 1.0
+MOST_REMEMBERED = 4096
+_LOG = logging.getLogger(__name__)
+
+
+class BreakerWatch:
+    """One per worker, on its event loop; `keep_fresh` is its task. `on_release` hears of what may be tried again."""
+
+    def __init__(
+        self, breakers: Breakers, rollouts: Rollouts, committer: Committer, *, on_release: Callable[[BreakerKey], None]
+    ) -> None:
+        self._on_release = on_release
+        self._breakers = breakers
+        self._rollouts = rollouts
+        self._committer = committer
+        self._known: dict[BreakerKey, tuple[float, Breaker]] = {}  # with the moment when it was first seen so
+        self._alive_at: dict[BreakerKey, float] = {}
+        self._set_up_at: dict[BreakerKey, float] = {}
+        self._policies: dict[str, BreakerKey] = {}  # by batch
+
+    def holds(self, batch_id: str, spec: BatchSpec, environment: str) -> bool:
+        """Whether rollouts of this batch and environment are parked, as far as it is known here."""
+        if not self._known:
+            return False
+        keys = (self._policy(batch_id, spec), environment_key(environment))
+        return any(key in self._known and self._known[key][1].open for key in keys)
+
+    @property
+    def any_open(self) -> bool:
+        """Whether anything is parked."""
+        return any(breaker.open for _, breaker in self._known.values())
+
+    async def ended(self, running: Running, error: RolloutError | None, others: Iterable[Running]) -> bool:
+        """An attempt is over; whether it is to be handed back unused, since its breaker is open or opens now."""
+        key = self._blamed(running, error)
+        self._note_life(running, error, key)
+        handed_back = False
+        if key is not None and error is not None:
+            handed_back = await self.failed(key, running, error, others)
+        if running.probe is not None and running.probe != key:
+            await self._settle_probe(running, running.probe)
+        return handed_back
+
+    async def failed(self, key: BreakerKey, running: Running, error: RolloutError, others: Iterable[Running]) -> bool:
+        """Count a failure; whether the breaker is open now. `others` run beside it and may have seen it work."""
+        claim = running.claim
+        who = Casualty(claim.batch_id, claim.member, claim.attempt, claim.token)
+        seen = self._alive(key, error.stage, others)
+        call = self._breakers.fail_call(
+            key,
+            who,
+            seen_s=None if seen is None else time.monotonic() - seen,
+            probe=running.probe == key,
+            stage=error.stage,
+            error=error.message,
+        )
+        answer = self._breakers.failed(await self._committer.send(call))
+        if answer.opened:
+            _LOG.warning(
+                "%s %s: rollouts are parked after %d failures in a row: %s",
+                key.kind,
+                key.name,
+                len(answer.before) + 1,
+                error.message,
+                extra={"action": "breaker_opened"},
+            )
+            self._committer.add_total("breakers_opened")
+            owed = [
+                self._rollouts.refund_call(each.batch_id, each.member, each.attempt, each.token)
+                for each in answer.before
+            ]
+            await asyncio.gather(*map(self._committer.send, owed))
+        return answer.open
+
+    async def keep_fresh(self, running: Callable[[], Iterable[Running]]) -> None:
+        """Look what has failed elsewhere and report what works here, until cancelled."""
+        while True:
+            try:
+                self._learn(await self._breakers.all())
+                for key, (since, breaker) in list(self._known.items()):
+                    seen = self._alive(key, Stage(breaker.stage), running())
+                    if seen is not None and seen > since:
+                        await self._report(key)
+            except RedisError as error:
+                _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
+            await asyncio.sleep(REFRESH_S)
+
+    async def probe_lost(self, key: BreakerKey) -> None:
+        """A probe came here and is not run: another may go at once."""
+        try:
+            await self._breakers.probe_soon(key)
+        except RedisError as error:
+            _LOG.warning("probe not given back: %s", error, extra={"action": "breakers_stale"})
+
+    async def _report(self, key: BreakerKey) -> None:
+        self._known.pop(key, None)
+        self._on_release(key)
+        if await self._breakers.alive(key):
+            _LOG.warning(
+                "%s %s works again: rollouts released", key.kind, key.name, extra={"action": "breaker_released"}
+            )
+
+    async def _settle_probe(self, running: Running, key: BreakerKey) -> None:
+        known = self._known.get(key)
+        seen = None if known is None else self._alive(key, Stage(known[1].stage), ())
+        try:
+            if seen is not None and seen >= running.began:
+                await self._report(key)
+            else:
+                await self._breakers.probe_missed(key)
+        except RedisError as error:
+            _LOG.warning("probe not reported: %s", error, extra={"action": "breakers_stale"})
+
+    def _learn(self, breakers: Iterable[Breaker]) -> None:
+        now = time.monotonic()
+        before, self._known = self._known, {}
+        for breaker in breakers:
+            since, earlier = before.get(breaker.key, (now, breaker))
+            self._known[breaker.key] = (since if earlier.opened_at == breaker.opened_at else now, breaker)
+        for key, (_, earlier) in before.items():
+            if earlier.open and (key not in self._known or not self._known[key][1].open):
+                self._on_release(key)
+
+    def _policy(self, batch_id: str, spec: BatchSpec) -> BreakerKey:
+        key = self._policies.get(batch_id)
+        if key is None:
+            if len(self._policies) >= MOST_REMEMBERED:
+                self._policies.clear()
+            key = self._policies[batch_id] = policy_key(spec.policy)
+        return key
+
+    def _blamed(self, running: Running, error: RolloutError | None) -> BreakerKey | None:
+        """The breaker that an error counts for; a model server that answers, if only with errors, is not away."""
+        if isinstance(error, EnvironmentUnavailable):
+            return environment_key(running.claim.environment)
+        if isinstance(error, ModelUnreachable) and error.away:
+            return self._policy(running.claim.batch_id, running.spec)
+        return None
+
+    def _note_life(self, running: Running, error: RolloutError | None, blamed: BreakerKey | None) -> None:
+        episode = running.episode
+        if episode is None:
+            return
+        if len(self._alive_at) >= MOST_REMEMBERED:
+            self._alive_at.clear()
+        environment = environment_key(running.claim.environment)
+        self._set_up_at[environment] = max(episode.started, self._set_up_at.get(environment, episode.started))
+        if error is None:
+            self._alive_at[environment] = time.monotonic()
+        policy = self._policy(running.claim.batch_id, running.spec)
+        seen = time.monotonic() if isinstance(error, ModelRejected) else episode.last_reply
+        if policy != blamed and seen is not None:
+            self._alive_at[policy] = max(seen, self._alive_at.get(policy, seen))
+
+    def _alive(self, key: BreakerKey, stage: Stage, running: Iterable[Running]) -> float | None:
+        """When it was last seen at work here; an environment that fails in `setup` works where one is set up."""
+        notes = (self._alive_at, self._set_up_at) if stage is Stage.SETUP else (self._alive_at,)
+        seen = [note[key] for note in notes if key in note]
+        for each in running:
+            episode = each.episode
+            if episode is None:
+                continue
+            if key.kind is BreakerKind.POLICY:
+                if episode.last_reply is not None and self._policy(each.claim.batch_id, each.spec) == key:
+                    seen.append(episode.last_reply)
+            elif stage is Stage.SETUP and environment_key(each.claim.environment) == key:
+                seen.append(episode.started)
+        return max(seen, default=None)
