@@ -20,10 +20,10 @@ WAIT_S = 90.0
 ENVIRONMENTS = ("Stubborn", "Deaf")
 SETTINGS = {
     "FARM_DISPATCHER_RESEND_AFTER_S": "2",
-    "FARM_WORKER_LEASE_TTL_S": "4",
+    "FARM_WORKER_LEASE_TTL_S": "5",
     "FARM_REDIS_TIMEOUT_S": "5",
-    "FARM_WORKER_ENVIRONMENT_THREADS": "8",
-    "FARM_WORKER_MAX_HUNG_THREADS": "40",
+    "FARM_WORKER_ENVIRONMENT_THREADS": "12",
+    "FARM_WORKER_MAX_HUNG_THREADS": "26",
     "FARM_WORKER_DRAIN_S": "3",
     "FARM_ENVIRONMENTS": json.dumps([f"{Path(__file__).with_name('stubborn.py')}:{name}" for name in ENVIRONMENTS]),
 }

@@ -68,7 +68,7 @@ def all_succeeded(results: list[dict[str, Any]], *, attempts: int) -> None:
 
 def test_a_flushed_broker_loses_nothing_since_the_backlog_is_not_there(broken: Any, until: Any) -> None:
     broken.slow_model(0.3)
-    batch_id = broken.submit(500)
+    batch_id = broken.submit(300)
     url = (broken.local.data_dir / "redis" / "url").read_text()
     with Redis.from_url(url.removesuffix("/0") + "/1") as broker:
         for _ in range(3):
@@ -177,7 +177,7 @@ def page(broken: Any, batch_id: str) -> list[dict[str, Any]]:
 def test_of_two_dispatchers_either_may_be_killed(broken: Any, until: Callable[..., Any]) -> None:
     broken.slow_model(0.2)
     with another(broken, "-m", "api.cli.main", "dispatcher") as second:
-        batch_id = broken.submit(1500)
+        batch_id = broken.submit(600)
         for _ in range(3):
             done = broken.ledger(batch_id)["succeeded"]
             until(lambda done=done: broken.ledger(batch_id)["succeeded"] > done, "it goes on")
@@ -194,7 +194,7 @@ def test_a_worker_whose_clock_jumps_by_days_breaks_nothing(broken: Any, until: A
     broken.slow_model(0.3)
     with another(broken, "-c", CLOCK_THAT_JUMPS, "worker") as jumping:
         until(lambda: any(f"-{jumping.pid}-" in each["worker"] for each in broken.workers()), "it is in the books")
-        batch_id = broken.submit(1200)
+        batch_id = broken.submit(400)
         results = broken.results(batch_id)
         assert jumping.poll() is None
         jumping.terminate()

@@ -30,10 +30,12 @@ def full(broken: Any) -> Iterator[Any]:
 
 def test_a_full_redis_refuses_submissions_and_running_work_completes(broken: Any, until: Any, full: Any) -> None:
     workers = {process.pid for process in broken.processes("worker")}
-    broken.slow_model(1.0)
-    running = broken.submit(48)
-    until(lambda: broken.ledger(running)["running"] == 48, "all run")
+    broken.slow_model(3.0)
+    running = broken.submit(128)  # as many as there are slots
+    until(lambda: broken.ledger(running)["running"] == 128, "all run")
     waiting = broken.submit(300)
+    # jobs that workers fetch, and cannot claim, when slots become free
+    until(lambda: broken.http.get("/v1/queues").json()["dispatched"] > 64, "jobs are in Celery")
     full()
     broken.slow_model(4.0)  # longer than a lease, should that not be renewed
     refused = broken.http.post("/v1/batches", json=broken.body(1))
@@ -41,7 +43,7 @@ def test_a_full_redis_refuses_submissions_and_running_work_completes(broken: Any
     assert int(refused.headers["retry-after"]) >= 1
     assert refused.json()["error"]["code"] == "redis_full"
     results = broken.results(running)
-    assert [(result["outcome"], result["attempt"]) for result in results] == [("succeeded", 1)] * 48
+    assert [(result["outcome"], result["attempt"]) for result in results] == [("succeeded", 1)] * 128
     assert broken.ledger(waiting)["submitted"] == 300
     broken.slow_model(0.0)
     broken.redis.config_set("maxmemory", 0)
