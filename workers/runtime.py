@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-import orjson
 from redis.exceptions import RedisError
 
 from gym.agents.registry import AGENTS
@@ -28,8 +27,9 @@ from gym.state.breakers import BreakerKey, BreakerKind, Breakers
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import RedisAway, Store, end_tasks, will_pass
+from gym.state.store import Store, end_tasks
 from workers.breakers import BreakerWatch
+from workers.claims import Claims
 from workers.committer import Committer
 from workers.record import error_line, packed_calls, packed_trajectory, record, sums
 from workers.retries import retry_in_s
@@ -39,7 +39,6 @@ from workers.slots import Slots
 from workers.suspects import SuspectRuns
 
 WATCH_S = 0.5
-CLAIM_AGAIN_S = 0.5
 VOID_CLAIMS_S = 3.0
 HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
 HAND_BACK_BYTES = 64 * 2**20
@@ -87,9 +86,8 @@ class Runtime:
             executor=self._threads,
         )
         self._sessions = SessionHost(self._store, settings.sessions, self._registry, self._threads, worker)
-        self._specs: dict[str, BatchSpec] = {}
+        self._claims = Claims(self._store, self._policies, worker, draining=lambda: self.draining)
         self._running: dict[asyncio.Task[None], Running] = {}
-        self._claiming: set[tuple[str, str]] = set()
         self._loose: set[asyncio.Task[None]] = set()  # that do not end though they were told to
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
@@ -153,24 +151,18 @@ class Runtime:
 
         What is parked by now goes back, unless it is a probe.
         """
-        claims: list[Claim] = []
+        started: list[Running] = []
         try:
-            if self.draining or (probe is None and await self._is_parked(batch_id, environment)):
-                await self._bounce(batch_id, wanted)
-            else:
-                claims = await self._claim(batch_id, wanted)
+            spec = None if self.draining else await self._claims.spec(batch_id)
+            if self.draining or (spec is not None and probe is None and self._is_parked(batch_id, spec, environment)):
+                await self._claims.bounce(batch_id, wanted)
+            elif spec is not None:
+                claims = await self._claims.claim(batch_id, wanted, self._here(batch_id))
+                started = await self._begin(claims, spec, probe)
         finally:
-            self.slots.free(len(wanted) - len(claims))
-        if not claims:
-            if probe is not None:
-                await self._breakers.probe_lost(probe)
-            return 0
-        if probe is not None:
-            self._reopen(probe)
-        spec = await self._spec(batch_id)
-        if isinstance(spec.policy, str) and self._policies.get(spec.policy) is None:
-            await self._look_for_policies()
-        started = [self._start(claim, spec, probe=probe) for claim in claims]
+            self.slots.free(len(wanted) - len(started))
+        if probe is not None and not started:
+            await self._breakers.probe_lost(probe)
         for running in started:
             await running.ended.wait()
         return len(started)
@@ -179,66 +171,33 @@ class Runtime:
         """Claim suspects and run them one by one, beside nothing else; the worker has been held for them."""
         try:
             if self.draining:
-                await self._bounce(batch_id, wanted)
-            elif claims := await self._claim(batch_id, wanted):
-                await self._suspects.run(claims, await self._spec(batch_id))
+                await self._claims.bounce(batch_id, wanted)
+            elif (spec := await self._claims.spec(batch_id)) is not None:
+                claims = await self._claims.claim(batch_id, wanted, self._here(batch_id))
+                if claims:
+                    await self._suspects.run(claims, spec)
         finally:
             self.slots.release()
+
+    def _here(self, batch_id: str) -> set[str]:
+        """The members of a batch that run here."""
+        return {running.claim.member for running in self._running.values() if running.claim.batch_id == batch_id}
 
     def _reopen(self, key: BreakerKey) -> None:
         if key.kind is BreakerKind.POLICY:
             self._model.reopen(key.name)
 
-    async def _is_parked(self, batch_id: str, environment: str) -> bool:
-        return self._breakers.any_open and self._breakers.holds(batch_id, await self._spec(batch_id), environment)
+    def _is_parked(self, batch_id: str, spec: BatchSpec, environment: str) -> bool:
+        return self._breakers.any_open and self._breakers.holds(batch_id, spec, environment)
 
-    async def _claim(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
-        """Asked for until Redis answers, since a claim whose answer was lost would be held here and not run.
-
-        What is refused, as by a full Redis, is sent again by the dispatcher. A job that came twice is run once.
-        """
-        here = {(running.claim.batch_id, running.claim.member) for running in self._running.values()} | self._claiming
-        wanted = [each for each in wanted if (batch_id, each[0]) not in here]
-        members = {(batch_id, member) for member, _ in wanted}
-        self._claiming |= members
-        try:
-            while True:
-                try:
-                    return await self._rollouts.claim(batch_id, self.worker, wanted)
-                except RedisError as error:
-                    _LOG.warning("slice of %s not claimed: %s", batch_id, error, extra={"action": "claim_failed"})
-                    if self.draining or not will_pass(error):
-                        return []
-                await asyncio.sleep(CLAIM_AGAIN_S)
-        finally:
-            self._claiming -= members
-
-    async def _bounce(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> None:
-        """A draining worker starts nothing; what it cannot give back is found when it is overdue."""
-        try:
-            await self._rollouts.bounce(batch_id, wanted)
-        except RedisError as error:
-            _LOG.warning("slice of %s not given back: %s", batch_id, error, extra={"action": "bounce_failed"})
-
-    async def _spec(self, batch_id: str) -> BatchSpec:
-        """A batch's options, which never change; asked for until Redis answers."""
-        while (spec := self._specs.get(batch_id)) is None:
-            try:
-                text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
-            except RedisAway:
-                await asyncio.sleep(0.5)
-                continue
-            if len(self._specs) > 1000:
-                self._specs.clear()
-            self._specs[batch_id] = BatchSpec.model_validate(orjson.loads(text))
-        return spec
-
-    async def _look_for_policies(self) -> None:
-        """A policy that is not known here may have been registered a moment ago."""
-        try:
-            await self._policies.refresh()
-        except RedisError as error:
-            _LOG.warning("policies not refreshed: %s", error, extra={"action": "policies_stale"})
+    async def _begin(self, claims: Sequence[Claim], spec: BatchSpec, probe: BreakerKey | None) -> list[Running]:
+        """What was claimed is run here at once, or handed back where a drain has begun meanwhile."""
+        if self.draining:
+            await self._hand_back([(claim, b"") for claim in claims])
+            return []
+        if probe is not None and claims:
+            self._reopen(probe)
+        return [self._start(claim, spec, probe=probe) for claim in claims]
 
     def _start(self, claim: Claim, spec: BatchSpec, *, probe: BreakerKey | None = None, alone: bool = False) -> Running:
         running = start(claim, spec)
@@ -372,11 +331,18 @@ class Runtime:
                 running.stop(task)
         await asyncio.wait([task for task, _ in left], timeout=HAND_BACK_S)
         room = HAND_BACK_BYTES
-        sent = []
+        claims = []
         for _, running in left:
             if running.handing_back:
                 calls = packed_calls(running, most_bytes=room)
                 room -= len(calls)
-                sent.append(self._committer.send(self._rollouts.retry_call(running.claim, b"", 0, replay=calls)))
+                claims.append((running.claim, calls))
+        await self._hand_back(claims)
+
+    async def _hand_back(self, claims: Sequence[tuple[Claim, bytes]]) -> None:
+        """Let others go on with these attempts, from the model calls that go along."""
+        sent = [
+            self._committer.send(self._rollouts.retry_call(claim, b"", 0, replay=replay)) for claim, replay in claims
+        ]
         if sent:
             await asyncio.wait_for(asyncio.gather(*sent), timeout=HAND_BACK_S)
