@@ -24,7 +24,7 @@ SETTINGS = {
     "FARM_REDIS_TIMEOUT_S": "5",
     "FARM_WORKER_ENVIRONMENT_THREADS": "12",
     "FARM_WORKER_MAX_HUNG_THREADS": "26",
-    "FARM_WORKER_DRAIN_S": "3",
+    "FARM_WORKER_DRAIN_S": "2",
     "FARM_ENVIRONMENTS": json.dumps([f"{Path(__file__).with_name('stubborn.py')}:{name}" for name in ENVIRONMENTS]),
 }
 

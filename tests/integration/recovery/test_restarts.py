@@ -14,15 +14,17 @@ def completed(calls: list[dict[str, Any]]) -> Counter[str]:
 def test_a_rolling_restart_of_all_workers_loses_no_attempt_and_makes_no_completed_call_again(
     broken: Any, until: Any
 ) -> None:
-    broken.slow_model(0.8)
+    broken.slow_model(0.5)
     question = {"responses_create_params": {"input": '[[repeat-calls 5 increment_counter {"count": 1}]]'}}
     example = broken.http.get("/v1/environments/stateful_counter").json()["example_row"]
     rows = [example | question] * 40
     batch_id = broken.submit(rows, environment="stateful_counter", limits={"max_attempts": 1})
     for worker in broken.processes("worker"):
         until(lambda: any(call["messages"] > 4 for call in broken.calls(batch_id)), "some calls are done")
+        broken.slow_model(5.0)  # longer than the drain: what runs there has to be handed back
         worker.send_signal(signal.SIGTERM)
         worker.wait(60)
+        broken.slow_model(0.5)
         until(lambda: len([each for each in broken.workers() if each["alive"] and not each["draining"]]) == 2, "again")
     results = broken.results(batch_id)
     assert [result["error"] for result in results if result["error"]] == []
