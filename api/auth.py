@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.errors import error_response
-from api.keys import KeyRing, needed_scope
+from api.keys import KeyRing, given_key, needed_scope
 from gym.config import ApiKey
 from gym.errors import Forbidden, RequestError
 from gym.relay.call import EXTENSION
@@ -39,7 +39,7 @@ class ApiKeyAuth:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        asker: Asker | None = scope.get("extensions", {}).get(EXTENSION)
+        asker = _asker(scope)
         if asker is not None:
             _check_asker(asker, scope["method"])
         elif self._keys is not None:
@@ -55,3 +55,14 @@ def _check_asker(asker: Asker, method: str) -> None:
             f"`farm redis-acl {asker.name}` gives",
             {"scope": needed},
         )
+
+
+def caller_of(scope: Scope) -> bytes | None:
+    """What tells one caller from another: the key, or the Redis user; `None` where there is neither."""
+    asker = _asker(scope)
+    return f"redis:{asker.name}".encode() if asker is not None else given_key(scope["headers"])
+
+
+def _asker(scope: Scope) -> Asker | None:
+    asker: Asker | None = scope.get("extensions", {}).get(EXTENSION)
+    return asker

@@ -13,7 +13,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from api.keys import given_key
+from api.auth import caller_of
 from api.routes.bodies import JSON_TYPES, check_content_type, check_model, json_response, parse_object, read_body
 from api.routes.services import Farm, Services
 from api.schemas import (
@@ -126,8 +126,8 @@ def _checked(session_id: str) -> str:
 
 def _owner(request: Request) -> str:
     """A digest, so that no key lies in Redis; empty where there are no keys."""
-    key = given_key(request.headers.raw)
-    return hashlib.sha256(key).hexdigest()[:16] if key else ""
+    caller = caller_of(request.scope)
+    return hashlib.sha256(caller).hexdigest()[:16] if caller else ""
 
 
 def _shown(record: SessionRecord) -> JsonObject:

@@ -109,7 +109,7 @@ class RelayServer:
                     if message is not None:
                         heard_at = now
                         if message["type"] == "pmessage":
-                            self._hear(message["channel"].decode(), message["data"], server)
+                            self._hear(message["channel"].decode(errors="replace"), message["data"], server)
                         elif message["data"] == 2:  # both patterns are confirmed
                             self.listening.set()
                         await asyncio.sleep(0)  # what is there already is read without letting others run

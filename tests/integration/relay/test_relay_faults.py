@@ -17,6 +17,7 @@ from gym.client.transport import AsyncTransport
 from gym.errors import Unavailable
 from gym.relay.address import DEFAULT_PREFIX, farm_channels
 from gym.relay.caller import Answer, Ask
+from gym.relay.frames import MAX_FRAME_BYTES, Asker, Frame, decode
 from gym.relay.server import RelayServer
 from gym.state.embedded import EmbeddedRedis
 
@@ -209,6 +210,44 @@ async def test_where_no_farm_listens_the_client_says_so_after_its_retries(redis_
         with pytest.raises(Unavailable, match=r"tried 9 times: no farm listens") as caught:
             await trainer.run(call())
     assert caught.value.code == "unreachable"
+
+
+async def test_what_a_client_publishes_that_is_no_call_disturbs_nobody(redis_url: str, new_client: Any) -> None:
+    url = new_client(redis_url)
+    ask = farm_channels(redis_url, DEFAULT_PREFIX).ask(Asker(scope="submit", name="trainer"), "SERVER")
+    async with serving(redis_url, App(b'"answered"')), client(url) as trainer, Redis.from_url(url, protocol=2) as junk:
+        line = "0123456789abcdef"
+        here = await server_of(url)
+        channel = ask.replace("SERVER", here.text("server")).encode()
+        head = {"line": line, "method": "GET", "path": "/", "headers": {}}
+        for data in (
+            b"",
+            b"\xff",
+            b"[" * 5000,
+            b"x" * (2 * MAX_FRAME_BYTES),
+            Frame("ask", "b", {**head, "path": "//[", "query": "\u00e9"}).encode(),
+            Frame("ask", "c", {**head, "headers": {"x": {}, "\u20ac": "\u20ac\n"}}).encode(),
+            Frame("body", "d", {"line": line}).encode(),
+            Frame("more", "d", {"line": line, "pieces": 10**9}).encode(),
+        ):
+            assert await junk.publish(channel, data) == 1
+        await junk.publish(channel.replace(b"trainer:", b"trainer:\xff\xfe:"), b"{}")
+        assert await trainer.run(call()) == "answered"
+        assert (await server_of(url)).text("server") == here.text("server")
+
+
+async def server_of(url: str) -> Frame:
+    """Who answers now."""
+    channels = farm_channels(url, DEFAULT_PREFIX)
+    async with Redis.from_url(url, protocol=2) as redis, redis.pubsub() as pubsub:
+        await pubsub.subscribe(channels.tell("trainer", "another"))
+        await redis.publish(
+            channels.ask(Asker(scope="submit", name="trainer")), Frame("hello", "a", {"line": "another"}).encode()
+        )
+        while True:
+            message = await pubsub.get_message(timeout=BOUND_S)
+            if message["type"] == "message" and (frame := decode(message["data"])) is not None:
+                return frame
 
 
 async def test_a_server_with_too_many_calls_says_when_to_come_back(redis_url: str, new_client: Any) -> None:

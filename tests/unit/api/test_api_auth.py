@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
-from api.auth import ApiKeyAuth
+from api.auth import ApiKeyAuth, caller_of
 from gym.config import ApiKey
+from gym.relay.call import EXTENSION
+from gym.relay.frames import Asker, AskScope
 
 READ, SUBMIT, ADMIN = "read-key-0123456789", "submit-key-01234567", "admin-key-012345678"
 pytestmark = pytest.mark.anyio
@@ -74,3 +78,34 @@ async def test_probes_need_no_key(http: httpx.AsyncClient, path: str) -> None:
 
 async def test_metrics_need_one(http: httpx.AsyncClient) -> None:
     assert (await http.get("/metrics")).status_code == 401
+
+
+def asked_over_redis(name: str, scope: AskScope) -> dict[str, Any]:
+    return {"type": "http", "method": "GET", "headers": [], "extensions": {EXTENSION: Asker(scope=scope, name=name)}}
+
+
+def test_callers_are_told_apart_by_their_key_or_their_redis_user() -> None:
+    key = {"headers": [(b"x-api-key", READ.encode())]}
+    assert caller_of(key) == READ.encode()
+    assert caller_of({"headers": []}) is None
+    assert caller_of(asked_over_redis("trainer", "submit")) != caller_of(asked_over_redis("another", "submit"))
+
+
+@pytest.mark.parametrize(
+    ("scope", "method", "status"), [("read", "GET", 200), ("read", "POST", 403), ("submit", "PUT", 200)]
+)
+@pytest.mark.parametrize("keys", [(), (ApiKey(key=ADMIN),)])
+async def test_who_comes_through_redis_may_do_what_the_channel_says_with_or_without_keys(
+    keys: tuple[ApiKey, ...], scope: AskScope, method: str, status: int
+) -> None:
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def app(_scope: Any, _receive: Any, sends: Any) -> None:
+        await sends({"type": "http.response.start", "status": 200})
+
+    asked = asked_over_redis("trainer", scope) | {"method": method, "path": "/v1/batches"}
+    await ApiKeyAuth(app, keys)(asked, None, send)  # type: ignore[arg-type]  # nothing is received
+    assert said[0]["status"] == status
