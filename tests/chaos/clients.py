@@ -1,0 +1,175 @@
+"""Those who use the farm while it is being killed: a trainer that submits and follows, and an outside agent.
+
+They do what clients are told to do, send again what was not answered, and write down what was acknowledged to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import aiohttp
+import orjson
+
+from gym.client import connect
+from gym.client.records import Result
+from gym.errors import FarmError, Unavailable
+from tests.chaos.observations import Cancelled, Ended
+from tests.chaos.workload import SAMPLES, BatchPlan
+
+Answer = TypeVar("Answer")
+
+PATIENCE_S = 180.0
+PAGES_OF_A_LIFE = 25
+MAX_ATTEMPTS = 50
+
+
+async def patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Ask until the farm answers, for minutes."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await call()
+        except Unavailable:
+            if time.monotonic() >= give_up_at:
+                raise
+            await asyncio.sleep(0.2)
+
+
+class Trainer:
+    """Submits the batches of a plan and follows each with a cursor that it keeps over its own restarts too."""
+
+    def __init__(self, url: str) -> None:
+        self.acknowledged: dict[str, int] = {}
+        self.cancels: list[Cancelled] = []
+        self.seen: dict[str, list[Ended]] = {}
+        self.breaches: list[str] = []
+        self._url = url
+
+    async def submit(self, plan: BatchPlan, *, pause_s: float = 0.0) -> None:
+        """Create the batch and bring all its rows; each portion of an appended one after a pause."""
+        options: dict[str, Any] = {
+            "batch_id": plan.batch_id,
+            "num_samples": SAMPLES,
+            "limits": {"max_attempts": MAX_ATTEMPTS, "rollout_timeout_s": 300},
+        }
+        async with connect(self._url, retries=2) as farm:
+            if plan.how == "whole":
+                [rows] = plan.portions
+                created = await patiently(lambda: farm.submit(rows, **options))
+                self._acknowledge(plan, len(rows) * SAMPLES, (created.created or {}).get("submitted"))
+                return
+            await patiently(lambda: farm.submit([], sealed=False, **options))
+            batch = farm.batch(plan.batch_id)
+            sent = 0
+            for portion in plan.portions:
+                added = await patiently(lambda portion=portion: batch.add_rows(portion))  # type: ignore[misc]
+                sent += len(portion) * SAMPLES
+                self._acknowledge(plan, sent, added.submitted)
+                await asyncio.sleep(pause_s)
+            await patiently(batch.seal)
+
+    async def follow(self, plan: BatchPlan) -> None:
+        """Read the feed to its end."""
+        seen = self.seen.setdefault(plan.batch_id, [])
+        cursor: str | None = None
+        give_up_at = time.monotonic() + PATIENCE_S
+        while True:
+            async with connect(self._url, retries=2, timeout_s=20) as farm:
+                results = farm.batch(plan.batch_id).results(after=cursor)
+                try:
+                    for _ in range(PAGES_OF_A_LIFE):
+                        seen += [ended(result) for result in await results.page(wait_s=2.0)]
+                        cursor = results.after
+                        give_up_at = time.monotonic() + PATIENCE_S
+                        if results.done:
+                            return
+                except FarmError as error:
+                    # one that is not there yet is like one that is away
+                    if time.monotonic() >= give_up_at:
+                        self.breaches.append(f"the feed of {plan.batch_id} could not be read: {error}")
+                        return
+                    await asyncio.sleep(0.2)
+
+    async def cancel(self, plan: BatchPlan) -> None:
+        """Cancel the whole batch."""
+        async with connect(self._url, retries=2) as farm:
+            await patiently(lambda: farm.cancel(plan.batch_id, kind="batch"))
+        self.cancels.append(Cancelled(acknowledged_at=time.time(), batch_id=plan.batch_id))
+
+    async def cancel_groups(self, plan: BatchPlan, most: int) -> None:
+        """Cancel groups of which one rollout has ended and the others are likely on their way."""
+        groups = Counter(one.rollout_id.rpartition(":")[0] for one in self.seen.get(plan.batch_id, ()))
+        begun = [group_id for group_id, ended in groups.items() if ended < SAMPLES][-most:]
+        async with connect(self._url, retries=2) as farm:
+            for group_id in begun:
+                await patiently(lambda group_id=group_id: farm.cancel(group_id, kind="group"))  # type: ignore[misc]
+                self.cancels.append(Cancelled(acknowledged_at=time.time(), batch_id=plan.batch_id, group_id=group_id))
+
+    async def read_from_scratch(self, plan: BatchPlan) -> list[Ended]:
+        """The whole feed, as a reader that comes later sees it."""
+        async with connect(self._url) as farm:
+            return [ended(result) async for result in farm.batch(plan.batch_id).results()]
+
+    def _acknowledge(self, plan: BatchPlan, sent: int, acknowledged: object) -> None:
+        self.acknowledged[plan.batch_id] = sent
+        if acknowledged != sent:
+            self.breaches.append(f"{plan.batch_id}: {sent} rollouts were sent and {acknowledged} acknowledged")
+
+
+def ended(result: Result) -> Ended:
+    """A result as the checks want it."""
+    return Ended(
+        (result.batch_id, result.task_id, result.sample_index),
+        result.rollout_id,
+        result.attempt,
+        str(result.outcome),
+        result.reward,
+        result.model_calls,
+        f"{result.error.kind}: {result.error.message}" if result.error is not None else "",
+    )
+
+
+@dataclass(slots=True)
+class OutsideAgent:
+    """Has one conversation after another through the proxy, each as a rollout of its own."""
+
+    proxy_url: str
+    answered: dict[str, list[str]] = field(default_factory=dict)
+    unexpected: list[str] = field(default_factory=list)
+
+    async def run(self, name: str) -> None:
+        """Until cancelled."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as http:
+            number = 0
+            while True:
+                await self._converse(http, f"{name}-{number}")
+                number += 1
+                await asyncio.sleep(0.3)
+
+    async def _converse(self, http: aiohttp.ClientSession, rollout_id: str) -> None:
+        messages: list[dict[str, str]] = []
+        for question in ("hello", "and then?"):
+            messages.append({"role": "user", "content": question})
+            body = {"model": "policy", "messages": messages}
+            answer = await self._ask(http, rollout_id, body)
+            messages.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"]})
+            self.answered.setdefault(rollout_id, []).append(answer["id"])
+
+    async def _ask(self, http: aiohttp.ClientSession, rollout_id: str, body: Any) -> Any:
+        url = f"{self.proxy_url}/rollouts/{rollout_id}/v1/chat/completions"
+        while True:
+            try:
+                async with http.post(url, json=body) as response:
+                    text = await response.read()
+                    if response.status == 200:
+                        return orjson.loads(text)
+                    if response.status != 503:
+                        self.unexpected.append(f"the proxy answered {response.status}: {text[:200]!r}")
+            except (aiohttp.ClientError, TimeoutError):
+                pass
+            await asyncio.sleep(0.2)
