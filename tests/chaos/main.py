@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.main`: run seeds one after another, print a table, write it as Markdown; `make chaos` calls it."""
+"""`python -m tests.chaos.main`: run seeds one after another, print a table, and write it as Markdown."""
 
 from __future__ import annotations
 
@@ -45,15 +45,20 @@ def _run(options: RunOptions) -> Report:
 
 
 def _summary(report: Report) -> str:
-    lines = [
-        f"seed {report.seed}: {report.kills.total()} kills, {dict(report.outcomes)}, lost {report.lost}, duplicated"
-        f" {report.duplicated}, most attempts {report.most_attempts}, {report.polls} polls, {report.model_calls} model"
-        f" calls, last call {report.late_call_s:.2f} s after its cancellation, recovered in p50"
-        f" {percentile(report.recover_s, 0.5):.1f} s, p95 {percentile(report.recover_s, 0.95):.1f} s,"
-        f" {report.took_s:.0f} s",
-        *(f"  BREACH {breach}" for breach in report.breaches),
-    ]
-    return "\n".join(lines)
+    figures = (
+        f"{report.kills.total()} kills",
+        *(f"{count} {outcome}" for outcome, count in report.outcomes.items()),
+        f"{report.lost} lost",
+        f"{report.duplicated} duplicated",
+        f"at most {report.most_attempts} attempts",
+        f"{report.polls} polls",
+        f"{report.model_calls} model calls",
+        f"the last {report.late_call_s:.2f} s after a cancellation",
+        f"recovered in {percentile(report.recover_s, 0.5):.1f} s",
+        f"p95 {percentile(report.recover_s, 0.95):.1f} s",
+        f"took {report.took_s:.0f} s",
+    )
+    return "\n".join([f"seed {report.seed}: {', '.join(figures)}", *(f"  BREACH {text}" for text in report.breaches)])
 
 
 def _say(text: str) -> None:

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import psutil
@@ -45,7 +46,7 @@ class FarmOptions:
 class ChaosFarm:
     """A farm that can be killed. `start` first; `stop` at the end, whatever happened."""
 
-    def __init__(self, folder: Path, options: FarmOptions, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, options: FarmOptions, settings: Mapping[str, str]) -> None:
         self.folder = folder
         self.data_dir = folder / "farm"
         self.temporary = folder / "tmp"
@@ -67,7 +68,7 @@ class ChaosFarm:
             "FARM_RESULTS_INLINE_BYTES": "2048",  # so that some trajectories are files
             MARK: self._mark,
             "TMPDIR": str(self.temporary),
-            **(settings or {}),
+            **settings,
         }
         self._up: subprocess.Popen[bytes] | None = None
         self._model: subprocess.Popen[bytes] | None = None
@@ -151,12 +152,8 @@ class ChaosFarm:
             self._keep(self._restart_up(strike.down_s))
         return kill
 
-    def signal(self, pid: int, sent: signal.Signals) -> None:
-        """Signal one process of the farm."""
-        os.kill(pid, sent)
-
-    def _keep(self, work: object) -> None:
-        task = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]  # a coroutine
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -183,7 +180,7 @@ class ChaosFarm:
         self._start_up()
 
     async def _watch_up(self) -> None:
-        """`farm up` may only end by being killed; where it gives up by itself, that is a breach, and it starts again."""
+        """`farm up` may only end by being killed; where it gives up by itself, that is a breach."""
         while True:
             await asyncio.sleep(0.2)
             status = self._up.poll() if self._up is not None else None
@@ -212,7 +209,7 @@ class ChaosFarm:
 
     async def _until_gone(self, within_s: float) -> list[psutil.Process]:
         give_up_at = time.monotonic() + within_s
-        while (left := self._marked()) and time.monotonic() < give_up_at:
+        while (left := self._marked()) and time.monotonic() < give_up_at:  # noqa: ASYNC110  the kernel has no event
             await asyncio.sleep(0.1)
         return left
 

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gym.client import connect
 from tests.chaos import aftermath, invariants
@@ -22,26 +23,46 @@ from tests.chaos.workload import BatchPlan, plan_batches
 
 READY_WITHIN_S = 120.0
 Say = Callable[[str], None]
+Trouble = Callable[["ChaosFarm", "Watch", "RunOptions", Say], Coroutine[Any, Any, None]]
+"""What is done to the farm while rollouts run; cancelled when they have all ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How much is done and how hard it is made. `seconds` bounds the rollouts' time, after which the run is a breach."""
+    """How much is done and how hard it is made; rollouts that take longer than `seconds` are a breach."""
 
     seed: int
     rollouts: int = 2000
     seconds: float = 900.0
-    farm: FarmOptions = FarmOptions()
+    farm: FarmOptions = field(default_factory=FarmOptions)
     bag: Mapping[Kind, int] = field(default_factory=lambda: dict(BAG))
     least_s: float = 1.0
     most_s: float = 3.0
     cancelled_groups: int = 5
     portion_pause_s: float = 2.0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """More settings of the farm, as `FARM_…` variables."""
+
+    def progress(self, watch: Watch) -> float:
+        """The share of the rollouts that have ended, as far as the farm has said."""
+        return sum(ledger.ended for ledger in watch.latest.values()) / self.rollouts
 
 
-async def run(options: RunOptions, folder: Path, say: Say = print) -> Report:
+async def strike_by_seed(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+    """Kill -9 by the seed's schedule, until nothing is left to run. Of a kind that is away nothing is killed."""
+    for strike in strikes(options.seed, bag=options.bag, least_s=options.least_s, most_s=options.most_s):
+        await asyncio.sleep(strike.after_s)
+        done = options.progress(watch)
+        if done == 1.0:
+            return
+        kill = farm.strike(strike)
+        watch.look_now()
+        say(f"  {done:4.0%} done, killed {strike.kind}" + ("" if kill else ": there is none now"))
+
+
+async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = strike_by_seed) -> Report:
     """Everything of the run lies in `folder`, which is empty at first."""
-    farm = ChaosFarm(folder, options.farm)
+    farm = ChaosFarm(folder, options.farm, options.settings)
     plans = plan_batches(options.seed, options.rollouts, farm.journal)
     trainer, agent = Trainer(farm.url), OutsideAgent(farm.proxy_url)
     watch = Watch(farm.url, [plan.batch_id for plan in plans])
@@ -55,7 +76,7 @@ async def run(options: RunOptions, folder: Path, say: Say = print) -> Report:
         say(f"seed {options.seed}: ready after {time.monotonic() - began:.0f} s, {options.rollouts} rollouts")
         began = time.monotonic()
         outside = asyncio.create_task(agent.run(f"outside-{options.seed}"))
-        striking = asyncio.create_task(_strike(farm, watch, options, say))
+        striking = asyncio.create_task(trouble(farm, watch, options, say))
         try:
             async with asyncio.timeout(options.seconds):
                 await _use(trainer, watch, plans, options)
@@ -116,21 +137,8 @@ async def _cancel_groups(trainer: Trainer, watch: Watch, plan: BatchPlan, most: 
 
 async def _until_ended(watch: Watch, plan: BatchPlan, share: float) -> None:
     wanted = share * len(plan.rollouts)
-    while plan.batch_id not in watch.latest or watch.latest[plan.batch_id].ended < wanted:
+    while plan.batch_id not in watch.latest or watch.latest[plan.batch_id].ended < wanted:  # noqa: ASYNC110  polled
         await asyncio.sleep(0.1)
-
-
-async def _strike(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
-    """Until cancelled, or nothing is left to run. A kind of which no process is there has been struck before."""
-    for strike in strikes(options.seed, bag=options.bag, least_s=options.least_s, most_s=options.most_s):
-        await asyncio.sleep(strike.after_s)
-        ledgers = watch.latest.values()
-        ended, submitted = (sum(getattr(one, name) for one in ledgers) for name in ("ended", "submitted"))
-        if ended == options.rollouts:
-            return
-        kill = farm.strike(strike)
-        watch.look_now()
-        say(f"  {strike.kind:<10} {kill.pid if kill else '-':>7}  {ended}/{submitted} ended")
 
 
 async def _after(

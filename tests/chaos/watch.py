@@ -52,7 +52,7 @@ class Watch:
         began = time.time()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while not any(ready and at >= began for at, ready in reversed(self.ready)):
+                while not any(ready and at >= began for at, ready in self.ready[-3:]):  # noqa: ASYNC110  polled
                     await asyncio.sleep(READY_POLL_S)
             return True
         return False
