@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class RunOptions:
     bag: Mapping[Kind, int] = field(default_factory=lambda: dict(BAG))
     least_s: float = 1.0
     most_s: float = 3.0
+    most_strikes: int | None = None
     cancelled_groups: int = 5
     portion_pause_s: float = 2.0
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -50,7 +52,8 @@ class RunOptions:
 
 async def strike_by_seed(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
     """Kill -9 by the seed's schedule, until nothing is left to run. Of a kind that is away nothing is killed."""
-    for strike in strikes(options.seed, bag=options.bag, least_s=options.least_s, most_s=options.most_s):
+    schedule = strikes(options.seed, bag=options.bag, least_s=options.least_s, most_s=options.most_s)
+    for strike in islice(schedule, options.most_strikes):
         await asyncio.sleep(strike.after_s)
         done = options.progress(watch)
         if done == 1.0:
