@@ -32,7 +32,7 @@ def flush_broker(times: int) -> Trouble:
         for number in range(times):
             await _until(lambda number=number: options.progress(watch) > number / (times + 1))  # type: ignore[misc]
             async with Redis.from_url(broker_url(RedisSettings(url=farm.redis_url()))) as broker:
-                while not (waiting := await _jobs(broker)):
+                while not (waiting := await _jobs(broker)):  # noqa: ASYNC110  as `_until`
                     await asyncio.sleep(0.005)
                 await broker.flushdb()
             say(f"  {options.progress(watch):4.0%} done, flushed the broker with {waiting} jobs in it")

@@ -32,7 +32,6 @@ def folder() -> Iterator[Path]:
 def run_now(options: RunOptions, folder: Path, trouble: Trouble) -> Report:
     said: list[str] = []
     report = asyncio.run(run(options, folder, said.append, trouble))
-    print("\n".join(said), report)
     assert report.breaches == (), "\n".join([*said, *report.breaches])
     assert (report.lost, report.duplicated) == (0, 0)
     return report
