@@ -44,10 +44,10 @@ async def read_stored(redis_url: str, batch_ids: Sequence[str]) -> list[Stored]:
             pipeline.hlen(keys.staging)
             pipeline.hlen(keys.done)
             pipeline.xrange(keys.log)
-            *counts, log = await pipeline.execute()
+            backlog, later, live, staging, done, log = await pipeline.execute()
             # the id of an entry begins with the server's clock in ms
             recorded_at = tuple(int(entry_id.split(b"-")[0]) / 1000 for entry_id, _ in log)
-            found.append(Stored(batch_id, *counts, recorded_at))
+            found.append(Stored(batch_id, backlog, later, live, staging, done, recorded_at))
         return found
     finally:
         await store.close()

@@ -23,7 +23,7 @@ class JournaledCounter(StatefulCounter):
     """As `stateful_counter`."""
 
     name = "journaled_counter"
-    row_model = JournaledRow
+    row_model = JournaledRow  # type: ignore[assignment]  # a row of its own, as every environment has one
     row: JournaledRow
 
     def setup(self) -> None:

@@ -19,6 +19,7 @@ from tests.chaos.processes import ChaosFarm
 from tests.chaos.run import READY_WITHIN_S, RunOptions, Say, Trouble
 from tests.chaos.schedule import Kind
 from tests.chaos.watch import Watch
+from workers.app import queue_name
 
 POLL_S = 0.1
 # in the order of a careful operator: what takes work in first, the truth last
@@ -87,4 +88,4 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 async def _jobs(broker: Redis) -> int:
     """Jobs that wait in Celery's queue."""
-    return int(await broker.llen("farm.farm.rollouts.v1"))  # type: ignore[misc]  # redis-py types sync and async as one
+    return int(await broker.llen(f"farm.{queue_name('farm')}"))

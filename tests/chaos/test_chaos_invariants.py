@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -160,7 +161,8 @@ def test_a_session_that_a_living_process_left_open_is_a_breach() -> None:
 @pytest.mark.parametrize("name", ["backlog", "later", "live", "staging", "done"])
 def test_anything_left_in_redis_is_a_breach(name: str) -> None:
     stored = Stored("b", 0, 0, 0, 0, 2, (1.0, 2.0))
-    assert remains([replace(stored, **{name: 3})])
+    changed: dict[str, Any] = {name: 3}
+    assert remains([replace(stored, **changed)])
 
 
 def test_long_lists_of_breaches_are_cut() -> None:

@@ -46,7 +46,7 @@ def test_a_plan_mixes_environments() -> None:
 
 def test_counters_take_from_three_to_six_turns_with_the_scripted_model() -> None:
     tools = [{"type": "function", "name": name} for name in ("increment_counter", "get_counter_value")]
-    turns = Counter()
+    turns: Counter[int] = Counter()
     for plan in plan_batches(6, 400, Path("journal")):
         for row in (row for portion in plan.portions for row in portion if "journal" in row):
             messages = list(row["responses_create_params"]["input"])
