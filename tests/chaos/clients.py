@@ -112,8 +112,12 @@ class Trainer:
 
     async def read_from_scratch(self, plan: BatchPlan) -> list[Ended]:
         """The whole feed, as a reader that comes later sees it."""
+        found: list[Ended] = []
         async with connect(self._url) as farm:
-            return [ended(result) async for result in farm.batch(plan.batch_id).results()]
+            results = farm.batch(plan.batch_id).results()
+            while page := await patiently(lambda: results.page(wait_s=0.0)):
+                found += [ended(result) for result in page]
+        return found
 
     def _acknowledge(self, plan: BatchPlan, sent: int, acknowledged: object) -> None:
         self.acknowledged[plan.batch_id] = sent
