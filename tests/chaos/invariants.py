@@ -181,6 +181,19 @@ def attempts_at_once(
     return _some(breaches)
 
 
+def called_after_return(
+    calls: Iterable[ModelCall], feed: Iterable[Ended], returned: Iterable[float], *, within_s: float = STOP_WITHIN_S
+) -> list[str]:
+    """A worker that stood still makes no further call for attempts that others have taken over meanwhile."""
+    final = {one.rollout_id: one.attempt for one in feed}
+    since = max(returned, default=float("inf")) + within_s
+    return _some(
+        f"attempt {call.attempt} of {call.rollout_id} called {call.at - since + within_s:.1f} s after its worker came back"
+        for call in calls
+        if call.at > since and call.attempt < final.get(call.rollout_id, 0)
+    )
+
+
 def unclosed_sessions(journal: Iterable[str], killed: Set[int]) -> list[str]:
     """Every environment was closed, but for those that died with their process."""
     open_in: dict[str, int] = {}

@@ -55,6 +55,7 @@ class ChaosFarm:
         self.kills: list[Kill] = []
         self.killed: set[int] = set()
         self.outages: list[Outage] = []
+        self.returned: list[float] = []  # when a worker that stood still went on
         self.unasked_ends: list[str] = []
         self._options = options
         self._mark = uuid.uuid4().hex

@@ -99,6 +99,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
     breaches += _judge(farm, trainer, watch, expected=expected, kept=kept, ended=ended)
     breaches += invariants.called_after_cancel(calls, trainer.cancels, farm.outages)
     breaches += invariants.attempts_at_once(calls, farm.outages)
+    breaches += invariants.called_after_return(calls, ended, farm.returned)
     breaches += aftermath.remains(stored) + aftermath.leaked_files(farm.temporary, farm.data_dir)
     return Report(
         seed=options.seed,

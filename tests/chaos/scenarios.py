@@ -55,6 +55,7 @@ def stop_a_worker(seconds: float) -> Trouble:
         finally:
             os.kill(pid, signal.SIGCONT)
             farm.outages.append(Outage(began, time.time()))
+            farm.returned.append(time.time())
         say(f"  {options.progress(watch):4.0%} done, worker {pid} goes on")
 
     return trouble

@@ -58,6 +58,7 @@ def test_good_observations_have_no_breach() -> None:
     assert invariants.moving_after_cancel([seen(GOOD, 9.9), seen(DONE, 10.1)], [CANCEL]) == []
     assert invariants.called_after_cancel([call(9.0), call(11.0)], [CANCEL], []) == []
     assert invariants.attempts_at_once([call(1), call(5, 2), call(6.5), call(20, 2)], []) == []
+    assert invariants.called_after_return([call(4), call(9, 2)], [ended(0, attempt=2)], [5.0]) == []
     assert invariants.unclosed_sessions(["open 7 a", "close 7 a", "open 8 b"], {8}) == []
     assert remains([Stored("b", 0, 0, 0, 0, 2, (1.0, 2.0))]) == []
 
@@ -152,6 +153,11 @@ def test_a_time_without_redis_does_not_count_against_a_worker() -> None:
 
 def test_an_attempt_that_goes_on_beside_the_next_one_is_a_breach() -> None:
     assert invariants.attempts_at_once([call(1), call(5, 2), call(8)], [])
+
+
+def test_a_zombie_that_goes_on_with_what_was_taken_from_it_is_a_breach() -> None:
+    assert invariants.called_after_return([call(7.5)], [ended(0, attempt=2)], [5.0])
+    assert invariants.called_after_return([call(7.5)], [ended(0, attempt=2)], []) == []
 
 
 def test_a_session_that_a_living_process_left_open_is_a_breach() -> None:

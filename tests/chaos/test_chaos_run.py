@@ -40,7 +40,7 @@ def run_now(options: RunOptions, folder: Path, trouble: Trouble) -> Report:
 def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(folder: Path) -> None:
     options = RunOptions(
         seed=11,
-        rollouts=400,
+        rollouts=280,
         seconds=240,
         bag=SHORT_BAG,
         most_s=2.0,
@@ -62,18 +62,20 @@ def test_everything_completes_when_the_broker_is_flushed(folder: Path) -> None:
     assert run_now(options, folder, flush_broker(2)).most_attempts == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_stood_still_commits_nothing_and_stops_when_it_comes_back(folder: Path) -> None:
     options = RunOptions(
         seed=13,
-        rollouts=200,
+        rollouts=120,
         seconds=240,
         portion_pause_s=0.0,
-        farm=FarmOptions(model_latency_s=0.5, concurrency=8),
+        farm=FarmOptions(model_latency_s=1.5, concurrency=16),
         settings={"FARM_WORKER_LEASE_TTL_S": "2"},
     )
     assert run_now(options, folder, stop_a_worker(5.0)).most_attempts == 2
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_of_all_processes_uses_no_attempt_up(folder: Path) -> None:
     options = RunOptions(
         seed=14,
