@@ -20,7 +20,7 @@ from tests.chaos.processes import ChaosFarm, FarmOptions
 from tests.chaos.report import Report, recovery_times
 from tests.chaos.schedule import BAG, Kind, strikes
 from tests.chaos.watch import Watch
-from tests.chaos.workload import BatchPlan, plan_batches
+from tests.chaos.workload import LEAST_TURNS, BatchPlan, plan_batches
 
 READY_WITHIN_S = 120.0
 Say = Callable[[str], None]
@@ -34,6 +34,7 @@ class RunOptions:
 
     seed: int
     rollouts: int = 2000
+    least_turns: int = LEAST_TURNS
     seconds: float = 900.0
     farm: FarmOptions = field(default_factory=FarmOptions)
     bag: Mapping[Kind, int] = field(default_factory=lambda: dict(BAG))
@@ -66,7 +67,7 @@ async def strike_by_seed(farm: ChaosFarm, watch: Watch, options: RunOptions, say
 async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = strike_by_seed) -> Report:
     """Everything of the run lies in `folder`, which is empty at first."""
     farm = ChaosFarm(folder, options.farm, options.settings)
-    plans = plan_batches(options.seed, options.rollouts, farm.journal)
+    plans = plan_batches(options.seed, options.rollouts, farm.journal, least_turns=options.least_turns)
     trainer, agent = Trainer(farm.url), OutsideAgent(farm.proxy_url)
     watch = Watch(farm.url, [plan.batch_id for plan in plans])
     began = time.monotonic()

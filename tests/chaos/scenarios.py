@@ -42,7 +42,7 @@ def flush_broker(times: int) -> Trouble:
 
 
 def stop_a_worker(seconds: float) -> Trouble:
-    """SIGSTOP of a worker in the middle of its work, SIGCONT when others have long taken it over."""
+    """SIGSTOP of a worker when its second wave of rollouts has just begun, SIGCONT when others have taken them over."""
 
     async def trouble(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
         await _until(lambda: options.progress(watch) > 0.1)

@@ -67,6 +67,7 @@ def test_a_worker_that_stood_still_commits_nothing_and_stops_when_it_comes_back(
     options = RunOptions(
         seed=13,
         rollouts=120,
+        least_turns=6,
         seconds=240,
         portion_pause_s=0.0,
         farm=FarmOptions(model_latency_s=1.5, concurrency=16),

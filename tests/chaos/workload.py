@@ -46,7 +46,7 @@ class BatchPlan:
         }
 
 
-def plan_batches(seed: int, rollouts: int, journal: Path) -> tuple[BatchPlan, ...]:
+def plan_batches(seed: int, rollouts: int, journal: Path, *, least_turns: int = LEAST_TURNS) -> tuple[BatchPlan, ...]:
     """A batch that comes whole, one whose rows are appended, and one that is cancelled midway: 55, 30 and 15 %.
 
     `journal` is where the counters note that they were opened and closed. At least 40 rollouts.
@@ -54,7 +54,7 @@ def plan_batches(seed: int, rollouts: int, journal: Path) -> tuple[BatchPlan, ..
     groups = rollouts // SAMPLES
     cancelled = max(1, groups * 15 // 100)
     appended = max(1, groups * 30 // 100)
-    rows = _rows(seed, groups, journal)
+    rows = _rows(seed, groups, journal, least_turns)
     cut = groups - cancelled - appended
     return (
         BatchPlan(batch_id=f"whole-{seed}", portions=(rows[:cut],), how="whole"),
@@ -63,18 +63,18 @@ def plan_batches(seed: int, rollouts: int, journal: Path) -> tuple[BatchPlan, ..
     )
 
 
-def _rows(seed: int, count: int, journal: Path) -> tuple[Row, ...]:
+def _rows(seed: int, count: int, journal: Path, least_turns: int) -> tuple[Row, ...]:
     chance = random.Random(seed)
     weather, sql = Weather.demo_rows(count, seed), Sql.demo_rows(count, seed)
     rows: list[Row] = []
     for number in range(count):
         kind = chance.random()
-        if kind < 0.2:
-            row = weather[number]  # 2 turns
-        elif kind < 0.3:
-            row = sql[number]  # 4 turns
+        if kind < 0.2 and least_turns <= 2:
+            row = weather[number]
+        elif kind < 0.3 and least_turns <= 4:
+            row = sql[number]
         else:
-            row = counter_row(chance, turns=chance.randint(3, MOST_TURNS), journal=journal)
+            row = counter_row(chance, turns=chance.randint(max(3, least_turns), MOST_TURNS), journal=journal)
         rows.append({**row, "task_id": f"t{number}"})
     return tuple(rows)
 
