@@ -188,7 +188,7 @@ def called_after_return(
     final = {one.rollout_id: one.attempt for one in feed}
     since = max(returned, default=float("inf")) + within_s
     return _some(
-        f"attempt {call.attempt} of {call.rollout_id} called {call.at - since:.1f} s too late for a worker that came back"
+        f"attempt {call.attempt} of {call.rollout_id} called {call.at - since:.1f} s too late for one that came back"
         for call in calls
         if call.at > since and call.attempt < final.get(call.rollout_id, 0)
     )

@@ -1,47 +1,95 @@
-"""`python -m tests.chaos.main`: run seeds one after another, print a table, and write it as Markdown."""
+"""`python -m tests.chaos.main`: run seeds and scenarios one after another, print their tables, write them as Markdown."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from tests.chaos.report import Report, percentile, table
-from tests.chaos.run import RunOptions, run
+from tests.chaos.report import Report, percentile, scenario_table, table
+from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
+from tests.chaos.scenarios import SCENARIOS, Scenario
 
-COMMAND = "make chaos"
+MOST_SECONDS = 1200.0
+PAGE = """# Chaos
+
+Written by `make chaos`{given}, on {cores} cores of {machine}, load average {load} meanwhile; {python}.
+A line for each seed: what was killed with `kill -9`, one process every 1 to 3 s, while rollouts of 2 to 6 turns ran; how
+they ended; and how long after a kill the farm was ready and a further rollout had been recorded, further kills
+included. {breaches}
+
+{kills}
+The same checks, with other troubles:
+
+{scenarios}"""
 
 
 def main() -> int:
     """The exit status is 1 where anything was breached; the folder of such a run is kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.main", description=__doc__)
-    parser.add_argument("--seed", type=int, nargs="+", default=list(range(1, 11)), help="which seeds [1 … 10]")
+    parser.add_argument("--seed", type=int, nargs="*", default=list(range(1, 11)), help="which seeds [1 … 10]")
     parser.add_argument("--rollouts", type=int, default=2000, help="of each seed [2000]")
-    parser.add_argument("--seconds", type=float, default=1200.0, help="most time for a seed's rollouts [1200]")
-    parser.add_argument("--out", type=Path, help="write the table there too, as Markdown")
+    parser.add_argument("--seconds", type=float, default=MOST_SECONDS, help="most time for a seed's rollouts [1200]")
+    parser.add_argument("--no-scenarios", action="store_true", help="seeds only")
+    parser.add_argument("--out", type=Path, help="write the tables there too, as Markdown")
     given = parser.parse_args()
-    reports = []
+    seeds: list[Report] = []
+    scenarios: list[tuple[str, Report]] = []
     for seed in given.seed:
-        report = _run(RunOptions(seed=seed, rollouts=given.rollouts, seconds=given.seconds))
-        reports.append(report)
-        _say(_summary(report))
-        if given.out is not None:
-            given.out.write_text(table(reports))
-    _say(f"\n{table(reports)}")
-    return 1 if any(report.breaches for report in reports) else 0
+        seeds.append(_run(RunOptions(seed=seed, rollouts=given.rollouts, seconds=given.seconds), strike_by_seed))
+        _write(given.out, seeds, scenarios)
+    for scenario in () if given.no_scenarios else SCENARIOS:
+        scenarios.append((scenario.name, _play(scenario)))
+        _write(given.out, seeds, scenarios)
+    _say(f"\n{table(seeds)}\n{scenario_table(scenarios)}")
+    return 1 if any(report.breaches for report in [*seeds, *(report for _, report in scenarios)]) else 0
 
 
-def _run(options: RunOptions) -> Report:
+def _run(options: RunOptions, trouble: Trouble) -> Report:
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-"))
-    report = asyncio.run(run(options, folder, _say))
+    report = asyncio.run(run(options, folder, _say, trouble))
     if report.breaches:
         _say(f"the logs are in {folder}")
     else:
         shutil.rmtree(folder)
+    _say(_summary(report))
     return report
+
+
+def _play(scenario: Scenario) -> Report:
+    _say(scenario.name)
+    report = _run(scenario.options, scenario.trouble)
+    if report.most_attempts <= scenario.most_attempts:
+        return report
+    breach = f"it cost a rollout {report.most_attempts} attempts, at most {scenario.most_attempts} were expected"
+    _say(f"  BREACH {breach}")
+    return replace(report, breaches=(*report.breaches, breach))
+
+
+def _write(path: Path | None, seeds: Sequence[Report], scenarios: Sequence[tuple[str, Report]]) -> None:
+    """After each run, so that one which is broken off has left what it found."""
+    if path is None:
+        return
+    breaches = [breach for report in [*seeds, *(report for _, report in scenarios)] for breach in report.breaches]
+    arguments = " ".join(sys.argv[1:])
+    page = PAGE.format(
+        given=f" (`{arguments}`)" if arguments else "",
+        cores=os.cpu_count(),
+        machine=f"{platform.system()} {platform.machine()}",
+        load=f"{os.getloadavg()[2]:.1f}",
+        python=f"Python {platform.python_version()}",
+        breaches=f"**{len(breaches)} breaches**: {'; '.join(breaches)}" if breaches else "No check was breached.",
+        kills=table(seeds),
+        scenarios=scenario_table(scenarios),
+    )
+    path.write_text(page)
 
 
 def _summary(report: Report) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.chaos.observations import Kill
+from tests.chaos.invariants import OUTCOMES
 from tests.chaos.schedule import KINDS, Kind
 
 
@@ -57,12 +58,30 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def table(reports: Sequence[Report]) -> str:
     """Markdown, a line for each seed and one for all of them."""
-    head = ["seed", "kills", *KINDS, "rollouts", "succeeded", "failed", "cancelled", "expired", "lost", "duplicated",
-            "most attempts", "recover p50 s", "p95 s", "minutes"]  # fmt: skip
+    head = ["seed", "kills", *KINDS, "rollouts", *OUTCOMES, "lost", "duplicated", "most attempts", "recover p50 s"]
+    head += ["p95 s", "minutes"]
     lines = [_cells(report, str(report.seed)) for report in reports]
     if len(reports) > 1:
         lines.append(_cells(together(reports), "**all**"))
     return "\n".join([_row(head), _row(["--:"] * len(head)), *map(_row, lines)]) + "\n"
+
+
+def scenario_table(reports: Sequence[tuple[str, Report]]) -> str:
+    """Markdown, a line for each trouble that is no kill."""
+    head = ["trouble", "rollouts", *OUTCOMES, "lost", "duplicated", "most attempts", "minutes"]
+    lines = [
+        [
+            name,
+            str(report.rollouts),
+            *(str(report.outcomes[outcome]) for outcome in OUTCOMES),
+            str(report.lost),
+            str(report.duplicated),
+            str(report.most_attempts),
+            f"{report.took_s / 60:.1f}",
+        ]
+        for name, report in reports
+    ]
+    return "\n".join([_row(head), _row(["---"] + ["--:"] * (len(head) - 1)), *map(_row, lines)]) + "\n"
 
 
 def together(reports: Sequence[Report]) -> Report:
@@ -95,7 +114,7 @@ def _cells(report: Report, name: str) -> list[str]:
         str(report.kills.total()),
         *(str(report.kills[kind]) for kind in KINDS),
         str(report.rollouts),
-        *(str(report.outcomes[outcome]) for outcome in ("succeeded", "failed", "cancelled", "expired")),
+        *(str(report.outcomes[outcome]) for outcome in OUTCOMES),
         str(report.lost),
         str(report.duplicated),
         str(report.most_attempts),

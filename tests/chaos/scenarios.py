@@ -10,12 +10,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
 from gym.config import RedisSettings, broker_url
 from tests.chaos.observations import Outage
-from tests.chaos.processes import ChaosFarm
+from tests.chaos.processes import ChaosFarm, FarmOptions
 from tests.chaos.run import READY_WITHIN_S, RunOptions, Say, Trouble
 from tests.chaos.schedule import Kind
 from tests.chaos.watch import Watch
@@ -74,6 +75,44 @@ async def roll(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> 
                 farm.outages.append(Outage(began, time.time()))
             await watch.until_ready(READY_WITHIN_S)
             say(f"  {options.progress(watch):4.0%} done, {kind} {pid} was replaced in {time.time() - began:.1f} s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A trouble with the farm and the work for it. `most_attempts` is what it may cost a rollout."""
+
+    name: str
+    options: RunOptions
+    trouble: Trouble
+    most_attempts: int
+
+
+SCENARIOS = (
+    Scenario(
+        name="broker flushed 5 times",
+        options=RunOptions(seed=101, rollouts=1000),
+        trouble=flush_broker(5),
+        most_attempts=1,
+    ),
+    Scenario(
+        name="worker stopped for 30 s",
+        options=RunOptions(seed=102, rollouts=600, least_turns=6, farm=FarmOptions(model_latency_s=3.0)),
+        trouble=stop_a_worker(30.0),
+        most_attempts=2,
+    ),
+    Scenario(
+        name="rolling restart",
+        options=RunOptions(
+            seed=103,
+            rollouts=1000,
+            farm=FarmOptions(model_latency_s=1.0),
+            settings={"FARM_WORKER_DRAIN_S": "1"},  # too short for what runs, which is handed back
+        ),
+        trouble=roll,
+        most_attempts=1,
+    ),
+)
+"""As `make chaos` runs them."""
 
 
 def _replaced(farm: ChaosFarm, kind: Kind, pid: int, others: int) -> bool:
