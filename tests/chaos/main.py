@@ -1,4 +1,4 @@
-"""`python -m tests.chaos.main`: run seeds and scenarios one after another, print their tables, write them as Markdown."""
+"""`python -m tests.chaos.main`: run seeds and scenarios one after another, and write tables of them as Markdown."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MOST_SECONDS = 1200.0
 PAGE = """# Chaos
 
 Written by `make chaos`{given}, on {cores} cores of {machine}, load average {load} meanwhile; {python}.
-A line for each seed: what was killed with `kill -9`, one process every 1 to 3 s, while rollouts of 2 to 6 turns ran; how
-they ended; and how long after a kill the farm was ready and a further rollout had been recorded, further kills
+A line for each seed: what was killed with `kill -9`, one process every 1 to 3 s, while rollouts of 2 to 6 turns ran;
+how they ended; and how long after a kill the farm was ready and a further rollout had been recorded, further kills
 included. {breaches}
 
 {kills}

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.chaos.observations import Kill
 from tests.chaos.invariants import OUTCOMES
+from tests.chaos.observations import Kill
 from tests.chaos.schedule import KINDS, Kind
 
 
