@@ -269,7 +269,8 @@ async def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
     try:
         writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await reader.read(64 * 1024)).partition(b"\r\n\r\n")
-        return int(head.split(maxsplit=2)[1]), body
+        _, status, *_ = head.split(maxsplit=2)  # a ValueError where the api died before it had said it
+        return int(status), body
     finally:
         writer.close()
 
