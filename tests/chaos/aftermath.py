@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,10 @@ async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]
         await broker.close()
 
 
-def leaked_files(temporary: Path, data_dir: Path) -> list[str]:
-    """Temporary files, and halves of trajectories."""
+def leaked_files(temporary: Path, data_dir: Path, killed: Set[int]) -> list[str]:
+    """Temporary files, and halves of trajectories (`NAME.PROCESS.part`); those of the killed go with their batch."""
     return [f"left: {path}" for path in temporary.rglob("*") if path.is_file()] + [
-        f"half a file is left: {path}" for path in (data_dir / "blobs").rglob("*.part")
+        f"half a file is left: {path}"
+        for path in (data_dir / "blobs").rglob("*.part")
+        if int(path.suffixes[-2].removeprefix(".")) not in killed
     ]

@@ -6,6 +6,7 @@ They do what clients are told to do, send again what was not answered, and write
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -17,8 +18,9 @@ import orjson
 
 from gym.client import connect
 from gym.client.records import Result
-from gym.errors import FarmError, Unavailable
-from tests.chaos.observations import Cancelled, Ended
+from gym.errors import FarmError, NotFound, Unavailable
+from gym.ids import new_id
+from tests.chaos.observations import Cancelled, Ended, Taken
 from tests.chaos.workload import SAMPLES, BatchPlan
 
 Answer = TypeVar("Answer")
@@ -26,6 +28,8 @@ Answer = TypeVar("Answer")
 PATIENCE_S = 180.0
 PAGES_OF_A_LIFE = 25
 MAX_ATTEMPTS = 50
+CONSUMER = "leaser"
+LEASE_TTL_S = 5.0
 
 
 async def patiently(call: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -123,6 +127,39 @@ class Trainer:
         self.acknowledged[plan.batch_id] = sent
         if acknowledged != sent:
             self.breaches.append(f"{plan.batch_id}: {sent} rollouts were sent and {acknowledged} acknowledged")
+
+
+@dataclass(slots=True)
+class Leaser:
+    """A trainer that leases results and acknowledges them, and in one of five times dies before it does.
+
+    `taken` are the leases in order, each with whether it was acknowledged.
+    """
+
+    url: str
+    chance: random.Random
+    taken: list[Taken] = field(default_factory=list)
+
+    async def consume(self, plan: BatchPlan) -> None:
+        """Until the farm says that this consumer has acknowledged everything."""
+        async with connect(self.url, retries=2, timeout_s=20) as farm:
+            batch = farm.batch(plan.batch_id)
+            while True:
+                lease_id = new_id("lease")
+                asked: dict[str, Any] = {"consumer": CONSUMER, "most": 40, "ttl_s": LEASE_TTL_S, "lease_id": lease_id}
+                try:
+                    lease = await patiently(lambda asked=asked: batch.lease(**asked, wait_s=2.0))  # type: ignore[misc]
+                except NotFound:  # it has not been submitted yet
+                    await asyncio.sleep(0.2)
+                    continue
+                if lease.done:
+                    return
+                ids = tuple(item.rollout_id for item in lease.items)
+                dies = self.chance.random() < 0.2
+                if ids and not dies:
+                    acknowledge = {"consumer": CONSUMER, "lease_id": lease_id}
+                    await patiently(lambda asked=acknowledge: batch.ack(**asked))  # type: ignore[misc]
+                self.taken.append(Taken(ids, acknowledged=not dies))
 
 
 def ended(result: Result) -> Ended:

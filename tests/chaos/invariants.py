@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 from gym.rollout import Ledger
-from tests.chaos.observations import Answered, Cancelled, Ended, LedgerSeen, ModelCall, Outage, QueueSeen
+from tests.chaos.observations import Answered, Cancelled, Ended, LedgerSeen, ModelCall, Outage, QueueSeen, Taken
 from tests.chaos.workload import LEAST_TURNS, MOST_TURNS, Task
 
 SHOWN = 5
@@ -83,6 +83,22 @@ def feeds_differ(kept: Sequence[Ended], scratch: Sequence[Ended]) -> list[str]:
     twice = [task for task, count in Counter(one.rollout_id for one in kept).items() if count > 1]
     breaches += [f"the reader that kept its cursor saw {rollout_id} twice" for rollout_id in twice]
     return _some(breaches or ["the feed was read in another order from scratch"])
+
+
+def badly_leased(taken: Sequence[Taken], scratch: Iterable[Ended]) -> list[str]:
+    """A consumer that leases is handed out every result until it acknowledges it, and never afterwards."""
+    acknowledged: set[str] = set()
+    breaches = []
+    for lease in taken:
+        breaches += [
+            f"{one} was handed out after it was acknowledged" for one in lease.rollout_ids if one in acknowledged
+        ]
+        if lease.acknowledged:
+            acknowledged |= set(lease.rollout_ids)
+    results = {one.rollout_id for one in scratch}
+    breaches += [f"{one} was never handed out to be acknowledged" for one in sorted(results - acknowledged)]
+    breaches += [f"{one} was handed out and is not in the feed" for one in sorted(acknowledged - results)]
+    return _some(breaches)
 
 
 def unlike_ledger(feed: Sequence[Ended], ledgers: Mapping[str, Ledger]) -> list[str]:

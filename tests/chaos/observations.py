@@ -66,6 +66,14 @@ class Ended:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Results that a consumer was handed out together."""
+
+    rollout_ids: tuple[str, ...]
+    acknowledged: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
     """A call that reached the model server for a rollout."""

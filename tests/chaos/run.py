@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from gym.client import connect
 from tests.chaos import aftermath, invariants
-from tests.chaos.clients import OutsideAgent, Trainer, patiently
+from tests.chaos.clients import Leaser, OutsideAgent, Trainer, patiently
 from tests.chaos.observations import Ended, read_model_calls
 from tests.chaos.processes import ChaosFarm, FarmOptions
 from tests.chaos.report import Report, recovery_times
@@ -69,6 +70,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
     farm = ChaosFarm(folder, options.farm, options.settings)
     plans = plan_batches(options.seed, options.rollouts, farm.journal, least_turns=options.least_turns)
     trainer, agent = Trainer(farm.url), OutsideAgent(farm.proxy_url)
+    leaser = Leaser(farm.url, random.Random(options.seed))
     watch = Watch(farm.url, [plan.batch_id for plan in plans])
     began = time.monotonic()
     await farm.start()
@@ -83,7 +85,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
         striking = asyncio.create_task(trouble(farm, watch, options, say))
         try:
             async with asyncio.timeout(options.seconds):
-                await _use(trainer, watch, plans, options)
+                await _use(trainer, leaser, watch, plans, options)
         except TimeoutError:
             breaches.append(f"the rollouts had not all ended after {options.seconds:.0f} s")
         took_s = time.monotonic() - began
@@ -98,10 +100,11 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
     expected = {rollout for plan in plans for rollout in plan.rollouts}
     kept = [one for plan in plans for one in trainer.seen.get(plan.batch_id, [])]
     breaches += _judge(farm, trainer, watch, expected=expected, kept=kept, ended=ended)
+    breaches += invariants.badly_leased(leaser.taken, [one for one in ended if one.task[0] == plans[0].batch_id])
     breaches += invariants.called_after_cancel(calls, trainer.cancels, farm.outages)
     breaches += invariants.attempts_at_once(calls, farm.outages)
     breaches += invariants.called_after_return(calls, ended, farm.returned)
-    breaches += aftermath.remains(stored) + aftermath.leaked_files(farm.temporary, farm.data_dir)
+    breaches += aftermath.remains(stored) + aftermath.leaked_files(farm.temporary, farm.data_dir, farm.killed)
     return Report(
         seed=options.seed,
         kills=Counter(kill.kind for kill in farm.kills),
@@ -119,7 +122,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
     )
 
 
-async def _use(trainer: Trainer, watch: Watch, plans: Sequence[BatchPlan], options: RunOptions) -> None:
+async def _use(trainer: Trainer, leaser: Leaser, watch: Watch, plans: Sequence[BatchPlan], options: RunOptions) -> None:
     """Submit, follow and cancel; returns when every feed has been read to its end."""
     async with asyncio.TaskGroup() as group:
         for plan in plans:
@@ -127,6 +130,7 @@ async def _use(trainer: Trainer, watch: Watch, plans: Sequence[BatchPlan], optio
             group.create_task(trainer.follow(plan))
             if plan.cancel_at is not None:
                 group.create_task(_cancel_at(trainer, watch, plan, plan.cancel_at))
+        group.create_task(leaser.consume(plans[0]))
         group.create_task(_cancel_groups(trainer, watch, plans[0], options.cancelled_groups))
 
 

@@ -18,6 +18,7 @@ from tests.chaos.observations import (
     ModelCall,
     Outage,
     QueueSeen,
+    Taken,
     read_model_calls,
 )
 
@@ -110,6 +111,17 @@ def test_an_outcome_that_nobody_submitted_is_a_breach() -> None:
 )
 def test_a_kept_cursor_that_read_something_else_is_a_breach(kept: list[Ended]) -> None:
     assert invariants.feeds_differ(kept, FEED)
+
+
+LEASES = [Taken(("b:0:0", "b:0:1"), acknowledged=False), Taken(("b:0:1",), acknowledged=True)]
+
+
+def test_a_lease_that_was_not_acknowledged_comes_again_and_one_that_was_does_not() -> None:
+    rest = Taken(("b:0:0", "b:0:2"), acknowledged=True)
+    assert invariants.badly_leased([*LEASES, rest], FEED) == []
+    assert invariants.badly_leased(LEASES, FEED)
+    assert invariants.badly_leased([*LEASES, rest, LEASES[1]], FEED)
+    assert invariants.badly_leased([*LEASES, rest], FEED[:2])
 
 
 def test_a_ledger_that_counts_other_than_the_feed_is_a_breach() -> None:

@@ -57,9 +57,9 @@ def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(fold
 
 def test_everything_completes_when_the_broker_is_flushed(folder: Path) -> None:
     options = RunOptions(
-        seed=12, rollouts=200, seconds=240, portion_pause_s=0.0, settings={"FARM_DISPATCHER_RESEND_AFTER_S": "1"}
+        seed=12, rollouts=120, seconds=240, portion_pause_s=0.0, settings={"FARM_DISPATCHER_RESEND_AFTER_S": "1"}
     )
-    assert run_now(options, folder, flush_broker(2)).most_attempts == 1
+    assert run_now(options, folder, flush_broker(1)).most_attempts == 1
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ READY_POLL_S = 0.1
 TIMEOUT_S = 20.0
 # what a farm answers while a part of it is away
 AWAY = frozenset({503})
+END = "999999999999999-0"  # a cursor behind every result
 _GAUGE = "farm_rollouts_active{state="
 
 
@@ -82,6 +83,9 @@ class Watch:
             item = await self._get(http, f"/v1/batches/{batch_id}", missing_is_fine=True)
             if item is not None:
                 self._see(at, "GET /v1/batches/{id}", item)
+            events = await self._get(http, f"/v1/batches/{batch_id}/events?wait=0&after={END}", missing_is_fine=True)
+            for ledger in _ledgers(events or ""):
+                self._see(at, "GET /v1/batches/{id}/events", {"batch_id": batch_id, "ledger": ledger})
         at = time.time()
         queues = await self._get(http, "/v1/queues")
         if queues is not None:
@@ -115,6 +119,17 @@ class Watch:
                 Answered(at=at, request=f"GET {path}", status=response.status, body=body.decode(errors="replace"))
             )
         return None
+
+
+def _ledgers(events: str) -> list[dict[str, int]]:
+    """The ledgers of server-sent events."""
+    found = []
+    for text in events.split("\n\n"):
+        kind, _, data = text.partition("\n")
+        if kind in ("event: ledger", "event: batch"):
+            said = orjson.loads(data.removeprefix("data: "))
+            found.append(said.get("ledger", said))
+    return found
 
 
 def _states(metrics: str) -> dict[str, int]:
