@@ -20,7 +20,9 @@ from tests.chaos.scenarios import SCENARIOS, Scenario
 MOST_SECONDS = 1200.0
 PAGE = """# Chaos
 
-Written by `make chaos`{given}, on {cores} cores of {machine}, load average {load} meanwhile; {python}.
+Written by `make chaos` on {cores} cores of {machine}, {python}; `load` is the machine's load average over five minutes
+at the end of a run, with whatever else ran there.
+
 A line for each seed: what was killed with `kill -9`, one process every 1 to 3 s, while rollouts of 2 to 6 turns ran;
 how they ended; and how long after a kill the farm was ready and a further rollout had been recorded, further kills
 included. {breaches}
@@ -78,14 +80,11 @@ def _write(path: Path | None, seeds: Sequence[Report], scenarios: Sequence[tuple
     if path is None:
         return
     breaches = [breach for report in [*seeds, *(report for _, report in scenarios)] for breach in report.breaches]
-    arguments = " ".join(sys.argv[1:])
     page = PAGE.format(
-        given=f" (`{arguments}`)" if arguments else "",
         cores=os.cpu_count(),
         machine=f"{platform.system()} {platform.machine()}",
-        load=f"{os.getloadavg()[2]:.1f}",
         python=f"Python {platform.python_version()}",
-        breaches=f"**{len(breaches)} breaches**: {'; '.join(breaches)}" if breaches else "No check was breached.",
+        breaches=f"**Breached: {'; '.join(breaches)}**" if breaches else "No check was breached.",
         kills=table(seeds),
         scenarios=scenario_table(scenarios),
     )

@@ -28,6 +28,7 @@ class Report:
     late_call_s: float
     recover_s: tuple[float, ...]
     took_s: float
+    load: float
     breaches: tuple[str, ...]
 
 
@@ -59,7 +60,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 def table(reports: Sequence[Report]) -> str:
     """Markdown, a line for each seed and one for all of them."""
     head = ["seed", "kills", *KINDS, "rollouts", *OUTCOMES, "lost", "duplicated", "most attempts", "recover p50 s"]
-    head += ["p95 s", "minutes"]
+    head += ["p95 s", "minutes", "load"]
     lines = [_cells(report, str(report.seed)) for report in reports]
     if len(reports) > 1:
         lines.append(_cells(together(reports), "**all**"))
@@ -68,7 +69,7 @@ def table(reports: Sequence[Report]) -> str:
 
 def scenario_table(reports: Sequence[tuple[str, Report]]) -> str:
     """Markdown, a line for each trouble that is no kill."""
-    head = ["trouble", "rollouts", *OUTCOMES, "lost", "duplicated", "most attempts", "minutes"]
+    head = ["trouble", "rollouts", *OUTCOMES, "lost", "duplicated", "most attempts", "minutes", "load"]
     lines = [
         [
             name,
@@ -78,6 +79,7 @@ def scenario_table(reports: Sequence[tuple[str, Report]]) -> str:
             str(report.duplicated),
             str(report.most_attempts),
             f"{report.took_s / 60:.1f}",
+            f"{report.load:.0f}",
         ]
         for name, report in reports
     ]
@@ -104,6 +106,7 @@ def together(reports: Sequence[Report]) -> Report:
         late_call_s=max(report.late_call_s for report in reports),
         recover_s=tuple(time for report in reports for time in report.recover_s),
         took_s=sum(report.took_s for report in reports),
+        load=sum(report.load for report in reports) / len(reports),
         breaches=tuple(breach for report in reports for breach in report.breaches),
     )
 
@@ -121,6 +124,7 @@ def _cells(report: Report, name: str) -> list[str]:
         f"{percentile(report.recover_s, 0.5):.1f}",
         f"{percentile(report.recover_s, 0.95):.1f}",
         f"{report.took_s / 60:.1f}",
+        f"{report.load:.0f}",
     ]
 
 

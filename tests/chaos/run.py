@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections import Counter
@@ -118,6 +119,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
         late_call_s=invariants.latest_call_after_cancel_s(calls, trainer.cancels, farm.outages),
         recover_s=recovery_times(farm.kills, watch.ready, [at for one in stored for at in one.recorded_at]),
         took_s=took_s,
+        load=os.getloadavg()[1],
         breaches=tuple(breaches),
     )
 

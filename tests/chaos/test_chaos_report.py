@@ -20,6 +20,7 @@ REPORT = Report(
     late_call_s=0.5,
     recover_s=(1.0, 2.0, 9.0),
     took_s=90.0,
+    load=4.2,
     breaches=(),
 )
 
@@ -49,6 +50,6 @@ def test_the_table_has_a_line_for_each_seed_and_one_for_all() -> None:
     assert len(lines) == 5
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert cells[:3] == ["7", "5", "3"]
-    assert cells[-4:] == ["3", "2.0", "9.0", "1.5"]
+    assert cells[-4:] == ["2.0", "9.0", "1.5", "4"]
     assert lines[-1].startswith("| **all** | 10 |")
     assert {line.count("|") for line in lines} == {lines[0].count("|")}
