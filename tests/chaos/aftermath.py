@@ -73,7 +73,7 @@ def remains(stored: Sequence[Stored]) -> list[str]:
 
 
 async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]:
-    """Wait until no worker holds a slot, no job waits in the broker and no model call is open; what still does."""
+    """Wait until no worker holds a slot, and no job, session or model call is open; what still is."""
     give_up_at = time.monotonic() + IDLE_WITHIN_S
     broker = Store.connect(broker_url(RedisSettings(url=redis_url)))
     queue = f"farm.{queue_name('farm')}"
@@ -87,6 +87,8 @@ async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]
                     for worker in workers
                     if worker["alive"] and (worker["taken"] or worker["running"])
                 ]
+                sessions = (await http.get(f"{farm_url}/v1/sessions")).raise_for_status().json()["items"]
+                busy += [f"session {session['session_id']} is open" for session in sessions]
                 waiting = await broker.redis.llen(queue)
                 busy += [f"{waiting} jobs wait in the broker"] if waiting else []
                 busy += [f"{model['in_flight']} model calls are open"] if model["in_flight"] else []

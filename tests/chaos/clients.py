@@ -1,4 +1,4 @@
-"""Those who use the farm while it is being killed: a trainer that submits and follows, and an outside agent.
+"""Those who train with the farm while it is being killed: one submits, follows by cursor and cancels, one leases.
 
 They do what clients are told to do, send again what was not answered, and write down what was acknowledged to them.
 """
@@ -12,9 +12,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-import aiohttp
-import orjson
 
 from gym.client import connect
 from gym.client.records import Result
@@ -173,44 +170,3 @@ def ended(result: Result) -> Ended:
         result.model_calls,
         f"{result.error.kind}: {result.error.message}" if result.error is not None else "",
     )
-
-
-@dataclass(slots=True)
-class OutsideAgent:
-    """Has one conversation after another through the proxy, each as a rollout of its own."""
-
-    proxy_url: str
-    answered: dict[str, list[str]] = field(default_factory=dict)
-    unexpected: list[str] = field(default_factory=list)
-
-    async def run(self, name: str) -> None:
-        """Until cancelled."""
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as http:
-            number = 0
-            while True:
-                await self._converse(http, f"{name}-{number}")
-                number += 1
-                await asyncio.sleep(0.3)
-
-    async def _converse(self, http: aiohttp.ClientSession, rollout_id: str) -> None:
-        messages: list[dict[str, str]] = []
-        for question in ("hello", "and then?"):
-            messages.append({"role": "user", "content": question})
-            body = {"model": "policy", "messages": messages}
-            answer = await self._ask(http, rollout_id, body)
-            messages.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"]})
-            self.answered.setdefault(rollout_id, []).append(answer["id"])
-
-    async def _ask(self, http: aiohttp.ClientSession, rollout_id: str, body: Any) -> Any:
-        url = f"{self.proxy_url}/rollouts/{rollout_id}/v1/chat/completions"
-        while True:
-            try:
-                async with http.post(url, json=body) as response:
-                    text = await response.read()
-                    if response.status == 200:
-                        return orjson.loads(text)
-                    if response.status != 503:
-                        self.unexpected.append(f"the proxy answered {response.status}: {text[:200]!r}")
-            except (aiohttp.ClientError, TimeoutError):
-                pass
-            await asyncio.sleep(0.2)

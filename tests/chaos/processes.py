@@ -67,6 +67,8 @@ class ChaosFarm:
             "FARM_POLICIES": orjson.dumps({"policy": policy}).decode(),
             "FARM_ENVIRONMENTS": orjson.dumps([f"{ENVIRONMENT}:JournaledCounter"]).decode(),
             "FARM_RESULTS_INLINE_BYTES": "2048",  # so that some trajectories are files
+            "FARM_SESSIONS_IDLE_S": "5",  # so that those left open are seen to be closed
+            "FARM_SESSIONS_CALL_TIMEOUT_S": "3",
             MARK: self._mark,
             "TMPDIR": str(self.temporary),
             **settings,

@@ -16,8 +16,9 @@ from typing import Any
 
 from gym.client import connect
 from tests.chaos import aftermath, invariants
-from tests.chaos.clients import Leaser, OutsideAgent, Trainer, patiently
+from tests.chaos.clients import Leaser, Trainer, patiently
 from tests.chaos.observations import Ended, read_model_calls
+from tests.chaos.outsiders import OutsideAgent, SessionUser
 from tests.chaos.processes import ChaosFarm, FarmOptions
 from tests.chaos.report import Report, recovery_times
 from tests.chaos.schedule import BAG, Kind, strikes
@@ -72,6 +73,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
     plans = plan_batches(options.seed, options.rollouts, farm.journal, least_turns=options.least_turns)
     trainer, agent = Trainer(farm.url), OutsideAgent(farm.proxy_url)
     leaser = Leaser(farm.url, random.Random(options.seed))
+    session_user = SessionUser(farm.url, farm.journal)
     watch = Watch(farm.url, [plan.batch_id for plan in plans])
     began = time.monotonic()
     await farm.start()
@@ -82,7 +84,10 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
             raise RuntimeError(f"the farm did not get ready; its log is in {folder}")
         say(f"seed {options.seed}: ready after {time.monotonic() - began:.0f} s, {options.rollouts} rollouts")
         began = time.monotonic()
-        outside = asyncio.create_task(agent.run(f"outside-{options.seed}"))
+        outside = [
+            asyncio.create_task(agent.run(f"outside-{options.seed}")),
+            asyncio.create_task(session_user.run(f"session-{options.seed}")),
+        ]
         striking = asyncio.create_task(trouble(farm, watch, options, say))
         try:
             async with asyncio.timeout(options.seconds):
@@ -90,7 +95,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
         except TimeoutError:
             breaches.append(f"the rollouts had not all ended after {options.seconds:.0f} s")
         took_s = time.monotonic() - began
-        await _end(striking, outside)
+        await _end(striking, *outside)
         breaches += await _after(farm, trainer, watch, agent, plans)
         ended = [one for plan in plans for one in await trainer.read_from_scratch(plan)]
         stored = await aftermath.read_stored(farm.redis_url() or "", [plan.batch_id for plan in plans])
@@ -101,6 +106,7 @@ async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = st
     expected = {rollout for plan in plans for rollout in plan.rollouts}
     kept = [one for plan in plans for one in trainer.seen.get(plan.batch_id, [])]
     breaches += _judge(farm, trainer, watch, expected=expected, kept=kept, ended=ended)
+    breaches += session_user.breaches
     breaches += invariants.badly_leased(leaser.taken, [one for one in ended if one.task[0] == plans[0].batch_id])
     breaches += invariants.called_after_cancel(calls, trainer.cancels, farm.outages)
     breaches += invariants.attempts_at_once(calls, farm.outages)
