@@ -90,7 +90,7 @@ class Runtime:
     async def open(self) -> None:
         """Connect and start the services."""
         await self._model.__aenter__()
-        await self._policies.refresh()
+        await self._first_look()
         loop = asyncio.get_running_loop()
         self._services = [
             loop.create_task(self._committer.run(), name="committer"),
@@ -98,6 +98,15 @@ class Runtime:
             loop.create_task(self._watch(), name="watch"),
             loop.create_task(self._sessions.run(), name="sessions"),
         ]
+
+    async def _first_look(self) -> None:
+        """Without its policies a worker could only fail rollouts."""
+        while True:
+            try:
+                return await self._policies.refresh()
+            except RedisAway as error:
+                _LOG.warning("the worker waits for Redis: %s", error, extra={"action": "redis_unavailable"})
+                await asyncio.sleep(0.5)
 
     async def close(self) -> None:
         """Stop the services; `drain` comes first."""

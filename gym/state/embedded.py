@@ -122,7 +122,7 @@ class EmbeddedRedis:
         return server_state(self.url)
 
     def sync(self) -> int:
-        """Put what the server has written so far on the disk: how many files those were. Blocks, for as long as it takes.
+        """Put what the server has written so far on the disk: how many files those were. Blocks.
 
         Against the loss of power; a server that is killed loses nothing without it.
         """

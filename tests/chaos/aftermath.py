@@ -88,7 +88,9 @@ async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]
                     if worker["alive"] and (worker["taken"] or worker["running"])
                 ]
                 sessions = (await http.get(f"{farm_url}/v1/sessions")).raise_for_status().json()["items"]
-                busy += [f"session {session['session_id']} is open" for session in sessions]
+                alive = {worker["worker"] for worker in workers if worker["alive"]}
+                # records of sessions that died with their worker are kept for a minute
+                busy += [f"session {one['session_id']} is open" for one in sessions if one["worker"] in alive]
                 waiting = await broker.redis.llen(queue)
                 busy += [f"{waiting} jobs wait in the broker"] if waiting else []
                 busy += [f"{model['in_flight']} model calls are open"] if model["in_flight"] else []
