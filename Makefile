@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all test-vllm demo up clean
+.PHONY: help setup check test test-all test-vllm chaos demo up clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ $(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/name_vllm.py
 
 $(VLLM)/model/config.json: $(VLLM)/.installed tests/vllm/make_model.py tests/vllm/chat_template.jinja
 	$(VLLM)/bin/python tests/vllm/make_model.py $(VLLM)/model
+
+chaos: setup ## kill -9 everything, seed by seed, and check that nothing is lost (40 minutes); CHAOS="--seed 3"
+	$(BIN)/python -m tests.chaos.main --out docs/chaos.md $(CHAOS)
 
 demo: setup ## start a farm and a mock model, run real rows, show a table, stop
 	$(BIN)/farm demo

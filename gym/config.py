@@ -107,7 +107,7 @@ class DispatcherSettings(Section):
         float, Field(ge=1, le=16, description="rollouts in Celery and running, in multiples of slots")
     ] = 2.0
     slice_size: Annotated[int, Field(ge=1, le=16, description="rollouts that one job carries")] = 16
-    resend_after_s: Seconds = 30.0
+    resend_after_s: Seconds = 10.0
     no_progress_s: Annotated[
         Seconds, Field(description="an alarm when work and free slots exist and nothing moves for so long")
     ] = 120.0

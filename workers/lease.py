@@ -16,6 +16,7 @@ from gym.jsontypes import JsonObject
 from gym.state.keys import Keys
 from gym.state.store import insisting
 
+ENTER_AGAIN_S = 0.25
 _LOG = logging.getLogger(__name__)
 
 
@@ -30,14 +31,13 @@ class LeaseKeeper:
         self._worker = worker
         self._ttl_s = ttl_s
         self._describe = describe
+        self._entered = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Enter the worker and tell the dispatcher; raises redis-py's errors where Redis cannot be reached at all."""
-        self._renew()
-        self._redis.eval(*insisting(self._keys.wake, "LPUSH", "1"))
-        self._redis.ltrim(self._keys.wake, 0, 0)
+        """Enter the worker and tell the dispatcher, now or as soon as Redis can be reached."""
+        self._enter()
         self._thread.start()
 
     def renew_now(self) -> None:
@@ -59,8 +59,19 @@ class LeaseKeeper:
         self._redis.close()
 
     def _run(self) -> None:
+        while not self._entered and not self._stop.wait(ENTER_AGAIN_S):
+            self._enter()
         while not self._stop.wait(self._ttl_s / 3):
             self.renew_now()
+
+    def _enter(self) -> None:
+        try:
+            self._renew()
+            self._redis.eval(*insisting(self._keys.wake, "LPUSH", "1"))
+            self._redis.ltrim(self._keys.wake, 0, 0)
+            self._entered = True
+        except RedisError as error:
+            _LOG.warning("not entered yet: %s", error, extra={"action": "lease_failed"})
 
     def _renew(self) -> None:
         seconds, micros = self._redis.time()

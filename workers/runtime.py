@@ -27,7 +27,7 @@ from gym.state.breakers import BreakerKey, BreakerKind, Breakers
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import Store, end_tasks
+from gym.state.store import RedisAway, Store, end_tasks
 from workers.breakers import BreakerWatch
 from workers.claims import Claims
 from workers.committer import Committer
@@ -102,7 +102,7 @@ class Runtime:
     async def open(self) -> None:
         """Connect and start the services."""
         await self._model.__aenter__()
-        await self._policies.refresh()
+        await self._first_look()
         loop = asyncio.get_running_loop()
         self._services = [
             loop.create_task(self._committer.run(), name="committer"),
@@ -111,6 +111,15 @@ class Runtime:
             loop.create_task(self._sessions.run(), name="sessions"),
             loop.create_task(self._breakers.keep_fresh(self._running.values), name="breakers"),
         ]
+
+    async def _first_look(self) -> None:
+        """Without its policies a worker could only fail rollouts."""
+        while True:
+            try:
+                return await self._policies.refresh()
+            except RedisAway as error:
+                _LOG.warning("the worker waits for Redis: %s", error, extra={"action": "redis_unavailable"})
+                await asyncio.sleep(0.5)
 
     async def close(self) -> None:
         """Stop the services; `drain` comes first."""

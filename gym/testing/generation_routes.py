@@ -42,7 +42,7 @@ class GenerationRoutes:
     def __init__(self, options: ScriptedModelOptions) -> None:
         self.options = options
         self.behaviour = Behaviour.of(options)
-        self.log = RequestLog(options.log_size)
+        self.log = RequestLog(options.log_size, options.log_file)
         self.closing = asyncio.Event()
         self._faults = Faults(options.seed)
         self._worked_out: dict[bytes, tuple[ChatRequest, Generation]] = {}

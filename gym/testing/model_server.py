@@ -97,6 +97,7 @@ class ScriptedModelServer:
         self._routes.closing.set()
         if self._runner is not None:
             await self._runner.cleanup()
+        self._routes.log.close()
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=MAX_BODY_BYTES)

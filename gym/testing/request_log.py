@@ -1,4 +1,8 @@
-"""What the scripted server saw: a record of each generation call, and counts. Memory is bounded."""
+"""What the scripted server saw: a record of each generation call, and counts. Memory is bounded.
+
+With a file, the beginning and the end of each call are appended to it as JSON lines (`at`, `event`, `number`,
+`x_request_id`; `status` at the end), written at once, so that they outlive a server that is killed.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,10 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import orjson
 
 from gym.jsontypes import JsonObject
 
@@ -53,7 +61,8 @@ class RequestRecord:
 class RequestLog:
     """The last calls and the counts of all."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, file: Path | None = None) -> None:
+        self._file: BinaryIO | None = None if file is None else file.open("ab", buffering=0)
         self.records: deque[RequestRecord] = deque(maxlen=size)
         self.requests = 0
         self.in_flight = 0
@@ -70,6 +79,7 @@ class RequestLog:
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         record = RequestRecord(self.requests, path, time.time(), headers)
         self.records.append(record)
+        self._write(record.started, "begin", record)
         return record
 
     def end(self, record: RequestRecord) -> None:
@@ -77,6 +87,23 @@ class RequestLog:
         record.ended = time.time()
         self.in_flight -= 1
         self.cancelled_by_client += record.disconnected
+        self._write(record.ended, "end", record)
+
+    def close(self) -> None:
+        """Close the file; nothing is remembered there any more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, at: float, event: str, record: RequestRecord) -> None:
+        if self._file is None:
+            return
+        line: JsonObject = {
+            "at": at, "event": event, "number": record.number, "x_request_id": record.headers.get("x-request-id")
+        }  # fmt: skip
+        if event == "end":
+            line["status"] = record.status
+        self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def count(self, prompt_tokens: int, generated_tokens: int, finish: str) -> None:
         """Note what was generated."""

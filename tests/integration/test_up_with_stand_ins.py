@@ -28,6 +28,10 @@ API = '''
 import http.server, os, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        dies = os.path.join(os.environ["FARM_DATA_DIR"], "api-dies")
+        if os.path.exists(dies):
+            os.remove(dies)
+            os._exit(1)
         self.send_response(200 if self.path in ("/readyz", "/healthz") else 404)
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(os.environ["FARM_API_PORT"])), Handler).serve_forever()
@@ -125,6 +129,13 @@ def test_one_line_says_that_it_is_ready_and_sigterm_drains_and_exits_0(tmp_path:
         assert farm.process.returncode == 0
         assert out == ""
         assert not [process for process in family if process.is_running()]
+
+
+def test_an_api_that_dies_in_the_middle_of_an_answer_does_not_end_the_start(tmp_path: Path) -> None:
+    (tmp_path / "api-dies").touch()
+    with up(tmp_path) as farm:
+        assert farm.ready().startswith("ready http://127.0.0.1:")
+        assert not (tmp_path / "api-dies").exists()
 
 
 def test_state_survives_and_the_worker_had_redis_until_its_drain_was_over(tmp_path: Path) -> None:

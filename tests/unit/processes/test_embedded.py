@@ -46,7 +46,7 @@ def test_what_was_written_survives_kill_9_and_a_restart(tmp_path: Path) -> None:
 def test_the_server_persists_and_never_evicts(tmp_path: Path) -> None:
     with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as redis:
         asked = ("appendonly", "appendfsync", "maxmemory-policy", "save", "bind")
-        assert [redis.config_get(name)[name] for name in asked] == ["yes", "everysec", "noeviction", "", "127.0.0.1"]
+        assert [redis.config_get(name)[name] for name in asked] == ["yes", "no", "noeviction", "", "127.0.0.1"]
 
 
 def test_the_server_refuses_a_client_without_the_password(tmp_path: Path) -> None:
@@ -107,6 +107,13 @@ def test_a_server_that_cannot_start_is_an_error_with_its_log(tmp_path: Path) -> 
         with pytest.raises(SettingsError, match=r"(?s)its log ends with.*in use"):
             EmbeddedRedis(tmp_path / "two", port=taken.port).start()
         DataDirLock.take(tmp_path / "two").release()
+
+
+def test_what_the_server_wrote_can_be_put_on_the_disk_from_outside(tmp_path: Path) -> None:
+    assert EmbeddedRedis(tmp_path).sync() == 0
+    with EmbeddedRedis(tmp_path) as server, Redis.from_url(server.url) as redis:
+        redis.set("kept", "1")
+        assert server.sync() >= 1
 
 
 def test_processes_beside_the_server_find_it_by_its_data_directory(tmp_path: Path) -> None:

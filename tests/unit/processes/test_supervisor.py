@@ -92,6 +92,14 @@ async def test_a_child_that_has_settled_is_restarted_for_ever(tmp_path: Path) ->
     await supervisor.stop()
 
 
+async def test_a_child_that_is_killed_from_outside_before_it_settles_is_restarted_for_ever(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path, restarts=Restarts(first_pause_s=0.0, longest_pause_s=0.0, first_attempts=2))
+    await supervisor.start(child("one", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    await until(lambda: supervisor.children["one"].starts > 4 or supervisor.failed.done(), "five starts")
+    assert not supervisor.failed.done()
+    await supervisor.stop()
+
+
 def test_pauses_double_up_to_the_longest() -> None:
     restarts = Restarts(first_pause_s=0.5, longest_pause_s=5.0)
     assert [restarts.pause_s(deaths) for deaths in (0, 1, 2, 3, 4, 5, 5000)] == [0.0, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]

@@ -4,9 +4,11 @@ import asyncio
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import orjson
 import pytest
 
 from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
@@ -260,6 +262,23 @@ async def test_the_log_is_bounded() -> None:
         async with http.get("/admin/requests?after=3") as response:
             assert [item["number"] for item in (await response.json())["items"]] == [4, 5]
         assert server.stats["requests"] == 5
+
+
+async def test_the_log_file_outlives_the_server_and_goes_on_with_the_next(tmp_path: Path) -> None:
+    options = ScriptedModelOptions(log_file=tmp_path / "calls.jsonl")
+    for status in (200, 500):
+        async with ScriptedModelServer(options) as server, aiohttp.ClientSession(server.url) as http:
+            server.behave(status=None if status == 200 else status)
+            async with http.post(CHAT, json=HELLO, headers={"x-request-id": f"to-be-{status}"}) as response:
+                assert response.status == status
+    lines = [orjson.loads(line) for line in (tmp_path / "calls.jsonl").read_bytes().splitlines()]
+    assert [(line["event"], line["x_request_id"], line.get("status")) for line in lines] == [
+        ("begin", "to-be-200", None),
+        ("end", "to-be-200", 200),
+        ("begin", "to-be-500", None),
+        ("end", "to-be-500", 500),
+    ]
+    assert [line["at"] for line in lines] == sorted(line["at"] for line in lines)
 
 
 @pytest.mark.parametrize("body", [user("[[hang]]"), user("[[sleep 600]]"), {**user("[[sleep 600]]"), "stream": True}])

@@ -1,0 +1,131 @@
+"""Troubles that are no kill: a flushed broker, a worker that stands still and comes back, a rolling restart.
+
+Each is a `Trouble` of `tests.chaos.run`, so everything that is checked of a run of kills is checked here too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from gym.config import RedisSettings, broker_url
+from tests.chaos.observations import Outage
+from tests.chaos.processes import ChaosFarm, FarmOptions
+from tests.chaos.run import READY_WITHIN_S, RunOptions, Say, Trouble
+from tests.chaos.schedule import Kind
+from tests.chaos.watch import Watch
+from workers.app import queue_name
+
+POLL_S = 0.1
+# in the order of a careful operator: what takes work in first, the truth last
+ROLLING: tuple[Kind, ...] = ("api", "proxy", "flower", "dispatcher", "worker", "redis")
+
+
+def flush_broker(times: int) -> Trouble:
+    """FLUSHDB of the broker's database as soon as jobs wait in it, so many times; the truth lies elsewhere."""
+
+    async def trouble(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+        for number in range(times):
+            await _until(lambda number=number: options.progress(watch) > number / (times + 1))  # type: ignore[misc]
+            async with Redis.from_url(broker_url(RedisSettings(url=farm.redis_url()))) as broker:
+                while not (waiting := await _jobs(broker)):  # noqa: ASYNC110  as `_until`
+                    await asyncio.sleep(0.005)
+                await broker.flushdb()
+            say(f"  {options.progress(watch):4.0%} done, flushed the broker with {waiting} jobs in it")
+
+    return trouble
+
+
+def stop_a_worker(seconds: float) -> Trouble:
+    """SIGSTOP of a worker when its second wave of rollouts has just begun, SIGCONT when others have taken them over."""
+
+    async def trouble(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+        await _until(lambda: options.progress(watch) > 0.1)
+        pid = farm.pids("worker")[0]
+        began = time.time()
+        os.kill(pid, signal.SIGSTOP)
+        say(f"  {options.progress(watch):4.0%} done, stopped worker {pid}")
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            farm.outages.append(Outage(began, time.time()))
+            farm.returned.append(time.time())
+        say(f"  {options.progress(watch):4.0%} done, worker {pid} goes on")
+
+    return trouble
+
+
+async def roll(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+    """SIGTERM every process of the farm, one after another, each when the one before it is back."""
+    for kind in ROLLING:
+        await _until(lambda: options.progress(watch) > 0.1)
+        for pid in farm.pids(kind):
+            others = len(farm.pids(kind)) - 1
+            began = time.time()
+            os.kill(pid, signal.SIGTERM)
+            await _until(lambda pid=pid, kind=kind, others=others: _replaced(farm, kind, pid, others))  # type: ignore[misc]
+            if kind == "redis":
+                farm.outages.append(Outage(began, time.time()))
+            await watch.until_ready(READY_WITHIN_S)
+            say(f"  {options.progress(watch):4.0%} done, {kind} {pid} was replaced in {time.time() - began:.1f} s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A trouble with the farm and the work for it. `most_attempts` is what it may cost a rollout."""
+
+    name: str
+    options: RunOptions
+    trouble: Trouble
+    most_attempts: int
+
+
+SCENARIOS = (
+    Scenario(
+        name="broker flushed 5 times",
+        options=RunOptions(seed=101, rollouts=1000),
+        trouble=flush_broker(5),
+        most_attempts=1,
+    ),
+    Scenario(
+        name="worker stopped for 30 s",
+        options=RunOptions(seed=102, rollouts=600, least_turns=6, farm=FarmOptions(model_latency_s=3.0)),
+        trouble=stop_a_worker(30.0),
+        most_attempts=2,
+    ),
+    Scenario(
+        name="rolling restart",
+        options=RunOptions(
+            seed=103,
+            rollouts=1000,
+            farm=FarmOptions(model_latency_s=1.0),
+            settings={"FARM_WORKER_DRAIN_S": "1"},  # too short for what runs, which is handed back
+        ),
+        trouble=roll,
+        most_attempts=1,
+    ),
+)
+"""As `make chaos` runs them."""
+
+
+def _replaced(farm: ChaosFarm, kind: Kind, pid: int, others: int) -> bool:
+    pids = farm.pids(kind)
+    return pid not in pids and len(pids) > others
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """The run that this is part of has a bound."""
+    while not condition():  # noqa: ASYNC110  other processes have no event for it
+        await asyncio.sleep(POLL_S)
+
+
+async def _jobs(broker: Redis) -> int:
+    """Jobs that wait in Celery's queue."""
+    return int(await broker.llen(f"farm.{queue_name('farm')}"))

@@ -1,0 +1,89 @@
+"""Short runs of chaos, for every `make test`; `make chaos` has the long ones."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.processes import FarmOptions
+from tests.chaos.report import Report
+from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
+from tests.chaos.scenarios import flush_broker, roll, stop_a_worker
+from tests.chaos.schedule import Kind
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
+
+SHORT_BAG: dict[Kind, int] = {
+    "worker": 2, "redis": 2, "dispatcher": 1, "api": 1, "proxy": 1, "flower": 1, "model": 1, "farm": 1
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where a run leaves its logs; short, since Unix sockets and error messages like that."""
+    with tempfile.TemporaryDirectory(prefix="chaos-test-") as name:
+        yield Path(name)
+
+
+def run_now(options: RunOptions, folder: Path, trouble: Trouble) -> Report:
+    said: list[str] = []
+    report = asyncio.run(run(options, folder, said.append, trouble))
+    assert report.breaches == (), "\n".join([*said, *report.breaches])
+    assert (report.lost, report.duplicated) == (0, 0)
+    return report
+
+
+def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(folder: Path) -> None:
+    options = RunOptions(
+        seed=11,
+        rollouts=280,
+        seconds=240,
+        bag=SHORT_BAG,
+        most_s=2.0,
+        most_strikes=sum(SHORT_BAG.values()),
+        cancelled_groups=2,
+        portion_pause_s=0.5,
+        farm=FarmOptions(model_latency_s=0.3),
+        settings={"FARM_WORKER_LEASE_TTL_S": "4"},
+    )
+    report = run_now(options, folder, strike_by_seed)
+    assert report.kills.total() >= 5
+    assert report.most_attempts > 1
+
+
+def test_everything_completes_when_the_broker_is_flushed(folder: Path) -> None:
+    options = RunOptions(
+        seed=12, rollouts=120, seconds=240, portion_pause_s=0.0, settings={"FARM_DISPATCHER_RESEND_AFTER_S": "1"}
+    )
+    assert run_now(options, folder, flush_broker(1)).most_attempts == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_stood_still_commits_nothing_and_stops_when_it_comes_back(folder: Path) -> None:
+    options = RunOptions(
+        seed=13,
+        rollouts=120,
+        least_turns=6,
+        seconds=240,
+        portion_pause_s=0.0,
+        farm=FarmOptions(model_latency_s=1.5, concurrency=16),
+        settings={"FARM_WORKER_LEASE_TTL_S": "2"},
+    )
+    assert run_now(options, folder, stop_a_worker(5.0)).most_attempts == 2
+
+
+@pytest.mark.slow
+def test_a_rolling_restart_of_all_processes_uses_no_attempt_up(folder: Path) -> None:
+    options = RunOptions(
+        seed=14,
+        rollouts=400,
+        seconds=240,
+        portion_pause_s=0.0,
+        farm=FarmOptions(model_latency_s=1.0),
+        settings={"FARM_WORKER_DRAIN_S": "0.5"},
+    )
+    assert run_now(options, folder, roll).most_attempts == 1
