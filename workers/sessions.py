@@ -88,10 +88,14 @@ class SessionHost:
         self._open.clear()
         await asyncio.gather(*(each.session.close() for each in held), return_exceptions=True)
         if held:
-            try:
-                await self._sessions.strike([each.record for each in held])
-            except RedisError as error:
-                _LOG.warning("sessions not struck off: %s", error, extra={"action": "redis_unavailable"})
+            await self._strike(held)
+
+    async def _strike(self, gone: list[_Open]) -> None:
+        """What Redis does not take now ends there by itself."""
+        try:
+            await self._sessions.strike([each.record for each in gone])
+        except RedisError as error:
+            _LOG.warning("sessions not struck off: %s", error, extra={"action": "redis_unavailable"})
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -208,7 +212,7 @@ class SessionHost:
             await each.session.close()
         if idle:
             _LOG.info("%d idle sessions closed", len(idle), extra={"action": "sessions_expired"})
-            await self._sessions.strike([each.record for each in idle])
+            await self._strike(idle)
 
 
 def _fault(status: int, code: str, message: str) -> JsonObject:

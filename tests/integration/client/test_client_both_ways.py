@@ -55,7 +55,7 @@ def test_trajectories_in_files_come_with_their_results(client: Farm, farm: Local
     batch = client.submit([long_row(12)], num_samples=20, limits={"max_turns": 16})
     full = {result.rollout_id: result for result in batch.results(view="full")}
     training = {result.rollout_id: result for result in batch.results(view="training")}
-    assert any((farm.data_dir / "blobs" / batch.batch_id).rglob("*"))
+    assert any((farm.data_dir / "blobs" / f"b-{batch.batch_id}").rglob("*"))
     assert len(full) == len(training) == 20
     for rollout_id, result in full.items():
         assert result.response is not None

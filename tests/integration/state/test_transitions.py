@@ -148,7 +148,7 @@ class Farm(RuleBasedStateMachine):
     def start(self, most: int, worker: str, alone: bool) -> None:
         """Some go to a worker, and what is suspect of them perhaps begins there."""
         self.take(most=most, parked=set(), suspects=True)
-        messages, self.in_celery = self.in_celery, []
+        messages, self.in_celery = list(dict.fromkeys(self.in_celery)), []  # a job names each rollout once
         for claim in self._claimed(worker, self._do(self.rollouts.claim(self.batch_id, worker, messages))):
             if claim.member in self.suspects and alone:
                 self._begin_alone(claim)
