@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 
 from gym.rollout import Ledger
+from gym.state.alarms import AlarmKind
 from tests.chaos.observations import Answered, Cancelled, Ended, LedgerSeen, ModelCall, Outage, QueueSeen, Taken
 from tests.chaos.workload import LEAST_TURNS, MOST_TURNS, Task
 
@@ -47,6 +48,12 @@ def impossible_queues(seen: Iterable[QueueSeen]) -> list[str]:
         for one in seen
         if min(one.counts.values()) < 0 or one.counts["dispatched"] > one.counts["queued"]
     )
+
+
+def imbalances(alarms: Mapping[str, int]) -> list[str]:
+    """The farm's own check of its books has found nothing either; `alarms` counts what it raised, by kind."""
+    count = alarms.get(AlarmKind.LEDGER_IMBALANCE, 0)
+    return [f"the farm raised {count} alarms of an imbalance"] if count else []
 
 
 def unexpected_answers(answers: Iterable[Answered]) -> list[str]:

@@ -98,6 +98,7 @@ def _summary(report: Report) -> str:
         f"{report.lost} lost",
         f"{report.duplicated} duplicated",
         f"at most {report.most_attempts} attempts",
+        *(f"{count} alarms of {kind}" for kind, count in report.alarms.items()),
         f"{report.polls} polls",
         f"{report.model_calls} model calls",
         f"the last {report.late_call_s:.2f} s after a cancellation",

@@ -23,6 +23,8 @@ class Report:
     lost: int
     duplicated: int
     most_attempts: int
+    alarms: dict[str, int]
+    """What the farm's own check raised, by kind: what it repaired, too."""
     polls: int
     model_calls: int
     late_call_s: float
@@ -101,6 +103,7 @@ def together(reports: Sequence[Report]) -> Report:
         lost=sum(report.lost for report in reports),
         duplicated=sum(report.duplicated for report in reports),
         most_attempts=max(report.most_attempts for report in reports),
+        alarms=dict(sum((Counter(report.alarms) for report in reports), Counter[str]())),
         polls=sum(report.polls for report in reports),
         model_calls=sum(report.model_calls for report in reports),
         late_call_s=max(report.late_call_s for report in reports),

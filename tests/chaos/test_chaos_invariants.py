@@ -82,6 +82,11 @@ def test_impossible_counts_are_a_breach(dispatched: int, running: int) -> None:
     assert invariants.impossible_queues([QueueSeen(at=0, source="GET", counts=counts)])
 
 
+def test_an_alarm_of_an_imbalance_is_a_breach_and_one_of_a_lost_owner_is_not() -> None:
+    assert invariants.imbalances({"ledger_imbalance": 1})
+    assert invariants.imbalances({"no_owner": 1}) == []
+
+
 def test_an_answer_that_nobody_expected_is_a_breach() -> None:
     assert invariants.unexpected_answers([Answered(at=0, request="GET /x", status=500, body="oh")])
 

@@ -15,6 +15,7 @@ REPORT = Report(
     lost=0,
     duplicated=0,
     most_attempts=3,
+    alarms={},
     polls=50,
     model_calls=400,
     late_call_s=0.5,

@@ -55,6 +55,7 @@ def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(fold
     assert report.most_attempts > 1
 
 
+@pytest.mark.slow
 def test_everything_completes_when_the_broker_is_flushed(folder: Path) -> None:
     options = RunOptions(
         seed=12, rollouts=120, seconds=240, portion_pause_s=0.0, settings={"FARM_DISPATCHER_RESEND_AFTER_S": "1"}

@@ -21,6 +21,7 @@ TIMEOUT_S = 20.0
 AWAY = frozenset({503})
 END = "999999999999999-0"  # a cursor behind every result
 _GAUGE = "farm_rollouts_active{state="
+_ALARMS = "farm_alarms_total{kind="
 
 
 class Watch:
@@ -31,6 +32,7 @@ class Watch:
         self.queues: list[QueueSeen] = []
         self.answers: list[Answered] = []
         self.ready: list[tuple[float, bool]] = []
+        self.alarms: dict[str, int] = {}
         self.polls = 0
         self.latest: dict[str, Ledger] = {}
         self._url = url
@@ -96,8 +98,9 @@ class Watch:
                 )
         at = time.time()
         metrics = await self._get(http, "/metrics")
-        if metrics is not None and (states := _states(metrics)):
+        if metrics is not None and (states := _labelled(metrics, _GAUGE)):
             self.queues.append(QueueSeen(at=at, source="GET /metrics", counts=states))
+            self.alarms = _labelled(metrics, _ALARMS)
 
     def _see(self, at: float, source: str, item: dict[str, Any]) -> None:
         ledger = Ledger(**item["ledger"])
@@ -132,10 +135,11 @@ def _ledgers(events: str) -> list[dict[str, int]]:
     return found
 
 
-def _states(metrics: str) -> dict[str, int]:
-    states = {}
+def _labelled(metrics: str, name: str) -> dict[str, int]:
+    """The values of a metric by its one label."""
+    values = {}
     for line in metrics.splitlines():
-        if line.startswith(_GAUGE):
-            name, _, value = line.removeprefix(_GAUGE).partition("} ")
-            states[name.strip('"')] = int(float(value))
-    return states
+        if line.startswith(name):
+            label, _, value = line.removeprefix(name).partition("} ")
+            values[label.strip('"')] = int(float(value))
+    return values
