@@ -12,6 +12,7 @@ import pytest
 from gym.config import Settings
 from gym.state.alarms import AlarmKind, Alarms
 from gym.state.batches import Batches, activate
+from gym.state.breakers import policy_key
 from gym.state.leases import WorkerStatus
 from gym.state.rollouts import Commit, Rollouts
 from gym.state.store import Store
@@ -62,7 +63,7 @@ class Audited:
     async def look(self, times: int = 2) -> None:
         batch = Batch(
             batch_id=self.batch_id, run="r", priority=5, weight=1.0, created_at=0, max_attempts=3, deadline_at=None,
-            rollout_timeout_s=600.0,
+            rollout_timeout_s=600.0, policy=policy_key("p"),
         )  # fmt: skip
         workers = [WorkerStatus(worker=name, lease_ends_in_s=5, info={"concurrency": 8}) for name in self.workers]
         for _ in range(times):
