@@ -66,7 +66,8 @@ class Auditor:
         self._next = self._next if self._next < len(names) else 0
         chosen = names[self._next : self._next + MOST_BATCHES]
         self._next += len(chosen)
-        free = sum(max(0, worker.slots - int(worker.info.get("taken", 0))) for worker in workers)
+        fetching = [worker for worker in workers if not worker.info.get("alone")]
+        free = sum(max(0, worker.slots - int(worker.info.get("taken", 0))) for worker in fetching)
         known = {worker.worker for worker in workers}
         for held in await self._audits.count({name: self._cursors.get(name, "0") for name in chosen}):
             self._cursors[held.batch_id] = held.cursor

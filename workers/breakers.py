@@ -162,12 +162,12 @@ class BreakerWatch:
 
     def _note_life(self, running: Running, error: RolloutError | None, blamed: BreakerKey | None) -> None:
         episode = running.episode
-        if episode is None:
+        if episode is None or running.ready_at is None:
             return
         if len(self._alive_at) >= MOST_REMEMBERED:
             self._alive_at.clear()
         environment = environment_key(running.claim.environment)
-        self._set_up_at[environment] = max(episode.started, self._set_up_at.get(environment, episode.started))
+        self._set_up_at[environment] = max(running.ready_at, self._set_up_at.get(environment, running.ready_at))
         if error is None:
             self._alive_at[environment] = time.monotonic()
         policy = self._policy(running.claim.batch_id, running.spec)
@@ -180,12 +180,10 @@ class BreakerWatch:
         notes = (self._alive_at, self._set_up_at) if stage is Stage.SETUP else (self._alive_at,)
         seen = [note[key] for note in notes if key in note]
         for each in running:
-            episode = each.episode
-            if episode is None:
-                continue
+            last_reply = each.episode.last_reply if each.episode is not None else None
             if key.kind is BreakerKind.POLICY:
-                if episode.last_reply is not None and self._policy(each.claim.batch_id, each.spec) == key:
-                    seen.append(episode.last_reply)
-            elif stage is Stage.SETUP and environment_key(each.claim.environment) == key:
-                seen.append(episode.started)
+                if last_reply is not None and self._policy(each.claim.batch_id, each.spec) == key:
+                    seen.append(last_reply)
+            elif stage is Stage.SETUP and each.ready_at and environment_key(each.claim.environment) == key:
+                seen.append(each.ready_at)
         return max(seen, default=None)

@@ -162,7 +162,8 @@ class Dispatcher:
 
     async def _fill_window(self) -> None:
         batches = self._batches.values()
-        await self._send(await self._parking.probes(list(batches)), self._housekeeping.server_ms())
+        sent_ms = self._housekeeping.server_ms()
+        await self._send(await self._parking.probes(list(batches)), sent_ms)
         in_flight = sum(batch.dispatched + batch.running for batch in batches)
         room = int(self._housekeeping.slots * self._settings.dispatcher.window) - in_flight
         waiting = [
@@ -200,7 +201,7 @@ class Dispatcher:
         return max(1, min(most, work // max(1, 4 * self._housekeeping.workers)))
 
     async def _dispatch(self, takes: list[tuple[str, int]]) -> None:
-        """Take as planned and send one job for each slice of one environment."""
+        """Take as planned and send one job for each slice of one environment, and others for suspects."""
         sent_ms = self._housekeeping.server_ms()  # before taking: no rollout is older than the job that carries it
         jobs: list[Job] = []
         for batch_id, wanted in takes:

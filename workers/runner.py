@@ -72,6 +72,7 @@ class Running:
     rollout: RolloutRef
     episode: Episode | None = None
     began: float = dataclasses.field(default_factory=time.monotonic)
+    ready_at: float | None = None  # when its environment had been set up
     earlier_s: float = 0.0  # that this attempt had run elsewhere when it was handed back
     stalled: bool = False
     stopping: bool = False  # it was told to end before its time
@@ -185,7 +186,8 @@ class Runner:
         try:
             began = time.monotonic()
             await session.setup()
-            timing.environment_s = time.monotonic() - began
+            running.ready_at = time.monotonic()
+            timing.environment_s = running.ready_at - began
             remaining_s = spec.limits.rollout_timeout_s - (time.monotonic() - running.began)
             episode = running.episode = Episode(
                 task=task,

@@ -242,7 +242,8 @@ class Runtime:
         running.committing = True
         error = finished.error
         if await self._breakers.ended(running, error, self._running.values()):
-            await self._committer.send(self._rollouts.retry_call(running.claim, b"", 0))
+            replay = packed_calls(running, most_bytes=HAND_BACK_BYTES)
+            await self._committer.send(self._rollouts.retry_call(running.claim, b"", 0, replay=replay))
             self._committer.add_total("handed_back")
             return
         delay_s = None if error is None else retry_in_s(error, running.claim.tries, running.spec.limits)

@@ -101,12 +101,13 @@ class Episode:
         finally:
             self.model_s += time.monotonic() - began
         self.touch()
-        self.last_reply = self.last_activity
         self.tools.append(tools)
         started_s = began - self.started
         if reply.started_s is not None:  # it was made before, and its time was taken then
             started_s = reply.started_s
             self.model_s += reply.duration_s
+        else:
+            self.last_reply = self.last_activity
         self._record(reply, turn, started_s, len(params["input"]))
         # an answer without items has no place in the next request, so nothing can go on from it
         self.last_tools, self.last_tokens = tools, reply.tokens if reply.items else None

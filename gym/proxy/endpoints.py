@@ -134,10 +134,8 @@ class EndpointPool:
 
     def reopen(self) -> None:
         """Somebody saw the policy at work, or wants to: what is ejected may be probed at once."""
-        now = self._clock()
         for endpoint in self.endpoints:
-            if endpoint.ejected_until is not None:
-                endpoint.ejected_until = min(endpoint.ejected_until, now)
+            self.try_soon(endpoint)
 
     def describe(self) -> list[JsonObject]:
         """Every endpoint, for people and metrics."""

@@ -88,12 +88,13 @@ class Progress:
 
     def given_up(self, why: str, *, now: float, late: bool = False) -> ModelUnreachable:
         """The error that ends the call; `late`: for want of time, which says nothing about the endpoints."""
+        seen = bool(self.failures) or self.waiting_since is not None
         tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         error = ModelUnreachable(
             f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
             + (f". Tried: {tried}" if tried else ""),
-            away=not (late or self.answered),
+            away=seen and not late and not self.answered,
         )
         error.endpoint = None if self.endpoint is None else self.endpoint.url.shown
         return error

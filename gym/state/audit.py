@@ -28,9 +28,9 @@ class Owned:
 class Holdings:
     """A batch at one moment, atomically. Times in ms of the server's clock.
 
-    `backlog_rollouts` is `None` where the backlog is too long to be counted; it may hold more than is queued, since
-    what was cancelled stays in line until it is met. `states` (dispatched, running, judging) is `None`, and `owners`
-    only a part of them that differs from call to call, where too much is live.
+    `backlog_rollouts`, with those parked, is `None` where they are too many to be counted; it may be more than is
+    queued, since what was cancelled stays in line until it is met. `states` (dispatched, running, judging) is `None`,
+    and `owners` only a part of them that differs from call to call, where too much is live.
     """
 
     batch_id: str

@@ -7,4 +7,6 @@ local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
 if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then return 0 end
 redis.call('HSET', SUSPECTS, member, token)
+redis.call('HSET', LIVE, member,
+  live.state .. '|' .. attempt .. '|' .. token .. '|' .. now_ms() .. '|' .. live.environment .. '|' .. live.worker)
 return 1

@@ -29,6 +29,9 @@ else
   local page = redis.call('HSCAN', LIVE, cursor, 'COUNT', many)
   cursor, values = page[1], page[2]
 end
+local begun = {} -- a suspect that waits to be run alone does not run yet
+local suspects = redis.call('HGETALL', SUSPECTS)
+for i = 1, #suspects, 2 do begun[suspects[i]] = suspects[i + 1] end
 local place = { d = 1, r = 2 }
 local owners, order = {}, {}
 for i = 1, #values, 2 do
@@ -45,7 +48,8 @@ for i = 1, #values, 2 do
       order[#order + 1] = worker
     end
     owned.n = owned.n + 1
-    if state == 2 and (owned.since == 0 or live.since < owned.since) then owned.since, owned.member = live.since, values[i] end
+    local runs = state == 2 and (begun[values[i]] == nil or begun[values[i]] == live.token)
+    if runs and (owned.since == 0 or live.since < owned.since) then owned.since, owned.member = live.since, values[i] end
   end
 end
 local owned = {}

@@ -8,6 +8,7 @@
 -- others that it failed before; alive gives 1 where it was open since the time; probe gives 1 where one may go now
 local what, name, first, longest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local FORGET_MS = 3600000
+redis.call('HDEL', KEYS[1], '') -- a full Redis lets pass what begins so
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local text = redis.call('HGET', KEYS[1], name)

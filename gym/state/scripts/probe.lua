@@ -6,6 +6,7 @@ local held = {}
 for i = 3, #ARGV do held[ARGV[i]] = true end
 
 if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
+redis.call('HINCRBY', META, 'dispatched', 0) -- a full Redis refuses it here, before anything has moved
 if wanted ~= '' then
   local least, most = '[' .. wanted .. '|', '(' .. wanted .. '}'
   local entries = redis.call('ZLEXCOUNT', PARKED, least, most)

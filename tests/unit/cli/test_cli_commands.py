@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from api.cli.checks import check_endpoint
+from api.cli.tables import ledger_text, parked_text
+from gym.client.records import read_status
 from gym.jsontypes import JsonObject
 from gym.testing.fake_farm import FakeFarm, Fault
 
@@ -124,6 +126,21 @@ def test_options_that_do_not_fit_are_exit_2(
     assert done.code == 2
     assert words in done.err
     assert farm.batches == {}
+
+
+def test_parked_rollouts_are_told_with_what_holds_them() -> None:
+    reason = {"kind": "policy", "name": "p", "since": "2026-01-01T00:00:00Z", "error": "nobody is there [at all]"}
+    status = read_status(
+        {
+            "batch_id": "b",
+            "run": "b",
+            "state": "running",
+            "ledger": {"submitted": 3, "queued": 2, "succeeded": 1},
+            "parked": {"count": 2, "reasons": [reason]},
+        }
+    )
+    assert ledger_text(status) == "queued 2  succeeded 1  parked 2 (policy p)"
+    assert parked_text(reason).plain == "rollouts are parked: policy p keeps failing: nobody is there [at all]"
 
 
 def test_watch_follows_a_batch_that_exists(farm: FakeFarm, run: Any, write_rows: Any) -> None:

@@ -382,3 +382,14 @@ def test_the_description_names_no_credentials():
     pool = EndpointPool(["http://ann:secret@host:1/v1"], clock=Clock())
     assert "secret" not in repr(pool.describe())
     assert "secret" not in repr(pool.endpoints[0].url)
+
+
+def test_endpoints_that_are_reopened_get_their_probe_at_once():
+    clock = Clock()
+    pool = pool_of(2, clock)
+    for endpoint in pool.endpoints:
+        fail(pool, endpoint, clock)
+    assert pool.acquire("g") is None
+    pool.reopen()
+    assert {take(pool), take(pool)} == set(pool.endpoints)
+    assert pool.acquire("g") is None

@@ -42,9 +42,12 @@ async def test_an_answer_that_the_server_aborted_is_asked_for_again(server, clie
 async def test_a_call_is_sent_no_more_often_than_allowed(server, clients, policies, ask):
     client = await clients(max_retries=2)
     server.script = [429] * 10
-    with pytest.raises(ModelUnreachable, match=r"given up after 3 attempts.*max_retries is 2.*answered 429.*3 times"):
+    with pytest.raises(
+        ModelUnreachable, match=r"given up after 3 attempts.*max_retries is 2.*answered 429.*3 times"
+    ) as caught:
         await client.respond(ask(policies.put("p", [server.url])))
     assert len(server.requests) == 3
+    assert not caught.value.away
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 307])
@@ -106,9 +109,10 @@ async def test_another_endpoint_is_tried_without_waiting_for_the_first(servers, 
 async def test_a_server_that_never_answers_is_cut_at_the_deadline(server, client, policies, ask, shapes):
     server.script = [shapes.HANG]
     began = asyncio.get_running_loop().time()
-    with pytest.raises(ModelUnreachable, match=r"its deadline came. Tried: .* gave no answer within"):
+    with pytest.raises(ModelUnreachable, match=r"its deadline came. Tried: .* gave no answer within") as caught:
         await client.respond(ask(policies.put("p", [server.url]), within_s=0.2))
     assert asyncio.get_running_loop().time() - began < 2
+    assert not caught.value.away  # it may only have been slow
     await asyncio.wait_for(server.client_left.wait(), 5)
 
 
@@ -167,6 +171,26 @@ async def test_where_nobody_listens_the_call_ends_by_its_deadline(client, polici
     for part in ("'p'", dead_url, "Cannot connect", "3 times"):
         assert part in caught.value.message
     assert caught.value.retryable
+    assert caught.value.away
+
+
+async def test_one_answer_of_a_failing_server_says_that_it_is_not_away(server, clients, policies, ask, shapes):
+    client = await clients(max_retries=1)
+    server.script = [500, shapes.DISCONNECT]
+    with pytest.raises(ModelUnreachable) as caught:
+        await client.respond(ask(policies.put("p", [server.url])))
+    assert not caught.value.away
+
+
+async def test_a_call_that_waits_for_an_endpoint_is_no_stall_and_gives_up_in_time(clients, policies, ask, dead_url):
+    client = await clients(unhealthy_wait_s=0.3)
+    held = []
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(ModelUnreachable, match="no endpoint was healthy") as caught:
+        await client.respond(ask(policies.put("p", [dead_url]), within_s=60, on_held=lambda: held.append(1)))
+    assert asyncio.get_running_loop().time() - began < 30
+    assert held
+    assert caught.value.away
 
 
 async def test_no_error_text_shows_the_api_key(servers, clients, policies, ask, shapes):
