@@ -73,8 +73,9 @@ class CapturedCalls:
         sent_at = asyncio.get_running_loop().time()
         failure: CallFailure | None = None
         try:
-            # a chat server that takes a prefix is asked for it where that costs no reading of what was said before
-            rebuild = call.policy.spec.api == "tokens"
+            # who may ignore the tokens is sent them where that costs no reading of what was said before
+            spec = call.policy.spec
+            rebuild = spec.api == "tokens" or spec.required_prefix is True
             prefix = await self._captures.earlier_turn(begun, rebuild=rebuild)
             reply = await self._calls.send(call, sticky_key=sticky_key, prefix=prefix)
             return await self._captures.record(begun, _answer(call, reply, sent_at))

@@ -209,9 +209,10 @@ async def test_in_token_mode_a_tool_loop_is_one_segment_whatever_the_template_fo
     assert len(captured.segments.segments) == 1
 
 
-async def test_in_token_mode_a_turn_goes_on_from_what_another_process_recorded(farm, http):
-    forgetful = await farm.model(history="strip_reasoning", always_reason=True)
-    await farm.serve(forgetful.url, **TOKENS)
+@pytest.mark.parametrize("spec", [TOKENS, {"required_prefix": True}], ids=["tokens", "required prefix"])
+async def test_a_turn_goes_on_from_the_tokens_that_another_process_recorded(farm, http, spec):
+    forgetful = await farm.model(history="strip_reasoning", always_reason=True, required_prefix="honour")
+    await farm.serve(forgetful.url, **spec)
     proxies = [await farm.proxy(), await farm.proxy()]
     messages: list[Any] = []
     for number in range(4):
