@@ -136,7 +136,12 @@ async def dying(chunks: int) -> AsyncIterator[tuple[str, list[Any]]]:
         return response
 
     app = web.Application()
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
     app.router.add_post("/v1/chat/completions", chat)
+    app.router.add_get("/health", health)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -185,10 +190,12 @@ async def test_a_stream_is_tried_elsewhere_before_its_first_byte(farm, model, ht
     async with dying(0) as (url, seen):
         await farm.serve(url, model.url)
         proxy = await farm.proxy()
-        for number in range(6):
+        for number in range(40):  # which server a call goes to first depends on its text and the ports
             body = {"model": "any", "stream": True, "input": f"What is {number} + 3 ="}
             answer = await http.post(f"{proxy}/v1/responses", json=body)
             assert b"response.completed" in answer.content
+            if seen:
+                break
         assert seen
 
 
