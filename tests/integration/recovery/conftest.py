@@ -147,5 +147,7 @@ def broken(breakable_farm: Breakable) -> Iterator[Breakable]:
     breakable_farm.slow_model(0.0)
     breakable_farm.settled()
     alarms = breakable_farm.http.get("/v1/alarms").raise_for_status().json()["items"]
-    raised = [alarm for alarm in alarms if alarm["kind"] != "redis_full"]
+    # a submission that a killed Redis cut between its rows and its entry in the index is found later, and said
+    known = ("published, and in no index until now",)
+    raised = [alarm for alarm in alarms if alarm["kind"] != "redis_full" and alarm["message"] not in known]
     assert not raised, json.dumps(raised, indent=1)

@@ -171,7 +171,6 @@ async def test_where_nobody_listens_the_call_ends_by_its_deadline(client, polici
     for part in ("'p'", dead_url, "Cannot connect", "3 times"):
         assert part in caught.value.message
     assert caught.value.retryable
-    assert caught.value.away
 
 
 async def test_one_answer_of_a_failing_server_says_that_it_is_not_away(server, clients, policies, ask, shapes):
