@@ -15,7 +15,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from api.routes.bodies import malformed_json
-from api.routes.services import Backlog
+from api.routes.services import Backlog, Services
 from gym.agents.registry import AGENTS
 from gym.environments.registry import Registry
 from gym.errors import Invalid, NotFound, TooLarge
@@ -128,6 +128,17 @@ class RowReader:
     def _unknown(self, name: str, *, row: int, line: int | None) -> Invalid:
         where: JsonObject = {"row": row} if line is None else {"row": row, "line": line}
         return unknown_environment(self.registry, name, where)
+
+
+def row_reader(farm: Services, environment: str | None, num_samples: int) -> RowReader:
+    """A reader with these defaults."""
+    return RowReader(
+        registry=farm.registry,
+        known=frozenset(farm.registry.names()),
+        default_environment=environment,
+        default_samples=num_samples,
+        max_row_bytes=farm.settings.api.max_row_bytes,
+    )
 
 
 def check_defaults(registry: Registry, environment: str | None, agent: str | None) -> None:

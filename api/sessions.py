@@ -41,6 +41,11 @@ class WantedSession:
     seed: int | None
     owner: str
 
+    @property
+    def digest(self) -> str:
+        """The same for the same request."""
+        return canonical_digest([self.environment, self.row, self.seed])
+
 
 class SessionCalls:
     """One for each api process."""
@@ -70,7 +75,7 @@ class SessionCalls:
             worker=worker,
             environment=wanted.environment,
             owner=wanted.owner,
-            digest=canonical_digest([wanted.environment, wanted.row, wanted.seed]),
+            digest=wanted.digest,
             most=self._settings.max_per_key,
             idle_s=self._settings.idle_s,
         )
@@ -88,7 +93,7 @@ class SessionCalls:
 
     async def _again(self, session_id: str, wanted: WantedSession) -> tuple[SessionRecord, JsonObject, bool]:
         record = await self.books.get(session_id)
-        if record.digest != canonical_digest([wanted.environment, wanted.row, wanted.seed]):
+        if record.digest != wanted.digest:
             raise Conflict(
                 "session_conflict",
                 f"there is a session {session_id} for another row; close it, or open one with another id",

@@ -36,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Reader:
-    """Follows one batch; `done` is set when it has gone past the end of the log as it was at its start."""
+    """Follows one batch for those in `waiting`, by member; what ends once `began` is set is not missed."""
 
     waiting: dict[str, list[asyncio.Event]]
     began: asyncio.Event

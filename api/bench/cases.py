@@ -54,7 +54,7 @@ def start_to_ready(repeats: Repeats) -> list[Figure]:
     command = [sys.executable, "-m", "api.cli.main", "up", "--api-port", "0", "--proxy-port", "0", "--flower-port", "0"]
     times: list[float] = []
     for _ in range(repeats):
-        with tempfile.TemporaryDirectory(prefix="farm-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             began = time.perf_counter()
             up = subprocess.Popen(  # noqa: S603 - this program
                 [*command, "--data-dir", folder], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -90,7 +90,7 @@ def laboratory(*options: str, settings: dict[str, str] | None = None, warm_up: b
     """A farm with two workers of 512 slots, in a temporary directory; `options` are those of `farm up`."""
     given = ["--workers", "2", "--concurrency", "512", *options]
     with (
-        tempfile.TemporaryDirectory(prefix="farm-bench-") as folder,
+        tempfile.TemporaryDirectory(prefix="bench-") as folder,
         local_farm(Path(folder), options=given, settings=settings) as farm,
         httpx.Client(base_url=farm.url, timeout=WAIT_S) as http,
     ):

@@ -26,7 +26,7 @@ from gym.proxy.client import PolicyClient
 from gym.state.captures import Captures
 from gym.state.policies import PolicyCache
 from gym.state.server import watch_for_eviction
-from gym.state.store import Store
+from gym.state.store import Store, end_tasks
 
 OPEN_PATHS = frozenset({"/healthz"})
 _ROLLOUT = re.compile(r"/rollouts/([^/]+)(/v1/.+)")
@@ -71,12 +71,7 @@ class Parts:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the connections; no pause waits for this process any more."""
-        running = set(self._services)
-        while running:
-            # a cancellation that meets redis-py at the end of a command can be lost, so it is said again
-            for service in running:
-                service.cancel()
-            _, running = await asyncio.wait(running, timeout=0.5)
+        await end_tasks(self._services)
         with suppress(RedisError):
             await self._store.redis.hdel(self._store.keys.policies_load, self._name)
         await self._stack.aclose()

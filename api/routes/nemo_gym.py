@@ -18,7 +18,7 @@ from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
 
 from api.errors import redis_error
-from api.ingest import RowReader
+from api.ingest import row_reader
 from api.routes.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
 from api.routes.services import Farm, Services
 from gym.errors import Conflict, Invalid, Overloaded, RequestError, TooLarge, Unavailable
@@ -50,18 +50,13 @@ async def global_config_dict_yaml(request: Request, farm: Farm) -> Response:
     return Response(body, media_type="application/json")
 
 
-@router.post(
-    "/run",
-    response_model=dict[str, Any],
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"type": "object", "description": "one row, as NeMo Gym posts it"}}
-            },
-        }
-    },
-)
+def _object(**schema: Any) -> dict[str, Any]:
+    """The documentation of a JSON object whose fields are NeMo Gym's."""
+    content = {"application/json": {"schema": {"type": "object", **schema}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post("/run", response_model=dict[str, Any], openapi_extra=_object(description="one row, as NeMo Gym posts it"))
 async def run_row(
     request: Request,
     farm: Farm,
@@ -95,16 +90,7 @@ async def run_row(
     )
 
 
-@router.post(
-    "/aggregate_metrics",
-    response_model=dict[str, Any],
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"type": "object", "required": ["verify_responses"]}}},
-        }
-    },
-)
+@router.post("/aggregate_metrics", response_model=dict[str, Any], openapi_extra=_object(required=["verify_responses"]))
 async def post_aggregate_metrics(request: Request, farm: Farm) -> Response:
     """Mean, maximum, minimum, median and standard deviation of what verify responses say in numbers."""
     check_content_type(request, JSON_TYPES)
@@ -120,14 +106,7 @@ def _address(request: Request) -> str:
 
 
 def _read(farm: Services, row: JsonObject) -> StagedRow:
-    reader = RowReader(
-        registry=farm.registry,
-        known=frozenset(farm.registry.names()),
-        default_environment=None,
-        default_samples=1,
-        max_row_bytes=farm.settings.api.max_row_bytes,
-    )
-    staged = reader.read_value(row, row=0)
+    staged = row_reader(farm, None, 1).read_value(row, row=0)
     digest = canonical_digest(row)
     header = replace(staged.header, task_id=row_key(row, digest) or new_id("row"), num_samples=1)
     return replace(staged, header=header, digest=digest)

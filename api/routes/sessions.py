@@ -7,18 +7,17 @@ after the other; `Idempotency-Key` makes a repeat of the last one harmless.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel
 
 from api.auth import caller_of
-from api.routes.bodies import JSON_TYPES, check_content_type, check_model, json_response, parse_object, read_body
+from api.routes.bodies import ModelT, json_response, read_model
 from api.routes.services import Farm, Services
-from api.schemas import (
+from api.schemas import Items, body_of
+from api.session_schemas import (
     ActionBody,
-    Items,
     OpenSessionBody,
     SessionAnswer,
     SessionClosed,
@@ -28,7 +27,6 @@ from api.schemas import (
     ToolArguments,
     ToolOutput,
     VerifyBody,
-    body_of,
 )
 from api.sessions import WantedSession
 from gym.errors import NotFound
@@ -110,12 +108,9 @@ async def close_session(session_id: str, farm: Farm) -> Response:
     return json_response({"session_id": session_id, "closed": True})
 
 
-async def _body(request: Request, farm: Services, model: type[Any], what: str) -> Any:
-    check_content_type(request, JSON_TYPES)
-    raw = await read_body(request, farm.settings.api.max_row_bytes + 4096)
-    data = parse_object(raw or b"{}", what=what)
-    checked: BaseModel = check_model(model, data, code="invalid_request", what=what)
-    return checked
+async def _body(request: Request, farm: Services, model: type[ModelT], what: str) -> ModelT:
+    limit = farm.settings.api.max_row_bytes + 4096
+    return await read_model(request, model, limit=limit, code="invalid_request", what=what)
 
 
 def _checked(session_id: str) -> str:

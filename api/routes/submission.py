@@ -7,7 +7,7 @@ from contextlib import aclosing
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from api.ingest import RowReader, check_defaults, check_values, stage_lines, stage_values, staging
+from api.ingest import check_defaults, check_values, row_reader, stage_lines, stage_values, staging
 from api.routes.batches import batch_answer
 from api.routes.bodies import (
     JSON_TYPES,
@@ -62,7 +62,7 @@ async def create_batch(request: Request, farm: Farm) -> Response:
     check_defaults(farm.registry, spec.environment, spec.agent)
     policy = await _resolve_policy(farm, spec.policy)
     spec = spec.model_copy(update={"batch_id": batch_id, "run": spec.run or batch_id, "policy": policy})
-    checked = await check_values(_reader(farm, spec.environment, spec.num_samples), rows)
+    checked = await check_values(row_reader(farm, spec.environment, spec.num_samples), rows)
     await farm.backlog.check_room(sum(row.header.num_samples for row in checked))
     async with staging(farm.store, batch_id) as staged:
         await stage_values(staged, checked)
@@ -95,7 +95,7 @@ async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
     if spec is None:
         raise batch_not_found(batch_id)
     options = orjson.loads(spec)
-    reader = _reader(farm, options["environment"], options["num_samples"])
+    reader = row_reader(farm, options["environment"], options["num_samples"])
     async with staging(farm.store, batch_id) as staged, aclosing(body_stream(request)) as pieces:
         await stage_lines(reader, staged, pieces, farm.backlog)
     published = await staged.publish(create=None, seal=False)
@@ -110,16 +110,6 @@ async def seal_batch(batch_id: str, farm: Farm) -> Response:
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     return json_response(batch_answer(await farm.batches.seal(batch_id)))
-
-
-def _reader(farm: Services, environment: str | None, num_samples: int) -> RowReader:
-    return RowReader(
-        registry=farm.registry,
-        known=frozenset(farm.registry.names()),
-        default_environment=environment,
-        default_samples=num_samples,
-        max_row_bytes=farm.settings.api.max_row_bytes,
-    )
 
 
 async def _resolve_policy(farm: Services, policy: str | PolicySpec | None) -> str | PolicySpec:

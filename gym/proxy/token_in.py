@@ -32,6 +32,7 @@ from yarl import URL
 from gym.errors import ModelRejected
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
+from gym.proxy.prefix import prefix_of
 from gym.proxy.splice import altered, begins_with, spliced
 from gym.proxy.streaming import chunks_of
 from gym.proxy.token_stream import Answered, Streamed, generate_streamed
@@ -123,7 +124,7 @@ async def _continued(
     post: Post, call: TokenCall, turn: TurnTokens, whole: array[int], has_media: bool
 ) -> tuple[array[int], Prompt]:
     """The prompt that begins with the tokens of the turn before."""
-    earlier = array("i", turn.prompt_ids) + array("i", turn.token_ids)
+    earlier = prefix_of(turn)
     if begins_with(whole, earlier):
         return whole, "kept"
     changed = None if has_media else altered(call.body["messages"])

@@ -10,9 +10,7 @@ its turns, is bounded, and ends after `KEEP_S`.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from importlib.resources import files
 from typing import Literal
 
 from redis.exceptions import RedisError
@@ -31,7 +29,7 @@ from gym.state.captured_call import (
 )
 from gym.state.continuation import RecentTurns, goes_on_from, prompt_digest, turn_of
 from gym.state.conversation import Head, body_digest, chain, rebuild
-from gym.state.store import Argument, Script, ScriptCall, Store
+from gym.state.store import Argument, ScriptCall, Store, load_script
 from gym.trajectory import Trajectory, TurnTokens
 
 KEEP_S = 24 * 3600
@@ -43,12 +41,7 @@ MOST_FAILURES = 100
 _LOG = logging.getLogger(__name__)
 
 
-def _load(name: str) -> Script:
-    text = (files("gym.state") / "scripts" / f"{name}.lua").read_bytes()
-    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
-
-
-_BEGIN, _RECORD, _MARK = _load("capture_begin"), _load("capture_record"), _load("capture_mark")
+_BEGIN, _RECORD, _MARK = (load_script(f"capture_{what}", of_batch=False) for what in ("begin", "record", "mark"))
 
 
 class Captures:

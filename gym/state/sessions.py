@@ -10,28 +10,21 @@ which shows in its lease.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 import orjson
 
 from gym.errors import NotFound, Overloaded
 from gym.jsontypes import JsonObject
-from gym.state.store import Script, Store
+from gym.state.store import Store, load_script
 
 CALLS_TTL_S = 120
 RECORD_GRACE_S = 60
 TAKE_MOST = 64
 
 
-def _load(name: str) -> Script:
-    text = (files("gym.state") / "scripts" / f"{name}.lua").read_bytes()
-    return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
-
-
-_OPEN = _load("session_open")
+_OPEN = load_script("session_open", of_batch=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,37 +45,38 @@ class Script:
     sha: str
 
 
-def _load(name: str, *libraries: str, of_batch: bool = True) -> Script:
+def load_script(name: str, *libraries: str, of_batch: bool = True) -> Script:
+    """A script of `gym/state/scripts`, behind the libraries that it uses; those of a batch share `lib` and its keys."""
     folder = files("gym.state") / "scripts"
     parts = ("lib", *libraries, name) if of_batch else (name,)
     text = b"".join((folder / f"{part}.lua").read_bytes() for part in parts)
     return Script(name, text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
 
-PUBLISH = _load("publish")
-TAKE = _load("take", "dispatch")
-PROBE = _load("probe", "dispatch")
-CLAIM = _load("claim")
-BOUNCE = _load("bounce")
-COMMIT = _load("commit")
-RETRY = _load("retry")
-REFUND = _load("refund")
-ALONE = _load("alone")
-BREAKER = _load("breaker", of_batch=False)
-RECOVER = _load("recover")
-CANCEL = _load("cancel")
-SEAL = _load("seal")
-REQUEUE = _load("requeue")
-AUDIT = _load("audit")
-ADOPT = _load("adopt")
-INSIST = _load("insist", of_batch=False)
-DROP = _load("drop")
-REMOVE = _load("remove")
-LEASE = _load("lease", "feed")
-ACK = _load("ack", "feed")
-GROUPS_ENDED = _load("groups_ended", "feed")
-LEAD = _load("lead", of_batch=False)
-ALARM = _load("alarm", of_batch=False)
+PUBLISH = load_script("publish")
+TAKE = load_script("take", "dispatch")
+PROBE = load_script("probe", "dispatch")
+CLAIM = load_script("claim")
+BOUNCE = load_script("bounce")
+COMMIT = load_script("commit")
+RETRY = load_script("retry")
+REFUND = load_script("refund")
+ALONE = load_script("alone")
+BREAKER = load_script("breaker", of_batch=False)
+RECOVER = load_script("recover")
+CANCEL = load_script("cancel")
+SEAL = load_script("seal")
+REQUEUE = load_script("requeue")
+AUDIT = load_script("audit")
+ADOPT = load_script("adopt")
+INSIST = load_script("insist", of_batch=False)
+DROP = load_script("drop")
+REMOVE = load_script("remove")
+LEASE = load_script("lease", "feed")
+ACK = load_script("ack", "feed")
+GROUPS_ENDED = load_script("groups_ended", "feed")
+LEAD = load_script("lead", of_batch=False)
+ALARM = load_script("alarm", of_batch=False)
 
 
 def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:

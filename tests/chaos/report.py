@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from api.bench.figures import percentile
 from tests.chaos.invariants import OUTCOMES
 from tests.chaos.observations import Kill
 from tests.chaos.schedule import KINDS, Kind
@@ -50,13 +51,6 @@ def recovery_times(
         if ready_at is not None:
             times.append(max(seen) - kill.at)
     return tuple(times)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of them lies, by the nearest rank; 0 of nothing."""
-    if not values:
-        return 0.0
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def table(reports: Sequence[Report]) -> str:

@@ -8,17 +8,12 @@ from typing import Any
 import pytest
 
 from gym.agents.base import Episode
-from gym.agents.tool_loop import ToolLoop
-from gym.environments.registry import load_registry
-from gym.environments.session import EnvironmentSession
-from gym.environments.threads import EnvironmentThreads
-from gym.limits import Limits
 from gym.policy import PolicySpec
 from gym.proxy.client import ChatReply, ModelReply, ModelRequest, PolicyClient
 from gym.proxy.forward import ChatCall
 from gym.proxy.policies import inline_record
-from gym.task import Task
-from gym.trajectory import Segments, Trajectory, TurnTokens
+from gym.testing.episodes import play
+from gym.trajectory import Segments, TurnTokens
 from gym.wire.responses_request import to_chat_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
@@ -37,27 +32,9 @@ async def weather(vllm: Any, client: PolicyClient, **params: Any) -> Episode:
     question = [{"role": "user", "content": "Is it warm in Lima right now?"}]
     asked: dict[str, Any] = {"input": question, "temperature": 1.0, **params}
     row = {"environment": "weather", "responses_create_params": asked}
-    with EnvironmentThreads(1) as executor:
-        session = EnvironmentSession(load_registry().get("weather"), row, seed=0, executor=executor)
-        await session.setup()
-        try:
-            episode = Episode(
-                task=Task(task_id="t", environment="weather", agent="tool_loop", params=asked, data=row),
-                rollout_id="r",
-                group_id="g",
-                attempt=1,
-                limits=Limits(),
-                environment=session,
-                model=client,
-                policy=lambda: inline_record(policy_of(vllm)),
-                deadline=asyncio.get_running_loop().time() + 100,
-                trajectory=Trajectory(params=asked),
-            )
-            await ToolLoop().run(episode)
-            assert (await session.verify(episode.trajectory)).value == 1.0
-        finally:
-            await session.close()
-    return episode
+    played = await play(row, model=client, policy=lambda: inline_record(policy_of(vllm)), within_s=100)
+    assert played.reward == 1.0
+    return played.episode
 
 
 async def ask(vllm: Any, client: PolicyClient, params: dict[str, Any], **fields: Any) -> ModelReply:

@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 
 from gym.agents.base import Episode
-from gym.agents.tool_loop import ToolLoop
-from gym.environments.registry import load_registry
-from gym.environments.session import EnvironmentSession
-from gym.environments.threads import EnvironmentThreads
-from gym.limits import Limits
 from gym.proxy.capture import read_generated, read_tokenized, tokenize_request, with_asks
 from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
 from gym.rollout import StopReason
-from gym.task import Task
-from gym.trajectory import Segments, Trajectory, TurnTokens
+from gym.testing.episodes import play
+from gym.trajectory import Segments, TurnTokens
 from gym.wire.responses_request import to_chat_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
@@ -40,38 +35,14 @@ class Recorder:
         return reply
 
 
-def episode_of(row: dict[str, Any], vllm: Any, model: Recorder, session: EnvironmentSession) -> Episode:
-    params = row["responses_create_params"]
-    return Episode(
-        task=Task(task_id="t", environment=row["environment"], agent="tool_loop", params=params, data=row),
-        rollout_id="r",
-        group_id="g",
-        attempt=1,
-        limits=Limits(),
-        environment=session,
-        model=model,
-        policy=lambda: vllm.record,
-        deadline=asyncio.get_running_loop().time() + 100,
-        trajectory=Trajectory(params=params),
-    )
-
-
 async def weather_episode(
     vllm: Any, client: PolicyClient, **params: Any
 ) -> tuple[Episode, Recorder, StopReason, float]:
     question = [{"role": "user", "content": "Is it warm in Lima right now?"}]
     row = {"environment": "weather", "responses_create_params": {"input": question, "temperature": 1.0, **params}}
     recorder = Recorder(client)
-    with EnvironmentThreads(1) as executor:
-        session = EnvironmentSession(load_registry().get("weather"), row, seed=0, executor=executor)
-        await session.setup()
-        try:
-            episode = episode_of(row, vllm, recorder, session)
-            reason = await ToolLoop().run(episode)
-            reward = (await session.verify(episode.trajectory)).value
-        finally:
-            await session.close()
-    return episode, recorder, reason, reward
+    played = await play(row, model=recorder, policy=lambda: vllm.record, within_s=100)
+    return played.episode, recorder, played.reason, played.reward
 
 
 async def talk(vllm: Any, client: PolicyClient, turns: int, **params: Any) -> list[tuple[dict[str, Any], TurnTokens]]:

@@ -8,6 +8,8 @@ local any_done = redis.call('EXISTS', DONE) == 1
 local any_tries = redis.call('EXISTS', TRIES) == 1
 local any_tombs = redis.call('EXISTS', TOMBS) == 1
 local any_suspects = redis.call('EXISTS', SUSPECTS) == 1
+local held = {} -- the environments that are parked: what ARGV names from the third on
+for i = 3, #ARGV do held[ARGV[i]] = true end
 
 -- Whether a rollout still waits, so that an entry for it means something.
 local function waits(member)
@@ -54,8 +56,20 @@ local function park_range(environment, row, from, to)
   return to - from
 end
 
+-- Let a retry that is due go, or park it.
+local function take_due(entry, suspects_go)
+  redis.call('ZREM', LATER, entry)
+  local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
+  if held[environment] then
+    local row, sample = string.match(member, '^(%d+):(%d+)$')
+    park_range(environment, row, tonumber(sample), sample + 1)
+  else
+    take(member, environment, suspects_go)
+  end
+end
+
 -- The first entry of PARKED whose environment is not among `held`: it may go again.
-local function first_released(held)
+local function first_released()
   local from = '-'
   while true do
     local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
@@ -64,3 +78,6 @@ local function first_released(held)
     from = '[' .. environment .. '}'
   end
 end
+
+if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
+redis.call('HINCRBY', META, 'dispatched', 0) -- a full Redis refuses it here, before anything has moved

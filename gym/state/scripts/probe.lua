@@ -2,11 +2,6 @@
 -- ARGV: environment ('' = any that is not parked itself), a random number, then the environments that are parked
 -- Returns as `take` does
 local wanted, seed = ARGV[1], tonumber(ARGV[2])
-local held = {}
-for i = 3, #ARGV do held[ARGV[i]] = true end
-
-if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
-redis.call('HINCRBY', META, 'dispatched', 0) -- a full Redis refuses it here, before anything has moved
 if wanted ~= '' then
   local least, most = '[' .. wanted .. '|', '(' .. wanted .. '}'
   local entries = redis.call('ZLEXCOUNT', PARKED, least, most)
@@ -19,7 +14,7 @@ if wanted ~= '' then
 else
   local due = redis.call('ZCOUNT', LATER, '-inf', now)
   for try = 0, MOST_PARKED do
-    local backlog, released = redis.call('LLEN', BACKLOG), first_released(held)
+    local backlog, released = redis.call('LLEN', BACKLOG), first_released()
     local choices = due + backlog + (released and 1 or 0)
     if moved > 0 or choices == 0 then break end
     local choice = (seed + try) % choices
@@ -29,16 +24,8 @@ else
       unpark(member, environment)
       take(member, environment, false)
     elseif choice < due then
-      local entry = redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', choice, 1)[1]
-      local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
-      redis.call('ZREM', LATER, entry)
+      take_due(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', choice, 1)[1], false)
       due = due - 1
-      if held[environment] then
-        local row, sample = string.match(member, '^(%d+):(%d+)$')
-        park_range(environment, row, tonumber(sample), sample + 1)
-      else
-        take(member, environment, false)
-      end
     else
       local row, from, to, environment = string.match(redis.call('LPOP', BACKLOG), '^(%d+):(%d+):(%d+):(.*)$')
       from, to = tonumber(from), tonumber(to)

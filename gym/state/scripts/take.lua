@@ -2,25 +2,13 @@
 -- ARGV: how many, whether suspects may go (0 | 1), then the environments that are parked
 -- Returns {environment, member, attempt, suspect (0 | 1), ...}; fewer than asked for also where it had much to park
 local wanted, suspects_go = tonumber(ARGV[1]), ARGV[2] == '1'
-local held = {}
-for i = 3, #ARGV do held[ARGV[i]] = true end
-
-if redis.call('HGET', META, 'cancel') ~= '0' then return taken end
-redis.call('HINCRBY', META, 'dispatched', 0) -- a full Redis refuses it here, before anything has moved
 
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, wanted)) do
-  redis.call('ZREM', LATER, entry)
-  local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
-  if held[environment] then
-    local row, sample = string.match(member, '^(%d+):(%d+)$')
-    park_range(environment, row, tonumber(sample), sample + 1)
-  else
-    take(member, environment, suspects_go)
-  end
+  take_due(entry, suspects_go)
 end
 
 while moved < wanted do
-  local entry = first_released(held)
+  local entry = first_released()
   if not entry then break end
   local environment, row, sample, to = parse_parked(entry)
   redis.call('ZREM', PARKED, entry)

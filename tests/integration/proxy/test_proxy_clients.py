@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import json
 from collections.abc import Awaitable, Callable
@@ -12,16 +11,10 @@ import anthropic
 import openai
 import pytest
 
-from gym.agents.base import Episode
-from gym.agents.tool_loop import ToolLoop
 from gym.config import ModelSettings
-from gym.environments.registry import load_registry
-from gym.environments.session import EnvironmentSession
-from gym.environments.threads import EnvironmentThreads
-from gym.limits import Limits
 from gym.proxy.client import PolicyClient
 from gym.state.policies import PolicyCache
-from gym.task import Task
+from gym.testing.episodes import play
 from gym.testing.tokenizer import decode
 from gym.trajectory import Trajectory
 
@@ -43,28 +36,10 @@ async def library(farm: Any, question: str) -> tuple[Trajectory, list[dict[str, 
     await cache.refresh()
     record = cache.get("policy")
     params = {"input": [{"role": "user", "content": question}], "max_output_tokens": 400}
-    with EnvironmentThreads(1) as executor:
-        session = EnvironmentSession(
-            load_registry(()).get("weather"), {"responses_create_params": params}, seed=0, executor=executor
-        )
-        async with PolicyClient(ModelSettings(), cache) as client:
-            await session.setup()
-            episode = Episode(
-                task=Task(task_id="t", environment="weather", agent="tool_loop", params=params, data={}),
-                rollout_id=ROLLOUT,
-                group_id="batch:0",
-                attempt=1,
-                limits=Limits(),
-                environment=session,
-                model=client,
-                policy=lambda: record,
-                deadline=asyncio.get_running_loop().time() + 20,
-                trajectory=Trajectory(params=params),
-            )
-            await ToolLoop().run(episode)
-            tools = session.tools
-            await session.close()
-    return episode.trajectory, tools
+    row = {"environment": "weather", "responses_create_params": params}
+    async with PolicyClient(ModelSettings(), cache) as client:
+        played = await play(row, model=client, policy=lambda: record, rollout_id=ROLLOUT, group_id="batch:0")
+    return played.episode.trajectory, played.tools
 
 
 def weather(arguments: str | dict[str, Any]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from array import array
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,19 +11,15 @@ import pytest
 from pydantic import ValidationError
 
 from gym.agents.base import Episode
-from gym.agents.tool_loop import ToolLoop
-from gym.environments.registry import load_registry
-from gym.environments.session import EnvironmentSession
 from gym.errors import ModelRejected
-from gym.limits import Limits
 from gym.policy import PolicySpec
 from gym.proxy.overflow import Refusal
 from gym.proxy.policies import PolicyRecord, inline_record
 from gym.proxy.prefix import FIELD, MOST_MISSES, PrefixSupport
 from gym.rollout import StopReason
-from gym.task import Task
+from gym.testing.episodes import play
 from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
-from gym.trajectory import Trajectory, TurnTokens
+from gym.trajectory import TurnTokens
 
 EARLIER = TurnTokens(array("i", [1, 2]), array("i", [3, 4]), [0.0, 0.0])
 
@@ -118,26 +112,8 @@ async def counted(client: Any, policy: PolicyRecord) -> tuple[Episode, StopReaso
         "expected_count": 3,
         "initial_count": 0,
     }
-    with ThreadPoolExecutor(1) as executor:
-        session = EnvironmentSession(load_registry().get("stateful_counter"), row, seed=0, executor=executor)
-        await session.setup()
-        try:
-            episode = Episode(
-                task=Task(task_id="t", environment="stateful_counter", agent="tool_loop", params=params, data=row),
-                rollout_id="r",
-                group_id="g",
-                attempt=1,
-                limits=Limits(),
-                environment=session,
-                model=client,
-                policy=lambda: policy,
-                deadline=asyncio.get_running_loop().time() + 20,
-                trajectory=Trajectory(params=params),
-            )
-            reason = await ToolLoop().run(episode)
-            return episode, reason, (await session.verify(episode.trajectory)).value
-        finally:
-            await session.close()
+    played = await play(row, model=client, policy=lambda: policy)
+    return played.episode, played.reason, played.reward
 
 
 def support_of(client: Any, policy: PolicyRecord) -> str:

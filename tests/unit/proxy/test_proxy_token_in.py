@@ -12,10 +12,6 @@ import orjson
 import pytest
 
 from gym.agents.base import Episode
-from gym.agents.tool_loop import ToolLoop
-from gym.environments.registry import load_registry
-from gym.environments.session import EnvironmentSession
-from gym.environments.threads import EnvironmentThreads
 from gym.errors import ModelRejected, ModelUnreachable
 from gym.limits import Limits
 from gym.policy import PolicySpec
@@ -26,6 +22,7 @@ from gym.proxy.token_in import TokenCall, complete
 from gym.proxy.urls import EndpointUrl
 from gym.rollout import StopReason
 from gym.task import Task
+from gym.testing.episodes import play
 from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
 from gym.testing.tokenizer import END_ID, decode
 from gym.trajectory import Segments, Trajectory, TurnTokens, Usage
@@ -74,26 +71,8 @@ async def run(
     params: dict[str, Any] = {"input": [{"role": "user", "content": text}]}
     row = {"environment": environment, "responses_create_params": params, "expected_count": 3, "initial_count": 0}
     recorder = Recorder(client)
-    with EnvironmentThreads(1) as executor:
-        session = EnvironmentSession(load_registry().get(environment), row, seed=0, executor=executor)
-        await session.setup()
-        try:
-            episode = Episode(
-                task=Task(task_id="t", environment=environment, agent="tool_loop", params=params, data=row),
-                rollout_id="r",
-                group_id="g",
-                attempt=1,
-                limits=Limits(),
-                environment=session,
-                model=recorder,
-                policy=lambda: policy,
-                deadline=asyncio.get_running_loop().time() + 20,
-                trajectory=Trajectory(params=params),
-            )
-            reason = await ToolLoop().run(episode)
-            return episode, reason, recorder, (await session.verify(episode.trajectory)).value
-        finally:
-            await session.close()
+    played = await play(row, model=recorder, policy=lambda: policy)
+    return played.episode, played.reason, recorder, played.reward
 
 
 async def talk(
