@@ -99,7 +99,7 @@ async def test_a_model_server_that_is_away_costs_its_rollouts_no_attempt_and_oth
     spec = {"base_urls": [f"http://127.0.0.1:{free_port}/v1"], "model": "m"}
     assert (await http.put("/v1/policies/away", json=spec)).status_code == 200
     waiting = await submit(http, [WEATHER] * 20, policy="away")
-    status = await status_when(http, waiting, lambda status: status["parked"]["count"] >= 19)  # one may be the probe
+    status = await status_when(http, waiting, lambda status: status["parked"]["count"] == 20)
     [reason] = status["parked"]["reasons"]
     assert (reason["kind"], reason["name"]) == ("policy", "away")
     assert f"127.0.0.1:{free_port}" in reason["error"]
@@ -136,12 +136,14 @@ async def test_a_model_server_that_dies_midway_is_not_asked_again_for_what_it_ha
             await anyio.sleep(0.05)
         assert set(turns(first)) == {0}
     busy.unlink()
-    await status_when(http, batch_id, lambda status: status["parked"]["count"] >= 7)
+    await status_when(http, batch_id, lambda status: status["parked"]["count"] == 8)
     async with ScriptedModelServer(port=free_port) as second:
         items = await results(http, batch_id)
         assert outcomes(items) == {("succeeded", 1): 8}
         assert {item["model_calls"] for item in items} == {2}
-        assert set(turns(second)) == {1}
+        # those that failed before the breaker opened may have begun anew by then
+        assert turns(second).count(0) <= 2
+        assert turns(second).count(1) == 8
 
 
 def turns(server: ScriptedModelServer) -> list[int]:
@@ -158,7 +160,7 @@ async def test_an_environment_whose_infrastructure_is_away_is_parked_and_the_res
     sandboxed = {"environment": "sandboxed", "away": str(away), **HELLO}
     batch_id = await submit(http, [sandboxed] * 30 + [WEATHER] * 30, num_samples=2)
     status = await status_when(
-        http, batch_id, lambda status: status["ledger"]["succeeded"] == 60 and status["parked"]["count"] >= 59
+        http, batch_id, lambda status: status["ledger"]["succeeded"] == 60 and status["parked"]["count"] == 60
     )
     [reason] = status["parked"]["reasons"]
     assert (reason["kind"], reason["name"], reason["error"]) == ("environment", "sandboxed", "no sandbox is free")
