@@ -55,7 +55,7 @@ class BreakerWatch:
 
     async def ended(self, running: Running, error: RolloutError | None, others: Iterable[Running]) -> bool:
         """An attempt is over; whether it is to be handed back unused, since its breaker is open or opens now."""
-        key = self._blamed(running, error)
+        key = self.blamed(running, error)
         self._note_life(running, error, key)
         handed_back = False
         if key is not None and error is not None:
@@ -152,7 +152,7 @@ class BreakerWatch:
             key = self._policies[batch_id] = policy_key(spec.policy)
         return key
 
-    def _blamed(self, running: Running, error: RolloutError | None) -> BreakerKey | None:
+    def blamed(self, running: Running, error: RolloutError | None) -> BreakerKey | None:
         """The breaker that an error counts for; a model server that answers, if only with errors, is not away."""
         if isinstance(error, EnvironmentUnavailable):
             return environment_key(running.claim.environment)

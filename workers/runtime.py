@@ -241,15 +241,17 @@ class Runtime:
             return
         running.committing = True
         error = finished.error
-        if await self._breakers.ended(running, error, self._running.values()):
-            replay = packed_calls(running, most_bytes=HAND_BACK_BYTES)
+        handed_back = await self._breakers.ended(running, error, self._running.values())
+        blameless = self._breakers.blamed(running, error) is not None
+        replay = packed_calls(running, most_bytes=HAND_BACK_BYTES) if blameless else b""
+        if handed_back:
             await self._committer.send(self._rollouts.retry_call(running.claim, b"", 0, replay=replay))
             self._committer.add_total("handed_back")
             return
         delay_s = None if error is None else retry_in_s(error, running.claim.tries, running.spec.limits)
         if error is not None and delay_s is not None:
             line = error_line(running, error, self.worker)
-            await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s))
+            await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s, replay=replay))
             self._committer.add_total("retries")
             return
         await self._commit(running, finished)

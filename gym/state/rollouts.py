@@ -160,7 +160,7 @@ class Rollouts:
     def retry_call(self, claim: Claim, error_line: bytes, delay_s: float, *, replay: bytes = b"") -> ScriptCall:
         """The script call that gives an attempt up for another one later; without an error line it is not used up.
 
-        `replay` then goes along to the next claim of the same attempt.
+        `replay` goes along to the next claim of the same attempt, for where that was not used up or is given back.
         """
         delay_ms = int(delay_s * 1000)
         args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, delay_ms, replay]

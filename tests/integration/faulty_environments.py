@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from gym.environments.base import Environment, Row
+from gym.environments.base import Environment, Row, tool
 from gym.errors import EnvironmentUnavailable
 from gym.jsontypes import JsonObject
 from gym.trajectory import Trajectory
@@ -16,9 +16,10 @@ TOGETHER_S = 1.0
 
 
 class SandboxedRow(Row):
-    """`away` is a file; while it is there, no sandbox is."""
+    """`away` and `busy` are files: while they are there, no sandbox is to be had, and tools do not end."""
 
-    away: Path
+    away: Path = Path("/nowhere")
+    busy: Path = Path("/nowhere")
 
 
 class Sandboxed(Environment[SandboxedRow]):
@@ -26,11 +27,17 @@ class Sandboxed(Environment[SandboxedRow]):
 
     name = "sandboxed"
     row_model = SandboxedRow
-    agent = "single_turn"
 
     def setup(self) -> None:
         if self.row.away.exists():
             raise EnvironmentUnavailable("no sandbox is free")
+
+    @tool
+    async def work(self) -> str:
+        """Do something."""
+        while self.row.busy.exists():  # noqa: ASYNC110  the test deletes it
+            await asyncio.sleep(0.05)
+        return "done"
 
     def verify(self, trajectory: Trajectory) -> float:
         return 1.0

@@ -99,7 +99,7 @@ async def test_a_model_server_that_is_away_costs_its_rollouts_no_attempt_and_oth
     spec = {"base_urls": [f"http://127.0.0.1:{free_port}/v1"], "model": "m"}
     assert (await http.put("/v1/policies/away", json=spec)).status_code == 200
     waiting = await submit(http, [WEATHER] * 20, policy="away")
-    status = await status_when(http, waiting, lambda status: status["parked"]["count"] >= 19)  # one may be the probe
+    status = await status_when(http, waiting, lambda status: status["parked"]["count"] == 20)
     [reason] = status["parked"]["reasons"]
     assert (reason["kind"], reason["name"]) == ("policy", "away")
     assert f"127.0.0.1:{free_port}" in reason["error"]
@@ -121,6 +121,37 @@ async def test_a_model_server_that_is_away_costs_its_rollouts_no_attempt_and_oth
     assert (await http.get("/v1/queues")).json()["breakers"] == []
 
 
+async def test_a_model_server_that_dies_midway_is_not_asked_again_for_what_it_had_answered(
+    http: httpx.AsyncClient, free_port: int, tmp_path: Path
+) -> None:
+    busy = tmp_path / "busy"
+    busy.touch()
+    spec = {"base_urls": [f"http://127.0.0.1:{free_port}/v1"], "model": "m"}
+    assert (await http.put("/v1/policies/dying", json=spec)).status_code == 200
+    text = "[[call work {}]]\n---\n[[say done]]"
+    row = {"environment": "sandboxed", "busy": str(busy), "responses_create_params": {"input": text}}
+    async with ScriptedModelServer(port=free_port) as first:
+        batch_id = await submit(http, [row] * 8, policy="dying")
+        while len(turns(first)) < 8:  # noqa: ASYNC110  the server has no event for it
+            await anyio.sleep(0.05)
+        assert set(turns(first)) == {0}
+    busy.unlink()
+    await status_when(http, batch_id, lambda status: status["parked"]["count"] == 8)
+    async with ScriptedModelServer(port=free_port) as second:
+        items = await results(http, batch_id)
+        assert outcomes(items) == {("succeeded", 1): 8}
+        assert {item["model_calls"] for item in items} == {2}
+        # those that failed before the breaker opened may have begun anew by then
+        assert turns(second).count(0) <= 2
+        assert turns(second).count(1) == 8
+
+
+def turns(server: ScriptedModelServer) -> list[int]:
+    """Of every call of a rollout, which turn of it that was."""
+    asked = [record.headers.get("x-request-id", "").split("-") for record in server.records]
+    return [int(parts[3]) for parts in asked if parts[0] == "batch"]
+
+
 async def test_an_environment_whose_infrastructure_is_away_is_parked_and_the_rest_of_its_batch_goes_on(
     http: httpx.AsyncClient, tmp_path: Path
 ) -> None:
@@ -129,7 +160,7 @@ async def test_an_environment_whose_infrastructure_is_away_is_parked_and_the_res
     sandboxed = {"environment": "sandboxed", "away": str(away), **HELLO}
     batch_id = await submit(http, [sandboxed] * 30 + [WEATHER] * 30, num_samples=2)
     status = await status_when(
-        http, batch_id, lambda status: status["ledger"]["succeeded"] == 60 and status["parked"]["count"] >= 59
+        http, batch_id, lambda status: status["ledger"]["succeeded"] == 60 and status["parked"]["count"] == 60
     )
     [reason] = status["parked"]["reasons"]
     assert (reason["kind"], reason["name"], reason["error"]) == ("environment", "sandboxed", "no sandbox is free")
@@ -151,3 +182,20 @@ async def test_only_the_rollout_that_kills_its_workers_is_blamed_for_it(
     assert deaths.stat().st_size == 3
     assert Counter(item["outcome"] for item in by_row.values()) == {"succeeded": 63}
     assert max(item["attempt"] for item in by_row.values()) == 3  # some had been there twice
+
+
+@pytest.mark.parametrize(("limits", "attempts"), [({}, 1), ({"retry_data_errors": 1, "max_attempts": 1}, 2)])
+async def test_what_its_own_data_fails_runs_again_only_where_that_is_asked_for(
+    http: httpx.AsyncClient, limits: dict[str, int], attempts: int
+) -> None:
+    row = {
+        "environment": "sql",
+        "responses_create_params": {"input": "How many?"},
+        "schema": "CREATE TABEL nonsense (",
+        "data": "",
+        "question": "How many?",
+        "expected_rows": [[1]],
+    }
+    [item] = await results(http, await submit(http, [row], limits=limits))
+    assert (item["outcome"], item["error"]["kind"]) == ("failed", "environment_error")
+    assert [attempt["attempt"] for attempt in item["error"]["attempts"]] == list(range(1, attempts + 1))

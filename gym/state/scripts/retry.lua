@@ -17,11 +17,12 @@ if owed then
   redis.call('HDEL', META, 'owed|' .. member)
   if owed == attempt then line = '' else drop_try(member, tonumber(owed)) end
 end
-if line ~= '' then
-  add_try(member, line)
-  redis.call('HDEL', TRAJ, replay_of(member))
-elseif ARGV[6] ~= '' then
+if line ~= '' then add_try(member, line) end
+-- an attempt that is used up may be given back, so its calls are kept where they are sent; another attempt drops them
+if ARGV[6] ~= '' then
   redis.call('HSET', TRAJ, replay_of(member), ARGV[6])
+elseif line ~= '' then
+  redis.call('HDEL', TRAJ, replay_of(member))
 end
 redis.call('ZADD', LATER, now_ms() + delay, member .. ':' .. live.environment)
 return 1

@@ -211,11 +211,13 @@ class Farm(RuleBasedStateMachine):
             owed = self.owed.pop(claim.member, None)
             if owed is not None and owed != claim.attempt:
                 del self.tries[claim.member][owed - 1]
-            if kind and owed != claim.attempt:
+            used_up = bool(kind) and owed != claim.attempt
+            if used_up:
                 self.tries[claim.member].append(kind)
-                self.replays.pop(claim.member, None)
-            elif replay:
+            if replay:
                 self.replays[claim.member] = replay
+            elif used_up:
+                self.replays.pop(claim.member, None)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), twice=st.booleans())
