@@ -27,7 +27,7 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
         def start(self, c: Any) -> None:
             """Called again after each reconnect, with a new channel."""
             channel = c.task_consumer.channel
-            # a job in hand when the broker goes is sent again by the dispatcher; kombu would leave it in a temporary file
+            # a job in hand when the broker goes is sent again; kombu would write it to a temporary file and leave that
             channel.do_restore = False
             qos = channel.qos
             can_consume = qos.can_consume
