@@ -26,7 +26,10 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
 
         def start(self, c: Any) -> None:
             """Called again after each reconnect, with a new channel."""
-            qos = c.task_consumer.channel.qos
+            channel = c.task_consumer.channel
+            # a job in hand when the broker goes is sent again; kombu would write it to a temporary file and leave that
+            channel.do_restore = False
+            qos = channel.qos
             can_consume = qos.can_consume
             qos.can_consume = lambda: slots.has_room() and can_consume()
             reader, writer = os.pipe()

@@ -17,8 +17,9 @@ from redis.asyncio import Redis
 from gym.config import RedisSettings, broker_url
 from tests.chaos.observations import Outage
 from tests.chaos.processes import ChaosFarm, FarmOptions
-from tests.chaos.run import READY_WITHIN_S, RunOptions, Say, Trouble
+from tests.chaos.run import RunOptions, Say, Trouble
 from tests.chaos.schedule import Kind
+from tests.chaos.verdict import READY_WITHIN_S
 from tests.chaos.watch import Watch
 from workers.app import queue_name
 
