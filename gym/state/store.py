@@ -76,6 +76,12 @@ ACK = _load("ack", "feed")
 GROUPS_ENDED = _load("groups_ended", "feed")
 LEAD = _load("lead", of_batch=False)
 ALARM = _load("alarm", of_batch=False)
+PARK = _load("park")
+JUDGE_TAKE = _load("judge_take")
+JUDGE_CLAIM = _load("judge_claim")
+JUDGE_AGAIN = _load("judge_again")
+JUDGE_RECOVER = _load("judge_recover")
+REJUDGE = _load("rejudge")
 
 
 def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:
