@@ -242,7 +242,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), worker=st.sampled_from(["j1", "j2"]), again=st.booleans(), twice=st.booleans())
     def judge_claim(self, data: st.DataObject, worker: str, again: bool, twice: bool) -> None:
-        """A message arrives, perhaps not for the first time; perhaps the answer to the claim is lost and it is repeated."""
+        """A message arrives, perhaps for a second time; perhaps the claim's answer is lost and it is repeated."""
         message = data.draw(st.sampled_from(self.sent))
         if not again:
             self.sent.remove(message)
@@ -292,12 +292,30 @@ class Farm(RuleBasedStateMachine):
         if resend:
             self.place |= {member: "w" for member, place in self.place.items() if place == "s"}
 
+    @rule(outcome=st.sampled_from(["succeeded", "failed"]))
+    def judge_one(self, outcome: str) -> None:
+        """The usual way of a rollout through judging, which rules drawn by chance seldom go to its end."""
+        for taken in self._do(self.rollouts.take(self.batch_id, 1)):
+            [claim] = self._do(self.rollouts.claim(self.batch_id, "w1", [(taken.member, taken.attempt)]))
+            self._move(claim.member, RolloutState.RUNNING)
+            self.claims.append(("w1", claim))
+            parking = Parking(judge="j", record=b"{}", ask=b"i", trajectory=b"it")
+            self._do(self.store.run_many([self.judging.park_call(claim, parking)]))
+            self._move(claim.member, RolloutState.JUDGING)
+            self.asked.add(claim.member)
+        for message in self._do(self.judging.take(self.batch_id, "j", 1)):
+            [judged] = self._do(self.judging.claim(self.batch_id, "j1", f"c{next(_numbers)}", [message]))
+            self.place[judged.member] = "j"
+            self.judge_claims.append(("j1", judged))
+            early_stop = 0 if judged.old_outcome is not None else 2
+            self._commit(judged, outcome, stands=True, twice=False, early_stop=early_stop)
+
     @rule(data=st.data())
     def rejudge(self, data: st.DataObject) -> None:
         """Results are judged again, also those that no judge was asked about."""
         log = self._do(self.store.redis.xrange(self.store.keys.batch(self.batch_id).log))
         entries = [(fields[b"m"].decode(), cursor.decode()) for cursor, fields in log if b"j" in fields]
-        chosen = data.draw(st.lists(st.sampled_from(entries), max_size=3, unique=True)) if entries else []
+        chosen = data.draw(st.lists(st.sampled_from(entries), min_size=1, max_size=3, unique=True)) if entries else []
         items = [
             Rejudged(
                 member=member,
