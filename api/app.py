@@ -117,7 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services = Services(
         settings=settings,
         store=store,
-        registry=load_registry(settings.environments),
+        registry=load_registry(settings.environments, judges=settings.judges),
         batches=batch_calls,
         results=result_calls,
         feed=Feed(store, blobs),

@@ -150,6 +150,11 @@ class ResultAnswer(BaseModel):
     error: ResultError | None
     reward: float | None
     reward_components: dict[str, float]
+    judge: Annotated[str | None, Field(description="whom the verifier asked")] = None
+    verdicts: Annotated[
+        list[dict[str, Any]],
+        Field(description="what judges said, of each round of judging, with name and version; the last round counts"),
+    ] = []
     policy_version: dict[str, int] | None
     usage: dict[str, int]
     model_calls: int
@@ -256,6 +261,7 @@ class EnvironmentAnswer(BaseModel):
     name: str
     description: str
     tools: list[dict[str, Any]]
+    judges: Annotated[list[str], Field(description="that the verifier may ask; the settings must have them")] = []
     row_schema: dict[str, Any] | None
     example_row: dict[str, Any] | None
     error: str | None = None

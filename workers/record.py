@@ -53,6 +53,8 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
             "error": _error(running, finished, worker),
             "reward": finished.reward.value if finished.reward is not None else None,
             "reward_components": finished.reward.components if finished.reward is not None else {},
+            "judge": finished.ask.questions[0].judge if finished.ask is not None else None,
+            "verdicts": [],
             "policy_version": version_span(trajectory),
             "usage": usage,
             "model_calls": len(trajectory.calls) if trajectory is not None else 0,

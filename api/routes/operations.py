@@ -49,7 +49,7 @@ async def _missing(farm: Services) -> list[str]:
     except RedisError:
         return ["redis"]
     missing = []
-    if not any(worker.lease_ends_in_s > 0 for worker in workers):
+    if not any(worker.lease_ends_in_s > 0 and worker.role == "worker" for worker in workers):
         missing.append("worker")
     if dispatcher is None:
         missing.append("dispatcher")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import msgpack
+import orjson
 
 from gym.jsontypes import JsonObject
 
@@ -55,13 +55,12 @@ class Ask:
             {"judge": q.judge, "answer": q.answer, "question": q.question, "reference": q.reference, "extra": q.extra}
             for q in self.questions
         ]
-        packed: bytes = msgpack.packb({"v": 1, "questions": questions, "facts": self.facts})
-        return packed
+        return orjson.dumps({"v": 1, "questions": questions, "facts": self.facts})
 
     @staticmethod
     def unpack(packed: bytes) -> Ask:
         """What `pack` stored."""
-        stored: Any = msgpack.unpackb(packed)
+        stored: Any = orjson.loads(packed)
         return Ask(tuple(Question(**question) for question in stored["questions"]), stored["facts"])
 
 

@@ -186,6 +186,8 @@ def _made_record(
         "error": error,
         "reward": None,
         "reward_components": {},
+        "judge": None,
+        "verdicts": [],
         "policy_version": None,
         "usage": {"input_tokens": 0, "output_tokens": 0},
         "model_calls": 0,
