@@ -23,6 +23,7 @@ from api.routes import (
     events,
     feed,
     groups,
+    judges,
     nemo_gym,
     operations,
     policies,
@@ -95,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         weight_sync,
         sessions,
         nemo_gym,
+        judges,
     ):
         app.include_router(family.router)
         app.state.routes += family.router.routes

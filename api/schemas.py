@@ -37,6 +37,15 @@ class RequeueBody(BaseModel):
     rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
 
 
+class RejudgeBody(BaseModel):
+    """Which results are judged again, all that asked a judge where it is left out, and by whom instead."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
+    judge: Annotated[str | None, Field(description="asked in place of whom the verifier asked")] = None
+
+
 class Links(BaseModel):
     """Where a batch's calls are."""
 
@@ -255,6 +264,13 @@ class Requeued(BaseModel):
     requeued: int
 
 
+class Rejudging(BaseModel):
+    """How many results are judged again, and how many were meant and cannot be: no judge had been asked."""
+
+    rejudging: int
+    skipped: int
+
+
 class EnvironmentAnswer(BaseModel):
     """What can be run; `error` says why it cannot."""
 
@@ -386,6 +402,27 @@ class SessionClosed(BaseModel):
     closed: bool
 
 
+class JudgeAnswer(BaseModel):
+    """A judge. `version` is its configuration's; `waiting` and `asked` count rollouts, those with its workers apart."""
+
+    judge: str
+    configured: bool
+    kind: str | None
+    model: str | None
+    version: str | None
+    waiting: int
+    asked: int
+    replicas: list[dict[str, Any]]
+    workers: list[dict[str, Any]]
+
+
+class JudgeList(BaseModel):
+    """The judges by name."""
+
+    items: list[JudgeAnswer]
+    judge_workers: int
+
+
 class Items(BaseModel):
     """A list."""
 
@@ -405,6 +442,9 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
         bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)
         session_bodies = (OpenSessionBody, ToolArguments, ActionBody, VerifyBody)
         models = [(model, "validation") for model in (*bodies, *session_bodies)]
+        models = [
+            (model, "validation") for model in (BatchBody, PauseBody, PolicySpec, RejudgeBody, RequeueBody, ResumeBody)
+        ]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= definitions["$defs"]

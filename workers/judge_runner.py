@@ -86,8 +86,11 @@ class JudgeRunner:
             return await self._decide(judged)
         except (JudgeUnreachable, Unavailable) as error:
             failure = error if isinstance(error, RolloutError) else Internal(f"what was asked: {error.message}")
-            delay_s = back_off_s(min(len(judged.claim.tries), MOST_DOUBLINGS) + 1)
-            return Undecided(delay_s, failure) if time.monotonic() + delay_s < judged.ends_at else failure
+            tries = judged.claim.tries
+            delay_s = back_off_s(min(len(tries), MOST_DOUBLINGS) + 1)
+            if time.monotonic() + delay_s < judged.ends_at:
+                return Undecided(delay_s, failure)
+            return JudgeUnreachable(f"{failure.message}; before that: {tries[-1]['message']}") if tries else failure
         except RolloutError as error:
             return error
         except Exception as error:  # noqa: BLE001  # the boundary: one rollout's fault is one failed result

@@ -13,9 +13,9 @@ import orjson
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
 from gym.state.judging import JudgeClaim
+from gym.state.rejudge import score_sums
 from gym.state.results import rfc3339
 from workers.judge_runner import Decided
-from workers.record import PASS_REWARD
 
 
 def judged_record(claim: JudgeClaim, decided: Decided, *, worker: str, took_s: float) -> JsonObject:
@@ -79,13 +79,6 @@ def judged_sums(claim: JudgeClaim, record: JsonObject) -> dict[str, float]:
         "output_tokens": usage["output_tokens"],
         **timing,
     }
-
-
-def score_sums(reward: float | None) -> dict[str, float]:
-    """What a reward adds to its environment's sums."""
-    if reward is None:
-        return {}
-    return {"scored": 1, "reward": reward, "passed": float(reward >= PASS_REWARD)}
 
 
 def _with_time(claim: JudgeClaim, took_s: float) -> JsonObject:

@@ -86,12 +86,6 @@ async def alarms(farm: Farm) -> Response:
     return json_response({"items": await farm.alarms.log(), "standing": standing})
 
 
-@router.get("/v1/judges", response_model=Items)
-async def judges() -> Response:
-    """The judges and their load."""
-    return json_response({"items": []})
-
-
 @router.get("/v1/queues", response_model=Items)
 async def queues(farm: Farm) -> Response:
     """What waits and runs, for each batch that has not ended.

@@ -217,6 +217,17 @@ def requeue(
     )
 
 
+def rejudge(batch_id: str, *, rollout_ids: Sequence[str] | None = None, judge: str | None = None) -> Flow[JsonObject]:
+    """Score stored trajectories again, by another judge where one is named; left out, all that asked a judge."""
+    asked = {"rollout_ids": None if rollout_ids is None else list(rollout_ids), "judge": judge}
+    body = orjson.dumps({name: value for name, value in asked.items() if value is not None})
+    return (
+        yield from _json(
+            Request(method="POST", path=_path("batches", batch_id, "rejudge"), body=[body], repeatable=False)
+        )
+    )
+
+
 def cancel_batch(batch_id: str) -> Flow[JsonObject]:
     """Cancel what has not finished; results that are there remain."""
     return (yield from _json(Request(method="DELETE", path=_path("batches", batch_id))))

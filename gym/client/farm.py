@@ -183,6 +183,7 @@ class AsyncBatch:
     requeue = _awaiting_of(calls.requeue)
     lease = _awaiting_of(calls.lease)
     ack = _awaiting_of(calls.ack)
+    rejudge = _awaiting_of(calls.rejudge)
 
     def results(self, *, view: View = "light", after: str | None = None) -> AsyncResults:
         """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
@@ -227,6 +228,7 @@ class Batch:
     requeue = _blocking_of(calls.requeue)
     lease = _blocking_of(calls.lease)
     ack = _blocking_of(calls.ack)
+    rejudge = _blocking_of(calls.rejudge)
 
     def results(self, *, view: View = "light", after: str | None = None) -> Results:
         """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
