@@ -18,7 +18,9 @@ from gym.judges.settings import JudgeSettings
 from gym.proxy.client import PolicyClient
 from gym.proxy.forward import ChatCall, ContextOverflow
 from gym.proxy.policies import PolicyRecord, PolicySource
+from gym.proxy.retry import UNHEALTHY_WAIT_S
 
+LOOK_S = 0.25  # between looks for a replica
 Result = TypeVar("Result")
 
 
@@ -69,7 +71,7 @@ class JudgeCalls:
         """The text that a chat model answers; its reasoning is left out. Raises JudgeUnreachable, JudgeRefused."""
         async with self._in_flight(deadline):
             reply = await self._client.complete(
-                self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
+                await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
             )
         if isinstance(reply, ContextOverflow):
             raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
@@ -79,7 +81,7 @@ class JudgeCalls:
     async def post(self, path: str, body: JsonObject, *, deadline: float, request_id: str) -> JsonObject:
         """What a judge server answers. Raises JudgeUnreachable, JudgeRefused."""
         async with self._in_flight(deadline):
-            return await self._client.post(self._call(body, deadline=deadline, request_id=request_id, path=path))
+            return await self._client.post(await self._call(body, deadline=deadline, request_id=request_id, path=path))
 
     def endpoints(self) -> list[JsonObject]:
         """The replicas as this process sees them; nothing secret."""
@@ -88,8 +90,8 @@ class JudgeCalls:
             found += lane["endpoints"]
         return found
 
-    def _call(self, body: JsonObject, *, deadline: float, request_id: str, path: str | None = None) -> ChatCall:
-        record = self._record()
+    async def _call(self, body: JsonObject, *, deadline: float, request_id: str, path: str | None = None) -> ChatCall:
+        record = await self._record(deadline)
         # no stickiness: a key of its own sends each call to the least loaded replica
         return ChatCall(
             policy=record, body=body, sticky_key=request_id, deadline=deadline, request_id=request_id, path=path
@@ -100,13 +102,17 @@ class JudgeCalls:
         self._last = self._replicas.get(name) or self._last
         return self._last
 
-    def _record(self) -> PolicyRecord:
-        record = self._replicas.get(self.name)
-        if record is None:
-            raise JudgeUnreachable(
-                f"judge {self.name!r} has no replica that is ready; start one, as with "
-                f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
-            )
+    async def _record(self, deadline: float) -> PolicyRecord:
+        """Where it answers; waits for a replica as the proxy's code waits for one to become healthy."""
+        loop = asyncio.get_running_loop()
+        until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
+        while (record := self._replicas.get(self.name)) is None:
+            if loop.time() >= until:
+                raise JudgeUnreachable(
+                    f"judge {self.name!r} has no replica that is ready; start one, as with "
+                    f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
+                )
+            await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
         return record
 
     @asynccontextmanager

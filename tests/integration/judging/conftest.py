@@ -110,6 +110,7 @@ def judged_farm() -> Iterator[JudgedFarm]:
     judges = {
         "equality": EQUALITY | {"base_urls": [judge.url], "call_timeout_s": 5, "max_retries": 0},
         "other": EQUALITY | {"base_urls": [judge.url], "votes": 3},
+        "similarity": {"kind": "embedding", "batch_size": 8},
         "away": EQUALITY | {"base_urls": ["http://127.0.0.1:9"], "max_retries": 0},
     }
     try:
