@@ -29,6 +29,7 @@ def judge_server(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that are scored at a time.")] = 32,
     batch_wait_s: Annotated[float, typer.Option(min=0.0, max=1.0, help="How long a text waits for others.")] = 0.005,
     capacity: Annotated[int, typer.Option(min=1, help="Texts in the house; more are answered 429.")] = 1024,
+    threads: Annotated[int, typer.Option(min=1, help="Of the arithmetic; more replicas use cores better.")] = 1,
     api_key: Annotated[
         str | None, typer.Option(envvar="FARM_JUDGE_KEY", help="The key that callers give; needed beyond loopback.")
     ] = None,
@@ -63,6 +64,7 @@ def judge_server(
         batch_size=batch_size,
         batch_wait_s=batch_wait_s,
         capacity=capacity,
+        threads=threads,
         api_key=api_key,
     )
     raise typer.Exit(run(options))

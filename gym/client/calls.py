@@ -259,6 +259,11 @@ def batches(*, run: str | None = None, state: str | None = None, limit: int = 10
     return [read_status(item) for item in (yield from _items(Request(method="GET", path="/v1/batches", query=query)))]
 
 
+def judges() -> Flow[list[JsonObject]]:
+    """The judges with their replicas, their load, and how many rollouts wait for each."""
+    return (yield from _items(Request(method="GET", path="/v1/judges")))
+
+
 def environments() -> Flow[list[EnvironmentInfo]]:
     """What can be run."""
     return [read_environment(item) for item in (yield from _items(Request(method="GET", path="/v1/environments")))]

@@ -21,6 +21,7 @@ TOPICS = (
         "Water evaporates, rises, cools and condenses into clouds until drops grow and fall.",
     ),
     ("Explain why the sky is blue.", "Air scatters short wavelengths of sunlight more than long ones, so we see blue."),
+    ("Say what tides are.", "The pull of the moon and the sun raises and lowers the sea about twice a day."),
     ("Say how bread rises.", "Yeast ferments sugar in the dough and gives off carbon dioxide, whose bubbles lift it."),
 )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 from redis.exceptions import RedisError
+from threadpoolctl import threadpool_limits
 
 from gym.config import is_loopback
 from gym.errors import SettingsError
@@ -41,6 +42,7 @@ class ServerOptions:
     batch_size: int = 32
     batch_wait_s: float = 0.005
     capacity: int = 1024
+    threads: int = 1
     api_key: str | None = field(default=None, repr=False)
 
 
@@ -52,6 +54,8 @@ def run(options: ServerOptions) -> int:
             "`api_key` of the judge in the settings, or listen on 127.0.0.1"
         )
     scorer = load_scorer(options.kind, options.model)
+    # threads of a BLAS spin while they wait for each other: on a busy machine six times the CPU for the same scores
+    threadpool_limits(limits=options.threads, user_api="blas")
     server = JudgeServer(
         options.kind,
         scorer,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from workers.judge_server.embedding import SentenceEmbeddings
 from workers.judge_server.scorer import Item
@@ -68,7 +69,8 @@ def test_essays_get_the_scores_that_the_model_gives_directly(judged_farm: Any, e
     batch_id = judged_farm.submit(rows, num_samples=2)
     found = judged_farm.results(batch_id)
     model = SentenceEmbeddings.load("all-minilm-l6-v2")
-    directly = model.scores([Item(essay, "", REFERENCE) for essay in essays])
+    with threadpool_limits(limits=1, user_api="blas"):
+        directly = model.scores([Item(essay, "", REFERENCE) for essay in essays])
     assert len(set(directly)) == len(essays)
     assert [result["reward"] for result in found] == pytest.approx(
         [score for score in directly for _ in "ab"], abs=1e-5
