@@ -439,12 +439,9 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)
+        bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RejudgeBody, RequeueBody, ResumeBody)
         session_bodies = (OpenSessionBody, ToolArguments, ActionBody, VerifyBody)
         models = [(model, "validation") for model in (*bodies, *session_bodies)]
-        models = [
-            (model, "validation") for model in (BatchBody, PauseBody, PolicySpec, RejudgeBody, RequeueBody, ResumeBody)
-        ]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= definitions["$defs"]
