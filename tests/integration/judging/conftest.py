@@ -103,9 +103,9 @@ class JudgedFarm:
         }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def judged_farm() -> Iterator[JudgedFarm]:
-    """One farm for a module's tests, with one judge worker and 8 slots in one worker."""
+    """One farm for all these tests, with one judge worker and 8 slots in one worker."""
     judge = JudgeModel()
     judges = {
         "equality": EQUALITY | {"base_urls": [judge.url], "call_timeout_s": 5, "max_retries": 0},
