@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.judge_schemas import RejudgeBody
 from api.lease_bodies import AckBody, LeaseBody
 from gym.batch import BatchSpec, Id
 from gym.errors import ErrorKind
@@ -35,15 +36,6 @@ class RequeueBody(BaseModel):
 
     error_kinds: list[ErrorKind] | None = None
     rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
-
-
-class RejudgeBody(BaseModel):
-    """Which results are judged again, all that asked a judge where it is left out, and by whom instead."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
-    judge: Annotated[str | None, Field(description="asked in place of whom the verifier asked")] = None
 
 
 class Links(BaseModel):
@@ -264,13 +256,6 @@ class Requeued(BaseModel):
     requeued: int
 
 
-class Rejudging(BaseModel):
-    """How many results are judged again, and how many were meant and cannot be: no judge had been asked."""
-
-    rejudging: int
-    skipped: int
-
-
 class EnvironmentAnswer(BaseModel):
     """What can be run; `error` says why it cannot."""
 
@@ -400,27 +385,6 @@ class SessionClosed(BaseModel):
 
     session_id: str
     closed: bool
-
-
-class JudgeAnswer(BaseModel):
-    """A judge. `version` is its configuration's; `waiting` and `asked` count rollouts, those with its workers apart."""
-
-    judge: str
-    configured: bool
-    kind: str | None
-    model: str | None
-    version: str | None
-    waiting: int
-    asked: int
-    replicas: list[dict[str, Any]]
-    workers: list[dict[str, Any]]
-
-
-class JudgeList(BaseModel):
-    """The judges by name."""
-
-    items: list[JudgeAnswer]
-    judge_workers: int
 
 
 class Items(BaseModel):

@@ -6,10 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from api.judge_schemas import JudgeList, RejudgeBody, Rejudging
 from api.routes.batches import MAX_BODY_BYTES, members_ids
 from api.routes.bodies import json_response, read_model
 from api.routes.services import Farm, Services
-from api.schemas import JudgeList, RejudgeBody, Rejudging, body_of
+from api.schemas import body_of
 from gym.errors import Invalid
 from gym.ids import is_id
 from gym.jsontypes import JsonObject

@@ -10,7 +10,7 @@ import orjson
 from gym.ids import parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.reward import PASS_REWARD
-from gym.state.batches import activate
+from gym.state.batches import activate, keep_for
 from gym.state.judging import Judging, Rejudged
 from gym.state.results import Results, View
 from gym.state.store import Store
@@ -58,10 +58,7 @@ async def rejudge(
             break
         after = page.next_after
     if judged:
-        pipeline = store.redis.pipeline(transaction=False)
-        for key in keys.everything():
-            pipeline.persist(key)
-        await pipeline.execute()
+        await keep_for(store, batch_id, None)
         await activate(store, batch_id)
     return Rejudging(judged, skipped)
 
