@@ -89,7 +89,11 @@ def test_after_kill_9_of_the_judge_worker_each_rollout_is_scored_once(judged_far
     judged_farm.judge.server.behave(latency_s=600.0)
     try:
         batch_id = judged_farm.submit(rows)
-        judged_farm.until(lambda: judged_farm.judge.server.stats["in_flight"] >= 32)
+        # a job that it has received and not begun would only be sent again after dispatcher.resend_after_s
+        judged_farm.until(
+            lambda: any(w.get("judging") == 96 for w in judged_farm.http.get("/v1/workers").json()["items"])
+        )
+        assert judged_farm.judge.server.stats["in_flight"] >= 32
         judge_worker(judged_farm).send_signal(signal.SIGKILL)
     finally:
         judged_farm.judge.server.behave(latency_s=0.0)
