@@ -111,11 +111,23 @@ def judged_farm() -> Iterator[JudgedFarm]:
         "equality": EQUALITY | {"base_urls": [judge.url], "call_timeout_s": 5, "max_retries": 0},
         "other": EQUALITY | {"base_urls": [judge.url], "votes": 3},
         "similarity": {"kind": "embedding", "batch_size": 8},
+        "ranked": {
+            "kind": "pairwise",
+            "model": "judge",
+            "base_urls": [judge.url],
+            "template": "{first}{second}[[say Verdict: {first}]]",
+            "verdict": {"form": "label", "labels": {"good": 1.0, "bad": 0.0}},
+        },
         "away": EQUALITY | {"base_urls": ["http://127.0.0.1:9"], "max_retries": 0},
     }
     try:
         with tempfile.TemporaryDirectory(prefix="farm-judging-") as folder:
-            settings = {"FARM_JUDGES": json.dumps(judges), "FARM_WORKER_LEASE_TTL_S": "2"}
+            environments = [f"{Path(__file__).with_name('contest.py')}:Contest"]
+            settings = {
+                "FARM_JUDGES": json.dumps(judges),
+                "FARM_ENVIRONMENTS": json.dumps(environments),
+                "FARM_WORKER_LEASE_TTL_S": "2",
+            }
             options = ["--workers", "1", "--concurrency", "8", "--no-flower"]
             with (
                 local_farm(Path(folder), options=options, settings=settings) as farm,
