@@ -30,6 +30,13 @@ def check_judges(settings: Settings, url: str, api_key: str | None) -> Iterator[
             listed = {str(judge["judge"]): judge for judge in farm.judges()}
     except FarmError:
         pass  # the check of the api says it
+    if listed and not any(judge["workers"] for judge in listed.values()):
+        yield Check(
+            name="judge workers",
+            level=Level.FAIL,
+            seen="none is alive, so whatever asks a judge waits",
+            advice="start one: `farm judge-worker`",
+        )
     for name, judge in settings.judges.items():
         if judge.base_urls:
             for base_url in judge.base_urls:

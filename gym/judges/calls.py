@@ -69,10 +69,9 @@ class JudgeCalls:
 
     async def chat(self, messages: list[JsonObject], sampling: JsonObject, *, deadline: float, request_id: str) -> str:
         """The text that a chat model answers; its reasoning is left out. Raises JudgeUnreachable, JudgeRefused."""
+        call = await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
         async with self._in_flight(deadline):
-            reply = await self._client.complete(
-                await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
-            )
+            reply = await self._client.complete(call)
         if isinstance(reply, ContextOverflow):
             raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
         content: Any = reply.completion["choices"][0]["message"].get("content")
@@ -80,8 +79,9 @@ class JudgeCalls:
 
     async def post(self, path: str, body: JsonObject, *, deadline: float, request_id: str) -> JsonObject:
         """What a judge server answers. Raises JudgeUnreachable, JudgeRefused."""
+        call = await self._call(body, deadline=deadline, request_id=request_id, path=path)
         async with self._in_flight(deadline):
-            return await self._client.post(await self._call(body, deadline=deadline, request_id=request_id, path=path))
+            return await self._client.post(call)
 
     def endpoints(self) -> list[JsonObject]:
         """The replicas as this process sees them; nothing secret."""
