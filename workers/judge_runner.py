@@ -149,7 +149,7 @@ class JudgeRunner:
         if not isinstance(settings, PairwiseJudge):
             return []
         siblings = await self._judging.group(claim.batch_id, claim.row)
-        waited_s = (claim.now - claim.parked_at) / 1000
+        waited_s = (claim.now - claim.over_at) / 1000
         if not all(sibling.over for sibling in siblings) and waited_s < settings.group_wait_s:
             return Undecided(min(GROUP_LOOK_S, 0.5 + waited_s / 4, settings.group_wait_s - waited_s))
         rivals: list[Question] = []

@@ -85,7 +85,7 @@ def _with_time(claim: JudgeClaim, took_s: float) -> JsonObject:
     """The record as it was, with the seconds from the end of the conversation to now as `judge_s`."""
     record: JsonObject = orjson.loads(claim.record)
     timing: dict[str, Any] = record["timing"]
-    judge_s = (claim.now - claim.parked_at) / 1000 + took_s
+    judge_s = (claim.now - claim.over_at) / 1000 + took_s
     total_s = timing["total_s"] - timing["judge_s"] + judge_s
     return record | {
         "timing": timing | {"judge_s": judge_s, "total_s": total_s},

@@ -25,7 +25,7 @@ from gym.judges.base import Ask
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
 from gym.state.breakers import BreakerKey, BreakerKind, Breakers
-from gym.state.judging import Judging, Parking
+from gym.state.judging import Handover, Judging
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
@@ -256,21 +256,21 @@ class Runtime:
             self._committer.add_total("retries")
             return
         if finished.ask is not None:
-            await self._park(running, finished, finished.ask)
+            await self._leave_to_judges(running, finished, finished.ask)
         else:
             await self._commit(running, finished)
 
-    async def _park(self, running: Running, finished: Finished, ask: Ask) -> None:
+    async def _leave_to_judges(self, running: Running, finished: Finished, ask: Ask) -> None:
         """Leave it to the judges; the slot is free once this is recorded."""
         packed = packed_trajectory(running, finished)
         attempt = running.claim.attempt
-        parking = Parking(
+        handover = Handover(
             judge=ask.questions[0].judge,
             record=record(running, finished, self.worker),
             ask=await self._blobs.write(running.rollout, attempt, ask.pack(), part="ask"),
             trajectory=b"" if packed is None else await self._blobs.write(running.rollout, attempt, packed),
         )
-        if not await self._committer.send(self._judging.park_call(running.claim, parking)):
+        if not await self._committer.send(self._judging.ask_call(running.claim, handover)):
             self._committer.add_total("fenced")
 
     async def _commit(self, running: Running, finished: Finished) -> None:

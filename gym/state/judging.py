@@ -1,4 +1,4 @@
-"""Rollouts on their way to a verdict: parked by workers, sent out by the dispatcher, claimed by judge workers.
+"""Rollouts on their way to a verdict: left to judges by workers, sent out by the dispatcher, claimed by judge workers.
 
 The conversation is over and stored, so a judge that is slow or away costs no slot and no attempt: a rollout waits, is
 tried, waits again, until its judge's clock runs out. That clock starts with the first try, not with the waiting.
@@ -15,14 +15,14 @@ import orjson
 
 from gym.jsontypes import JsonObject
 from gym.state.rollouts import OUTCOME_LETTER, Claim
-from gym.state.store import JUDGE_AGAIN, JUDGE_CLAIM, JUDGE_RECOVER, JUDGE_TAKE, PARK, REJUDGE, ScriptCall, Store
+from gym.state.store import ASK_JUDGE, JUDGE_AGAIN, JUDGE_CLAIM, JUDGE_RECOVER, JUDGE_TAKE, REJUDGE, ScriptCall, Store
 
 Argument = str | bytes | int | float
 CHUNK = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parking:
+class Handover:
     """What goes with a rollout that leaves its worker for a judge.
 
     `record` is its result as far as it is known, `ask` and `trajectory` are blob values.
@@ -48,7 +48,7 @@ class JudgeClaim:
     token: str
     environment: str
     judge: str
-    parked_at: int
+    over_at: int
     began_at: int
     now: int
     lost: int
@@ -94,18 +94,18 @@ class Judging:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def park_call(self, claim: Claim, parking: Parking) -> ScriptCall:
+    def ask_call(self, claim: Claim, handover: Handover) -> ScriptCall:
         """The script call that frees the worker: 1, 2 where it had done so already, 0 where it was fenced off."""
         args: list[Argument] = [
             claim.member,
             claim.attempt,
             claim.token,
-            parking.judge,
-            parking.record,
-            parking.ask,
-            parking.trajectory,
+            handover.judge,
+            handover.record,
+            handover.ask,
+            handover.trajectory,
         ]
-        return ScriptCall(PARK, self._keys(claim.batch_id), args)
+        return ScriptCall(ASK_JUDGE, self._keys(claim.batch_id), args)
 
     async def load(self, batch_ids: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
         """By batch and judge: how many rollouts wait, and how many are with the judge's workers or on their way."""
@@ -191,7 +191,7 @@ def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
         token=token.decode(),
         environment=environment.decode(),
         judge=judge.decode(),
-        parked_at=int(header["parked_at"]),
+        over_at=int(header["over_at"]),
         began_at=int(header["began"]),
         now=now,
         lost=int(header["lost"]),

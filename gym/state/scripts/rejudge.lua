@@ -18,7 +18,7 @@ for i = 1, #ARGV, 6 do
     for field, value in pairs(header.old.sums) do
       redis.call('HINCRBYFLOAT', STATS, environment .. '|' .. field, -value)
     end
-    header.parked_at = now
+    header.over_at = now
     redis.call('HSET', JUDGING, member, cjson.encode(header) .. '\n' .. ARGV[i + 5] .. '\n')
     enter_judging(member, 'w', attempt, redis.call('HINCRBY', META, 'fence', 1), now, environment, ARGV[i + 3], '')
     judged = judged + 1

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from gym.state.batches import Batches, cancel
-from gym.state.judging import Judging, Parking, Rejudged
+from gym.state.judging import Handover, Judging, Rejudged
 from gym.state.rollouts import Commit, Rollouts
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
@@ -54,8 +54,8 @@ async def books(redis_url: str) -> AsyncIterator[Books]:
     await staging.publish(create=spec, seal=True)
     [taken] = await found.rollouts.take("b", 1)
     [claim] = await found.rollouts.claim("b", "w", [(taken.member, taken.attempt)])
-    parking = Parking(judge="one", record=b"{}", ask=b"iask", trajectory=b"itrajectory")
-    await store.run_many([found.judging.park_call(claim, parking)])
+    handover = Handover(judge="one", record=b"{}", ask=b"iask", trajectory=b"itrajectory")
+    await store.run_many([found.judging.ask_call(claim, handover)])
     sent = await found.judging.take("b", "one", 1)
     [judged] = await found.judging.claim("b", "j", "c1", sent)
     commit = Commit(outcome="succeeded", record=RECORD, trajectory=b"", usable=True, early_stop=0, sums=SUMS)

@@ -20,7 +20,7 @@ from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
 from gym.state.audit import Audits
 from gym.state.batches import Batches, activate
-from gym.state.judging import JudgeClaim, Judging, Parking, Rejudged
+from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
 from gym.state.rollouts import Claim, Commit, Rollouts, Taken
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
@@ -215,11 +215,11 @@ class Farm(RuleBasedStateMachine):
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), twice=st.booleans())
-    def park(self, data: st.DataObject, twice: bool) -> None:
+    def ask_judge(self, data: st.DataObject, twice: bool) -> None:
         """A conversation is over and a judge is asked, perhaps by a zombie, perhaps twice."""
         _, claim = data.draw(st.sampled_from(self.claims))
         stands = self._stands(claim)
-        call = self.judging.park_call(claim, Parking(judge="j", record=b"{}", ask=b"i", trajectory=b"it"))
+        call = self.judging.ask_call(claim, Handover(judge="j", record=b"{}", ask=b"i", trajectory=b"it"))
         answers = self._do(self.store.run_many([call, call] if twice else [call]))
         if stands:
             assert answers == ([1, 2] if twice else [1])
@@ -299,8 +299,8 @@ class Farm(RuleBasedStateMachine):
             [claim] = self._do(self.rollouts.claim(self.batch_id, "w1", [(taken.member, taken.attempt)]))
             self._move(claim.member, RolloutState.RUNNING)
             self.claims.append(("w1", claim))
-            parking = Parking(judge="j", record=b"{}", ask=b"i", trajectory=b"it")
-            self._do(self.store.run_many([self.judging.park_call(claim, parking)]))
+            handover = Handover(judge="j", record=b"{}", ask=b"i", trajectory=b"it")
+            self._do(self.store.run_many([self.judging.ask_call(claim, handover)]))
             self._move(claim.member, RolloutState.JUDGING)
             self.asked.add(claim.member)
         for message in self._do(self.judging.take(self.batch_id, "j", 1)):

@@ -6,14 +6,14 @@ even_when_full()
 local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
 if not live or live.state ~= 'r' or live.attempt ~= attempt or live.token ~= token then
-  if live and live.judge and judging_of(member).parked == token then return 2 end
+  if live and live.judge and judging_of(member).asker == token then return 2 end
   count('fenced', 1)
   return 0
 end
 leave_live(member, live)
 count('judging', 1)
 local now = now_ms()
-local header = cjson.encode({ parked = token, parked_at = now, began = 0, lost = 0 })
+local header = cjson.encode({ asker = token, over_at = now, began = 0, lost = 0 })
 redis.call('HSET', JUDGING, member, header .. '\n' .. ARGV[5] .. '\n')
 redis.call('HDEL', TRAJ, replay_of(member))
 keep_ask(member, ARGV[6])
