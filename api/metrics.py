@@ -71,7 +71,7 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
 
 
 def _alive(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
-    return [worker for worker in workers if worker.lease_ends_in_s > 0]
+    return [worker for worker in workers if worker.lease_ends_in_s > 0 and worker.role == "worker"]
 
 
 class _Snapshot(Collector):

@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.judge_schemas import RejudgeBody
 from api.lease_bodies import AckBody, LeaseBody
 from api.session_schemas import ActionBody, OpenSessionBody, ToolArguments, VerifyBody
 from gym.batch import BatchSpec
@@ -151,6 +152,11 @@ class ResultAnswer(BaseModel):
     error: ResultError | None
     reward: float | None
     reward_components: dict[str, float]
+    judge: Annotated[str | None, Field(description="whom the verifier asked")] = None
+    verdicts: Annotated[
+        list[dict[str, Any]],
+        Field(description="what judges said, of each round of judging, with name and version; the last round counts"),
+    ] = []
     policy_version: dict[str, int] | None
     usage: dict[str, int]
     model_calls: int
@@ -257,6 +263,7 @@ class EnvironmentAnswer(BaseModel):
     name: str
     description: str
     tools: list[dict[str, Any]]
+    judges: Annotated[list[str], Field(description="that the verifier may ask; the settings must have them")] = []
     row_schema: dict[str, Any] | None
     example_row: dict[str, Any] | None
     error: str | None = None
@@ -313,7 +320,7 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RequeueBody, ResumeBody)
+        bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RejudgeBody, RequeueBody, ResumeBody)
         session_bodies = (OpenSessionBody, ToolArguments, ActionBody, VerifyBody)
         models = [(model, "validation") for model in (*bodies, *session_bodies)]
         _, definitions = models_json_schema(models, ref_template=REF)  # type: ignore[arg-type]  # a list of pairs

@@ -22,6 +22,7 @@ from pydantic_settings import (
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from gym.errors import SettingsError
+from gym.judges.settings import JudgeName, JudgeSettings
 from gym.limits import Seconds
 from gym.policy import PolicySpec
 
@@ -129,6 +130,14 @@ class BreakerSettings(Section):
     max_probe_after_s: Annotated[float, Field(gt=0, le=24 * 3600)] = 60.0
 
 
+class JudgingSettings(Section):
+    """The judge workers, which take finished conversations to judges."""
+
+    processes: Annotated[int, Field(ge=0, le=64, description="that `farm up` starts where there are judges")] = 1
+    concurrency: Annotated[int, Field(ge=1, le=8192, description="rollouts of a judge at a time in one process")] = 256
+    keep_verdicts_s: Annotated[Seconds, Field(description="how long cached verdicts are kept")] = 7 * 24 * 3600.0
+
+
 class ModelSettings(Section):
     """Bounds of a model call."""
 
@@ -192,6 +201,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     dispatcher: DispatcherSettings = DispatcherSettings()
     breakers: BreakerSettings = BreakerSettings()
+    judging: JudgingSettings = JudgingSettings()
     model: ModelSettings = ModelSettings()
     results: ResultSettings = ResultSettings()
     sessions: SessionSettings = SessionSettings()
@@ -201,6 +211,9 @@ class Settings(BaseSettings):
         default=("loopback", "private"),
         description="hosts that a policy may be served from: `loopback`, `private` (private networks and names without "
         "a public suffix), `any`, networks such as 10.0.0.0/8, or patterns such as *.example.com",
+    )
+    judges: dict[JudgeName, JudgeSettings] = Field(
+        default_factory=dict, description="models that verifiers ask, by name"
     )
     environments: tuple[str, ...] = Field(
         default=(), description="more environments, each as `package.module:Class` or `path/to/file.py:Class`"

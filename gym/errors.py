@@ -15,7 +15,8 @@ FarmError
 ├── SettingsError           the configuration cannot be used; printed at start
 └── RolloutError            why one rollout failed: a kind, a stage, and whether another attempt may help
     ├── ModelUnreachable, ModelRejected
-    ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed, JudgeFailed
+    ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed
+    ├── JudgeFailed         JudgeUnreachable, JudgeRefused, VerdictUnreadable
     ├── BadRow, Internal
     └── TimedOut, Stalled, WorkerLost
 
@@ -232,11 +233,24 @@ class VerifierFailed(RolloutError):
 
 
 class JudgeFailed(RolloutError):
-    """A judge was unreachable or its verdict unreadable."""
+    """There is no verdict."""
 
     kind = ErrorKind.JUDGE_ERROR
     stage = Stage.JUDGE
+
+
+class JudgeUnreachable(JudgeFailed):
+    """No replica of the judge answered; the trajectory is kept and can be judged later."""
+
     retryable = True
+
+
+class JudgeRefused(JudgeFailed):
+    """The judge's server refused what it was asked, and would do so again."""
+
+
+class VerdictUnreadable(JudgeFailed):
+    """The judge answered with something that is no verdict."""
 
 
 class BadRow(RolloutError):

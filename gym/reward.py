@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+PASS_REWARD = 1.0  # from which a rollout counts as passed
+
 
 @dataclass(frozen=True, slots=True)
 class Reward:

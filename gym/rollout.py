@@ -46,6 +46,7 @@ TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
         }
     ),
     RolloutState.JUDGING: frozenset(
+        # an absent judge or a dead judge worker leaves it judging; judging → queued: Redis lost what was held
         {
             RolloutState.QUEUED,
             RolloutState.SUCCEEDED,
@@ -54,9 +55,10 @@ TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
             RolloutState.EXPIRED,
         }
     ),
-    RolloutState.SUCCEEDED: frozenset(),
-    # only `requeue` leads out of a final state: it takes the result back and counts a new attempt
-    RolloutState.FAILED: frozenset({RolloutState.QUEUED}),
+    # out of a final state lead `requeue`, which takes the result back and counts a new attempt, and `rejudge`, which
+    # keeps it until there is a new verdict
+    RolloutState.SUCCEEDED: frozenset({RolloutState.JUDGING}),
+    RolloutState.FAILED: frozenset({RolloutState.QUEUED, RolloutState.JUDGING}),
     RolloutState.CANCELLED: frozenset(),
     RolloutState.EXPIRED: frozenset({RolloutState.QUEUED}),
 }

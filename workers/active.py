@@ -25,6 +25,7 @@ class Batch:
     queued: int = 0
     dispatched: int = 0
     running: int = 0
+    judging: int = 0
     stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
     sweep_at: float = 0.0  # when to finish a cancellation that whoever asked for it has not finished
     ended: bool = False

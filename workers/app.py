@@ -14,6 +14,7 @@ from gym.config import Settings, broker_url
 
 QUEUE_VERSION = 1
 RUN_JOB = "farm.run_rollouts"
+JUDGE_JOB = "farm.judge_rollouts"
 
 
 def queue_name(prefix: str) -> str:
@@ -21,10 +22,15 @@ def queue_name(prefix: str) -> str:
     return f"{prefix}.rollouts.v{QUEUE_VERSION}"
 
 
-def create_celery(settings: Settings) -> Celery:
-    """The app for workers, dispatcher and Flower; jobs are registered by `workers.jobs`."""
+def judging_queue_name(prefix: str) -> str:
+    """The queue of rollouts that wait for a judge worker."""
+    return f"{prefix}.judging.v{QUEUE_VERSION}"
+
+
+def create_celery(settings: Settings, **changes: Any) -> Celery:
+    """The app for workers, dispatcher and Flower; `workers.jobs` registers the jobs. `changes` are of its settings."""
     app = Celery("farm", broker=broker_url(settings.redis), set_as_current=False)
-    app.conf.update(celery_config(settings))
+    app.conf.update(celery_config(settings) | changes)
     return app
 
 

@@ -17,6 +17,7 @@ from gym.config import Settings
 from gym.state.alarms import Alarm, AlarmKind, Alarms
 from gym.state.audit import Audits, Holdings
 from gym.state.batches import activate
+from gym.state.judging import Judging
 from gym.state.leases import WorkerStatus
 from gym.state.rollouts import Rollouts
 from gym.state.server import NEEDED, explain
@@ -44,6 +45,7 @@ class Auditor:
         self._audits = Audits(store)
         self._alarms = Alarms(store)
         self._rollouts = Rollouts(store)
+        self._judging = Judging(store)
         self._suspicions = Suspicions()
         self._progress: dict[str, Progress] = {}
         self._cursors: dict[str, str] = {}
@@ -106,7 +108,10 @@ class Auditor:
                 dead_workers=[alarm.worker],
                 suspect_after=self._settings.dispatcher.suspect_after,
             )
+            judged_again, _ = await self._judging.recover(batch.batch_id, overdue_ms=0, dead_workers=[alarm.worker])
             done = f"{recovered.requeued} were queued again, {recovered.failed} had no attempt left"
+            if judged_again:
+                done = f"{done}, {judged_again} wait for a judge again"
             return replace(alarm, message=f"{alarm.message}; {done}")
         if finding.remedy is Remedy.ADOPT:
             members = await self._audits.adopt(batch.batch_id)

@@ -9,16 +9,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-import orjson
 from redis.exceptions import RedisError
 
 from gym.batch import BatchSpec
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Rollouts
 from gym.state.store import Store, will_pass
+from workers.specs import AGAIN_S, Specs
 
-AGAIN_S = 0.5
-MOST_SPECS = 1000
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,26 +29,14 @@ class Claims:
         self._policies = policies
         self._worker = worker
         self._draining = draining
-        self._specs: dict[str, BatchSpec] = {}
+        self._specs = Specs(store, draining=draining)
         self._claiming: set[tuple[str, str]] = set()
 
     async def spec(self, batch_id: str) -> BatchSpec | None:
         """A batch's options, which never change; `None` where the batch is gone, or a drain began."""
-        spec = self._specs.get(batch_id)
-        while spec is None:
-            try:
-                text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
-            except RedisError as error:
-                if self._draining() or not will_pass(error):
-                    return None
-                await asyncio.sleep(AGAIN_S)
-                continue
-            if text is None:
-                return None
-            spec = BatchSpec.model_validate(orjson.loads(text))
-            if len(self._specs) >= MOST_SPECS:
-                self._specs.clear()
-            self._specs[batch_id] = spec
+        spec = await self._specs.get(batch_id)
+        if spec is None:
+            return None
         if isinstance(spec.policy, str) and self._policies.get(spec.policy) is None:
             await self._look_for_policies()
         return spec

@@ -28,6 +28,7 @@ from gym.state.store import Store
 from workers.active import Batch
 from workers.alone_jobs import AloneJobs, jobs_of
 from workers.housekeeping import Housekeeping
+from workers.judge_dispatch import JudgeDispatch
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
 from workers.schedule import Waiting, plan
@@ -48,7 +49,8 @@ class Dispatcher:
         self._rollouts = Rollouts(store)
         self._leases = Leases(store)
         self._publisher = publisher
-        self._housekeeping = Housekeeping(settings, store, publisher)
+        self._judges = JudgeDispatch(settings, store)
+        self._housekeeping = Housekeeping(settings, store, publisher, self._judges)
         self._parking = Parking(settings, store)
         self._alone = AloneJobs(store)
         self._batches: dict[str, Batch] = {}
@@ -77,6 +79,7 @@ class Dispatcher:
                 self._complain(error)
                 await self._pause(0.5)
             await self._pause(max(0.0, MIN_TICK_S - (time.monotonic() - began)))
+        self._judges.close()
         try:
             await self._leases.resign(self.name)
         except RedisError:
@@ -115,6 +118,7 @@ class Dispatcher:
             batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
         await self._fill_window()
+        await self._judges.fill(self._batches.values())
 
     async def _read_batches(self) -> None:
         """The active batches and their counters."""
@@ -128,12 +132,13 @@ class Dispatcher:
         if not self._batches:
             return
         pipeline = redis.pipeline(transaction=False)
-        fields = ["queued", "dispatched", "running", "cancel", "ended_at", *self._parking.fields]
+        fields = ["queued", "dispatched", "running", "judging", "cancel", "ended_at", *self._parking.fields]
         for name in self._batches:
             pipeline.hmget(keys.batch(name).meta, fields)
         for batch, values in zip(self._batches.values(), await pipeline.execute(), strict=True):
-            queued, dispatched, running, flag, ended_at, *parked = values
+            queued, dispatched, running, judging, flag, ended_at, *parked = values
             batch.queued, batch.dispatched, batch.running = int(queued or 0), int(dispatched or 0), int(running or 0)
+            batch.judging = int(judging or 0)
             batch.parked = sum(int(number or 0) for number in parked)
             batch.stopping = flag or b"0"
             batch.ended = ended_at is not None

@@ -19,6 +19,7 @@ from gym.state.store import Store
 from gym.state.submission import sweep_staged
 from workers.active import Batch
 from workers.audit import Auditor
+from workers.judge_dispatch import JudgeDispatch
 from workers.publisher import Publisher
 from workers.retention import Retention
 
@@ -31,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 class Housekeeping:
     """One per dispatcher. `slots` and `workers` are those that live, as of the last look."""
 
-    def __init__(self, settings: Settings, store: Store, publisher: Publisher) -> None:
+    def __init__(self, settings: Settings, store: Store, publisher: Publisher, judges: JudgeDispatch) -> None:
         self.slots = 0
         self.workers = 0
         self._settings = settings
@@ -39,6 +40,7 @@ class Housekeeping:
         self._rollouts = Rollouts(store)
         self._leases = Leases(store)
         self._publisher = publisher
+        self._judges = judges
         self._retention = Retention(settings, store)
         self._auditor = Auditor(settings, store)
         self._due_at = 0.0
@@ -70,7 +72,7 @@ class Housekeeping:
         if not self._may_bury():
             dead = []
         self.slots = sum(worker.slots for worker in alive)
-        self.workers = len(alive)
+        self.workers = sum(worker.role == "worker" for worker in alive)
         now = await self._store.now_ms()
         self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
         overdue_ms = await asyncio.to_thread(self._overdue_before, now)
@@ -80,6 +82,7 @@ class Housekeeping:
                 await self._retention.retire(batch.batch_id, batch.created_at)
             else:
                 await self._look_after(batch, now, overdue_ms, dead)
+        await self._judges.look_after(batches.values(), workers, now, dead)
         await self._auditor.run_when_due(batches, workers)
         await sweep_staged(self._store, now)
         await self._retention.run_when_due()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from celery import Celery
 
 from gym.state.breakers import BreakerKey
-from workers.app import RUN_JOB
+from workers.app import JUDGE_JOB, RUN_JOB
+from workers.judging import JudgingRuntime
 from workers.loop import LoopThread
 from workers.runtime import Runtime
 
@@ -30,3 +31,18 @@ def register_jobs(app: Celery, loop: LoopThread, runtime: Runtime) -> None:
         else:
             key = BreakerKey.parse(probe) if probe else None
             loop.submit(runtime.run_slice(batch_id, environment, wanted, key)).result()
+
+
+def register_judge_jobs(app: Celery, loop: LoopThread, runtime: JudgingRuntime) -> None:
+    """As `register_jobs`, for a judge worker."""
+
+    @app.task(name=JUDGE_JOB, ignore_result=True)
+    def judge_rollouts(
+        batch_id: str,
+        judge: str,  # noqa: ARG001  # carried to be read in Flower
+        rollouts: list[str],
+        tokens: list[str],
+    ) -> None:
+        """A slice of one batch that asks one judge, by the ids of its rollouts."""
+        members = [rollout.removeprefix(f"{batch_id}:") for rollout in rollouts]
+        loop.submit(runtime.judge_slice(batch_id, list(zip(members, tokens, strict=True)))).result()

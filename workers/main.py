@@ -9,8 +9,11 @@ import signal
 import socket
 import threading
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
@@ -18,8 +21,9 @@ from gym.config import Settings
 from gym.errors import SettingsError
 from gym.state.server import require_noeviction
 from workers.admission import admission_step, count_received
-from workers.app import create_celery
-from workers.jobs import register_jobs
+from workers.app import create_celery, judging_queue_name
+from workers.jobs import register_jobs, register_judge_jobs
+from workers.judging import JudgingRuntime
 from workers.lease import LeaseKeeper
 from workers.loop import LoopThread, keep_watchdog
 from workers.runtime import Runtime
@@ -35,30 +39,52 @@ def worker_name() -> str:
 
 
 def run(settings: Settings) -> int:
-    """Run until SIGTERM, then drain; returns the exit code."""
+    """A worker: until SIGTERM, then drain; returns the exit code."""
+    url = _redis_url(settings)
+    slots = Slots(settings.worker.concurrency)
+    runtime = Runtime(settings, worker_name(), slots, url, on_exhausted=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return _run(settings, create_celery(settings), runtime, partial(register_jobs, runtime=runtime))
+
+
+def run_judging(settings: Settings) -> int:
+    """A judge worker, likewise."""
+    url = _redis_url(settings)
+    # a judge's share is kept by the dispatcher, so that a slow one does not take the places of the others
+    slots = Slots(settings.judging.concurrency * max(1, len(settings.judges)))
+    runtime = JudgingRuntime(settings, worker_name(), slots, url)
+    app = create_celery(
+        settings,
+        task_default_queue=judging_queue_name(settings.redis.prefix),
+        worker_concurrency=slots.total,
+    )
+    return _run(settings, app, runtime, partial(register_judge_jobs, runtime=runtime))
+
+
+def _redis_url(settings: Settings) -> str:
     if settings.redis.url is None:
         raise SettingsError("a worker needs redis.url (FARM_REDIS_URL)")
-    require_noeviction(settings.redis.url)
-    name = worker_name()
-    slots = Slots(settings.worker.concurrency)
+    return settings.redis.url
+
+
+def _run(
+    settings: Settings, app: Celery, runtime: Runtime | JudgingRuntime, register: Callable[[Celery, LoopThread], None]
+) -> int:
+    require_noeviction(_redis_url(settings))
+    name, slots = runtime.worker, runtime.slots
     loop = LoopThread("rollouts")
-    runtime = Runtime(
-        settings, name, slots, settings.redis.url, on_exhausted=lambda: os.kill(os.getpid(), signal.SIGTERM)
-    )
     loop.start()
     watchdog = loop.submit(keep_watchdog(settings.worker.hang_s))
     loop.submit(runtime.open()).result(30)
     lease = LeaseKeeper(
-        settings.redis.url,
+        _redis_url(settings),
         runtime.keys,
         name,
         ttl_s=settings.worker.lease_ttl_s,
         describe=runtime.describe,
     )
-    app = create_celery(settings)
     app.steps["consumer"].add(admission_step(slots))
     count_received(slots)
-    register_jobs(app, loop, runtime)
+    register(app, loop)
     app.finalize()
 
     drained = threading.Event()

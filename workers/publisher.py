@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from gym.config import Settings, broker_url
 from gym.jsontypes import JsonObject
 from gym.state.breakers import BreakerKey
-from workers.app import RUN_JOB, create_celery, queue_name
+from workers.app import JUDGE_JOB, RUN_JOB, create_celery, queue_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +36,11 @@ class Job:
     probe: BreakerKey | None = None
     alone: bool = False
 
+    @property
+    def name(self) -> str:
+        """Celery's name of it."""
+        return RUN_JOB
+
     def arguments(self) -> JsonObject:
         """What the job is called with."""
         arguments: JsonObject = {
@@ -51,17 +56,41 @@ class Job:
         return arguments
 
 
-class Publisher:
-    """Blocking; the dispatcher calls it from a thread."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeJob:
+    """A slice of a batch: (member, token) of rollouts that wait for one judge."""
 
-    def __init__(self, settings: Settings) -> None:
+    batch_id: str
+    judge: str
+    members: Sequence[tuple[str, str]]
+    alone: bool = False
+
+    @property
+    def name(self) -> str:
+        """Celery's name of it."""
+        return JUDGE_JOB
+
+    def arguments(self) -> JsonObject:
+        """What the job is called with."""
+        return {
+            "batch_id": self.batch_id,
+            "judge": self.judge,
+            "rollouts": [f"{self.batch_id}:{member}" for member, _ in self.members],
+            "tokens": [token for _, token in self.members],
+        }
+
+
+class Publisher:
+    """Blocking; the dispatcher calls it from a thread. Left out, the queue is the workers'."""
+
+    def __init__(self, settings: Settings, queue: str | None = None) -> None:
         self._app = create_celery(settings)
-        self._queue = queue_name(settings.redis.prefix)
+        self._queue = queue or queue_name(settings.redis.prefix)
         prefix = self._app.conf.broker_transport_options["global_keyprefix"]
         self._list = f"{prefix}{self._queue}"
         self._redis = Redis.from_url(broker_url(settings.redis), socket_timeout=5, socket_connect_timeout=5)
 
-    def send(self, jobs: Sequence[Job], sent_ms: int) -> bool:
+    def send(self, jobs: Sequence[Job | JudgeJob], sent_ms: int) -> bool:
         """Whether all were handed to the broker; `sent_ms` is of the server's clock and goes with each job."""
         try:
             with (
@@ -71,7 +100,7 @@ class Publisher:
                 for job in jobs:
                     arguments = job.arguments()
                     self._app.send_task(
-                        RUN_JOB,
+                        job.name,
                         kwargs=arguments,
                         queue=self._queue,
                         producer=producer,
@@ -107,5 +136,6 @@ class Publisher:
 
 def describe(arguments: JsonObject) -> str:
     """A job's arguments as Flower shows them."""
-    shown = {"environment": arguments["environment"], "batch": arguments["batch_id"], **arguments}
-    return repr({name: value for name, value in shown.items() if name not in ("batch_id", "attempts")})
+    whom = "environment" if "environment" in arguments else "judge"
+    shown = {whom: arguments[whom], "batch": arguments["batch_id"], **arguments}
+    return repr({name: value for name, value in shown.items() if name not in ("batch_id", "attempts", "tokens")})

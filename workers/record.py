@@ -11,13 +11,12 @@ from gym.agents.replay import MOST_BYTES, pack, recorded
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
 from gym.results.record import call_json, pack_trajectory, version_span
+from gym.reward import PASS_REWARD
 from gym.rollout import StopReason
 from gym.state.results import rfc3339
 from gym.trajectory import Usage
 from gym.wire.responses_reply import build_response
 from workers.runner import Finished, Running
-
-PASS_REWARD = 1.0
 
 
 def error_line(running: Running, error: RolloutError, worker: str) -> bytes:
@@ -53,6 +52,8 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
             "error": _error(running, finished, worker),
             "reward": finished.reward.value if finished.reward is not None else None,
             "reward_components": finished.reward.components if finished.reward is not None else {},
+            "judge": finished.ask.questions[0].judge if finished.ask is not None else None,
+            "verdicts": [],
             "policy_version": version_span(trajectory),
             "usage": usage,
             "model_calls": len(trajectory.calls) if trajectory is not None else 0,

@@ -27,6 +27,7 @@ from gym.environments.threads import EnvironmentThreads
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
+from gym.judges.base import Ask
 from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
 from gym.reward import Reward
@@ -54,11 +55,12 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """How an attempt ended. `error` is set where it failed."""
+    """How an attempt ended. `error` is set where it failed, `ask` where judges have yet to say what it is worth."""
 
     stop_reason: StopReason
     reward: Reward | None
     error: RolloutError | None
+    ask: Ask | None = None
     trajectory: Trajectory | None
     timing: Timing
 
@@ -205,12 +207,15 @@ class Runner:
             reason = await agent.run(episode)
             episode.trajectory.stop_reason = reason.value
             began = time.monotonic()
-            reward = await session.verify(episode.trajectory)
+            found = await session.verify(episode.trajectory)
             timing.environment_s += time.monotonic() - began
         finally:
             await session.close()
         self._close_timing(running, timing)
-        return Finished(stop_reason=reason, reward=reward, error=None, trajectory=episode.trajectory, timing=timing)
+        reward, ask = (None, found) if isinstance(found, Ask) else (found, None)
+        return Finished(
+            stop_reason=reason, reward=reward, error=None, ask=ask, trajectory=episode.trajectory, timing=timing
+        )
 
     def _task(self, claim: Claim, spec: BatchSpec) -> Task:
         data: JsonObject = orjson.loads(claim.row)

@@ -21,9 +21,11 @@ from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
 from gym.jsontypes import JsonObject
+from gym.judges.base import Ask
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
 from gym.state.breakers import BreakerKey, BreakerKind, Breakers
+from gym.state.judging import Handover, Judging
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
 from gym.state.rollouts import Claim, Commit, Rollouts
@@ -60,6 +62,7 @@ class Runtime:
         self._settings = settings
         self._store = Store.connect(redis_url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
         self._rollouts = Rollouts(self._store)
+        self._judging = Judging(self._store)
         self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
         self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
@@ -254,7 +257,23 @@ class Runtime:
             await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s, replay=replay))
             self._committer.add_total("retries")
             return
-        await self._commit(running, finished)
+        if finished.ask is not None:
+            await self._leave_to_judges(running, finished, finished.ask)
+        else:
+            await self._commit(running, finished)
+
+    async def _leave_to_judges(self, running: Running, finished: Finished, ask: Ask) -> None:
+        """Leave it to the judges; the slot is free once this is recorded."""
+        packed = packed_trajectory(running, finished)
+        attempt = running.claim.attempt
+        handover = Handover(
+            judge=ask.questions[0].judge,
+            record=record(running, finished, self.worker),
+            ask=await self._blobs.write(running.rollout, attempt, ask.pack(), part="ask"),
+            trajectory=b"" if packed is None else await self._blobs.write(running.rollout, attempt, packed),
+        )
+        if not await self._committer.send(self._judging.ask_call(running.claim, handover)):
+            self._committer.add_total("fenced")
 
     async def _commit(self, running: Running, finished: Finished) -> None:
         packed = packed_trajectory(running, finished)

@@ -22,8 +22,9 @@ from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments
-from gym.errors import NotFound, RolloutError
+from gym.errors import NotFound, RolloutError, VerifierFailed
 from gym.jsontypes import JsonObject
+from gym.judges.base import Ask
 from gym.state.sessions import SessionRecord, Sessions, session_not_found
 from gym.state.store import Store
 from gym.trajectory import Trajectory
@@ -188,6 +189,8 @@ class SessionHost:
                 held.trajectory.items = call["output"]
                 held.trajectory.stop_reason = "completed"
                 reward = await held.session.verify(held.trajectory)
+                if isinstance(reward, Ask):
+                    raise VerifierFailed("its verifier asks a judge, which is done for rollouts of a batch only")
                 answer = {"reward": reward.value, "reward_components": reward.components}
             case "close":
                 self._open.pop(held.record.session_id, None)

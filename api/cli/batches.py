@@ -1,4 +1,4 @@
-"""Commands on batches and rollouts: submit, watch, results, show, cancel, requeue."""
+"""Commands on batches and rollouts: submit, watch, results, show, cancel, requeue, rejudge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOLLOW_RETRIES = 12  # about a minute: whoever follows a batch sits out a restar
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (submit, watch, results, show, cancel, requeue):
+    for command in (submit, watch, results, show, cancel, requeue, rejudge):
         app.command()(command)
 
 
@@ -181,6 +181,23 @@ def requeue(
         print_json(answer)
     else:
         console().print(f"running again in {batch}{_counted(answer)}")
+
+
+def rejudge(
+    batch: BatchId,
+    judge: Annotated[str | None, typer.Option(help="Ask this judge instead of whom the verifier asked.")] = None,
+    rollout: Annotated[list[str] | None, typer.Option(help="Only this rollout; may be repeated.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have stored trajectories judged again; no policy is called, and rewards stay until there are new ones."""
+    with client(url, api_key) as farm:
+        answer = farm.batch(batch).rejudge(rollout_ids=rollout or None, judge=judge)
+    if as_json:
+        print_json(answer)
+    else:
+        console().print(f"judged again in {batch}{_counted(answer)}")
 
 
 def _follow(batch: Batch, *, out: Path | None, view: ViewName, success_at: float, as_json: bool) -> None:

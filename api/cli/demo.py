@@ -43,7 +43,7 @@ def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
 
 
 def demo_tasks(count: int, seed: int) -> list[JsonObject]:
-    """`count` rows of each built-in environment. Raises SettingsError where one cannot be loaded.
+    """`count` rows of each built-in environment that needs no judge. Raises SettingsError where one cannot be loaded.
 
     Those that need a package of their own come last, since its import takes a worker seconds.
     """
@@ -52,6 +52,8 @@ def demo_tasks(count: int, seed: int) -> list[JsonObject]:
     registry = load_registry()
     for name in registry.names():
         environment = registry.get(name)
+        if environment.judges:
+            continue  # a judge is another model, which the demo does not start
         if environment.cls is None:
             raise SettingsError(f"the environment {name} cannot be run: {environment.error}")
         rows = [row | {"environment": name} for row in environment.cls.demo_rows(count, seed)]

@@ -29,7 +29,7 @@ def doctor(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at Python, settings, Redis, api, environments, policy endpoints and ports; exit 1 if any of them fails."""
+    """Look at Python, settings, Redis, api, environments, policies, judges and ports; exit 1 if any of them fails."""
     out = console()
     found: list[Check] = []
     for check in checks(config, url, api_key):
@@ -48,6 +48,7 @@ def doctor(
 def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterator[Check]:
     """All checks in order; without usable settings only the first ones."""
     from api.cli import checks as look
+    from api.cli.judge_checks import check_judges
     from gym.errors import SettingsError
 
     yield look.check_python()
@@ -63,4 +64,5 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     yield look.check_api(address, api_key)
     yield from look.check_environments(settings, address, api_key)
     yield from look.check_policies(settings, address, api_key)
+    yield from check_judges(settings, address, api_key)
     yield from look.check_ports(settings)

@@ -24,6 +24,7 @@ FAMILIES = (
     "api.cli.settings",
     "api.cli.redis_acl",
     "api.cli.doctor",
+    "api.cli.judges",
     "api.cli.mock_model",
     "api.cli.bench",
 )

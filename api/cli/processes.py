@@ -25,7 +25,7 @@ Concurrency = Annotated[int | None, typer.Option(min=1, help="Rollouts at a time
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (up, demo, api, proxy, dispatcher, worker, flower, redis):
+    for command in (up, demo, api, proxy, dispatcher, worker, judge_worker, flower, redis):
         app.command()(command)
 
 
@@ -39,6 +39,9 @@ def up(
     redis_url: RedisUrl = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Worker processes. [2]")] = None,
     concurrency: Concurrency = None,
+    judges: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="A YAML file with the judges, instead of the settings' own.")
+    ] = None,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Leave Celery's dashboard out.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes log.")] = False,
 ) -> None:
@@ -46,6 +49,7 @@ def up(
 
     Prints `ready http://…` when a batch can be submitted. State stays in the data directory for the next time.
     """
+    from api.cli.judges import read_judges
     from api.cli.up import run
 
     settings = settings_from(
@@ -57,6 +61,7 @@ def up(
         flower={"port": flower_port, "enabled": False if no_flower else None},
         redis={"url": redis_url},
         worker={"processes": workers, "concurrency": concurrency},
+        judges=None if judges is None else read_judges(judges),
     )
     raise typer.Exit(run(settings, verbose=verbose))
 
@@ -122,6 +127,14 @@ def worker(
     from workers.main import run
 
     raise typer.Exit(run(settings))
+
+
+def judge_worker(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
+    """One Celery worker that takes finished conversations to their judges; SIGTERM drains it."""
+    settings = _process(config, data_dir=data_dir, redis={"url": redis_url})
+    from workers.main import run_judging
+
+    raise typer.Exit(run_judging(settings))
 
 
 def flower(

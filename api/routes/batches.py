@@ -80,7 +80,7 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     body = await read_model(request, RequeueBody, limit=MAX_BODY_BYTES, code="invalid_requeue", what="the requeue")
-    wanted = None if body.rollout_ids is None else _members_ids(batch_id, body.rollout_ids)
+    wanted = None if body.rollout_ids is None else members_ids(batch_id, body.rollout_ids, code="invalid_requeue")
     requeued = 0
     after: str | None = None
     while True:
@@ -157,13 +157,13 @@ def _ratio(total: float, count: float) -> float | None:
     return round(total / count, 6) if count > 0 else None
 
 
-def _members_ids(batch_id: str, rollout_ids: list[str]) -> frozenset[str]:
+def members_ids(batch_id: str, rollout_ids: list[str], *, code: str) -> frozenset[str]:
     """Raises Invalid for the id of a rollout elsewhere."""
     for number, rollout_id in enumerate(rollout_ids):
         rollout = parse_rollout_id(rollout_id)
         if rollout is None or rollout.batch_id != batch_id:
             raise Invalid(
-                "invalid_requeue",
+                code,
                 f"field `rollout_ids.{number}`: {rollout_id[:200]!r} is not a rollout of batch {batch_id}",
                 {"field": f"rollout_ids.{number}"},
             )

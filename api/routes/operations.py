@@ -49,7 +49,7 @@ async def _missing(farm: Services) -> list[str]:
     except RedisError:
         return ["redis"]
     missing = []
-    if not any(worker.lease_ends_in_s > 0 for worker in workers):
+    if not any(worker.lease_ends_in_s > 0 and worker.role == "worker" for worker in workers):
         missing.append("worker")
     if dispatcher is None:
         missing.append("dispatcher")
@@ -84,12 +84,6 @@ async def alarms(farm: Farm) -> Response:
     """What is wrong now (`standing`), and what was raised and cleared, newest first."""
     standing = list((await farm.alarms.standing()).values())
     return json_response({"items": await farm.alarms.log(), "standing": standing})
-
-
-@router.get("/v1/judges", response_model=Items)
-async def judges() -> Response:
-    """The judges and their load."""
-    return json_response({"items": []})
 
 
 @router.get("/v1/queues", response_model=Items)

@@ -217,6 +217,17 @@ def requeue(
     )
 
 
+def rejudge(batch_id: str, *, rollout_ids: Sequence[str] | None = None, judge: str | None = None) -> Flow[JsonObject]:
+    """Score stored trajectories again, by another judge where one is named; left out, all that asked a judge."""
+    asked = {"rollout_ids": None if rollout_ids is None else list(rollout_ids), "judge": judge}
+    body = orjson.dumps({name: value for name, value in asked.items() if value is not None})
+    return (
+        yield from _json(
+            Request(method="POST", path=_path("batches", batch_id, "rejudge"), body=[body], repeatable=False)
+        )
+    )
+
+
 def cancel_batch(batch_id: str) -> Flow[JsonObject]:
     """Cancel what has not finished; results that are there remain."""
     return (yield from _json(Request(method="DELETE", path=_path("batches", batch_id))))
@@ -246,6 +257,11 @@ def batches(*, run: str | None = None, state: str | None = None, limit: int = 10
     if state is not None:
         query["state"] = state
     return [read_status(item) for item in (yield from _items(Request(method="GET", path="/v1/batches", query=query)))]
+
+
+def judges() -> Flow[list[JsonObject]]:
+    """The judges with their replicas, their load, and how many rollouts wait for each."""
+    return (yield from _items(Request(method="GET", path="/v1/judges")))
 
 
 def environments() -> Flow[list[EnvironmentInfo]]:

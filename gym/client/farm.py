@@ -183,6 +183,7 @@ class AsyncBatch:
     requeue = _awaiting_of(calls.requeue)
     lease = _awaiting_of(calls.lease)
     ack = _awaiting_of(calls.ack)
+    rejudge = _awaiting_of(calls.rejudge)
 
     def results(self, *, view: View = "light", after: str | None = None) -> AsyncResults:
         """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
@@ -227,6 +228,7 @@ class Batch:
     requeue = _blocking_of(calls.requeue)
     lease = _blocking_of(calls.lease)
     ack = _blocking_of(calls.ack)
+    rejudge = _blocking_of(calls.rejudge)
 
     def results(self, *, view: View = "light", after: str | None = None) -> Results:
         """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
@@ -277,6 +279,7 @@ class AsyncFarm:
     cancel = _awaiting(calls.cancel)
     rollout = _awaiting(calls.rollout)
     environments = _awaiting(calls.environments)
+    judges = _awaiting(calls.judges)
     environment = _awaiting(calls.environment)
     put_policy = _awaiting(calls.put_policy)
     policies = _awaiting(calls.policies)
@@ -320,6 +323,7 @@ class Farm:
     cancel = _blocking(calls.cancel)
     rollout = _blocking(calls.rollout)
     environments = _blocking(calls.environments)
+    judges = _blocking(calls.judges)
     environment = _blocking(calls.environment)
     put_policy = _blocking(calls.put_policy)
     policies = _blocking(calls.policies)

@@ -80,6 +80,11 @@ class Result:
         return response
 
     @property
+    def verdicts(self) -> tuple[JsonObject, ...]:
+        """What judges said, of each round of judging; the last round that came to a verdict made the reward."""
+        return tuple(self.raw.get("verdicts") or ())
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """Tokens for training, where the view has them; decoded at each look.
 

@@ -22,13 +22,14 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from gym.jsontypes import JsonObject
+from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
 from gym.trajectory import Trajectory
 
@@ -69,6 +70,7 @@ class Environment(ABC, Generic[RowT]):
     agent: ClassVar[str] = "tool_loop"  # the agent for rows that name none
     blocking: ClassVar[bool] = False  # plain methods run in a thread, one at a time for each instance
     requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; where one is missing it is disabled
+    judges: ClassVar[tuple[str, ...]] = ()  # judges that `verify` may ask, by their names in the settings
 
     def __init__(self, row: RowT, *, seed: int) -> None:
         self.row = row
@@ -79,8 +81,21 @@ class Environment(ABC, Generic[RowT]):
         return None
 
     @abstractmethod
-    def verify(self, trajectory: Trajectory) -> Awaitable[Reward | float] | Reward | float:
-        """Score the episode; a raise here fails the rollout as `verifier_error`, it never becomes a 0."""
+    def verify(self, trajectory: Trajectory) -> Awaitable[Reward | Ask | float] | Reward | Ask | float:
+        """Score the episode; a raise here fails the rollout as `verifier_error`, it never becomes a 0.
+
+        Where judges decide it returns an `Ask`, and `judged` scores. The instance is gone by then.
+        """
+
+    @classmethod
+    def judged(cls, ask: Ask, verdicts: Sequence[Verdict]) -> Reward | float:
+        """The reward, from a verdict for each question in order; for most environments the one verdict's score.
+
+        Runs in another process, perhaps much later and again with another judge: everything it needs is in `ask`.
+        """
+        if len(verdicts) != 1:
+            raise NotImplementedError(f"{cls.__qualname__} asks {len(ask.questions)} questions and has no `judged`")
+        return Reward(verdicts[0].score, {verdicts[0].judge: verdicts[0].score})
 
     def close(self) -> Awaitable[None] | None:
         """Free what `setup` took; called once, also after a failure or cancellation."""

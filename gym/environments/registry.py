@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -35,6 +35,8 @@ BUILT_IN = (
     "gym.environments.stateful_counter:StatefulCounter",
     "gym.environments.sql:Sql",
     "gym.environments.reasoning_gym:ReasoningGym",
+    "gym.environments.equivalence:Equivalence",
+    "gym.environments.essay_similarity:EssaySimilarity",
 )
 
 logger = logging.getLogger(__name__)
@@ -57,12 +59,18 @@ class EnvironmentType:
         """The agent for rows that name none."""
         return self.cls.agent if self.cls is not None else Environment.agent
 
+    @property
+    def judges(self) -> tuple[str, ...]:
+        """The judges that it may ask."""
+        return self.cls.judges if self.cls is not None else ()
+
     def describe(self) -> JsonObject:
         """The environment as `GET /v1/environments` shows it."""
         described: JsonObject = {
             "name": self.name,
             "description": self.description,
             "tools": [spec.schema for spec in self.tools],
+            "judges": list(self.judges),
             "row_schema": self.row_schema,
             "example_row": self.example_row,
         }
@@ -72,10 +80,11 @@ class EnvironmentType:
 
 
 class Registry:
-    """The environments of one process, by name."""
+    """The environments of one process, by name. Where `judges` are given, no row is taken that asks for another one."""
 
-    def __init__(self, types: Iterable[EnvironmentType]) -> None:
+    def __init__(self, types: Iterable[EnvironmentType], *, judges: Collection[str] | None = None) -> None:
         self._types: Mapping[str, EnvironmentType] = {each.name: each for each in types}
+        self._judges = judges
 
     def names(self) -> list[str]:
         """All names, sorted, also of those that cannot be run."""
@@ -98,6 +107,9 @@ class Registry:
             raise bad_row(row, "environment", self._unknown(name), line=line)
         if found.cls is None:
             raise bad_row(row, "environment", f"{name} cannot be run: {found.error}", line=line)
+        if unknown := [judge for judge in found.judges if self._judges is not None and judge not in self._judges]:
+            message = f"{name} asks the judge {', '.join(unknown)}, which the farm's settings (`judges`) do not have"
+            raise bad_row(row, "environment", message, line=line)
         try:
             found.cls.row_model.model_validate(data)
         except ValidationError as error:
@@ -115,7 +127,7 @@ class Registry:
         return f"there is no environment `{name[:80]}`; {hint}"
 
 
-def load_registry(specs: Sequence[str] = ()) -> Registry:
+def load_registry(specs: Sequence[str] = (), *, judges: Collection[str] | None = None) -> Registry:
     """The built-in and the installed environments and those of `specs`; never raises for one that fails to load.
 
     A name belongs to the first that takes it; another of the same name is listed under its spec, with an error.
@@ -132,7 +144,7 @@ def load_registry(specs: Sequence[str] = ()) -> Registry:
         if loaded.error is not None:
             logger.warning("environment %s is disabled: %s", loaded.name, loaded.error)
         types.setdefault(loaded.name, loaded)
-    return Registry(types.values())
+    return Registry(types.values(), judges=judges)
 
 
 def environment_type(cls: type[Environment[Any]]) -> EnvironmentType:

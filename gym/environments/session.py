@@ -25,6 +25,7 @@ from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments, ToolSpec, decode_arguments, problems
 from gym.errors import BadRow, EnvironmentFailed, RolloutError, Stage, VerifierFailed
 from gym.jsontypes import JsonObject
+from gym.judges.base import Ask
 from gym.reward import Reward
 from gym.trajectory import ToolCall, Trajectory
 
@@ -152,12 +153,18 @@ class EnvironmentSession:
         except (Exception, SystemExit) as error:
             raise EnvironmentFailed(f"{self._type.name}, {what}: {_text_of(error)}") from error
 
-    async def verify(self, trajectory: Trajectory) -> Reward:
-        """Score the episode. Raises VerifierFailed, or the RolloutError that the verifier raised."""
+    async def verify(self, trajectory: Trajectory) -> Reward | Ask:
+        """Score the episode, or say what judges are to be asked.
+
+        Raises VerifierFailed, or the RolloutError that the verifier raised.
+        """
         environment = self._ready()
         thread = environment.blocking and not inspect.iscoroutinefunction(environment.verify)
         try:
             result: Any = await self._run(functools.partial(environment.verify, trajectory), thread=thread)
+            if isinstance(result, Ask):
+                self._check_ask(result)
+                return result
             return Reward.of(result)
         except RolloutError:
             raise
@@ -192,6 +199,12 @@ class EnvironmentSession:
         if self._environment is None:
             raise RuntimeError("the session has not been set up")
         return self._environment
+
+    def _check_ask(self, ask: Ask) -> None:
+        """Raises ValueError where it asks a judge that its class does not name: nobody could know of it beforehand."""
+        named = self._ready().judges
+        if unknown := {question.judge for question in ask.questions} - set(named):
+            raise ValueError(f"it asks {', '.join(sorted(unknown))}, and its `judges` are {', '.join(named) or 'none'}")
 
     def _offered_tool(self, name: str) -> ToolSpec:
         spec = next((each for each in self._type.tools if each.name == name), None) if name in self._offered else None

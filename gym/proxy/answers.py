@@ -47,7 +47,7 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A call on its way to one endpoint; `number` counts from 1."""
+    """A call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object."""
 
     body: JsonObject
     request_id: str
@@ -56,6 +56,7 @@ class Attempt:
     asked: Level
     prefixed: bool
     number: int
+    path: str | None = None
 
     def clean(self, text: str) -> str:
         """A text for an error message: short, and without the key, which some servers repeat."""
@@ -106,8 +107,13 @@ def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
 
 def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
     try:
-        completion = body if isinstance(body, dict) else told_of_cut(orjson.loads(body), _max_tokens(attempt.body))
-        finish_of(choice_of(completion))
+        completion = body if isinstance(body, dict) else orjson.loads(body)
+        if not isinstance(completion, dict):
+            return attempt.failure("answered 200 with something that is no JSON object")
+        if attempt.path is None:
+            if not isinstance(body, dict):
+                completion = told_of_cut(completion, _max_tokens(attempt.body))
+            finish_of(choice_of(completion))
     except BadCompletion as error:
         return attempt.failure(f"broke off or gave no completion: {error.message}")
     except (orjson.JSONDecodeError, AttributeError):

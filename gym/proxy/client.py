@@ -21,7 +21,7 @@ import orjson
 from aiohttp.abc import AbstractCookieJar
 
 from gym.config import ModelSettings
-from gym.errors import BadRow, Stage
+from gym.errors import BadRow, ModelRejected, Stage
 from gym.jsontypes import JsonObject
 from gym.proxy.capture import read_tokenized, tokenize_request
 from gym.proxy.endpoints import EndpointPool
@@ -219,6 +219,15 @@ class PolicyClient:
         """The policy may work again: do not wait out what its endpoints were ejected for."""
         if policy in self._pools:
             self._pools[policy][1].reopen()
+
+    async def post(self, call: ChatCall) -> JsonObject:
+        """The answer to a call of another path than Chat Completions. Raises ModelUnreachable, ModelRejected."""
+        if self._forwarder is None:
+            raise RuntimeError("PolicyClient is used outside `async with`")
+        answer = await self._forwarder.send(call)
+        if isinstance(answer, ContextOverflow):
+            raise ModelRejected(f"policy {answer.policy.name!r}: {answer.endpoint.url.shown}: {answer.message}")
+        return answer.completion
 
     def load(self) -> dict[str, JsonObject]:
         """By policy: calls in flight, held and waiting for room, its endpoints, how prompts of tokens came about."""

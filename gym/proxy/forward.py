@@ -54,6 +54,7 @@ class ChatCall:
     `on_held` is called now and then while a pause holds the call, it waits for room, or no endpoint is healthy. With
     `on_chunks` the answer is streamed: it gets the chunks as they come, and once it has been called the call is not
     sent again. `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
+    With `path` it is a call of that path below the base URL instead, whose answer may be any JSON object.
     """
 
     policy: PolicyRecord
@@ -64,6 +65,7 @@ class ChatCall:
     on_held: Callable[[], None] | None = None
     on_chunks: OnChunks | None = None
     prefix: TurnTokens | None = None
+    path: str | None = None
 
 
 class Forwarder:
@@ -201,7 +203,7 @@ class Forwarder:
         extra = endpoint.prefix.asks(policy.spec, body, call.prefix)
         if extra:
             body |= extra
-        return Attempt(body, request_id, policy, endpoint, asked, bool(extra), number)
+        return Attempt(body, request_id, policy, endpoint, asked, bool(extra), number, call.path)
 
     async def _exchange(
         self, attempt: Attempt, progress: Progress, call: ChatCall
@@ -217,7 +219,8 @@ class Forwarder:
         body = with_asks(attempt.body, attempt.asked)
         if attempt.policy.spec.api == "tokens":
             return await self._from_tokens(attempt, body, call, None if call.on_chunks is None else deliver)
-        async with self._post(attempt, attempt.endpoint.url.chat, body) as response:
+        url = attempt.endpoint.url
+        async with self._post(attempt, url.chat if call.path is None else url.under(call.path), body) as response:
             if call.on_chunks is not None and response.status == 200:
                 return 200, None, await read_stream(response, deliver)
             return response.status, response.headers.get("Retry-After"), await response.read()

@@ -31,6 +31,10 @@ class EndpointUrl:
     health: URL = field(compare=False)
     basic: str | None = field(default=None, repr=False)
 
+    def under(self, path: str) -> URL:
+        """The address of another path below the base."""
+        return self.chat.with_path(self.chat.path.removesuffix("chat/completions") + path)
+
     @classmethod
     def parse(cls, text: str) -> EndpointUrl:
         """Read a base URL, as `PolicySpec` has checked it."""

@@ -25,13 +25,15 @@ class BlobStore:
         self._root = root
         self._inline_bytes = inline_bytes
 
-    async def write(self, rollout: RolloutRef, attempt: int, packed: bytes) -> bytes:
-        """The value to keep in Redis for a packed trajectory."""
+    async def write(self, rollout: RolloutRef, attempt: int, packed: bytes, *, part: str = "") -> bytes:
+        """The value to keep in Redis for a packed trajectory, or for another `part` of what an attempt left."""
         if self._root is None or len(packed) <= self._inline_bytes:
             return b"i" + packed
         # rows are spread over many folders, since large ones are slow
         place = f"{rollout.row % 256:02x}/{rollout.row}.{rollout.sample}.{attempt}"
         name = f"{_folder(rollout.batch_id)}/{place}"
+        if part:
+            name = f"{name}.{part}"
         await asyncio.to_thread(_write, self._root / name, packed)
         return b"f%d %s" % (len(packed), name.encode())
 

@@ -10,7 +10,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | tasks | hash | task id given by the caller → `ROW DIGEST` |
 | backlog | list | `ROW:FROM:TO:ENVIRONMENT`, samples [FROM, TO) that wait, next one at the head |
 | later | zset | `ROW:SAMPLE:ENVIRONMENT` that wait for a retry, by the time in ms when they may run |
-| live | hash | member → `STATE/ATTEMPT/TOKEN/SINCE/ENVIRONMENT/WORKER` (bars for slashes), STATE of `d r j` |
+| live | hash | member → `STATE/ATTEMPT/TOKEN/SINCE/ENVIRONMENT/WORKER` (bars for slashes), STATE of `d r w s j` |
 | done | hash | member → `STATE|ATTEMPT|TOKEN|LOG_ID` |
 | log | stream | results in order of completion: `m` member and `j` record, or what the farm itself ended |
 | traj | hash | member → trajectory, or a pointer to it; member and `|replay` → calls of an attempt handed back |
@@ -20,6 +20,10 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | parked | zset | `ENVIRONMENT|ROW:FROM:TO` (row in 12 digits) that wait until their environment works again |
 | suspects | hash | member that was present at several deaths of a worker → token of its last run alone |
 | tombs | set | what was cancelled before it came: `*`, row numbers, members |
+| awaiting | zset | `JUDGE/DUE_MS/MEMBER` (bars for slashes) that wait for a judge, all with score 0, so in this order |
+| judging | hash | member → a line of JSON on its judging, its record so far, then a line for each failed try |
+| asks | hash | member → what its verifier asked a judge, or a pointer to it; kept, to be asked again |
+| judges | hash | `JUDGE/waiting`, `JUDGE/asked` (bars for slashes) → how many wait, and are with its workers |
 | staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
 | feeds | hash | consumer → when it had acknowledged everything in ms, empty before |
 | feed:C | hash | of consumer C: `unit` that it leases, `cursor` in the log up to where it was handed results |
@@ -99,6 +103,22 @@ class BatchKeys:
         return self._key("tombs")
 
     @property
+    def awaiting(self) -> str:
+        return self._key("awaiting")
+
+    @property
+    def judging(self) -> str:
+        return self._key("judging")
+
+    @property
+    def asks(self) -> str:
+        return self._key("asks")
+
+    @property
+    def judges(self) -> str:
+        return self._key("judges")
+
+    @property
     def staging(self) -> str:
         return self._key("staging")
 
@@ -149,6 +169,10 @@ class BatchKeys:
             self.staging,
             self.parked,
             self.suspects,
+            self.awaiting,
+            self.judging,
+            self.asks,
+            self.judges,
         ]
 
     def everything(self) -> list[str]:
@@ -253,6 +277,20 @@ class Keys:
     def worker_info(self) -> str:
         """hash: worker → what it is and how busy, JSON."""
         return f"{self.prefix}:worker-info"
+
+    @property
+    def judge_replicas(self) -> str:
+        """zset: `JUDGE REPLICA` → end of its lease in ms of the server's clock."""
+        return f"{self.prefix}:judge-replicas"
+
+    @property
+    def judge_replica_info(self) -> str:
+        """hash: `JUDGE REPLICA` → URL, capacity, state and the rest, JSON (`gym.state.replicas`)."""
+        return f"{self.prefix}:judge-replica-info"
+
+    def verdict(self, judge: str, version: str, digest: str) -> str:
+        """String with a time to live: a verdict, by judge, its version and what was asked, JSON."""
+        return f"{self.prefix}:verdict:{judge}:{version}:{digest}"
 
     @property
     def policies(self) -> str:

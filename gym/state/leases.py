@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 
@@ -17,6 +18,11 @@ class WorkerStatus:
     worker: str
     lease_ends_in_s: float
     info: JsonObject
+
+    @property
+    def role(self) -> Literal["worker", "judge"]:
+        """A judge worker runs no rollouts, it takes their conversations to judges."""
+        return "judge" if self.info.get("role") == "judge" else "worker"
 
     @property
     def slots(self) -> int:

@@ -20,8 +20,10 @@ from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
 from gym.results.record import add_trajectory, pack_record, pack_with_trajectory
+from gym.rollout import RolloutState
 from gym.state.batches import batch_not_found, rollout_not_found
 from gym.state.keys import BatchKeys
+from gym.state.rollouts import LIVE_STATES
 from gym.state.store import Store
 
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
@@ -184,6 +186,8 @@ def _made_record(
         "error": error,
         "reward": None,
         "reward_components": {},
+        "judge": None,
+        "verdicts": [],
         "policy_version": None,
         "usage": {"input_tokens": 0, "output_tokens": 0},
         "model_calls": 0,
@@ -205,7 +209,7 @@ def _unfinished(rollout: RolloutRef, run: str, live: bytes | None, row: bytes, t
     """A rollout that has not ended, as far as it is known."""
     task_id, environment = _head(row)
     parts = live.decode().split("|") if live else []
-    state = {"r": "running", "j": "judging"}.get(parts[0], "queued") if parts else "queued"
+    state = LIVE_STATES[parts[0]] if parts else RolloutState.QUEUED
     attempts = _attempts(tries)
     return {
         **_identity(rollout, run, task_id, environment),

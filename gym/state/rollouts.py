@@ -8,12 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+from gym.rollout import RolloutState
 from gym.state.store import ALONE, BOUNCE, CLAIM, COMMIT, PROBE, RECOVER, REFUND, RETRY, TAKE, ScriptCall, Store
 
 SUSPECT_AFTER = 2
 OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
+LIVE_STATES = {
+    "d": RolloutState.QUEUED,
+    "r": RolloutState.RUNNING,
+    "w": RolloutState.JUDGING,
+    "s": RolloutState.JUDGING,
+    "j": RolloutState.JUDGING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,19 @@ class Claim:
     claimed_at: int  # ms
     row: bytes
     replay: bytes = b""
+
+
+class Held(Protocol):
+    """What names a rollout that a worker or a judge worker has: `Claim`, `gym.state.judging.JudgeClaim`."""
+
+    @property
+    def batch_id(self) -> str: ...
+    @property
+    def member(self) -> str: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def token(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +157,7 @@ class Rollouts:
             args += [member, attempt]
         return int(await self._store.run(BOUNCE, self._store.keys.batch(batch_id).scripted(), args))
 
-    def commit_call(self, claim: Claim, commit: Commit) -> ScriptCall:
+    def commit_call(self, claim: Held, commit: Commit) -> ScriptCall:
         """The script call that commits; its answer is read by `committed`."""
         args: list[str | bytes | int | float] = [
             claim.member,
@@ -196,7 +217,7 @@ class Rollouts:
         )
         return Recovered(requeued, failed, resent)
 
-    async def still_mine(self, claims: Sequence[Claim]) -> list[bool]:
+    async def still_mine(self, claims: Sequence[Held]) -> list[bool]:
         """Whether each claim still stands; a false one was cancelled or given to somebody else."""
         by_batch: dict[str, list[int]] = {}
         for number, claim in enumerate(claims):

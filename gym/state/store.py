@@ -77,6 +77,12 @@ ACK = load_script("ack", "feed")
 GROUPS_ENDED = load_script("groups_ended", "feed")
 LEAD = load_script("lead", of_batch=False)
 ALARM = load_script("alarm", of_batch=False)
+ASK_JUDGE = load_script("ask_judge")
+JUDGE_TAKE = load_script("judge_take")
+JUDGE_CLAIM = load_script("judge_claim")
+JUDGE_AGAIN = load_script("judge_again")
+JUDGE_RECOVER = load_script("judge_recover")
+REJUDGE = load_script("rejudge")
 
 
 def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:

@@ -10,8 +10,10 @@ from gym.agents.tool_loop import ToolLoop
 from gym.environments.registry import load_registry
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
+from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
+from gym.reward import Reward
 from gym.rollout import StopReason
 from gym.task import Task
 from gym.trajectory import Trajectory
@@ -38,7 +40,8 @@ async def play(
 ) -> Played:
     """Run the episode of a row that names its environment, and score it.
 
-    Raises NotFound for an unknown environment, else RolloutError as a rollout would fail.
+    Raises NotFound for an unknown environment, Invalid where its verifier asks a judge, else RolloutError as a rollout
+    would fail.
     """
     environment, params = row["environment"], row["responses_create_params"]
     with EnvironmentThreads(1) as executor:
@@ -59,6 +62,8 @@ async def play(
             )
             reason = await ToolLoop().run(episode)
             reward = await session.verify(episode.trajectory)
+            if not isinstance(reward, Reward):
+                raise Invalid(f"the verifier of {environment} asks a judge, and no judge is here", "environment")
         finally:
             await session.close()
     return Played(episode=episode, reason=reason, reward=reward.value, tools=session.tools)

@@ -68,6 +68,7 @@ class FakeFarm:
         self.policies: dict[str, JsonObject] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.rejudges: list[JsonObject] = []  # what each rejudge asked for
         self.api_key = api_key
         self._outcome = outcome
         self._page_limit = page_limit
@@ -117,6 +118,10 @@ class FakeFarm:
             case "POST", ("v1", "batches", batch_id, "requeue"):
                 self._batch(batch_id)
                 return 200, {"requeued": 0}
+            case "POST", ("v1", "batches", batch_id, "rejudge"):
+                self._batch(batch_id)
+                self.rejudges.append(orjson.loads(body))
+                return 200, {"rejudging": 0, "skipped": 0}
             case "GET", ("v1", "batches", batch_id):
                 return 200, self._status(batch_id)
             case "GET", ("v1", "batches", batch_id, "results"):

@@ -6,7 +6,7 @@ local member, attempt, token, letter = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 even_when_full()
 local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
-if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then
+if not live or (live.state ~= 'r' and live.state ~= 'j') or live.attempt ~= attempt or live.token ~= token then
   local done = redis.call('HGET', DONE, member)
   if done and string.match(done, '^%a|' .. attempt .. '|' .. token .. '|') then return { 2, 0, 0 } end
   count('fenced', 1)

@@ -1,11 +1,13 @@
 -- Names and rules that every script of a batch shares; put in front of each of them.
--- A live value is STATE|ATTEMPT|TOKEN|SINCE|ENVIRONMENT[|WORKER]; STATE is d (in Celery), r (running), j (judging).
+-- A live value is STATE|ATTEMPT|TOKEN|SINCE|ENVIRONMENT[|WORKER]; STATE is d (in Celery) or r (running), and of judging
+-- w (waits until SINCE), s (sent to Celery) or j (with a judge worker). Of those three, WORKER is JUDGE/[WORKER].
 local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, STATS, TOMBS, STAGING =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local PARKED, SUSPECTS = KEYS[15], KEYS[16]
+local AWAITING, JUDGING, ASKS, JUDGES = KEYS[17], KEYS[18], KEYS[19], KEYS[20]
 
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
-local COUNTER = { d = 'queued', r = 'running', j = 'judging' }
+local COUNTER = { d = 'queued', r = 'running', w = 'judging', s = 'judging', j = 'judging' }
 
 -- A full Redis refuses what grows unless the script has written before: what ends work must pass, what begins it not.
 local function even_when_full()
@@ -25,13 +27,40 @@ local function parse_live(value)
   local state, attempt, token, since, environment, worker =
     string.match(value, '^(%a)|(%d+)|(%d+)|(%d+)|([^|]*)|?(.*)$')
   return { state = state, attempt = attempt, token = token, since = tonumber(since),
-           environment = environment, worker = worker }
+           environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
+end
+
+-- Put a rollout into one of the three states of judging: its live value, its place in the line, the judge's counters.
+local function enter_judging(member, state, attempt, token, since, environment, judge, worker)
+  redis.call('HSET', LIVE, member,
+    table.concat({ state, attempt, token, since, environment, judge .. '/' .. worker }, '|'))
+  if state == 'w' then
+    redis.call('ZADD', AWAITING, 0, judge .. '|' .. string.format('%013d', since) .. '|' .. member)
+  end
+  redis.call('HINCRBY', JUDGES, judge .. (state == 'w' and '|waiting' or '|asked'), 1)
+end
+
+local function leave_judging(member, live)
+  if live.state == 'w' then
+    redis.call('ZREM', AWAITING, live.judge .. '|' .. string.format('%013d', live.since) .. '|' .. member)
+  end
+  redis.call('HINCRBY', JUDGES, live.judge .. (live.state == 'w' and '|waiting' or '|asked'), -1)
+end
+
+-- What is known of a judging, and the lines behind it: the record so far and the failed tries.
+local function judging_of(member)
+  local first, rest = string.match(redis.call('HGET', JUDGING, member), '^([^\n]*)\n(.*)$')
+  return cjson.decode(first), rest
 end
 
 local function leave_live(member, live)
   redis.call('HDEL', LIVE, member)
   count(COUNTER[live.state], -1)
   if live.state == 'd' then count('dispatched', -1) end
+  if live.judge then
+    leave_judging(member, live)
+    redis.call('HDEL', JUDGING, member)
+  end
 end
 
 -- What a stored trajectory takes: its own bytes, or those that its pointer says.
@@ -45,12 +74,20 @@ local function keep_trajectory(member, value)
   count('stored_bytes', stored_bytes(value))
 end
 
--- A file stays until its batch goes.
+local function keep_ask(member, value)
+  redis.call('HSET', ASKS, member, value)
+  count('stored_bytes', stored_bytes(value))
+end
+
+-- Of an attempt that is taken back, with what its verifier asked. A file stays until its batch goes.
 local function drop_trajectory(member)
-  local value = redis.call('HGET', TRAJ, member)
-  if not value then return end
-  redis.call('HDEL', TRAJ, member)
-  if string.sub(value, 1, 1) ~= 'f' then count('stored_bytes', -stored_bytes(value)) end
+  for _, key in ipairs({ TRAJ, ASKS }) do
+    local value = redis.call('HGET', key, member)
+    if value then
+      redis.call('HDEL', key, member)
+      if string.sub(value, 1, 1) ~= 'f' then count('stored_bytes', -stored_bytes(value)) end
+    end
+  end
 end
 
 local function unpublished(row)
@@ -138,6 +175,16 @@ local function end_here(member, letter, reason, attempt, token, environment, err
   redis.call('HINCRBY', STATS, environment .. '|ended', 1)
 end
 
+-- Give a rollout that is judged again the result back that it had before.
+local function put_back(member, live, header, lines)
+  leave_live(member, live)
+  finish(member, header.old.letter, live.attempt, live.token, { 'j', string.match(lines, '^[^\n]*') })
+  redis.call('HINCRBY', STATS, live.environment .. '|ended', 1)
+  for field, value in pairs(header.old.sums) do
+    redis.call('HINCRBYFLOAT', STATS, live.environment .. '|' .. field, value)
+  end
+end
+
 -- PARKED holds ENVIRONMENT|ROW:FROM:TO, the row in 12 digits and every score 0, so that the entries of an environment
 -- lie side by side in the order of rows. `parked|ENVIRONMENT` in META counts their rollouts.
 local any_parked
@@ -176,6 +223,13 @@ local function stop(member, letter, reason)
   local value = redis.call('HGET', LIVE, member)
   if value then
     local live = parse_live(value)
+    if live.judge then
+      local header, lines = judging_of(member)
+      if header.old then  -- it has a result, which no deadline takes away
+        if letter ~= 'e' then put_back(member, live, header, lines) end
+        return false
+      end
+    end
     leave_live(member, live)
     end_here(member, letter, reason, live.attempt, live.token, live.environment)
     return true

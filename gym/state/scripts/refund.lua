@@ -12,6 +12,6 @@ if not value then
   return 1
 end
 local live = parse_live(value)
-if used ~= attempt and (tonumber(live.attempt) ~= attempt or live.token ~= token) then return 0 end
+if used ~= attempt and (live.judge or tonumber(live.attempt) ~= attempt or live.token ~= token) then return 0 end
 redis.call('HSET', META, 'owed|' .. member, attempt)
 return 1

@@ -6,7 +6,7 @@ local member, attempt, token, line, delay = ARGV[1], ARGV[2], ARGV[3], ARGV[4], 
 even_when_full()
 local value = redis.call('HGET', LIVE, member)
 local live = value and parse_live(value)
-if not live or live.state == 'd' or live.attempt ~= attempt or live.token ~= token then
+if not live or live.state ~= 'r' or live.attempt ~= attempt or live.token ~= token then
   count('fenced', 1)
   return 0
 end

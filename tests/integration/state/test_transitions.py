@@ -20,6 +20,7 @@ from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
 from gym.state.audit import Audits
 from gym.state.batches import Batches, activate
+from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
 from gym.state.rollouts import Claim, Commit, Rollouts, Taken
 from gym.state.store import Store
 from gym.state.submission import NewBatch, StagedRow, Staging
@@ -44,7 +45,7 @@ class Farm(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.store = Store.connect(self.redis_url)
-        self.batches, self.rollouts = Batches(self.store), Rollouts(self.store)
+        self.batches, self.rollouts, self.judging = Batches(self.store), Rollouts(self.store), Judging(self.store)
         self.audits = Audits(self.store)
         self.batch_id = f"model-{next(_numbers)}"
         self.state: dict[str, RolloutState] = {}
@@ -54,6 +55,11 @@ class Farm(RuleBasedStateMachine):
         self.suspects: dict[str, str] = {}  # and the token of the last run alone
         self.owed: dict[str, int] = {}  # by member, the attempt that it gets back when it is given up next
         self.claims: list[tuple[str, Claim]] = []  # of every claim ever made, void ones too
+        self.place: dict[str, str] = {}  # of what is judging: w waits, s sent, j with a judge worker
+        self.before: dict[str, RolloutState] = {}  # of what is judged again: how it had ended
+        self.asked: set[str] = set()
+        self.sent: list[tuple[str, str]] = []
+        self.judge_claims: list[tuple[str, JudgeClaim]] = []
         self.usable: Counter[str] = Counter()
         self.replays: dict[str, bytes] = {}  # of attempts that were handed back
         self.cancelled = self.sealed = False
@@ -82,6 +88,11 @@ class Farm(RuleBasedStateMachine):
         assert to in TRANSITIONS[self.state[member]], f"{member}: {self.state[member]} to {to}"
         self.state[member] = to
         self.handed_over.discard(member)
+        if to is RolloutState.JUDGING:
+            self.place[member] = "w"
+        else:
+            self.place.pop(member, None)
+            self.before.pop(member, None)
 
     def _stands(self, claim: Claim) -> bool:
         latest = [other for _, other in self.claims if other.member == claim.member][-1]
@@ -169,10 +180,19 @@ class Farm(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, outcome: str, twice: bool) -> None:
         """A worker commits, perhaps a zombie, perhaps twice since it lost the answer."""
         _, claim = data.draw(st.sampled_from(self.claims))
+        self._commit(claim, outcome, stands=self._stands(claim), twice=twice)
+
+    def _commit(
+        self, claim: Claim | JudgeClaim, outcome: str, *, stands: bool, twice: bool, early_stop: int = 2
+    ) -> None:
         commit = Commit(
-            outcome=outcome, record=b"{}", trajectory=b"", usable=outcome == "succeeded", early_stop=2, sums={}
+            outcome=outcome,
+            record=b"{}",
+            trajectory=b"",
+            usable=outcome == "succeeded",
+            early_stop=early_stop,
+            sums={},
         )
-        stands = self._stands(claim)
         call = self.rollouts.commit_call(claim, commit)
         answers = self._do(self.store.run_many([call, call] if twice else [call]))
         if not stands:
@@ -182,7 +202,7 @@ class Farm(RuleBasedStateMachine):
         self._move(claim.member, RolloutState(outcome))
         self.replays.pop(claim.member, None)
         row = claim.member.partition(":")[0]
-        if outcome == "succeeded":
+        if outcome == "succeeded" and early_stop:
             self.usable[row] += 1
             if self.usable[row] == 2:
                 self._stop([f"{row}:{sample}" for sample in range(SAMPLES)])
@@ -190,8 +210,131 @@ class Farm(RuleBasedStateMachine):
     def _stop(self, members: list[str]) -> None:
         for member in members:
             if self.state[member] not in FINAL:
-                self._move(member, RolloutState.CANCELLED)
+                self._move(member, self.before.get(member, RolloutState.CANCELLED))
                 self.replays.pop(member, None)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data(), twice=st.booleans())
+    def ask_judge(self, data: st.DataObject, twice: bool) -> None:
+        """A conversation is over and a judge is asked, perhaps by a zombie, perhaps twice."""
+        _, claim = data.draw(st.sampled_from(self.claims))
+        stands = self._stands(claim)
+        call = self.judging.ask_call(claim, Handover(judge="j", record=b"{}", ask=b"i", trajectory=b"it"))
+        answers = self._do(self.store.run_many([call, call] if twice else [call]))
+        if stands:
+            assert answers == ([1, 2] if twice else [1])
+            self._move(claim.member, RolloutState.JUDGING)
+            self.replays.pop(claim.member, None)
+            self.asked.add(claim.member)
+        else:
+            assert 1 not in answers
+
+    @rule(most=st.integers(1, 4))
+    def judge_take(self, most: int) -> None:
+        taken = self._do(self.judging.take(self.batch_id, "j", most))
+        waiting = [member for member, place in self.place.items() if place == "w"]
+        assert len(taken) == min(most, len(waiting))
+        for member, token in taken:
+            assert member in waiting
+            self.place[member] = "s"
+            self.sent.append((member, token))
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), worker=st.sampled_from(["j1", "j2"]), again=st.booleans(), twice=st.booleans())
+    def judge_claim(self, data: st.DataObject, worker: str, again: bool, twice: bool) -> None:
+        """A message arrives, perhaps for a second time; perhaps the claim's answer is lost and it is repeated."""
+        message = data.draw(st.sampled_from(self.sent))
+        if not again:
+            self.sent.remove(message)
+        claim_id = f"c{next(_numbers)}"
+        found = self._do(self.judging.claim(self.batch_id, worker, claim_id, [message]))
+        if twice and found:
+            [first] = found
+            found = self._do(self.judging.claim(self.batch_id, worker, claim_id, [message]))
+            assert found[0].token != first.token
+        for claim in found:
+            assert self.place[claim.member] == "s"
+            assert claim.record == b"{}"
+            self.place[claim.member] = "j"
+            self.judge_claims.append((worker, claim))
+
+    def _judges(self, claim: JudgeClaim) -> bool:
+        latest = [other for _, other in self.judge_claims if other.member == claim.member][-1]
+        return self.place.get(claim.member) == "j" and latest is claim
+
+    @precondition(lambda self: self.judge_claims)
+    @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]), twice=st.booleans())
+    def verdict(self, data: st.DataObject, outcome: str, twice: bool) -> None:
+        """A judge worker commits, perhaps a zombie."""
+        _, claim = data.draw(st.sampled_from(self.judge_claims))
+        again = claim.old_outcome is not None
+        self._commit(claim, outcome, stands=self._judges(claim), twice=twice, early_stop=0 if again else 2)
+
+    @precondition(lambda self: self.judge_claims)
+    @rule(data=st.data(), used_up=st.booleans())
+    def judge_again(self, data: st.DataObject, used_up: bool) -> None:
+        """A try at judging fails, or is handed back."""
+        _, claim = data.draw(st.sampled_from(self.judge_claims))
+        stands = self._judges(claim)
+        call = self.judging.again_call(self.batch_id, claim.member, claim.token, b"{}" if used_up else b"", 0)
+        assert self._do(self.store.run_many([call])) == [int(stands)]
+        if stands:
+            self.place[claim.member] = "w"
+
+    @rule(worker=st.sampled_from(["j1", "j2"]), resend=st.booleans())
+    def judge_recover(self, worker: str, resend: bool) -> None:
+        """A judge worker died; perhaps the broker lost its messages as well."""
+        overdue = 2**53 if resend else 0
+        self._do(self.judging.recover(self.batch_id, overdue_ms=overdue, dead_workers=[worker]))
+        for owner, claim in self.judge_claims:
+            if owner == worker and self._judges(claim):
+                self.place[claim.member] = "w"
+        if resend:
+            self.place |= {member: "w" for member, place in self.place.items() if place == "s"}
+
+    @rule(outcome=st.sampled_from(["succeeded", "failed"]))
+    def judge_one(self, outcome: str) -> None:
+        """The usual way of a rollout through judging, which rules drawn by chance seldom go to its end."""
+        for taken in self._do(self.rollouts.take(self.batch_id, 1)):
+            [claim] = self._do(self.rollouts.claim(self.batch_id, "w1", [(taken.member, taken.attempt)]))
+            self._move(claim.member, RolloutState.RUNNING)
+            self.claims.append(("w1", claim))
+            handover = Handover(judge="j", record=b"{}", ask=b"i", trajectory=b"it")
+            self._do(self.store.run_many([self.judging.ask_call(claim, handover)]))
+            self._move(claim.member, RolloutState.JUDGING)
+            self.asked.add(claim.member)
+        for message in self._do(self.judging.take(self.batch_id, "j", 1)):
+            [judged] = self._do(self.judging.claim(self.batch_id, "j1", f"c{next(_numbers)}", [message]))
+            self.place[judged.member] = "j"
+            self.judge_claims.append(("j1", judged))
+            early_stop = 0 if judged.old_outcome is not None else 2
+            self._commit(judged, outcome, stands=True, twice=False, early_stop=early_stop)
+
+    @rule(data=st.data())
+    def rejudge(self, data: st.DataObject) -> None:
+        """Results are judged again, also those that no judge was asked about."""
+        log = self._do(self.store.redis.xrange(self.store.keys.batch(self.batch_id).log))
+        entries = [(fields[b"m"].decode(), cursor.decode()) for cursor, fields in log if b"j" in fields]
+        chosen = data.draw(st.lists(st.sampled_from(entries), min_size=1, max_size=3, unique=True)) if entries else []
+        items = [
+            Rejudged(
+                member=member,
+                cursor=cursor,
+                environment=ENVIRONMENTS[int(member.partition(":")[0]) % 2],
+                judge="j",
+                replaced=False,
+                outcome=self.state[member],
+                sums={"scored": 1.0},
+                record=b"{}",
+            )
+            for member, cursor in chosen
+        ]
+        judged = [member for member, _ in chosen if member in self.asked]
+        assert self._do(self.judging.rejudge(self.batch_id, items)) == len(judged)
+        for member in judged:
+            before = self.state[member]
+            self._move(member, RolloutState.JUDGING)
+            self.before[member] = before
 
     @precondition(lambda self: self.claims)
     @rule(
@@ -322,14 +465,25 @@ class Farm(RuleBasedStateMachine):
     def the_ledger_check_suspects_nothing(self) -> None:
         (held,) = self._do(self.audits.count({self.batch_id: "0"}))
         around = Surroundings(
-            workers={"w1", "w2"}, free_slots=1, rollout_timeout_s=600.0, lease_ttl_s=8.0, no_progress_s=60.0
+            workers={"w1", "w2", "j1", "j2"}, free_slots=1, rollout_timeout_s=600.0, lease_ttl_s=8.0, no_progress_s=60.0
         )
         assert examine(held, around) == []
 
     @invariant()
     def what_is_kept_for_a_replay_goes_with_its_attempt(self) -> None:
         kept = self._do(self.store.redis.hgetall(self.store.keys.batch(self.batch_id).traj))
-        assert kept == {f"{member}|replay".encode(): replay for member, replay in self.replays.items()}
+        assert {name: value for name, value in kept.items() if name.endswith(b"|replay")} == {
+            f"{member}|replay".encode(): replay for member, replay in self.replays.items()
+        }
+
+    @invariant()
+    def lines_before_judges_agree(self) -> None:
+        places = Counter(self.place.values())
+        load = self._do(self.judging.load([self.batch_id]))[self.batch_id].get("j", (0, 0))
+        assert load == (places["w"], places["s"] + places["j"])
+        keys = self.store.keys.batch(self.batch_id)
+        assert self._do(self.store.redis.zcard(keys.awaiting)) == places["w"]
+        assert self._do(self.store.redis.hlen(keys.judging)) == len(self.place)
 
     @invariant()
     def what_waits_is_somewhere_and_parked_ones_are_counted(self) -> None:

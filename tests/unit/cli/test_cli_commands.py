@@ -192,6 +192,12 @@ def test_cancel_and_requeue_do_what_they_say(farm: FakeFarm, run: Any, write_row
     assert farm.requests[-3:] == ["POST /v1/batches/b/requeue", "DELETE /v1/rollouts/b:0:0", "DELETE /v1/batches/b"]
 
 
+def test_rejudge_names_the_judge_and_the_rollouts(farm: FakeFarm, run: Any, write_rows: Any) -> None:
+    run("submit", write_rows(ROW), "--batch-id", "b")
+    assert "rejudging 0, skipped 0" in run("rejudge", "b", "--judge", "strict", "--rollout", "b:0:0").out
+    assert farm.rejudges[-1] == {"rollout_ids": ["b:0:0"], "judge": "strict"}
+
+
 def test_environments_are_listed_and_shown(farm: FakeFarm, run: Any) -> None:
     assert "get_weather" in run("environments").out
     assert "How is the weather in Paris?" in run("environments", "weather").out
@@ -263,7 +269,18 @@ def test_the_installed_command_shows_its_help() -> None:
     command = Path(sys.executable).with_name("farm")
     done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
-    for name in ("submit", "watch", "results", "show", "cancel", "requeue", "environments", "doctor", "mock-model"):
+    for name in (
+        "submit",
+        "watch",
+        "results",
+        "show",
+        "cancel",
+        "requeue",
+        "rejudge",
+        "environments",
+        "doctor",
+        "mock-model",
+    ):
         assert name in done.stdout
 
 

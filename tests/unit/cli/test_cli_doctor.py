@@ -17,7 +17,9 @@ from api.cli.checks import (
     memory_check,
     redis_checks,
 )
+from api.cli.judge_checks import check_replica, published_check
 from gym.config import load_settings
+from gym.judges.settings import EmbeddingJudge
 from gym.testing.fake_farm import FakeFarm
 
 
@@ -119,3 +121,27 @@ def test_a_redis_that_does_not_answer_is_a_finding(run: Any, farm: FakeFarm, tmp
     found = {check["name"]: check for check in json.loads(run("doctor", "--config", config, "--json").out)}
     assert found["redis"]["level"] == "fail"
     assert "FARM_REDIS_URL" in found["redis"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("replicas", "level", "said"),
+    [
+        ([{"alive": True, "state": "ready", "kind": "embedding"}], "ok", "1 replicas are ready"),
+        ([{"replica": "r", "alive": True, "state": "starting", "kind": "embedding"}], "fail", "r is starting"),
+        ([{"alive": False, "state": "ready", "kind": "embedding"}], "fail", "no replica is ready"),
+        ([{"alive": True, "state": "ready", "kind": "reward_model"}], "fail", "of kind reward_model"),
+        ([], "fail", "none was published"),
+    ],
+)
+def test_a_judge_is_well_when_a_replica_of_its_kind_is_ready(replicas: list[Any], level: str, said: str) -> None:
+    check = published_check("similarity", EmbeddingJudge(), replicas)
+    assert check.level == level
+    assert said in check.seen
+
+
+def test_a_judge_at_a_fixed_url_is_well_when_it_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    check = check_replica("equality", EmbeddingJudge(), f"http://user:secret@127.0.0.1:{port}/v1")
+    assert check.level == "fail"
+    assert "secret" not in check.seen

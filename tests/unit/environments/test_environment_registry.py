@@ -12,7 +12,7 @@ from gym.environments.base import Environment, Row
 from gym.environments.registry import Registry, environment_type, load_registry
 from gym.errors import Invalid, NotFound
 
-BUILT_IN = ["reasoning_gym", "sql", "stateful_counter", "weather"]
+BUILT_IN = ["equivalence", "essay_similarity", "reasoning_gym", "sql", "stateful_counter", "weather"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def registry() -> Registry:
 
 def test_the_built_in_environments_are_all_there_and_none_is_disabled(registry: Registry) -> None:
     assert registry.names() == BUILT_IN
-    assert [registry.get(name).error for name in BUILT_IN] == [None] * 4
+    assert [registry.get(name).error for name in BUILT_IN] == [None] * len(BUILT_IN)
     assert registry.get("reasoning_gym").agent == "single_turn"
 
 
@@ -39,10 +39,19 @@ def test_listing_and_checking_rows_imports_no_heavy_package() -> None:
 
 def test_each_environment_is_described_by_json_alone(registry: Registry) -> None:
     for described in registry.describe():
-        assert set(described) == {"name", "description", "tools", "row_schema", "example_row"}
+        assert set(described) == {"name", "description", "tools", "judges", "row_schema", "example_row"}
         assert json.loads(json.dumps(described)) == described
         assert described["description"]
         assert described["row_schema"]["required"][0] == "responses_create_params"
+
+
+def test_a_row_whose_judge_the_settings_do_not_have_is_refused_by_name() -> None:
+    row = load_registry().get("equivalence").example_row
+    assert row is not None
+    load_registry(judges={"equality"}).check_row("equivalence", row, row=0)
+    with pytest.raises(Invalid, match="asks the judge equality") as refused:
+        load_registry(judges=()).check_row("equivalence", row, row=3)
+    assert refused.value.details == {"row": 3, "field": "environment"}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -62,7 +71,7 @@ def test_an_unknown_environment_is_not_found_with_what_was_perhaps_meant(registr
     with pytest.raises(NotFound, match="did you mean `weather`") as caught:
         registry.get("wether")
     assert caught.value.code == "environment_not_found"
-    with pytest.raises(NotFound, match="there are reasoning_gym, sql"):
+    with pytest.raises(NotFound, match="there are equivalence, essay_similarity, reasoning_gym, sql"):
         registry.get("zzz")
 
 

@@ -20,6 +20,7 @@ from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.weather import Weather
 from gym.errors import BadRow, EnvironmentFailed, JudgeFailed, Stage, VerifierFailed
+from gym.judges.base import Ask, Question
 from gym.reward import Reward
 from gym.trajectory import ToolCall, Trajectory
 
@@ -491,3 +492,12 @@ def test_whatever_a_model_sends_is_answered_by_text_that_can_be_sent(name: str, 
     answered = asyncio.run(call())
     assert answered.failed
     json.loads(answered.output.encode())
+
+
+async def test_a_verifier_may_ask_only_the_judges_that_its_class_names(session: EnvironmentSession) -> None:
+    environment: Any = session._ready()
+    environment.result = Ask((Question(judge="equality", answer="x"),))
+    with pytest.raises(VerifierFailed, match="it asks equality, and its `judges` are none"):
+        await session.verify(EMPTY)
+    environment.judges = ("equality",)
+    assert await session.verify(EMPTY) == environment.result

@@ -1,0 +1,152 @@
+"""Calls to a judge's replicas, by the same code as calls to a policy: health, least loaded, retries within a deadline.
+
+The errors of that code become the judge's: a judge that does not answer is not a policy that does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from gym.config import ModelSettings
+from gym.errors import JudgeRefused, JudgeUnreachable, ModelRejected, ModelUnreachable
+from gym.jsontypes import JsonObject
+from gym.judges.settings import JudgeSettings
+from gym.proxy.client import PolicyClient
+from gym.proxy.forward import ChatCall, ContextOverflow
+from gym.proxy.policies import PolicyRecord, PolicySource
+from gym.proxy.retry import UNHEALTHY_WAIT_S
+
+LOOK_S = 0.25  # between looks for a replica
+Result = TypeVar("Result")
+
+
+class JudgeCalls:
+    """One judge's, as an async context manager; at most `concurrency` of them are in flight."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: JudgeSettings,
+        replicas: PolicySource,
+        *,
+        published_version: Callable[[str], str] = lambda _: "",
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self.name = name
+        self._replicas = replicas
+        self._published_version = published_version
+        self._digest = settings.digest()
+        self._free = asyncio.Semaphore(settings.concurrency)
+        self._call_timeout_s = settings.call_timeout_s
+        self.in_flight = 0
+        model = ModelSettings(
+            connect_timeout_s=connect_timeout_s,
+            call_timeout_s=settings.call_timeout_s,
+            max_retries=settings.max_retries,
+            connections_per_endpoint=settings.concurrency,
+        )
+        self._last: PolicyRecord | None = None
+        self._client = PolicyClient(model, self)
+
+    @property
+    def version(self) -> str:
+        """Which judge it is at this moment: the configuration's digest, and the version that its replicas published."""
+        published = self._published_version(self.name)
+        return f"{self._digest}@{published}" if published else self._digest
+
+    async def __aenter__(self) -> Self:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.__aexit__(kind, error, trace)
+
+    async def chat(self, messages: list[JsonObject], sampling: JsonObject, *, deadline: float, request_id: str) -> str:
+        """The text that a chat model answers; its reasoning is left out. Raises JudgeUnreachable, JudgeRefused."""
+        call = await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
+        async with self._in_flight(deadline):
+            reply = await self._client.complete(call)
+        if isinstance(reply, ContextOverflow):
+            raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
+        content: Any = reply.completion["choices"][0]["message"].get("content")
+        return content if isinstance(content, str) else ""
+
+    async def post(self, path: str, body: JsonObject, *, deadline: float, request_id: str) -> JsonObject:
+        """What a judge server answers. Raises JudgeUnreachable, JudgeRefused."""
+        call = await self._call(body, deadline=deadline, request_id=request_id, path=path)
+        async with self._in_flight(deadline):
+            return await self._client.post(call)
+
+    def endpoints(self) -> list[JsonObject]:
+        """The replicas as this process sees them; nothing secret."""
+        found: list[JsonObject] = []
+        for lane in self._client.load().values():
+            found += lane["endpoints"]
+        return found
+
+    async def _call(self, body: JsonObject, *, deadline: float, request_id: str, path: str | None = None) -> ChatCall:
+        record = await self._record(deadline)
+        # no stickiness: a key of its own sends each call to the least loaded replica
+        return ChatCall(
+            policy=record, body=body, sticky_key=request_id, deadline=deadline, request_id=request_id, path=path
+        )
+
+    def get(self, name: str) -> PolicyRecord | None:
+        """For the proxy's code: the replicas of now, or the last that were known for a call that is under way."""
+        self._last = self._replicas.get(name) or self._last
+        return self._last
+
+    async def _record(self, deadline: float) -> PolicyRecord:
+        """Where it answers; waits for a replica as the proxy's code waits for one to become healthy."""
+        loop = asyncio.get_running_loop()
+        until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
+        while (record := self._replicas.get(self.name)) is None:
+            if loop.time() >= until:
+                raise JudgeUnreachable(
+                    f"judge {self.name!r} has no replica that is ready; start one, as with "
+                    f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
+                )
+            await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
+        return record
+
+    @asynccontextmanager
+    async def _in_flight(self, deadline: float) -> AsyncIterator[None]:
+        """Wait for a free place, and name the judge in what goes wrong."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._free.acquire()
+        except TimeoutError:
+            raise JudgeUnreachable(
+                f"judge {self.name!r} was busy until the deadline: {self.in_flight} calls in flight"
+            ) from None
+        self.in_flight += 1
+        try:
+            yield
+        except ModelUnreachable as error:
+            raise JudgeUnreachable(_renamed(error.message)) from error
+        except ModelRejected as error:
+            raise JudgeRefused(_renamed(error.message)) from error
+        finally:
+            self.in_flight -= 1
+            self._free.release()
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """The results of several calls side by side; where one of them fails the others are given up."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _renamed(message: str) -> str:
+    """The proxy's code calls whom it calls a policy."""
+    return message.replace("policy '", "judge '", 1)

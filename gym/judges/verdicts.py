@@ -1,0 +1,91 @@
+"""From a judge's words to a score: prompt, parser, votes. Pure.
+
+Invariant: what cannot be read is `None`, never a default; a score is only made of votes that were read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from gym.errors import VerdictUnreadable
+from gym.jsontypes import JsonObject
+from gym.judges.settings import FIELD, JsonVerdict, LabelVerdict, NumberVerdict
+
+_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
+_NUMBER = re.compile(r"[\s*_`\"']*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w%/])")
+_DECODER = json.JSONDecoder()
+
+
+def fill(template: str, fields: Mapping[str, str]) -> str:
+    """The template with its fields; other braces, and braces in the values, stay as they are."""
+    return FIELD.sub(lambda found: fields.get(found[1], found[0]), template)
+
+
+def read_score(text: str, form: LabelVerdict | NumberVerdict | JsonVerdict) -> float | None:
+    """The score in a judge's answer, `None` where there is none. Only what follows its thoughts counts."""
+    said = _THOUGHTS.sub("", text)
+    match form:
+        case LabelVerdict():
+            return _label(said, form)
+        case NumberVerdict():
+            places = [found.end() for found in re.finditer(re.escape(form.marker), said, re.IGNORECASE)]
+            number = _NUMBER.match(said, places[-1]) if places else None
+            return _bounded(float(number[1]), form.minimum, form.maximum) if number else None
+        case JsonVerdict():
+            for value in reversed(list(_json_objects(said))):
+                found = value.get(form.field)
+                if isinstance(found, bool):
+                    return float(found)
+                if isinstance(found, int | float):
+                    return _bounded(float(found), form.minimum, form.maximum)
+    return None
+
+
+def tally(votes: Sequence[float | None], how: Literal["majority", "mean"], judge: str) -> tuple[float, list[float]]:
+    """The score of some votes, and those that could be read.
+
+    Raises VerdictUnreadable where not more than half could be, or where no score has the most votes.
+    """
+    read = [vote for vote in votes if vote is not None]
+    if 2 * len(read) <= len(votes):
+        raise VerdictUnreadable(f"judge {judge!r}: {len(votes) - len(read)} of {len(votes)} answers held no verdict")
+    if how == "mean":
+        return math.fsum(read) / len(read), read
+    ranked = Counter(read).most_common(2)
+    if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
+        raise VerdictUnreadable(f"judge {judge!r}: no majority among the votes {read}; give it an odd number of votes")
+    return ranked[0][0], read
+
+
+def _label(said: str, form: LabelVerdict) -> float | None:
+    labels = "|".join(re.escape(label) for label in sorted(form.labels, key=len, reverse=True))
+    pattern = re.compile(rf"{re.escape(form.marker)}[\s*_`\"'\[(]*({labels})(?!\w)", re.IGNORECASE)
+    markers = [found.start() for found in re.finditer(re.escape(form.marker), said, re.IGNORECASE)]
+    found = pattern.match(said, markers[-1]) if markers else None
+    if found is None:
+        return None
+    scores = {label.casefold(): score for label, score in form.labels.items()}
+    return scores[found[1].casefold()]
+
+
+def _bounded(value: float, minimum: float, maximum: float) -> float | None:
+    return value if minimum <= value <= maximum else None
+
+
+def _json_objects(text: str) -> Iterator[JsonObject]:
+    """The JSON objects in a text, outermost ones, in order."""
+    place = text.find("{")
+    while place >= 0:
+        try:
+            value: Any
+            value, end = _DECODER.raw_decode(text, place)
+        except (json.JSONDecodeError, RecursionError):
+            end = place + 1
+        else:
+            yield value
+        place = text.find("{", end)

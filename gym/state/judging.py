@@ -1,0 +1,209 @@
+"""Rollouts on their way to a verdict: left to judges by workers, sent out by the dispatcher, claimed by judge workers.
+
+The conversation is over and stored, so a judge that is slow or away costs no slot and no attempt: a rollout waits, is
+tried, waits again, until its judge's clock runs out. That clock starts with the first try, not with the waiting.
+A judge worker names a rollout by (member, attempt, token) as a worker does, and commits through `Rollouts.commit_call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.state.rollouts import OUTCOME_LETTER, Claim
+from gym.state.store import ASK_JUDGE, JUDGE_AGAIN, JUDGE_CLAIM, JUDGE_RECOVER, JUDGE_TAKE, REJUDGE, ScriptCall, Store
+
+Argument = str | bytes | int | float
+CHUNK = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
+    """What goes with a rollout that leaves its worker for a judge.
+
+    `record` is its result as far as it is known, `ask` and `trajectory` are blob values.
+    """
+
+    judge: str
+    record: bytes
+    ask: bytes
+    trajectory: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeClaim:
+    """A rollout that this judge worker is to get a verdict for; times in ms of the server's clock.
+
+    `lost` counts judge workers that died of it, `tries` are the tries that failed, `old_outcome` is set where it has a
+    result already and is judged again, by `judge` instead of whom its verifier asked where `replaced`.
+    """
+
+    batch_id: str
+    member: str
+    attempt: int
+    token: str
+    environment: str
+    judge: str
+    over_at: int
+    began_at: int
+    now: int
+    lost: int
+    record: bytes
+    tries: tuple[JsonObject, ...]
+    ask: bytes
+    replaced: bool = False
+    old_outcome: str | None = None
+    old_sums: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def row(self) -> int:
+        """The group that it belongs to."""
+        return int(self.member.partition(":")[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejudged:
+    """A result to be judged again. `cursor` is its place in the log, `sums` what it added to its environment's."""
+
+    member: str
+    cursor: str
+    environment: str
+    judge: str
+    replaced: bool
+    outcome: str
+    sums: dict[str, float]
+    record: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Sibling:
+    """A rollout of a group as judging sees it; `over` where its conversation is, `ask` where it asked a judge."""
+
+    sample: int
+    over: bool
+    ask: bytes | None
+
+
+class Judging:
+    """The transitions of judging, as workers, dispatcher, judge workers and the API call them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def ask_call(self, claim: Claim, handover: Handover) -> ScriptCall:
+        """The script call that frees the worker: 1, 2 where it had done so already, 0 where it was fenced off."""
+        args: list[Argument] = [
+            claim.member,
+            claim.attempt,
+            claim.token,
+            handover.judge,
+            handover.record,
+            handover.ask,
+            handover.trajectory,
+        ]
+        return ScriptCall(ASK_JUDGE, self._keys(claim.batch_id), args)
+
+    async def load(self, batch_ids: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
+        """By batch and judge: how many rollouts wait, and how many are with the judge's workers or on their way."""
+        pipeline = self._store.redis.pipeline(transaction=False)
+        for batch_id in batch_ids:
+            pipeline.hgetall(self._store.keys.batch(batch_id).judges)
+        answers = await pipeline.execute() if batch_ids else []
+        return {batch_id: _load(counters) for batch_id, counters in zip(batch_ids, answers, strict=True)}
+
+    async def take(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
+        """Send up to `most` rollouts on their way, each (member, token)."""
+        flat = await self._store.run(JUDGE_TAKE, self._keys(batch_id), [judge, most])
+        return [(flat[i].decode(), str(flat[i + 1])) for i in range(0, len(flat), 2)]
+
+    async def claim(
+        self, batch_id: str, worker: str, claim_id: str, wanted: Sequence[tuple[str, str]]
+    ) -> list[JudgeClaim]:
+        """Start on (member, token); repeatable with the same `claim_id`, which must be this slice's alone."""
+        args: list[Argument] = [worker, claim_id]
+        for member, token in wanted:
+            args += [member, token]
+        now, *items = await self._store.run(JUDGE_CLAIM, self._keys(batch_id), args)
+        return [_claim(batch_id, int(now), item) for item in items]
+
+    def again_call(self, batch_id: str, member: str, token: str, error_line: bytes, delay_s: float) -> ScriptCall:
+        """The script call that lets it wait for another try.
+
+        Without an error line the try was not used, and the judge's clock is set back.
+        """
+        args: list[Argument] = [member, token, error_line, int(delay_s * 1000)]
+        return ScriptCall(JUDGE_AGAIN, self._keys(batch_id), args)
+
+    async def recover(self, batch_id: str, *, overdue_ms: int, dead_workers: Iterable[str]) -> tuple[int, int]:
+        """Take back what dead judge workers had, and jobs older than `overdue_ms` (0 leaves them): how many of each."""
+        waiting, resent = await self._store.run(JUDGE_RECOVER, self._keys(batch_id), [overdue_ms, *dead_workers])
+        return waiting, resent
+
+    async def rejudge(self, batch_id: str, items: Sequence[Rejudged]) -> int:
+        """Judge results again; returns how many. Those that have changed since they were read are left alone."""
+        judged = 0
+        for first in range(0, len(items), CHUNK):
+            args: list[Argument] = []
+            for item in items[first : first + CHUNK]:
+                args += [item.member, item.cursor, item.environment, item.judge, _again_header(item), item.record]
+            judged += int(await self._store.run(REJUDGE, self._keys(batch_id), args))
+        return judged
+
+    async def group(self, batch_id: str, row: int) -> list[Sibling]:
+        """Every rollout of a group."""
+        keys = self._store.keys.batch(batch_id)
+        head = await self._store.redis.hget(keys.rows, str(row))
+        members = [f"{row}:{sample}" for sample in range(int(head.split(b" ", 1)[0]) if head else 0)]
+        if not members:
+            return []
+        pipeline = self._store.redis.pipeline(transaction=False)
+        for key in (keys.live, keys.done, keys.asks):
+            pipeline.hmget(key, members)
+        live, done, asks = await pipeline.execute()
+        return [
+            Sibling(sample, ended is not None or (state is not None and state[:1] in b"wsj"), ask)
+            for sample, (state, ended, ask) in enumerate(zip(live, done, asks, strict=True))
+        ]
+
+    def _keys(self, batch_id: str) -> list[str]:
+        return self._store.keys.batch(batch_id).scripted()
+
+
+def _load(counters: dict[bytes, bytes]) -> dict[str, tuple[int, int]]:
+    numbers = {name.decode(): int(value) for name, value in counters.items()}
+    judges = {name.rpartition("|")[0] for name, number in numbers.items() if number}
+    return {judge: (numbers.get(f"{judge}|waiting", 0), numbers.get(f"{judge}|asked", 0)) for judge in judges}
+
+
+def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
+    member, attempt, token, environment, judge, first, lines, ask = item
+    header: JsonObject = orjson.loads(first)
+    record, *tries = lines.splitlines()
+    old: dict[str, Any] = header.get("old") or {}
+    return JudgeClaim(
+        batch_id=batch_id,
+        member=member.decode(),
+        attempt=int(attempt),
+        token=token.decode(),
+        environment=environment.decode(),
+        judge=judge.decode(),
+        over_at=int(header["over_at"]),
+        began_at=int(header["began"]),
+        now=now,
+        lost=int(header["lost"]),
+        record=record,
+        tries=tuple(orjson.loads(line) for line in tries),
+        ask=ask,
+        replaced=bool(header.get("replaced")),
+        old_outcome={letter: name for name, letter in OUTCOME_LETTER.items()}.get(old.get("letter", "")),
+        old_sums=dict(old.get("sums") or {}),
+    )
+
+
+def _again_header(item: Rejudged) -> bytes:
+    old = {"letter": OUTCOME_LETTER[item.outcome], "sums": item.sums}
+    return orjson.dumps({"began": 0, "lost": 0, "replaced": item.replaced, "old": old})

@@ -1,0 +1,171 @@
+"""The replicas of judges, as whoever runs them publishes them: where each answers, and whether it is ready.
+
+This is the interface between the farm and what serves judges (`farm judge-server`, the judge pool). A replica enters
+itself under a lease and renews it with its state and load; one whose lease ran out is not asked. Judge workers read the
+list about once a second (`ReplicaCache`), so a replica that wants to end says `draining` first, waits until its calls
+are answered, and then withdraws.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import orjson
+from redis.exceptions import RedisError
+
+from gym.jsontypes import JsonObject
+from gym.judges.settings import JudgeSettings
+from gym.proxy.policies import PolicyRecord
+from gym.state.store import Store
+
+ReplicaState = Literal["starting", "ready", "draining", "down"]
+REFRESH_S = 1.0
+LEASE_TTL_S = 8.0
+FORGET_S = 3600.0
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One server of a judge. `version` names its weights, `capacity` is how many calls it takes at a time.
+
+    `url` is its base URL, under which it has `/v1/chat/completions` or `/v1/scores`, and `/health` beside `/v1`.
+    """
+
+    judge: str
+    replica: str
+    url: str
+    kind: str
+    state: ReplicaState = "ready"
+    model: str = ""
+    version: str = ""
+    capacity: int = 0
+    in_flight: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A replica in the books; its lease may have run out (negative seconds)."""
+
+    replica: Replica
+    lease_ends_in_s: float
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is to be asked."""
+        return self.lease_ends_in_s > 0 and self.replica.state == "ready"
+
+
+class Replicas:
+    """The books."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def publish(self, replica: Replica, *, ttl_s: float = LEASE_TTL_S) -> None:
+        """Enter a replica, or renew its lease with its present state and load."""
+        keys = self._store.keys
+        name = f"{replica.judge} {replica.replica}"
+        ends = await self._store.now_ms() + int(ttl_s * 1000)
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.hset(keys.judge_replica_info, name, orjson.dumps(asdict(replica)))
+        pipeline.zadd(keys.judge_replicas, {name: ends})
+        await pipeline.execute()
+
+    async def withdraw(self, judge: str, replica: str) -> None:
+        """Strike a replica off."""
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.zrem(keys.judge_replicas, f"{judge} {replica}")
+        pipeline.hdel(keys.judge_replica_info, f"{judge} {replica}")
+        await pipeline.execute()
+
+    async def all(self) -> list[Published]:
+        """Every replica in the books, by judge and name; those gone for an hour are struck off."""
+        keys, redis = self._store.keys, self._store.redis
+        now = await self._store.now_ms()
+        leases = await redis.zrange(keys.judge_replicas, 0, -1, withscores=True)
+        if not leases:
+            return []
+        infos = await redis.hmget(keys.judge_replica_info, [name for name, _ in leases])
+        found = []
+        for (name, ends), info in zip(leases, infos, strict=True):
+            left_s = (ends - now) / 1000
+            if info is None or left_s < -FORGET_S:
+                await redis.zrem(keys.judge_replicas, name)
+                await redis.hdel(keys.judge_replica_info, name)
+                continue
+            found.append(Published(Replica(**orjson.loads(info)), left_s))
+        return sorted(found, key=lambda each: (each.replica.judge, each.replica.replica))
+
+
+class ReplicaCache:
+    """A process's copy, in the shape that the proxy's code asks for: a judge is a policy whose endpoints change."""
+
+    def __init__(self, store: Store, judges: Mapping[str, JudgeSettings]) -> None:
+        self._replicas = Replicas(store)
+        self._judges = judges
+        self._records: dict[str, PolicyRecord] = {}
+        self._versions: dict[str, str] = {}
+        self._revision = 0
+        for name, settings in judges.items():
+            if settings.base_urls:
+                self._enter(name, settings.base_urls)
+
+    def get(self, name: str) -> PolicyRecord | None:
+        """Where a judge answers; `None` where nothing that is ready was published."""
+        return self._records.get(name)
+
+    def version(self, name: str) -> str:
+        """The version that a judge's replicas published, empty where they differ or do not say."""
+        return self._versions.get(name, "")
+
+    async def refresh(self) -> None:
+        """Look for changes once."""
+        ready: dict[str, list[Replica]] = {}
+        for published in await self._replicas.all():
+            if published.ready:
+                ready.setdefault(published.replica.judge, []).append(published.replica)
+        for name, settings in self._judges.items():
+            if settings.base_urls:
+                continue
+            replicas = ready.get(name, [])
+            versions = {replica.version for replica in replicas}
+            self._versions[name] = versions.pop() if len(versions) == 1 else ""
+            urls = tuple(replica.url for replica in replicas)
+            known = self._records.get(name)
+            if not urls:
+                self._records.pop(name, None)
+            elif known is None or tuple(known.spec.base_urls) != urls:
+                self._enter(name, urls)
+
+    async def keep_fresh(self) -> None:
+        """Look for changes until cancelled; while Redis is away the last copy stands."""
+        while True:
+            try:
+                await self.refresh()
+            except RedisError as error:
+                _LOG.warning("replicas not refreshed: %s", error, extra={"action": "replicas_stale"})
+            await asyncio.sleep(REFRESH_S)
+
+    def _enter(self, name: str, urls: tuple[str, ...]) -> None:
+        self._revision += 1
+        spec = self._judges[name].policy(urls)
+        self._records[name] = PolicyRecord(name=name, spec=spec, revision=self._revision, paused=None, version=None)
+
+
+def shown(published: Published) -> JsonObject:
+    """A replica as `GET /v1/judges` shows it."""
+    info = asdict(published.replica)
+    del info["judge"]
+    url = str(info["url"])
+    return info | {
+        "url": f"{url.partition('://')[0]}://{url.rpartition('@')[2]}" if "@" in url else url,
+        "alive": published.lease_ends_in_s > 0,
+        "lease_ends_in_s": published.lease_ends_in_s,
+    }

@@ -1,0 +1,27 @@
+-- A judge worker starts on rollouts that were sent to it. Repeatable under the same claim id, since an answer may be lost.
+-- ARGV: worker, claim id, then member, token it was sent with, ...
+-- Returns {now, {member, attempt, token, environment, judge, header, lines, ask}, ...}; what is not there was not claimed
+local worker, claim = ARGV[1], ARGV[2]
+local now = now_ms()
+local claimed = { tostring(now) }
+for i = 3, #ARGV, 2 do
+  local member, sent = ARGV[i], ARGV[i + 1]
+  local value = redis.call('HGET', LIVE, member)
+  local live = value and parse_live(value)
+  if live and (live.state == 's' and live.token == sent or live.state == 'j') then
+    local header, lines = judging_of(member)
+    local mark = claim .. ':' .. sent
+    if live.state == 's' or header.claim == mark then
+      header.claim = mark
+      if header.began == 0 then header.began = now end
+      local first = cjson.encode(header)
+      local token = redis.call('HINCRBY', META, 'fence', 1)
+      redis.call('HSET', JUDGING, member, first .. '\n' .. lines)
+      leave_judging(member, live)
+      enter_judging(member, 'j', live.attempt, token, now, live.environment, live.judge, worker)
+      claimed[#claimed + 1] = { member, live.attempt, tostring(token), live.environment, live.judge, first, lines,
+        redis.call('HGET', ASKS, member) or '' }
+    end
+  end
+end
+return claimed

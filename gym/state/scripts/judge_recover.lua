@@ -1,0 +1,35 @@
+-- Let what lost its judge worker, or its job, wait for a judge again. How often a worker died of it is counted in `lost`.
+-- ARGV: now limit in ms for jobs in Celery (0 = leave them), then dead workers
+-- Returns {rollouts of dead workers, jobs sent again}
+even_when_full()
+local overdue = tonumber(ARGV[1])
+local dead = {}
+for i = 2, #ARGV do dead[ARGV[i]] = true end
+local now = now_ms()
+local waiting, resent = 0, 0
+local entries, load = redis.call('HGETALL', LIVE), {}
+for i = 1, #entries, 2 do
+  local member, live = entries[i], parse_live(entries[i + 1])
+  local lost = live.state == 'j' and dead[string.match(live.worker, '/(.*)$')]
+  if lost or live.state == 's' and overdue > 0 and live.since < overdue then
+    if lost then
+      local header, lines = judging_of(member)
+      header.lost = header.lost + 1
+      redis.call('HSET', JUDGING, member, cjson.encode(header) .. '\n' .. lines)
+      waiting = waiting + 1
+    else
+      resent = resent + 1
+    end
+    leave_judging(member, live)
+    enter_judging(member, 'w', live.attempt, live.token, now, live.environment, live.judge, '')
+    live.state = 'w'
+  end
+  if live.judge then
+    local counter = live.judge .. (live.state == 'w' and '|waiting' or '|asked')
+    load[counter] = (load[counter] or 0) + 1
+  end
+end
+-- what is counted of judges is what is there, whatever befell the counters
+redis.call('DEL', JUDGES)
+for counter, number in pairs(load) do redis.call('HSET', JUDGES, counter, number) end
+return { waiting, resent }

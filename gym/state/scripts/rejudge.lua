@@ -1,0 +1,31 @@
+-- Take results back and have their stored trajectories judged again; each keeps what it had until there is a new verdict.
+-- ARGV: member, place of its result in the log, environment, judge, what is kept as JSON, record, ...
+-- Returns how many are judged again
+local now = now_ms()
+local judged = 0
+for i = 1, #ARGV, 6 do
+  local member, environment = ARGV[i], ARGV[i + 2]
+  local done = redis.call('HGET', DONE, member)
+  local letter, attempt, id
+  if done then letter, attempt, id = string.match(done, '^(%a)|(%d+)|%d+|(.*)$') end
+  if (letter == 's' or letter == 'f') and id == ARGV[i + 1] and redis.call('HEXISTS', ASKS, member) == 1 then
+    redis.call('XDEL', LOG, id)
+    redis.call('HDEL', DONE, member)
+    count(OUTCOME[letter], -1)
+    count('judging', 1)
+    redis.call('HINCRBY', STATS, environment .. '|ended', -1)
+    local header = cjson.decode(ARGV[i + 4])
+    for field, value in pairs(header.old.sums) do
+      redis.call('HINCRBYFLOAT', STATS, environment .. '|' .. field, -value)
+    end
+    header.over_at = now
+    redis.call('HSET', JUDGING, member, cjson.encode(header) .. '\n' .. ARGV[i + 5] .. '\n')
+    enter_judging(member, 'w', attempt, redis.call('HINCRBY', META, 'fence', 1), now, environment, ARGV[i + 3], '')
+    judged = judged + 1
+  end
+end
+if judged > 0 then
+  redis.call('HDEL', META, 'ended_at')
+  redis.call('HSET', META, 'cancel', '0')
+end
+return judged

@@ -1,0 +1,140 @@
+"""A farm whose judges are a scripted model that the tests can slow down, take away and count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from api.cli.local_farm import LocalFarm, local_farm
+from gym.testing.model_server import ScriptedModelServer
+
+WAIT_S = 90.0
+EQUALITY = {"kind": "remote", "model": "judge", "template": "{answer}\n{reference}", "cache": False}
+
+
+class JudgeModel:
+    """A scripted model on a loop of its own; it says what a `[[say …]]` in the expected answer tells it to."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.server = self._do(self._start(ScriptedModelServer()))
+        self.url = self.server.url
+
+    @staticmethod
+    async def _start(server: ScriptedModelServer) -> ScriptedModelServer:
+        return await server.__aenter__()
+
+    def _do(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
+
+    def leave(self) -> None:
+        """Stop listening."""
+        self._do(self.server.__aexit__(None, None, None))
+
+    def come_back(self) -> None:
+        """Listen again at the same address."""
+        again = ScriptedModelServer(self.server.options, port=self.server.port)
+        self.server = self._do(self._start(again))
+
+    def close(self) -> None:
+        self.leave()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedFarm:
+    """A farm with its judge, and what tests do with it."""
+
+    farm: LocalFarm
+    judge: JudgeModel
+    http: httpx.Client
+
+    def submit(self, rows: list[dict[str, Any]], **options: Any) -> str:
+        """The id of a new batch."""
+        answer = self.http.post("/v1/batches", json={"rows": rows, **options})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["batch_id"])
+
+    def ledger(self, batch_id: str) -> dict[str, int]:
+        """It balances at every look."""
+        found: dict[str, int] = self.http.get(f"/v1/batches/{batch_id}").json()["ledger"]
+        assert found["submitted"] == sum(number for state, number in found.items() if state != "submitted"), found
+        return found
+
+    def results(self, batch_id: str) -> list[dict[str, Any]]:
+        """All results, by their ids, once the batch is done."""
+        self.until(lambda: self.http.get(f"/v1/batches/{batch_id}").json()["state"] != "running")
+        page = self.http.get(f"/v1/batches/{batch_id}/results", params={"limit": 1000}).raise_for_status().json()
+        assert page["done"]
+        items: list[dict[str, Any]] = page["items"]
+        return sorted(items, key=lambda result: [int(part) for part in result["rollout_id"].split(":")[-2:]])
+
+    @staticmethod
+    def until(done: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
+        """What `done` returns once it is true."""
+        give_up_at = time.monotonic() + timeout_s
+        while not (found := done()):
+            assert time.monotonic() < give_up_at, "it did not come to pass in time"
+            time.sleep(0.05)
+        return found
+
+    @staticmethod
+    def row(said: str, expected: str, **extra: Any) -> dict[str, Any]:
+        """A task that the policy answers with `said`; `expected` is what the judge reads behind it."""
+        return {
+            "responses_create_params": {"input": [{"role": "user", "content": f"[[say {said}]]"}]},
+            "environment": "equivalence",
+            "expected_answer": expected,
+            **extra,
+        }
+
+
+@pytest.fixture(scope="session")
+def judged_farm() -> Iterator[JudgedFarm]:
+    """One farm for all these tests, with one judge worker and 8 slots in one worker."""
+    judge = JudgeModel()
+    judges = {
+        "equality": EQUALITY | {"base_urls": [judge.url], "call_timeout_s": 5, "max_retries": 0},
+        "other": EQUALITY | {"base_urls": [judge.url], "votes": 3},
+        "similarity": {"kind": "embedding", "batch_size": 8},
+        "ranked": {
+            "kind": "pairwise",
+            "model": "judge",
+            "base_urls": [judge.url],
+            "template": "{first}{second}[[say Verdict: {first}]]",
+            "verdict": {"form": "label", "labels": {"good": 1.0, "bad": 0.0}},
+        },
+        "away": EQUALITY | {"base_urls": ["http://127.0.0.1:9"], "max_retries": 0},
+    }
+    try:
+        with tempfile.TemporaryDirectory(prefix="farm-judging-") as folder:
+            environments = [f"{Path(__file__).with_name('contest.py')}:Contest"]
+            settings = {
+                "FARM_JUDGES": json.dumps(judges),
+                "FARM_ENVIRONMENTS": json.dumps(environments),
+                "FARM_WORKER_LEASE_TTL_S": "2",
+            }
+            options = ["--workers", "1", "--concurrency", "8", "--no-flower"]
+            with (
+                local_farm(Path(folder), options=options, settings=settings) as farm,
+                httpx.Client(base_url=farm.url, timeout=60) as http,
+            ):
+                judged = JudgedFarm(farm, judge, http)
+                judged.until(lambda: any(w.get("per_judge") for w in http.get("/v1/workers").json()["items"]))
+                yield judged
+    finally:
+        judge.close()

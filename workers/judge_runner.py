@@ -1,0 +1,162 @@
+"""One rollout before its judges: from what its verifier asked to a reward, a failure, or another wait.
+
+This is the boundary of judging: whatever a judge or an environment's `judged` raises ends here as data. Only
+cancellation passes through, since then the claim is gone and nothing may be recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+
+from gym.batch import BatchSpec
+from gym.environments.registry import Registry
+from gym.errors import (
+    BadRow,
+    Internal,
+    JudgeUnreachable,
+    NotFound,
+    RolloutError,
+    Stage,
+    Unavailable,
+    VerdictUnreadable,
+    VerifierFailed,
+    WorkerLost,
+)
+from gym.judges.base import Ask, Question, Verdict
+from gym.judges.desk import Desk
+from gym.judges.settings import PairwiseJudge
+from gym.results.blobs import BlobStore
+from gym.reward import Reward
+from gym.state.judging import JudgeClaim, Judging
+from workers.retries import back_off_s
+
+GROUP_LOOK_S = 10.0
+MOST_DOUBLINGS = 10  # of the wait between tries, of which there may be thousands
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Judged:
+    """A rollout under way; nothing may interrupt it once it is `committing`."""
+
+    claim: JudgeClaim
+    spec: BatchSpec
+    began: float  # time.monotonic()
+    committing: bool = False
+
+    @property
+    def ends_at(self) -> float:
+        """When the judge's clock runs out, which began when a judge was first asked; as `began`."""
+        past_s = (self.claim.now - self.claim.began_at) / 1000
+        return self.began + self.spec.limits.judge_timeout_s - past_s
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """There are verdicts; or what was said is `unreadable`, and the answer is unscored."""
+
+    verdicts: list[Verdict]
+    reward: Reward | None
+    unreadable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """To be tried again after a while, because of `error`, or because the group has not all of its answers."""
+
+    delay_s: float
+    error: RolloutError | None = None
+
+
+class JudgeRunner:
+    """Runs claims; one per judge worker."""
+
+    def __init__(self, *, registry: Registry, desk: Desk, judging: Judging, blobs: BlobStore) -> None:
+        self._registry = registry
+        self._desk = desk
+        self._judging = judging
+        self._blobs = blobs
+
+    async def run(self, judged: Judged) -> Decided | Undecided | RolloutError:
+        """Raises only CancelledError."""
+        try:
+            return await self._decide(judged)
+        except (JudgeUnreachable, Unavailable) as error:
+            failure = error if isinstance(error, RolloutError) else Internal(f"what was asked: {error.message}")
+            tries = judged.claim.tries
+            delay_s = back_off_s(min(len(tries), MOST_DOUBLINGS) + 1)
+            if time.monotonic() + delay_s < judged.ends_at:
+                return Undecided(delay_s, failure)
+            return JudgeUnreachable(f"{failure.message}; before that: {tries[-1]['message']}") if tries else failure
+        except RolloutError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  # the boundary: one rollout's fault is one failed result
+            _LOG.exception("judging failed", extra={"action": "judging_internal"})
+            return Internal(f"{type(error).__name__}: {error}")
+
+    async def _decide(self, judged: Judged) -> Decided | Undecided:
+        claim = judged.claim
+        if claim.lost >= judged.spec.limits.max_attempts:
+            lost = WorkerLost(f"{claim.lost} judge workers died while they had it")
+            lost.stage = Stage.JUDGE
+            raise lost
+        packed = await self._blobs.read(claim.ask)
+        if packed is None:
+            raise Internal("what its verifier asked is not stored any more")
+        ask = Ask.unpack(packed)
+        instead = claim.judge if claim.replaced else None
+        rivals: list[list[Question]] = []
+        for number, question in enumerate(ask.questions):
+            found = await self._rivals(claim, number, instead or question.judge)
+            if isinstance(found, Undecided):
+                return found
+            rivals.append(found)
+        try:
+            verdicts = await self._desk.verdicts(
+                ask,
+                deadline=asyncio.get_running_loop().time() + judged.ends_at - time.monotonic(),
+                request_id=f"{claim.batch_id}:{claim.member}-{claim.token}",
+                instead=instead,
+                rivals=rivals,
+                fresh=claim.old_outcome is not None,
+            )
+        except VerdictUnreadable as error:
+            asked = {instead} if instead else {question.judge for question in ask.questions}
+            # a reward that is there is not given up for none
+            if claim.old_outcome or any(self._desk.settings[name].unreadable == "fail" for name in asked):
+                raise
+            return Decided([], None, error.message)
+        return Decided(verdicts, self._reward(claim, ask, verdicts))
+
+    def _reward(self, claim: JudgeClaim, ask: Ask, verdicts: list[Verdict]) -> Reward:
+        try:
+            environment = self._registry.get(claim.environment)
+        except NotFound as error:
+            raise BadRow(error.message) from error
+        if environment.cls is None:
+            raise BadRow(f"{claim.environment} cannot be run: {environment.error}")
+        try:
+            return Reward.of(environment.cls.judged(ask, verdicts))
+        except Exception as error:
+            raise VerifierFailed(f"{claim.environment}, judged: {type(error).__name__}: {error}") from error
+
+    async def _rivals(self, claim: JudgeClaim, number: int, judge: str) -> list[Question] | Undecided:
+        """The group's other answers to a question, for a judge that compares, once all are there that may come."""
+        settings = self._desk.settings.get(judge)
+        if not isinstance(settings, PairwiseJudge):
+            return []
+        siblings = await self._judging.group(claim.batch_id, claim.row)
+        waited_s = (claim.now - claim.over_at) / 1000
+        if not all(sibling.over for sibling in siblings) and waited_s < settings.group_wait_s:
+            return Undecided(min(GROUP_LOOK_S, 0.5 + waited_s / 4, settings.group_wait_s - waited_s))
+        rivals: list[Question] = []
+        for sibling in siblings:
+            if f"{claim.row}:{sibling.sample}" == claim.member:
+                continue
+            packed = await self._blobs.read(sibling.ask)
+            if packed is not None:
+                rivals += Ask.unpack(packed).questions[number : number + 1]
+        return rivals

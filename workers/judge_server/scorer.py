@@ -1,0 +1,64 @@
+"""What a judge server scores with, and which models it knows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gym.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A text to be scored, with what it answers and what it is compared with."""
+
+    answer: str
+    question: str = ""
+    reference: str = ""
+
+
+class Scorer(Protocol):
+    """A model. `version` names its weights: equal versions give equal scores."""
+
+    model: str
+    version: str
+
+    def scores(self, items: Sequence[Item]) -> list[float | None]:
+        """A number for each item, `None` where it cannot be scored; called from one thread at a time."""
+
+
+def _embedding(model: str) -> Scorer:
+    from workers.judge_server.embedding import SentenceEmbeddings
+
+    return SentenceEmbeddings.load(model)
+
+
+def _reward_model(model: str) -> Scorer:
+    from workers.judge_server.classifier import CleanLanguage
+
+    return CleanLanguage.load(model)
+
+
+_KINDS: dict[str, tuple[Callable[[str], Scorer], str, str]] = {
+    # kind: how it is loaded, the model where none is named, what to install
+    "embedding": (_embedding, "all-minilm-l6-v2", "judge"),
+    "reward_model": (_reward_model, "clean-language", "judge-classifier"),
+}
+KINDS = tuple(_KINDS)
+
+
+def load_scorer(kind: str, model: str | None) -> Scorer:
+    """The model that serves a kind. Raises SettingsError with what is missing."""
+    if kind not in _KINDS:
+        raise SettingsError(
+            f"a judge server has no kind {kind!r}, it has {', '.join(KINDS)}; a language model is served by "
+            "`vllm serve` or another server of Chat Completions"
+        )
+    load, default, extra = _KINDS[kind]
+    try:
+        return load(model or default)
+    except ImportError as error:
+        raise SettingsError(
+            f"a judge of kind {kind} needs the package {error.name}: `pip install 'rollout-farm[{extra}]'`"
+        ) from error

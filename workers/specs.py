@@ -1,0 +1,43 @@
+"""The options of batches, which never change, kept by a worker that has their rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+from redis.exceptions import RedisError
+
+from gym.batch import BatchSpec
+from gym.state.store import Store, will_pass
+
+AGAIN_S = 0.5
+MOST_SPECS = 1000
+
+
+class Specs:
+    """One per worker; `draining` says that nothing is to be waited for any more."""
+
+    def __init__(self, store: Store, *, draining: Callable[[], bool]) -> None:
+        self._store = store
+        self._draining = draining
+        self._known: dict[str, BatchSpec] = {}
+
+    async def get(self, batch_id: str) -> BatchSpec | None:
+        """A batch's options, asked for until Redis answers; `None` where the batch is gone, or a drain began."""
+        spec = self._known.get(batch_id)
+        while spec is None:
+            try:
+                text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
+            except RedisError as error:
+                if self._draining() or not will_pass(error):
+                    return None
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if text is None:
+                return None
+            spec = BatchSpec.model_validate(orjson.loads(text))
+            if len(self._known) >= MOST_SPECS:
+                self._known.clear()
+            self._known[batch_id] = spec
+        return spec
