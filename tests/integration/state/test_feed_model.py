@@ -177,7 +177,8 @@ class Trainer(RuleBasedStateMachine):
         if not lasting:
             return
         lease_id = data.draw(st.sampled_from(sorted(lasting)))
-        expected = {u for u, own in consumer.out.items() if own == lease_id} & self._units(name)
+        lasting_units = {u for u, own in consumer.out.items() if own == lease_id} - consumer.expired
+        expected = lasting_units & self._units(name)
         if not expected:
             return
         units = self._units_of(name, self._lease(name, 1, lease_id))

@@ -363,7 +363,7 @@ def test_counts_match_and_probes_are_single_whatever_happens(count, limit, steps
         elif step == "pass":
             pool.passed_check(pool.endpoints[number % count], asked=number > 3)
         elif step in ("dead", "silent"):
-            pool.failed_check(pool.endpoints[number % count], step, began=clock.now, hold_s=number, error="no")
+            pool.failed_check(pool.endpoints[number % count], step, began=clock.now, hold_s=number + 1, error="no")
         elif held:
             endpoint, began = held.pop(number % len(held))
             pool.release(endpoint, step, began=began)
