@@ -17,9 +17,11 @@ class PolicySpec(BaseModel):
     base_urls: Annotated[list[str], Field(min_length=1, max_length=1024)]
     model: Annotated[str, Field(min_length=1)]
     api_key: str | None = Field(default=None, repr=False)
-    api: Literal["chat", "tokens"] = Field(
+    api: Literal["chat", "tokens", "responses"] = Field(
         default="chat",
-        description="`tokens`: prompts are made of the exact tokens of the turns before; needs a vLLM with "
+        description="`responses`: Responses calls go to the server's own /v1/responses as they are, all others to "
+        "/v1/chat/completions; token ids only where that gives them. "
+        "`tokens`: prompts are made of the exact tokens of the turns before; needs a vLLM with "
         "--enable-scale-out. Streamed token by token where no parser reads the answer (no tools offered, no reasoning "
         "parser), else in one piece at its end",
     )
@@ -65,11 +67,11 @@ class PolicySpec(BaseModel):
 
     @model_validator(mode="after")
     def _tokens(self) -> Self:
-        """With `api: chat` the server parses; with `api: tokens` the farm needs the ids that it goes on from."""
-        if self.api == "chat" and (self.tool_parser or self.reasoning_parser):
-            raise ValueError("`tool_parser` and `reasoning_parser` are for `api: tokens`; a chat server has its own")
+        """With `api: tokens` the farm parses, and needs the ids that it goes on from; else the server does."""
+        if self.api != "tokens" and (self.tool_parser or self.reasoning_parser):
+            raise ValueError("`tool_parser` and `reasoning_parser` are for `api: tokens`; other servers have their own")
         if self.api == "tokens" and not self.token_ids:
             raise ValueError("`api: tokens` works with token ids only: leave `token_ids` true")
-        if self.required_prefix and (self.api == "tokens" or not self.token_ids):
+        if self.required_prefix and (self.api != "chat" or not self.token_ids):
             raise ValueError("`required_prefix` is for `api: chat` with `token_ids`")
         return self

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from api.proxy.dialects import Dialect
+from api.proxy.dialects import DIALECTS, PASSED_RESPONSES, Dialect
 from api.proxy.errors import ContextTooLong, Problem
 from api.proxy.exchange import Exchange
 from gym.config import Settings
@@ -26,6 +26,9 @@ from gym.proxy.streaming import chunks_of
 from gym.state.policies import PolicyCache
 from gym.trajectory import TurnTokens
 from gym.wire.chat import to_completion
+from gym.wire.passed_reply import RESPONSE, shown_response
+from gym.wire.passed_request import to_server_request
+from gym.wire.passed_stream import events_of
 from gym.wire.streams import StreamTranslator, encode
 
 MAX_TIMEOUT_S = 24 * 3600.0
@@ -33,7 +36,10 @@ MAX_TIMEOUT_S = 24 * 3600.0
 
 @dataclass(slots=True, kw_only=True)
 class Call:
-    """A request that has been read. `call_id` is what ids of the answer are made from."""
+    """A request that has been read. `call_id` is what ids of the answer are made from.
+
+    `passed` is the request as it goes to a server that has Responses itself; `chat` then is what is recorded of it.
+    """
 
     exchange: Exchange
     dialect: Dialect
@@ -43,6 +49,7 @@ class Call:
     deadline: float  # loop.time()
     call_id: str = ""
     created_at: float = field(default_factory=time.time)
+    passed: JsonObject | None = None
     translator: StreamTranslator | None = None
 
     @property
@@ -70,8 +77,11 @@ class Call:
 
     async def replay(self, completion: JsonObject) -> None:
         """An answer that is known already."""
+        if self.dialect.name == "responses":  # the policy may have been another then
+            self.dialect = PASSED_RESPONSES if RESPONSE in completion else DIALECTS["/v1/responses"]
         if self.streamed:
-            await self.on_chunks(chunks_of(completion))
+            known = RESPONSE in completion
+            await self.on_chunks(events_of(completion[RESPONSE]) if known else chunks_of(completion))
         await self.finish(completion)
 
     async def fail(self, problem: Problem) -> None:
@@ -95,9 +105,20 @@ class Calls:
         """The call in a request. Raises RequestError, ClientLeft."""
         deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
         body = await exchange.json(self._settings.api.max_body_bytes)
-        chat = dialect.to_chat(body)
         policy = await self._policy(exchange.header(b"x-farm-policy"), body.get("model"))
-        return Call(exchange=exchange, dialect=dialect, body=body, chat=chat, policy=policy, deadline=deadline)
+        passed = None
+        if policy.spec.api == "responses" and dialect.name == "responses":
+            dialect, passed = PASSED_RESPONSES, to_server_request(body)
+        chat = dialect.to_chat(passed or body)
+        return Call(
+            exchange=exchange,
+            dialect=dialect,
+            body=body,
+            chat=chat,
+            policy=policy,
+            deadline=deadline,
+            passed=passed,
+        )
 
     async def run(self, call: Call) -> None:
         """A call that belongs to no rollout. Raises RequestError, ModelUnreachable, ModelRejected."""
@@ -116,12 +137,13 @@ class Calls:
         return self._client.complete(
             ChatCall(
                 policy=call.policy,
-                body=call.chat,
+                body=call.chat if call.passed is None else call.passed,
                 sticky_key=sticky_key,
                 deadline=call.deadline,
                 request_id=call.call_id,
                 on_chunks=call.on_chunks if call.streamed else None,
                 prefix=prefix,
+                dialect="chat" if call.passed is None else "responses",
             )
         )
 
@@ -163,6 +185,8 @@ class Calls:
 
 def shown(call: Call, completion: JsonObject) -> JsonObject:
     """A completion with what the caller asked for, as it is kept for a repeat."""
+    if RESPONSE in completion:
+        return {**completion, RESPONSE: shown_response(call.body, completion[RESPONSE])}
     kept = to_completion(call.chat, completion)
     kept.pop("prompt_token_ids", None)  # the tokens are recorded as deltas
     return kept

@@ -9,6 +9,9 @@ from gym.jsontypes import JsonObject
 from gym.wire import chat, messages_request, responses_request
 from gym.wire.messages_reply import to_message
 from gym.wire.messages_stream import MessagesStream
+from gym.wire.passed_reply import RESPONSE, shown_response
+from gym.wire.passed_request import recorded_request
+from gym.wire.passed_stream import PassedStream
 from gym.wire.responses_reply import to_response
 from gym.wire.responses_stream import ResponsesStream
 from gym.wire.streams import ChatStream, StreamTranslator
@@ -54,6 +57,22 @@ class Responses:
     def request_items(self, body: JsonObject) -> int | None:
         """See Dialect."""
         return len(body["input"]) if isinstance(body["input"], list) else 1
+
+
+class PassedResponses(Responses):
+    """The same for a server that has it itself: `to_chat` is only what is recorded of a request."""
+
+    def to_chat(self, body: JsonObject) -> JsonObject:
+        """See Dialect; `body` is the request as the server gets it."""
+        return recorded_request(body)
+
+    def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return shown_response(body, completion[RESPONSE])
+
+    def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:
+        """See Dialect."""
+        return PassedStream(body, response_id=f"resp_{call_id}", created_at=created_at)
 
 
 class Chat:
@@ -102,6 +121,7 @@ class Messages:
         return None
 
 
+PASSED_RESPONSES = PassedResponses()
 DIALECTS: dict[str, Dialect] = {
     "/v1/responses": Responses(),
     "/v1/chat/completions": Chat(),

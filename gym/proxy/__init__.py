@@ -10,6 +10,7 @@
     health      active checks: what is dead, silent or hangs loses its calls, what is back gets some
     questions   what an endpoint is asked to find that out
     overflow    a refusal read: was the context too short (pure)
+    response_tokens  the same for a server that is spoken to in Responses (pure)
     capture     token ids and log-probabilities: what to ask for, how to read them
     prefix      required_prefix_token_ids, for a chat server that takes it (pure)
     sampling    the policy's model and pinned sampling parameters (pure)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from gym.errors import ModelRejected
 from gym.jsontypes import JsonObject
-from gym.proxy.capture import Level
+from gym.proxy.capture import Capture, Level
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.overflow import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
+from gym.proxy.response_tokens import ResponseCapture
 from gym.proxy.retry import Failure, retry_after_s
 from gym.wire.completion import choice_of, finish_of, told_of_cut
 from gym.wire.errors import BadCompletion
+from gym.wire.passed_reply import to_completion
+
+Dialect = Literal["chat", "responses"]
+_NO_SUCH_PATH = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A finished completion. `policy` is the record that it was sent under, `asked` what it was asked about tokens.
 
-    `body` is the request as the policy wanted it; `prefixed` is whether the farm required a prefix in it.
+    `body` is the request as the policy wanted it; `prefixed` is whether the farm required a prefix in it. One in
+    Responses is a chat completion too, with the response itself in it (`gym.wire.passed_reply`).
     """
 
     completion: JsonObject
@@ -33,6 +39,12 @@ class Answer:
     asked: Level
     prefixed: bool
     attempts: int
+    dialect: Dialect = "chat"
+
+    @property
+    def capture(self) -> Capture | ResponseCapture:
+        """What the endpoint can say of the tokens of such an answer."""
+        return capture_of(self.endpoint, self.dialect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +69,7 @@ class Attempt:
     prefixed: bool
     number: int
     path: str | None = None
+    dialect: Dialect = "chat"
 
     def clean(self, text: str) -> str:
         """A text for an error message: short, and without the key, which some servers repeat."""
@@ -66,6 +79,11 @@ class Attempt:
     def failure(self, text: str, **options: Any) -> Failure:
         """A failure that names the endpoint."""
         return Failure(f"{self.endpoint.url.shown} {self.clean(text)}", **options)
+
+
+def capture_of(endpoint: Endpoint, dialect: Dialect) -> Capture | ResponseCapture:
+    """What an endpoint can say of the tokens of calls in a dialect."""
+    return endpoint.response_capture if dialect == "responses" else endpoint.capture
 
 
 def meaning(
@@ -83,6 +101,8 @@ def meaning(
         wait_s = retry_after_s(header, now=datetime.now(UTC))
         return attempt.failure(f"answered {status}: {refusal.message}", retry_after_s=wait_s)
     hint = "; redirects are not followed, give the address that it leads to" if status < 400 else ""
+    if attempt.dialect == "responses" and status in _NO_SUCH_PATH:
+        hint = "; with `api: responses` a policy needs a server that has /v1/responses, with `api: chat` it does not"
     raise ModelRejected(
         f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
         f"{attempt.clean(refusal.message)}{hint}",
@@ -102,7 +122,8 @@ def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
     """Which of the things that only the farm adds to a request the server will not have; it gets them no more."""
     if attempt.endpoint.prefix.learn_refusal(refusal, sent=attempt.prefixed):
         return "told the tokens that a prompt begins with"
-    return "asked for token ids" if attempt.endpoint.capture.refused(refusal, asked=attempt.asked) else None
+    capture = capture_of(attempt.endpoint, attempt.dialect)
+    return "asked for token ids" if capture.refused(refusal, asked=attempt.asked) else None
 
 
 def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
@@ -110,7 +131,9 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
         completion = body if isinstance(body, dict) else orjson.loads(body)
         if not isinstance(completion, dict):
             return attempt.failure("answered 200 with something that is no JSON object")
-        if attempt.path is None:
+        if attempt.dialect == "responses":
+            completion = to_completion(completion)
+        elif attempt.path is None:
             if not isinstance(body, dict):
                 completion = told_of_cut(completion, _max_tokens(attempt.body))
             finish_of(choice_of(completion))
@@ -126,9 +149,11 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
         attempt.asked,
         attempt.prefixed,
         attempt.number,
+        attempt.dialect,
     )
 
 
 def _max_tokens(body: JsonObject) -> int | None:
-    value = body.get("max_completion_tokens", body.get("max_tokens"))
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    value = next((body[name] for name in names if name in body), None)
     return value if isinstance(value, int) else None

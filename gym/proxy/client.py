@@ -23,7 +23,7 @@ from aiohttp.abc import AbstractCookieJar
 from gym.config import ModelSettings
 from gym.errors import BadRow, ModelRejected, Stage
 from gym.jsontypes import JsonObject
-from gym.proxy.capture import read_tokenized, tokenize_request
+from gym.proxy.capture import Capture, read_tokenized, tokenize_request
 from gym.proxy.endpoints import EndpointPool
 from gym.proxy.forward import Answer, ChatCall, ContextOverflow, Forwarder, request_headers
 from gym.proxy.gate import Gate
@@ -32,6 +32,8 @@ from gym.proxy.policies import PolicyRecord, PolicySource, newest
 from gym.proxy.versions import reported_versions
 from gym.trajectory import TurnTokens, Usage
 from gym.wire.errors import WireError
+from gym.wire.passed_reply import RESPONSE, shown_response
+from gym.wire.passed_request import to_server_request
 from gym.wire.responses_reply import finish_of, output_items, usage_of
 from gym.wire.responses_request import to_chat_request
 
@@ -147,8 +149,9 @@ class PolicyClient:
 
     async def respond(self, request: ModelRequest) -> ModelReply:
         """One model call. Raises ModelUnreachable, ModelRejected, and BadRow where the request cannot be translated."""
+        passed = request.policy.spec.api == "responses"
         try:
-            body = to_chat_request(request.params)
+            body = to_server_request(request.params) if passed else to_chat_request(request.params)
         except WireError as error:
             failure = BadRow(f"the request to policy {request.policy.name!r} cannot be sent: {error.message}")
             failure.stage = Stage.MODEL
@@ -164,6 +167,7 @@ class PolicyClient:
                 request_id=call_id,
                 on_held=request.on_held,
                 prefix=request.prefix,
+                dialect="responses" if passed else "chat",
             )
         )
         if isinstance(reply, ContextOverflow):
@@ -180,9 +184,13 @@ class PolicyClient:
             )
         choice = reply.completion["choices"][0]
         finish = finish_of(choice)
-        status = "completed" if finish == "stop" else "incomplete"
+        if passed:
+            items = shown_response(request.params, reply.completion[RESPONSE])["output"]
+        else:
+            status = "completed" if finish == "stop" else "incomplete"
+            items = output_items(choice["message"], id_prefix=call_id, status=status)
         return ModelReply(
-            items=output_items(choice["message"], id_prefix=call_id, status=status),
+            items=items,
             finish=finish,
             usage=usage_of(reply.completion),
             tokens=reply.tokens,
@@ -194,7 +202,7 @@ class PolicyClient:
         )
 
     async def complete(self, call: ChatCall) -> ChatReply | ContextOverflow:
-        """One chat completion, not streamed. Raises ModelUnreachable, ModelRejected."""
+        """One call in Chat Completions or Responses. Raises ModelUnreachable, ModelRejected."""
         if self._forwarder is None:
             raise RuntimeError("PolicyClient is used outside `async with`")
         loop = asyncio.get_running_loop()
@@ -276,7 +284,7 @@ class PolicyClient:
                     self._forwarder.prompts.pop(name, None)
 
     async def _tokens(self, answer: Answer, call: ChatCall) -> TurnTokens | None:
-        capture = answer.endpoint.capture
+        capture = answer.capture
         level = capture.level
         generated = capture.read(answer.completion, asked=answer.asked)
         if capture.level != level and capture.level == "none":
@@ -289,7 +297,7 @@ class PolicyClient:
         if generated is None:
             return None
         tokens = generated.complete()
-        if tokens is None and capture.tokenizes:
+        if tokens is None and isinstance(capture, Capture) and capture.tokenizes:
             prompt_ids = read_tokenized(await self._tokenize(answer, call), answer.completion)
             tokens = None if prompt_ids is None else generated.with_prompt(prompt_ids)
         if tokens is not None and answer.prefixed and call.prefix is not None:

@@ -19,6 +19,7 @@ from typing import Literal
 from gym.jsontypes import JsonObject
 from gym.proxy.capture import Capture
 from gym.proxy.prefix import PrefixSupport
+from gym.proxy.response_tokens import ResponseCapture
 from gym.proxy.urls import EndpointUrl
 
 EJECT_AFTER = 3
@@ -56,6 +57,7 @@ class Endpoint:
         "moves",
         "prefix",
         "probing",
+        "response_capture",
         "retired",
         "salt",
         "url",
@@ -78,6 +80,7 @@ class Endpoint:
         self.answered = 0
         self.failed = 0
         self.capture = Capture()
+        self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()
         self.moves: set[Callable[[], None]] = set()
 
@@ -193,4 +196,5 @@ class Endpoint:
     def forget(self) -> None:
         """Learn anew what it can do: it may have been started again, or be another server."""
         self.capture = Capture()
+        self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()

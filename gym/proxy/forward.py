@@ -26,7 +26,8 @@ from yarl import URL
 
 from gym.config import ModelSettings
 from gym.jsontypes import JsonObject
-from gym.proxy.answers import Answer, Attempt, ContextOverflow, blame, meaning
+from gym.proxy import response_tokens
+from gym.proxy.answers import Answer, Attempt, ContextOverflow, Dialect, blame, capture_of, meaning
 from gym.proxy.capture import with_asks
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.endpoints import EndpointPool
@@ -34,8 +35,8 @@ from gym.proxy.gate import Gate
 from gym.proxy.line import Waiting
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.retry import Failure, Progress
-from gym.proxy.sampling import pinned
-from gym.proxy.streaming import OnChunks, read_events, read_stream, streamed
+from gym.proxy.sampling import pinned, pinned_response
+from gym.proxy.streaming import OnChunks, read_events, read_response, read_stream, streamed
 from gym.proxy.token_in import NotAnswered, Prompt, TokenCall, complete
 from gym.proxy.token_stream import Answered, Streamed
 from gym.trajectory import TurnTokens
@@ -54,6 +55,7 @@ class ChatCall:
     `on_held` is called now and then while a pause holds the call, it waits for room, or no endpoint is healthy. With
     `on_chunks` the answer is streamed: it gets the chunks as they come, and once it has been called the call is not
     sent again. `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
+    In the dialect `responses` body and chunks are those of the Responses API, for a server that has it.
     With `path` it is a call of that path below the base URL instead, whose answer may be any JSON object.
     """
 
@@ -66,6 +68,7 @@ class ChatCall:
     on_chunks: OnChunks | None = None
     prefix: TurnTokens | None = None
     path: str | None = None
+    dialect: Dialect = "chat"
 
 
 class Forwarder:
@@ -194,9 +197,12 @@ class Forwarder:
 
     def _prepared(self, call: ChatCall, policy: PolicyRecord, endpoint: Endpoint, number: int) -> Attempt:
         """The call as this endpoint is to get it."""
-        asked = endpoint.capture.level if policy.spec.token_ids else "none"
+        asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids else "none"
         # a server may still know the request that it did not answer, so a retry has an id of its own
         request_id = call.request_id if number == 1 else f"{call.request_id}-r{number - 1}"
+        if call.dialect == "responses":
+            body = pinned_response(call.body, policy.spec, stream=call.on_chunks is not None)
+            return Attempt(body, request_id, policy, endpoint, asked, False, number, dialect="responses")
         body = pinned(call.body, policy.spec)
         if call.on_chunks is not None:
             body = streamed(body, call.body.get("stream_options"))
@@ -216,6 +222,8 @@ class Forwarder:
             if call.on_chunks is not None:
                 await call.on_chunks(chunks)
 
+        if attempt.dialect == "responses":
+            return await self._respond(attempt, None if call.on_chunks is None else deliver)
         body = with_asks(attempt.body, attempt.asked)
         if attempt.policy.spec.api == "tokens":
             return await self._from_tokens(attempt, body, call, None if call.on_chunks is None else deliver)
@@ -223,6 +231,16 @@ class Forwarder:
         async with self._post(attempt, url.chat if call.path is None else url.under(call.path), body) as response:
             if call.on_chunks is not None and response.status == 200:
                 return 200, None, await read_stream(response, deliver)
+            return response.status, response.headers.get("Retry-After"), await response.read()
+
+    async def _respond(
+        self, attempt: Attempt, on_events: OnChunks | None
+    ) -> tuple[int, str | None, bytes | JsonObject]:
+        """The exchange of a call in Responses; of a stream the whole response."""
+        body = response_tokens.with_asks(attempt.body, attempt.asked)
+        async with self._post(attempt, attempt.endpoint.url.responses, body) as response:
+            if on_events is not None and response.status == 200:
+                return 200, None, await read_response(response, on_events)
             return response.status, response.headers.get("Retry-After"), await response.read()
 
     async def _from_tokens(

@@ -54,9 +54,13 @@ async def trouble_with_a_token(
 
 async def status_of_a_token(session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint) -> int:
     """The status that a request for one token is answered with. Raises aiohttp.ClientError."""
+    url = endpoint.url.chat
     body = {"model": record.spec.model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1}
+    if record.spec.api == "responses":
+        url = endpoint.url.responses
+        body = {"model": record.spec.model, "input": ".", "max_output_tokens": 1, "store": False}
     async with session.post(
-        endpoint.url.chat,
+        url,
         data=orjson.dumps(body),
         headers=request_headers(record, endpoint) | {"x-request-id": "farm-health-check"},
         allow_redirects=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
+from gym.wire.checks import as_object
 
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # names for one thing
 
@@ -28,3 +29,23 @@ def pinned(body: JsonObject, spec: PolicySpec) -> JsonObject:
     request.pop("stream", None)
     request.pop("stream_options", None)
     return request
+
+
+def pinned_response(body: JsonObject, spec: PolicySpec, *, stream: bool) -> JsonObject:
+    """The same for a Responses request, where limit and effort of the overrides get the names that they have there.
+
+    Nothing is kept at the server (`store`).
+    """
+    request = dict(body)
+    for name, value in spec.sampling_overrides.items():
+        if name == "reasoning_effort":
+            request["reasoning"] = {**as_object(body.get("reasoning") or {}, "reasoning"), "effort": value}
+            continue
+        wire_name = "max_output_tokens" if name in _LIMITS else name
+        if value is None:
+            request.pop(wire_name, None)
+        else:
+            request[wire_name] = value
+    if not stream:
+        request.pop("stream_options", None)
+    return {**request, "model": spec.model, "store": False, "stream": stream}

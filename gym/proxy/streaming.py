@@ -13,6 +13,7 @@ import orjson
 from gym.jsontypes import JsonObject
 from gym.wire.chunks import ChatAccumulator
 from gym.wire.errors import BadCompletion
+from gym.wire.passed_reply import final_response
 from gym.wire.sse import SseDecoder
 from gym.wire.streams import CUT
 
@@ -40,6 +41,25 @@ async def read_stream(response: aiohttp.ClientResponse, on_chunks: OnChunks) -> 
     if not whole.finished:
         raise BadCompletion(CUT)
     return whole.completion()
+
+
+async def read_response(response: aiohttp.ClientResponse, on_events: OnChunks) -> JsonObject:
+    """The whole response of a Responses stream. Raises BadCompletion for a failure in mid-stream or no end.
+
+    The event that carries the failure is not handed on: who reads the events says in its own words that they end.
+    """
+    whole: JsonObject | None = None
+
+    async def read(events: list[JsonObject]) -> None:
+        nonlocal whole
+        for event in events:
+            whole = final_response(event) or whole
+        await on_events(events)
+
+    await read_events(response, read)
+    if whole is None:
+        raise BadCompletion(CUT)
+    return whole
 
 
 async def read_events(response: aiohttp.ClientResponse, on_events: OnChunks) -> None:

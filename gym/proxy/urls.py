@@ -23,6 +23,7 @@ class EndpointUrl:
 
     shown: str
     chat: URL = field(compare=False)
+    responses: URL = field(compare=False)
     tokenize: URL = field(compare=False)
     detokenize: URL = field(compare=False)
     render: URL = field(compare=False)
@@ -57,6 +58,7 @@ def _parse(text: str) -> EndpointUrl:
     return EndpointUrl(
         shown=str(base),
         chat=base.with_path(f"{path}/chat/completions"),
+        responses=base.with_path(f"{path}/responses"),
         tokenize=base.with_path(f"{root}/tokenize"),
         detokenize=base.with_path(f"{root}/detokenize"),
         render=base.with_path(f"{path}/chat/completions/render"),

@@ -22,6 +22,8 @@ import orjson
 from gym.jsontypes import JsonObject
 from gym.trajectory import ModelCall, Segment, ToolCall, Trajectory, TurnTokens, Usage
 from gym.wire.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of
+from gym.wire.passed_reply import RESPONSE
+from gym.wire.responses_items import ITEM_ROLE
 from gym.wire.responses_reply import output_items
 
 DIGEST_BYTES = 16
@@ -138,6 +140,8 @@ def input_items(messages: Sequence[JsonObject], *, id_prefix: str) -> list[JsonO
             case "tool":
                 call_id = message.get("tool_call_id")
                 items.append({"type": "function_call_output", "call_id": call_id, "output": content})
+            case role if role == ITEM_ROLE:
+                items.append(orjson.loads(message["content"]))
             case role:
                 items.append({"role": role, "content": content})
     return items
@@ -174,6 +178,9 @@ def reply_items(record: JsonObject) -> list[JsonObject]:
     """The items of a recorded answer, as `PolicyClient.respond` makes them."""
     if record["completion"] is None:
         return []
+    if RESPONSE in record["completion"]:
+        items: list[JsonObject] = record["completion"][RESPONSE]["output"]
+        return items
     choice = choice_of(record["completion"])
     status = "completed" if finish_of(choice) == "stop" else "incomplete"
     return output_items(choice["message"], id_prefix=record["call_id"], status=status)

@@ -1,6 +1,7 @@
 """Translation between OpenAI Responses, Anthropic Messages and Chat Completions: pure functions over JSON.
 
-The model server is spoken to in Chat Completions; what comes in is one of the three dialects.
+The model server is spoken to in Chat Completions; what comes in is one of the three dialects. One that has Responses
+itself may be sent these as they are: passed_request, passed_reply, passed_stream.
 
     dialect      request                      reply                   stream
     Responses    responses_request            responses_reply         responses_stream

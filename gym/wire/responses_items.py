@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
+
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_list, as_name, as_object, as_text, only, words
 from gym.wire.errors import WireError
+
+ITEM_ROLE = "item"  # of a message that holds an item as it is, as JSON
 
 # Bookkeeping of items and parts that says nothing to a model: ids, status, citations of earlier answers, cache hints,
 # and the token fields that NeMo Gym puts on items (tokens are captured at the proxy instead).
@@ -36,6 +40,33 @@ def to_chat_messages(items: str | list[JsonObject]) -> list[JsonObject]:
         turns.add(item, f"input.{number}")
     turns.end()
     return turns.messages
+
+
+def recorded_messages(items: str | list[JsonObject]) -> list[JsonObject]:
+    """An `input` as it is recorded where the server reads it itself: chat messages, and what these cannot say as it is.
+
+    Reasoning that only its maker can read is left out; it stands in the answer that it came with. Raises WireError.
+    """
+    if isinstance(items, str):
+        return to_chat_messages(items)
+    turns = _Turns()
+    for number, given in enumerate(as_list(items, "input")):
+        field = f"input.{number}"
+        item = as_object(given, field)
+        if item.get("type") == "item_reference" or _translates(item):
+            turns.add(item, field)
+        elif item.get("type") != "reasoning":
+            turns.keep(item)
+    turns.end()
+    return turns.messages
+
+
+def _translates(item: JsonObject) -> bool:
+    try:
+        to_chat_messages([item])
+    except WireError:
+        return False
+    return True
 
 
 class _Turns:
@@ -64,6 +95,11 @@ class _Turns:
                 raise WireError(f"{field}.type", "an item has a `type`, or a `role` if it is a message")
             case other:
                 raise WireError(f"{field}.type", f"items of type {other!r} cannot be translated to Chat Completions")
+
+    def keep(self, item: JsonObject) -> None:
+        """An item as it is."""
+        self.end()
+        self.messages.append({"role": ITEM_ROLE, "content": orjson.dumps(item).decode()})
 
     def end(self) -> None:
         """Close the assistant message that still grows."""

@@ -12,7 +12,7 @@ from gym.wire.responses_items import to_chat_messages
 from gym.wire.server_fields import add_extras, passed_fields
 from gym.wire.tools import add_tools, function_tools, response_format
 
-__all__ = ["NO_EFFECT", "to_chat_messages", "to_chat_request", "wants_logprobs"]
+__all__ = ["LOGPROBS", "NO_EFFECT", "refuse_stored", "to_chat_messages", "to_chat_request", "wants_logprobs"]
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -42,7 +42,7 @@ def to_chat_request(body: JsonObject) -> JsonObject:
     `max_output_tokens` becomes `max_tokens`: every server that speaks Chat Completions knows it, and vLLM lets a
     `max_completion_tokens` that came through `extra_body` win over it.
     """
-    _refuse(as_object(body, ""))
+    refuse_stored(as_object(body, ""))
     request: JsonObject = {}
     if body.get("model") is not None:
         request["model"] = as_text(body["model"], "model")
@@ -62,7 +62,8 @@ def to_chat_request(body: JsonObject) -> JsonObject:
     return request
 
 
-def _refuse(body: JsonObject) -> None:
+def refuse_stored(body: JsonObject) -> None:
+    """Refuse what needs a store, or would make the prompt another one than was sent. Raises WireError."""
     for field, message in _REFUSED.items():
         if body.get(field) is not None:
             raise WireError(field, message)
