@@ -33,6 +33,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 REMEMBERED = 512  # requests
 REMEMBERED_BYTES = 16_384  # longer ones are worked out each time
 _NAMES = {500: "InternalServerError", 503: "ServiceUnavailableError", 429: "RateLimitError", 404: "NotFoundError"}
+_DONE = b"data: [DONE]\n\n"
 _Answering = Callable[[web.Request, RequestRecord], Awaitable[web.StreamResponse]]
 
 
@@ -77,7 +78,7 @@ class GenerationRoutes:
     async def _chat(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
         raw = await request.read()
         body = read_json(raw)
-        _describe(record, body)
+        describe(record, body)
         self.check_caller(request, body)
         read, generation = self._work_out(raw, body)
         await self._follow(generation)
@@ -114,7 +115,7 @@ class GenerationRoutes:
 
     async def _completions(self, request: web.Request, record: RequestRecord) -> web.StreamResponse:
         body = read_json(await request.read())
-        _describe(record, body)
+        describe(record, body)
         self.check_caller(request, body)
         seed = body.get("seed") or 0
         generation = complete(
@@ -180,28 +181,41 @@ class GenerationRoutes:
         self, request: web.Request, record: RequestRecord, generation: Generation, chunks: Iterator[JsonObject]
     ) -> web.StreamResponse:
         """Send chunks as their tokens come."""
+        return await self.stream_bytes(request, record, generation, map(_event, chunks), tail=_DONE)
+
+    async def stream_bytes(
+        self,
+        request: web.Request,
+        record: RequestRecord,
+        generation: Generation,
+        pieces: Iterator[bytes],
+        *,
+        tail: bytes,
+    ) -> web.StreamResponse:
+        """Send what each token brings when it comes, and then the tail."""
         if self.behaviour.latency_s:
             await asyncio.sleep(self.behaviour.latency_s)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         record.status = response.status
-        async for data in self._paced(chunks):
+        async for data in self._paced(pieces, tail):
             await response.write(data)
         await response.write_eof()
         self._count(generation)
         return response
 
-    async def _paced(self, chunks: Iterator[JsonObject]) -> AsyncIterator[bytes]:
+    async def _paced(self, pieces: Iterator[bytes], tail: bytes) -> AsyncIterator[bytes]:
         """The events, each after its token's time; all at once where tokens take none."""
         pause_s = self.behaviour.token_latency_s
         if not pause_s:
-            yield b"".join([*(_event(chunk) for chunk in chunks), b"data: [DONE]\n\n"])
+            yield b"".join([*pieces, tail])
             return
-        for place, chunk in enumerate(chunks):
+        for place, piece in enumerate(pieces):
             if place:
                 await asyncio.sleep(pause_s)
-            yield _event(chunk)
-        yield b"data: [DONE]\n\n"
+            yield piece
+        if tail:
+            yield tail
 
     def _answer(self, request: web.Request, record: RequestRecord, prefix: str, seed: int | None) -> Answer:
         options = self.options
@@ -246,7 +260,8 @@ def _failure(status: int) -> Refused:
     return Refused(status, f"The scripted server was told to answer {status}.", kind=kind)
 
 
-def _describe(record: RequestRecord, body: JsonObject) -> None:
+def describe(record: RequestRecord, body: JsonObject) -> None:
+    """Note what is asked."""
     model = body.get("model")
     record.model = model if isinstance(model, str) else None
     record.stream = bool(body.get("stream"))

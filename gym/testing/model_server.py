@@ -27,7 +27,7 @@ from gym.testing.chat_request import Refused, read_chat_request, read_json
 from gym.testing.generation_routes import check_key, json_response
 from gym.testing.prefix import prompt_for
 from gym.testing.request_log import RequestRecord
-from gym.testing.token_routes import TokenRoutes
+from gym.testing.responses_routes import ResponsesRoutes
 from gym.testing.tokenizer import decode, encode, render, token_text
 
 __all__ = ["ScriptedModelOptions", "ScriptedModelServer", "run_model_server"]
@@ -50,7 +50,7 @@ class ScriptedModelServer:
         self.host = host
         self.port = port
         self.weight_version = self.options.weight_version
-        self._routes = TokenRoutes(self.options, lambda: self.weight_version)
+        self._routes = ResponsesRoutes(self.options, lambda: self.weight_version)
         self._runner: web.AppRunner | None = None
 
     @property
@@ -104,6 +104,7 @@ class ScriptedModelServer:
         app.add_routes(
             [
                 web.post("/v1/chat/completions", self._routes.chat),
+                web.post("/v1/responses", self._routes.responses),
                 web.post("/v1/completions", self._routes.completions),
                 web.post("/v1/chat/completions/render", self._routes.render),
                 web.post("/inference/v1/generate", self._routes.generate),
