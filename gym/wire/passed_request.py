@@ -26,6 +26,8 @@ def to_server_request(body: JsonObject) -> JsonObject:
     refuse_stored(as_object(body, ""))
     request = {name: value for name, value in present(body).items() if name not in EXTRAS}
     add_extras(request, body)
+    if request.get("input") is not body.get("input"):
+        raise WireError("extra_body.input", "cannot be set here; say it in the request itself")
     refuse_stored(request)
     for field, message in _REFUSED.items():
         if request.get(field) is not None:
