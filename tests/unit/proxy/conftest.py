@@ -59,6 +59,7 @@ class StubServer:
     async def start(self) -> None:
         app = web.Application(client_max_size=2**28)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/responses", self._chat)
         app.router.add_post("/tokenize", self._tokenize)
         app.router.add_get("/health", self._check)
         app.router.add_get("/v1/models", self._check)
