@@ -22,6 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from gym.errors import Unavailable
 from gym.relay.call import App, Call
 from gym.relay.frames import ANY, MAX_FRAME_BYTES, Channels, Frame, decode, is_token
+from gym.state.store import end_tasks
 
 T = TypeVar("T")
 
@@ -90,8 +91,7 @@ class RelayServer:
                 await asyncio.wait(self._tasks, timeout=LEAVE_S)
         finally:
             left = list(self._tasks)
-            for task in left:
-                task.cancel()
+            await end_tasks(left)
             await asyncio.gather(*left, return_exceptions=True)
             await self._redis.aclose()
 
