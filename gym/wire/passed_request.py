@@ -32,8 +32,7 @@ def to_server_request(body: JsonObject) -> JsonObject:
     for field, message in _REFUSED.items():
         if request.get(field) is not None:
             raise WireError(field, message)
-    if not request.get("input"):
-        raise WireError("input", "is missing or empty: a text or a list of items")
+    _check_input(request.get("input"))
     for number, value in enumerate(as_list(request.get("tools") or [], "tools")):
         if as_object(value, f"tools.{number}").get("type") not in _RUN_BY_CLIENTS:
             raise WireError(f"tools.{number}.type", "the server's own tools are not used: offer function tools")
@@ -42,8 +41,16 @@ def to_server_request(body: JsonObject) -> JsonObject:
         metadata = as_object(request.pop("metadata"), "metadata")
         if kept := {name: value for name, value in metadata.items() if name not in EXTRAS}:
             request["metadata"] = kept
-    recorded_messages(request["input"])
     return request
+
+
+def _check_input(given: object) -> None:
+    """What reading it relies on; the rest is the server's to refuse."""
+    if not given:
+        raise WireError("input", "is missing or empty: a text or a list of items")
+    for number, item in enumerate([] if isinstance(given, str) else as_list(given, "input")):
+        if as_object(item, f"input.{number}").get("type") == "item_reference":
+            raise WireError(f"input.{number}.type", "nothing is stored to refer to: send the item itself")
 
 
 def recorded_request(request: JsonObject) -> JsonObject:

@@ -53,7 +53,7 @@ def recorded_messages(items: str | list[JsonObject]) -> list[JsonObject]:
     for number, given in enumerate(as_list(items, "input")):
         field = f"input.{number}"
         item = as_object(given, field)
-        if item.get("type") == "item_reference" or _translates(item):
+        if _translates(item):
             turns.add(item, field)
         elif item.get("type") != "reasoning":
             turns.keep(item)
