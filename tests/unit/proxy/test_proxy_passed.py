@@ -10,6 +10,7 @@ from gym.errors import BadRow, ModelRejected, ModelUnreachable
 from gym.policy import PolicySpec
 from gym.proxy.response_tokens import read_response_tokens, with_asks
 from gym.proxy.sampling import pinned_response
+from gym.wire.passed_reply import shown_event
 
 pytestmark = pytest.mark.anyio
 
@@ -179,3 +180,28 @@ async def test_a_hosted_tool_in_a_row_is_the_rows_fault(server, client, policies
 def test_what_belongs_to_the_other_apis_is_refused(fields):
     with pytest.raises(ValueError, match="api: "):
         PolicySpec(base_urls=["http://h"], model="m", api="responses", **fields)
+
+
+@pytest.mark.parametrize("limit", [None, 0])
+async def test_no_room_left_is_an_overflow_unless_the_caller_leaves_none(server, client, policies, ask, shapes, limit):
+    told = "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"  # vLLM 0.32's words here too
+    server.default = lambda request: shapes.error(400, told, param="max_tokens")
+    call = ask(policies.put("p", [server.url], api="responses"), params={"input": "x", "max_output_tokens": limit})
+    if limit is None:
+        assert (await client.respond(call)).finish == "context_overflow"
+    else:
+        with pytest.raises(ModelRejected, match="at least 1"):
+            await client.respond(call)
+
+
+def test_events_show_no_log_probabilities_that_nobody_but_the_farm_asked_for():
+    part = text_part(-1.0)
+    bare = {**part, "logprobs": []}
+    delta = {"type": "response.output_text.delta", "delta": "t", "logprobs": part["logprobs"]}
+    done = {"type": "response.output_item.done", "item": {"type": "message", "content": [part]}}
+    ended = {"type": "response.content_part.done", "part": part}
+    assert shown_event({}, delta)["logprobs"] == []
+    assert shown_event({}, done)["item"]["content"] == [bare]
+    assert shown_event({}, ended)["part"] == bare
+    for event in (delta, done, ended):
+        assert shown_event({"include": [LOGPROBS]}, event) == event
