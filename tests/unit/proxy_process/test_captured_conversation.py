@@ -12,6 +12,7 @@ from gym.proxy.streaming import chunks_of
 from gym.state.conversation import Head, Tokens, chain, count_items, input_items, pack_tokens, rebuild
 from gym.trajectory import Segments, TurnTokens
 from gym.wire.chunks import ChatAccumulator
+from gym.wire.responses_items import recorded_messages
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1, "b": [2]}'}}
 
@@ -146,3 +147,15 @@ def test_a_completion_taken_apart_is_put_together_the_same():
     for chunk in chunks_of(completion):
         whole.feed(chunk)
     assert whole.completion() == completion
+
+
+def test_items_that_chat_cannot_say_are_shown_again_as_they_were():
+    items = [
+        {"role": "user", "content": "q"},
+        {"type": "custom_tool_call", "call_id": "c1", "name": "run", "input": "ls"},
+        {"type": "custom_tool_call_output", "call_id": "c1", "output": "a"},
+        {"role": "user", "content": [{"type": "input_file", "file_data": "eA=="}]},
+    ]
+    messages = recorded_messages(items)
+    assert input_items(messages, id_prefix="x") == items
+    assert len(set(chain(messages))) == count_items(messages) == 4
