@@ -28,10 +28,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from gym.environments.codecs import Codec, TextCodec
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
-from gym.trajectory import Trajectory
+from gym.trajectory import StepTaken, Trajectory
 
 
 class Row(BaseModel):
@@ -54,12 +55,20 @@ def tool(method: Method) -> Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What an action led to; `reward` is that of the step, `done` ends the episode."""
+    """What an action led to, as JSON can hold it; `reward` is that of the step, `done` ends the episode.
+
+    `truncated` comes with `done`: the episode ended by a limit of the environment, not by what it is about.
+    """
 
     observation: Any
     reward: float = 0.0
     done: bool = False
+    truncated: bool = False
     info: JsonObject = field(default_factory=dict)
+
+    def taken(self, action: Any, *, turn: int) -> StepTaken:
+        """As the trajectory keeps it."""
+        return StepTaken(turn=turn, action=action, reward=float(self.reward), done=self.done, truncated=self.truncated)
 
 
 class Environment(ABC, Generic[RowT]):
@@ -118,12 +127,22 @@ class Environment(ABC, Generic[RowT]):
 
 
 class SteppedEnvironment(Environment[RowT]):
-    """An environment that is stepped, in the manner of Gymnasium: an action in, an observation out."""
+    """An environment that is stepped, in the manner of Gymnasium: an action in, an observation out.
+
+    In a batch the agent `stepped` plays it: the codec says how a model reads an observation and how it acts.
+    """
+
+    agent: ClassVar[str] = "stepped"
+    codec: ClassVar[Codec] = TextCodec()
 
     @abstractmethod
     def reset(self) -> Awaitable[Any] | Any:
-        """The first observation; called once, after `setup`."""
+        """The first observation, or None where the task's input says all; called once, after `setup`."""
 
     @abstractmethod
     def step(self, action: Any) -> Awaitable[Step] | Step:
         """Act. ValueError says that the action is none, and is told to whoever acts."""
+
+    def verify(self, trajectory: Trajectory) -> Awaitable[Reward | Ask | float] | Reward | Ask | float:
+        """The sum of the steps' rewards."""
+        return Reward(float(sum(step.reward for step in trajectory.steps)), {"steps": float(len(trajectory.steps))})
