@@ -24,7 +24,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,6 +39,12 @@ class Row(BaseModel):
     """The base of row models: fields of the row beside the farm's own; unknown ones are kept, not refused."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class NoOptions(BaseModel):
+    """The options of an environment that takes none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 RowT = TypeVar("RowT", bound=Row)
@@ -80,10 +86,22 @@ class Environment(ABC, Generic[RowT]):
     blocking: ClassVar[bool] = False  # plain methods run in a thread, one at a time for each instance
     requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; where one is missing it is disabled
     judges: ClassVar[tuple[str, ...]] = ()  # judges that `verify` may ask, by their names in the settings
+    options_model: ClassVar[type[BaseModel]] = NoOptions  # what the settings may give beside `use` or `adapter`
+    options: ClassVar[Any] = NoOptions()  # what they gave
 
     def __init__(self, row: RowT, *, seed: int) -> None:
         self.row = row
         self.seed = seed
+
+    @classmethod
+    def configured(cls, name: str, options: JsonObject) -> type[Self]:
+        """The environment under a name and with options of the settings: a subclass, made when the farm starts.
+
+        What depends on the options, such as tools or a codec, an override sets on the subclass. Raises ValueError or
+        TypeError where the options cannot be used, which disables this one environment.
+        """
+        attributes = {"name": name, "options": cls.options_model.model_validate(options), "__doc__": cls.__doc__}
+        return type(cls.__name__, (cls,), {**attributes, "__module__": cls.__module__})
 
     def setup(self) -> Awaitable[None] | None:
         """Get ready; a raise here fails the rollout as `environment_error`."""
