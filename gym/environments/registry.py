@@ -44,7 +44,6 @@ BUILT_IN = (
 ADAPTER_POINTS = "rollout_farm.adapters"
 ADAPTERS: Mapping[str, str] = {
     "gymnasium": "gym.environments.gymnasium:Gymnasium",
-    "reasoning_gym": "gym.environments.reasoning_gym:ReasoningGym",
 }
 
 logger = logging.getLogger(__name__)
