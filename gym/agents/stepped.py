@@ -26,10 +26,10 @@ class Stepped:
         Limits are looked at in the order of `gym.limits`; an answer with an act counts as one with a tool call. Tools
         that the environment has besides are run before its actions.
         """
-        session, codec = episode.environment, episode.environment.codec
-        tools = [*session.tools, *codec.tools]
+        first, codec = await episode.observe(), episode.environment.codec
+        tools = [*episode.environment.tools, *codec.tools]
         acting = {str(tool.get("name")) for tool in codec.tools}
-        episode.trajectory.items += codec.show(await episode.observe(), None)
+        episode.trajectory.items += codec.show(first, None)
         turns = 0
         while True:
             reply = await episode.call_model(tools=tools)

@@ -151,7 +151,7 @@ class SteppedEnvironment(Environment[RowT]):
     """
 
     agent: ClassVar[str] = "stepped"
-    codec: ClassVar[Codec] = TextCodec()
+    codec: Codec = TextCodec()  # an instance may have one of its own from `reset` on
 
     @abstractmethod
     def reset(self) -> Awaitable[Any] | Any:

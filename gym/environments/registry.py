@@ -44,6 +44,7 @@ BUILT_IN = (
 ADAPTER_POINTS = "rollout_farm.adapters"
 ADAPTERS: Mapping[str, str] = {
     "gymnasium": "gym.environments.gymnasium:Gymnasium",
+    "verifiers": "gym.environments.verifiers:Verifiers",
 }
 
 logger = logging.getLogger(__name__)

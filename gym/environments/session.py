@@ -132,7 +132,7 @@ class EnvironmentSession:
 
     @property
     def codec(self) -> Codec:
-        """How a model reads and acts. Raises EnvironmentFailed where the environment is not stepped."""
+        """How a model reads and acts, once it has observed. Raises EnvironmentFailed for one that is not stepped."""
         environment = self._ready()
         if not isinstance(environment, SteppedEnvironment):
             raise EnvironmentFailed(f"{self._type.name} is not stepped; its tools are called by the agent tool_loop")

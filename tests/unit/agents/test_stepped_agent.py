@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -49,7 +49,7 @@ class CalledCorridor(Corridor):
     """The same, by a function."""
 
     name = "called_corridor"
-    codec: ClassVar[Codec] = ToolCodec(MOVE, argument="direction")
+    codec: Codec = ToolCodec(MOVE, argument="direction")
 
 
 class MappedCorridor(Corridor):
