@@ -186,7 +186,7 @@ def _assistant_message(action: Any) -> JsonObject:
         return {"role": "assistant", "content": action}
     if isinstance(action, dict):
         return action
-    raise ValueError("an action is a text or an assistant message")  # noqa: TRY004  a step refuses by ValueError
+    raise ValueError("an action is a text or an assistant message")
 
 
 def _item(message: JsonObject) -> JsonObject:

@@ -15,6 +15,7 @@ Invariant: a reward function that raises makes a fault; verifiers itself would s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import json
@@ -197,6 +198,8 @@ async def serve(rollouts: Rollouts) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         rollouts.take(json.loads(line))
+    with contextlib.suppress(Exception):
+        await asyncio.wait_for(rollouts.env._teardown(), 3)
 
 
 def end_with_parent() -> None:
@@ -226,6 +229,7 @@ def main() -> None:
     tools = [plain(each) for each in getattr(env, "tool_defs", None) or ()]
     rollouts.say(ready={"rows": first, "tools": tools, "size": len(env.get_dataset()), "doc": (env.__doc__ or "")})
     asyncio.run(serve(rollouts))
+    os._exit(0)  # packages leave threads behind that would hold the end up
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ def kinds() -> Iterator[dict[str, type[Environment[Any]]]]:
     """One of each kind; their processes start side by side, since importing verifiers takes seconds."""
     names = ("single", "multi", "tools")
     with ThreadPoolExecutor(3) as pool:
-        made = dict(zip(names, pool.map(lambda kind: Verifiers.configured(f"sums_{kind}", options(kind)), names)))
+        made = dict(
+            zip(names, pool.map(lambda kind: Verifiers.configured(f"sums_{kind}", options(kind)), names), strict=True)
+        )
     yield made
     for each in made.values():
         each.child.close()
