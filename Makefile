@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
+VERIFIERS := .venv-verifiers
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test test-all test-vllm chaos demo up clean
@@ -29,10 +30,16 @@ check: setup ## format, lint, types, import directions
 	@! $(BIN)/python -m pip show --quiet gym 2>/dev/null || \
 	  { echo "PyPI's package gym is installed and overwrites ours: $(BIN)/pip uninstall gym, then make -B setup"; exit 1; }
 
-test: setup ## the tests, without the slow ones
+# a package whose pins clash with ours, in a virtual environment of its own
+$(VERIFIERS)/.installed: tests/adapters/verifiers.txt
+	@$(VERIFIERS)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VERIFIERS)
+	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/adapters/verifiers.txt
+	@touch $@
+
+test: setup $(VERIFIERS)/.installed ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow"
 
-test-all: setup ## all tests that need no GPU
+test-all: setup $(VERIFIERS)/.installed ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu and not vllm"
 
 test-vllm: setup $(VLLM)/model/config.json ## the tests against a real vLLM on this CPU, which it installs first (2.5 GB)
@@ -58,5 +65,5 @@ up: setup ## leave a farm running in the foreground, with Flower; Ctrl-C drains 
 	$(BIN)/farm up --config configs/dev.yaml
 
 clean: ## remove .venv and what tools left; farm-data stays
-	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(VLLM) $(VERIFIERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -169,6 +169,10 @@ class ResultAnswer(BaseModel):
     response: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
     segments: list[dict[str, Any]] | None = None
+    steps: Annotated[
+        list[dict[str, Any]] | None,
+        Field(description="of a stepped environment, with `segments`: turn, action, reward, done, truncated of each"),
+    ] = None
     trajectory_dropped: TrajectoryDropped | None = None
 
 

@@ -74,6 +74,7 @@ class SessionStep(BaseModel):
     observation: Any
     reward: float
     done: bool
+    truncated: bool
     info: dict[str, Any]
     expires_at: str
 

@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from gym.environments.settings import EnvironmentEntries
 from gym.errors import SettingsError
 from gym.judges.settings import JudgeName, JudgeSettings
 from gym.limits import Seconds
@@ -215,8 +216,10 @@ class Settings(BaseSettings):
     judges: dict[JudgeName, JudgeSettings] = Field(
         default_factory=dict, description="models that verifiers ask, by name"
     )
-    environments: tuple[str, ...] = Field(
-        default=(), description="more environments, each as `package.module:Class` or `path/to/file.py:Class`"
+    environments: EnvironmentEntries = Field(
+        default=(),
+        description="more environments: a list of `package.module:Class` or `path/to/file.py:Class`, or a mapping from "
+        "names to these or to `{adapter: …}` and `{use: …}` with options",
     )
 
     @model_validator(mode="after")

@@ -68,6 +68,7 @@ class StopReason(StrEnum):
     """Why an episode ended."""
 
     COMPLETED = "completed"
+    TRUNCATED = "truncated"  # a stepped environment ended it by a limit of its own
     MAX_TURNS = "max_turns"
     MAX_TOKENS = "max_tokens"
     CONTENT_FILTER = "content_filter"

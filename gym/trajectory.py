@@ -117,16 +117,29 @@ class ToolCall:
     failed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTaken:
+    """An action that a stepped environment took, and its reward; `turn` is the model call that chose it."""
+
+    turn: int
+    action: Any
+    reward: float
+    done: bool
+    truncated: bool = False
+
+
 @dataclass(slots=True)
 class Trajectory:
     """What an episode has recorded so far; an environment's verifier reads it when the episode is over.
 
-    `items` are Responses API output items in order: messages, reasoning, function_call, function_call_output.
+    `items` are Responses API items in order: messages, reasoning, function_call, function_call_output; of a stepped
+    environment also the user messages that show its observations.
     """
 
     params: JsonObject
     items: list[JsonObject] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
+    steps: list[StepTaken] = field(default_factory=list)
     calls: list[ModelCall] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
     segments: Segments = field(default_factory=Segments)

@@ -100,7 +100,8 @@ def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
         status="incomplete" if cut else "completed",
         incomplete_reason=cut,
     )
-    return pack_trajectory(response, [call_json(call) for call in trajectory.calls], trajectory.segments.segments)
+    calls = [call_json(call) for call in trajectory.calls]
+    return pack_trajectory(response, calls, trajectory.segments.segments, trajectory.steps)
 
 
 def packed_calls(running: Running, *, most_bytes: int) -> bytes:

@@ -178,11 +178,14 @@ class SessionHost:
                 held.trajectory.tool_calls.append(outcome)
                 answer = {"output": outcome.output, "failed": outcome.failed}
             case "step":
-                step = await held.session.step(call["action"])
+                action, steps = call["action"], held.trajectory.steps
+                step = await held.session.step(action)
+                steps.append(step.taken(action, turn=len(steps)))
                 answer = {
                     "observation": step.observation,
                     "reward": step.reward,
                     "done": step.done,
+                    "truncated": step.truncated,
                     "info": step.info,
                 }
             case "verify":

@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="A row per line; - reads standard input.")],
+    rows: Annotated[
+        Path,
+        typer.Argument(metavar="ROWS.jsonl", help="JSONL, Parquet, or a saved dataset's folder; - is standard input."),
+    ],
     environment: Annotated[str | None, typer.Option(help="For rows that name none.")] = None,
     num_samples: Annotated[int, typer.Option(help="Rollouts per row, for rows that do not say.")] = 1,
     policy: Annotated[
@@ -45,6 +48,12 @@ def submit(
     batch_id: Annotated[
         str | None, typer.Option(help="Makes the command repeatable: once is as good as twice.")
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take the first N rows.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Draw N rows, after --limit.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Submit every row K times, as tasks of their own.")] = 1,
+    split: Annotated[str | None, typer.Option(help="Of a folder that has several.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The field that is the input, in rows without one.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Stay until it is done, then print figures.")] = False,
     out: OutFile = None,
     view: View = "light",
@@ -54,13 +63,13 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit rows as a batch."""
-    from api.cli.rows import read_rows
     from gym.client import BatchOptions
+    from gym.datasets import read_rows
 
     if out is not None and not follow:
         raise typer.BadParameter("results come with --follow; later, `farm results BATCH --out FILE` fetches them")
     chosen = _policy(policy, model)
-    parsed = read_rows(rows)
+    parsed = read_rows(rows, split=split, prompt=prompt).taken(limit=limit, sample=sample, seed=seed, repeat=repeat)
     options = BatchOptions(num_samples=num_samples, priority=priority)
     if environment is not None:
         options["environment"] = environment

@@ -17,7 +17,12 @@ def register(app: typer.Typer) -> None:
 def environments(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one in full.")] = None,
     generate: Annotated[
-        str | None, typer.Option(metavar="DATASET", help="Print rows of this dataset, made here, one per line.")
+        list[str] | None,
+        typer.Option(
+            metavar="DATASET[=WEIGHT][@LEVEL]",
+            help="Print rows of this dataset, made here, one per line; several are mixed by weight. A level is one of "
+            "the dataset's curriculum.",
+        ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many rows to generate.")] = 10,
     seed: Annotated[int, typer.Option(help="The same seed makes the same rows.")] = 0,
@@ -26,7 +31,7 @@ def environments(
     as_json: AsJson = False,
 ) -> None:
     """What can be run; `farm environments reasoning_gym --generate DATASET` makes rows to submit."""
-    if generate is not None:
+    if generate:
         _generate(name, generate, count, seed)
         return
     with client(url, api_key) as farm:
@@ -58,19 +63,19 @@ def environments(
     out.print("example row:", Pretty(one.example_row))
 
 
-def _generate(name: str | None, dataset: str, count: int, seed: int) -> None:
-    """Rows of a dataset, to standard output."""
+def _generate(name: str | None, datasets: list[str], count: int, seed: int) -> None:
+    """Rows of datasets, to standard output."""
     import sys
 
     import orjson
 
     if name != "reasoning_gym":
         raise typer.BadParameter("only the environment reasoning_gym makes rows: farm environments reasoning_gym …")
-    from gym.environments.reasoning_gym import generate
+    from gym.environments.reasoning_mixture import Mixture, read_source
     from gym.errors import SettingsError
 
     try:
-        for row in generate(dataset, size=count, seed=seed):
+        for row in Mixture(dict(map(read_source, datasets)), seed=seed).rows(count):
             sys.stdout.buffer.write(orjson.dumps(row) + b"\n")
     except ImportError as error:
         raise SettingsError(

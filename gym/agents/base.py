@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from gym.environments.base import Step
 from gym.environments.session import EnvironmentSession
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
@@ -19,6 +21,8 @@ from gym.proxy.policies import PolicyRecord
 from gym.rollout import StopReason
 from gym.task import Task
 from gym.trajectory import ModelCall, ToolCall, Trajectory, TurnTokens
+
+Result = TypeVar("Result")
 
 
 class Model(Protocol):
@@ -156,6 +160,28 @@ class Episode:
                 {"type": "function_call_output", "call_id": call["call_id"], "output": outcome.output}
             )
         self.touch()
+
+    async def observe(self) -> Any:
+        """What a stepped environment shows at first. Raises EnvironmentFailed."""
+        return await self._timed(self.environment.observe())
+
+    async def step(self, action: Any, *, turn: int) -> Step:
+        """Act in a stepped environment, as the model chose in this turn; what came of it is recorded.
+
+        Raises BadArguments where the action is none, EnvironmentFailed.
+        """
+        step = await self._timed(self.environment.step(action))
+        self.trajectory.steps.append(step.taken(action, turn=turn))
+        return step
+
+    async def _timed(self, work: Awaitable[Result]) -> Result:
+        self.touch()
+        began = time.monotonic()
+        try:
+            return await work
+        finally:
+            self.tool_s += time.monotonic() - began
+            self.touch()
 
     async def _run_tool(self, call: JsonObject) -> ToolCall:
         arguments: Any = call.get("arguments")

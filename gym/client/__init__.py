@@ -24,6 +24,7 @@ from gym.client.records import (
     View,
     read_result,
 )
+from gym.datasets import read_rows, repeated, take
 from gym.rollout import Ledger, Outcome
 
 __all__ = [
@@ -50,4 +51,7 @@ __all__ = [
     "connect",
     "connect_sync",
     "read_result",
+    "read_rows",
+    "repeated",
+    "take",
 ]

@@ -93,6 +93,12 @@ class Result:
         self._check_kept()
         return tuple(_segment(item) for item in self.raw.get("segments") or ())
 
+    @property
+    def steps(self) -> tuple[JsonObject, ...]:
+        """Of a stepped environment, with view `training` or `full`: turn, action, reward, done, truncated of each."""
+        self._check_kept()
+        return tuple(self.raw.get("steps") or ())
+
     def _check_kept(self) -> None:
         dropped = self.raw.get("trajectory_dropped")
         if dropped:

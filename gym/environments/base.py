@@ -24,20 +24,27 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from gym.environments.codecs import Codec, TextCodec
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
-from gym.trajectory import Trajectory
+from gym.trajectory import StepTaken, Trajectory
 
 
 class Row(BaseModel):
     """The base of row models: fields of the row beside the farm's own; unknown ones are kept, not refused."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class NoOptions(BaseModel):
+    """The options of an environment that takes none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 RowT = TypeVar("RowT", bound=Row)
@@ -54,12 +61,20 @@ def tool(method: Method) -> Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What an action led to; `reward` is that of the step, `done` ends the episode."""
+    """What an action led to, as JSON can hold it; `reward` is that of the step, `done` ends the episode.
+
+    `truncated` comes with `done`: the episode ended by a limit of the environment, not by what it is about.
+    """
 
     observation: Any
     reward: float = 0.0
     done: bool = False
+    truncated: bool = False
     info: JsonObject = field(default_factory=dict)
+
+    def taken(self, action: Any, *, turn: int) -> StepTaken:
+        """As the trajectory keeps it."""
+        return StepTaken(turn=turn, action=action, reward=float(self.reward), done=self.done, truncated=self.truncated)
 
 
 class Environment(ABC, Generic[RowT]):
@@ -71,10 +86,22 @@ class Environment(ABC, Generic[RowT]):
     blocking: ClassVar[bool] = False  # plain methods run in a thread, one at a time for each instance
     requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; where one is missing it is disabled
     judges: ClassVar[tuple[str, ...]] = ()  # judges that `verify` may ask, by their names in the settings
+    options_model: ClassVar[type[BaseModel]] = NoOptions  # what the settings may give beside `use` or `adapter`
+    options: ClassVar[Any] = NoOptions()  # what they gave
 
     def __init__(self, row: RowT, *, seed: int) -> None:
         self.row = row
         self.seed = seed
+
+    @classmethod
+    def configured(cls, name: str, options: JsonObject) -> type[Self]:
+        """The environment under a name and with options of the settings: a subclass, made when the farm starts.
+
+        What depends on the options, such as tools or a codec, an override sets on the subclass. Raises ValueError or
+        TypeError where the options cannot be used, which disables this one environment.
+        """
+        attributes = {"name": name, "options": cls.options_model.model_validate(options), "__doc__": cls.__doc__}
+        return type(cls.__name__, (cls,), {**attributes, "__module__": cls.__module__})
 
     def setup(self) -> Awaitable[None] | None:
         """Get ready; a raise here fails the rollout as `environment_error`."""
@@ -118,12 +145,22 @@ class Environment(ABC, Generic[RowT]):
 
 
 class SteppedEnvironment(Environment[RowT]):
-    """An environment that is stepped, in the manner of Gymnasium: an action in, an observation out."""
+    """An environment that is stepped, in the manner of Gymnasium: an action in, an observation out.
+
+    In a batch the agent `stepped` plays it: the codec says how a model reads an observation and how it acts.
+    """
+
+    agent: ClassVar[str] = "stepped"
+    codec: Codec = TextCodec()  # an instance may have one of its own from `reset` on
 
     @abstractmethod
     def reset(self) -> Awaitable[Any] | Any:
-        """The first observation; called once, after `setup`."""
+        """The first observation, or None where the task's input says all; called once, after `setup`."""
 
     @abstractmethod
     def step(self, action: Any) -> Awaitable[Step] | Step:
         """Act. ValueError says that the action is none, and is told to whoever acts."""
+
+    def verify(self, trajectory: Trajectory) -> Awaitable[Reward | Ask | float] | Reward | Ask | float:
+        """The sum of the steps' rewards."""
+        return Reward(float(sum(step.reward for step in trajectory.steps)), {"steps": float(len(trajectory.steps))})

@@ -130,29 +130,34 @@ def generate(dataset: str, *, size: int, seed: int, config: JsonObject | None = 
 
     Raises Invalid where the dataset or its configuration is unknown.
     """
+    for index in range(size):
+        yield reasoning_row(dataset, seed=seed, index=index, config=config or {})
+
+
+def reasoning_row(dataset: str, *, seed: int, index: int, config: JsonObject) -> JsonObject:
+    """One row of a dataset. Raises Invalid, as `generate` does."""
     from reasoning_gym.utils import SYSTEM_PROMPTS
 
-    config = config or {}
-    for index in range(size):
-        try:
-            entry = _entry(dataset, seed, index, orjson.dumps(config))
-        except BadRow as error:
-            raise Invalid("invalid_dataset", error.message, {"dataset": dataset, "config": config}) from error
-        prompt = [
-            {"role": "system", "content": SYSTEM_PROMPTS["default"]},
-            {"role": "user", "content": entry["question"]},
-        ]
-        yield {
-            "responses_create_params": {"input": prompt},
-            "environment": ReasoningGym.name,
-            "task_id": f"{dataset}-{seed}-{index}",
-            "question": entry["question"],
-            "answer": entry["answer"],
-            "dataset": dataset,
-            "seed": seed,
-            "index": index,
-            "config": config,
-        }
+    packed = orjson.dumps(config)
+    try:
+        entry = _entry(dataset, seed, index, packed)
+    except BadRow as error:
+        raise Invalid("invalid_dataset", error.message, {"dataset": dataset, "config": config}) from error
+    prompt = [
+        {"role": "system", "content": SYSTEM_PROMPTS["default"]},
+        {"role": "user", "content": entry["question"]},
+    ]
+    return {
+        "responses_create_params": {"input": prompt},
+        "environment": ReasoningGym.name,
+        "task_id": f"{dataset}-{seed}-{index}",
+        "question": entry["question"],
+        "answer": entry["answer"],
+        "dataset": dataset,
+        "seed": seed,
+        "index": index,
+        "config": orjson.loads(packed),
+    }
 
 
 def extract_answer(text: str) -> str:

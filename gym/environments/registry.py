@@ -1,7 +1,8 @@
 """Which environments there are, and whether a row is one of theirs.
 
-Built-in ones, installed ones (entry points of the group `rollout_farm.environments`) and those that the settings name
-as `package.module:Class` or `path/to/file.py:Class`. One that cannot be loaded is listed with its `error` and takes no
+Built-in ones, installed ones (entry points of the group `rollout_farm.environments`) and those of the settings
+(`gym.environments.settings`): classes, with options where they give some, and what adapters bring (entry points of the
+group `rollout_farm.adapters` beside `ADAPTERS`). One that cannot be loaded is listed with its `error` and takes no
 rows; the others are untouched. Loading an environment's code runs it: specs come from settings, never from requests.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gym.environments.base import Environment, Row
+from gym.environments.settings import EnvironmentEntry
 from gym.environments.tools import ToolSpec, problems, tools_of
 from gym.errors import NotFound
 from gym.ids import is_id
@@ -38,6 +40,12 @@ BUILT_IN = (
     "gym.environments.equivalence:Equivalence",
     "gym.environments.essay_similarity:EssaySimilarity",
 )
+
+ADAPTER_POINTS = "rollout_farm.adapters"
+ADAPTERS: Mapping[str, str] = {
+    "gymnasium": "gym.environments.gymnasium:Gymnasium",
+    "verifiers": "gym.environments.verifiers:Verifiers",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +135,7 @@ class Registry:
         return f"there is no environment `{name[:80]}`; {hint}"
 
 
-def load_registry(specs: Sequence[str] = (), *, judges: Collection[str] | None = None) -> Registry:
+def load_registry(specs: Sequence[str | EnvironmentEntry] = (), *, judges: Collection[str] | None = None) -> Registry:
     """The built-in and the installed environments and those of `specs`; never raises for one that fails to load.
 
     A name belongs to the first that takes it; another of the same name is listed under its spec, with an error.
@@ -135,12 +143,17 @@ def load_registry(specs: Sequence[str] = (), *, judges: Collection[str] | None =
     sources: list[tuple[str, Callable[[], object]]] = []
     sources += [(spec, partial(_import, spec)) for spec in BUILT_IN]
     sources += [(point.name, point.load) for point in entry_points(group=ENTRY_POINTS)]
-    sources += [(spec, partial(_import, spec)) for spec in specs]
+    for spec in specs:
+        if isinstance(spec, str):
+            sources.append((spec, partial(_import, spec)))
+        else:
+            sources.append((spec.name, partial(_configured, spec)))
     types: dict[str, EnvironmentType] = {}
     for source, load in sources:
         loaded = _load(source, load)
         if loaded.error is None and loaded.name in types:
-            loaded = EnvironmentType(name=source, error=f"the name {loaded.name} is taken by another environment")
+            other = source if source not in types else f"settings:{source}"
+            loaded = EnvironmentType(name=other, error=f"the name {loaded.name} is taken by another environment")
         if loaded.error is not None:
             logger.warning("environment %s is disabled: %s", loaded.name, loaded.error)
         types.setdefault(loaded.name, loaded)
@@ -183,8 +196,30 @@ def _load(source: str, load: Callable[[], object]) -> EnvironmentType:
         loaded: Any = load()
         name = str(getattr(loaded, "name", source))
         return environment_type(loaded)
+    except ValidationError as error:
+        said = "; ".join(f"{field}: {message}" if field else message for field, message in problems(error))
+        return EnvironmentType(name=name, error=f"its options cannot be used: {said}")
     except (Exception, SystemExit) as error:  # noqa: BLE001  see above
         return EnvironmentType(name=name, error=f"{type(error).__name__}: {error}")
+
+
+def _configured(entry: EnvironmentEntry) -> object:
+    if entry.use is not None:
+        cls = _import(entry.use)
+    else:
+        loads: dict[str, Callable[[], object]] = {
+            point.name: point.load for point in entry_points(group=ADAPTER_POINTS)
+        }
+        loads |= {name: partial(_import, spec) for name, spec in ADAPTERS.items()}
+        adapter = str(entry.adapter)
+        if adapter not in loads:
+            raise ValueError(f"there is no adapter {adapter!r}; there are {', '.join(sorted(loads))}")
+        cls = loads[adapter]()
+    if not (isinstance(cls, type) and issubclass(cls, Environment)):
+        raise TypeError(f"{cls!r} is not a subclass of gym.environments.base.Environment")
+    if missing := [package for package in cls.requires if importlib.util.find_spec(package) is None]:
+        raise TypeError(f"it needs the packages {', '.join(missing)}, which are not installed")
+    return cls.configured(entry.name, entry.options)
 
 
 def _import(spec: str) -> object:

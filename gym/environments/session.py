@@ -20,6 +20,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from gym.environments.base import Environment, Step, SteppedEnvironment
+from gym.environments.codecs import Codec
 from gym.environments.registry import EnvironmentType
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments, ToolSpec, decode_arguments, problems
@@ -129,6 +130,14 @@ class EnvironmentSession:
             return await self._stepped(environment, environment.reset, "reset")
         return (self._data.get("responses_create_params") or {}).get("input")
 
+    @property
+    def codec(self) -> Codec:
+        """How a model reads and acts, once it has observed. Raises EnvironmentFailed for one that is not stepped."""
+        environment = self._ready()
+        if not isinstance(environment, SteppedEnvironment):
+            raise EnvironmentFailed(f"{self._type.name} is not stepped; its tools are called by the agent tool_loop")
+        return environment.codec
+
     async def step(self, action: object) -> Step:
         """Act in a stepped environment.
 
@@ -148,9 +157,9 @@ class EnvironmentSession:
             return await self._run(call, thread=environment.blocking and not inspect.iscoroutinefunction(method))
         except RolloutError:
             raise
-        except ValueError as error:
-            raise BadArguments(_text_of(error)) from error
         except (Exception, SystemExit) as error:
+            if isinstance(error, ValueError) and what == "step":
+                raise BadArguments(str(error) or "that is no action here") from error
             raise EnvironmentFailed(f"{self._type.name}, {what}: {_text_of(error)}") from error
 
     async def verify(self, trajectory: Trajectory) -> Reward | Ask:

@@ -1,30 +1,54 @@
 """The record of a rollout (JSON, `view=light`) and its packed trajectory (msgpack).
 
-A packed trajectory is `{v, response, calls, segments}`; token ids are little-endian int32, log-probabilities float32,
-the loss mask uint8, each as raw bytes.
+A packed trajectory is `{v, response, calls, segments}`, with `steps` where an environment was stepped; token ids are
+little-endian int32, log-probabilities float32, the loss mask uint8, each as raw bytes.
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.trajectory import ModelCall, Segment, Trajectory
+from gym.trajectory import ModelCall, Segment, StepTaken, Trajectory
 
 VERSION = 1
 
 
-def pack_trajectory(response: JsonObject, calls: list[JsonObject], segments: list[Segment]) -> bytes:
+def pack_trajectory(
+    response: JsonObject, calls: list[JsonObject], segments: list[Segment], steps: Sequence[StepTaken] = ()
+) -> bytes:
     """A trajectory as it is stored."""
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "response": response, "calls": calls, "segments": [pack_segment(s) for s in segments]}
-    )
+    kept: JsonObject = {
+        "v": VERSION,
+        "response": response,
+        "calls": calls,
+        "segments": [pack_segment(segment) for segment in segments],
+    }
+    if steps:
+        kept["steps"] = [step_json(step) for step in steps]
+    packed: bytes = msgpack.packb(kept)
     return packed
+
+
+def step_json(step: StepTaken) -> JsonObject:
+    """A step as it is stored and shown; an action that JSON has no form for is its `repr`."""
+    try:
+        action: Any = orjson.loads(orjson.dumps(step.action, default=repr, option=orjson.OPT_NON_STR_KEYS))
+    except TypeError:
+        action = repr(step.action)
+    return {
+        "turn": step.turn,
+        "action": action,
+        "reward": step.reward,
+        "done": step.done,
+        "truncated": step.truncated,
+    }
 
 
 def unpack_trajectory(packed: bytes) -> JsonObject:
@@ -127,6 +151,8 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped:
     if packed is not None:
         trajectory = unpack_trajectory(packed)
         extra["segments"] = trajectory["segments"]
+        if "steps" in trajectory:
+            extra["steps"] = trajectory["steps"]
         if full:
             extra |= {"response": trajectory["response"], "calls": trajectory["calls"]}
     return extra

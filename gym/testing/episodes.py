@@ -1,18 +1,22 @@
-"""One episode without a farm: an environment, the tool loop and a model, as a worker puts them together."""
+"""One episode without a farm: an environment, its agent and a model, as a worker puts them together."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
 from gym.agents.base import Episode, Model, PolicyNow
-from gym.agents.tool_loop import ToolLoop
-from gym.environments.registry import load_registry
+from gym.agents.registry import AGENTS
+from gym.environments.base import Environment
+from gym.environments.registry import environment_type, load_registry
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
+from gym.policy import PolicySpec
+from gym.proxy.policies import PolicyRecord, inline_record
 from gym.reward import Reward
 from gym.rollout import StopReason
 from gym.task import Task
@@ -26,44 +30,62 @@ class Played:
     episode: Episode
     reason: StopReason
     reward: float
+    components: dict[str, float]
     tools: list[JsonObject]
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What was recorded."""
+        return self.episode.trajectory
+
+
+def no_policy() -> PolicyRecord:
+    """A policy for models that ask nobody, such as `gym.testing.answers.Answers`."""
+    return inline_record(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="none"))
 
 
 async def play(
     row: JsonObject,
     *,
     model: Model,
-    policy: PolicyNow,
+    environment: type[Environment[Any]] | None = None,
+    policy: PolicyNow = no_policy,
+    limits: Limits | None = None,
     within_s: float = 20.0,
     rollout_id: str = "r",
     group_id: str = "g",
+    seed: int = 0,
 ) -> Played:
-    """Run the episode of a row that names its environment, and score it.
+    """Run the episode of a row, of the environment that is given or that the row names, and score it.
 
     Raises NotFound for an unknown environment, Invalid where its verifier asks a judge, else RolloutError as a rollout
     would fail.
     """
-    environment, params = row["environment"], row["responses_create_params"]
+    kind = environment_type(environment) if environment is not None else load_registry().get(row["environment"])
+    params, agent = row["responses_create_params"], row.get("agent") or kind.agent
     with EnvironmentThreads(1) as executor:
-        session = EnvironmentSession(load_registry().get(environment), row, seed=0, executor=executor)
+        session = EnvironmentSession(kind, row, seed=seed, executor=executor)
         try:
             await session.setup()
             episode = Episode(
-                task=Task(task_id="t", environment=environment, agent="tool_loop", params=params, data=row),
+                task=Task(task_id="t", environment=kind.name, agent=agent, params=params, data=row),
                 rollout_id=rollout_id,
                 group_id=group_id,
                 attempt=1,
-                limits=Limits(),
+                limits=limits or Limits(),
                 environment=session,
                 model=model,
                 policy=policy,
                 deadline=asyncio.get_running_loop().time() + within_s,
                 trajectory=Trajectory(params=params),
             )
-            reason = await ToolLoop().run(episode)
+            reason = await AGENTS[agent].run(episode)
+            episode.trajectory.stop_reason = reason.value
             reward = await session.verify(episode.trajectory)
             if not isinstance(reward, Reward):
-                raise Invalid(f"the verifier of {environment} asks a judge, and no judge is here", "environment")
+                raise Invalid(f"the verifier of {kind.name} asks a judge, and no judge is here", "environment")
         finally:
             await session.close()
-    return Played(episode=episode, reason=reason, reward=reward.value, tools=session.tools)
+    return Played(
+        episode=episode, reason=reason, reward=reward.value, components=reward.components, tools=session.tools
+    )

@@ -1,0 +1,139 @@
+"""How a model reads the observations of a stepped environment, and how its answers become actions. No I/O.
+
+A codec belongs to an environment's class and keeps no state. Three ways to act:
+
+    TextCodec   by what the model says: the last <action> tags of its answer, else the answer's last line
+    ToolCodec   by calling one function; each call is a step, and its output is what the step showed
+    any other   whatever `Codec` can express, such as answers that are taken whole
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.trajectory import message_text
+
+_TAGGED = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """An action that an answer holds; with `fault` it could not be read, which is told to the model.
+
+    `call_id` is that of the function call by which the model acts.
+    """
+
+    action: Any = None
+    call_id: str | None = None
+    fault: str | None = None
+
+
+class Codec(Protocol):
+    """Between an environment and a model."""
+
+    @property
+    def tools(self) -> Sequence[JsonObject]:
+        """Responses function tools by which a model acts; none where it acts by what it says."""
+
+    def acts(self, items: Sequence[JsonObject]) -> list[Act]:
+        """What an answer does, in order; the items are without calls of the environment's own tools.
+
+        Nothing at all ends the episode. What cannot be read is an `Act` with a fault, never an exception.
+        """
+
+    def show(self, observation: Any, act: Act | None) -> list[JsonObject]:
+        """Responses input items for what an action led to, or, without one, for the first observation."""
+
+    def refuse(self, fault: str, act: Act) -> list[JsonObject]:
+        """Items that tell why an action was none."""
+
+
+class TextCodec:
+    """Acts by what the model says; observations are user messages. Subclasses override `text_of` and `action_of`."""
+
+    tools: Sequence[JsonObject] = ()
+
+    def text_of(self, observation: Any) -> str:
+        """An observation as the model reads it: a text as it is, anything else as JSON."""
+        return as_text(observation)
+
+    def action_of(self, text: str) -> Any:
+        """The action that a text names. ValueError says that it names none."""
+        return text
+
+    def acts(self, items: Sequence[JsonObject]) -> list[Act]:
+        """One action: that of the last <action> tags, else of the last line."""
+        said = "\n".join(message_text(item) for item in items if item.get("type") == "message")
+        try:
+            return [Act(action=self.action_of(_chosen(said)))]
+        except ValueError as error:
+            return [Act(fault=str(error))]
+
+    def show(self, observation: Any, act: Act | None) -> list[JsonObject]:  # noqa: ARG002  the protocol's
+        """A user message; none where there is no observation."""
+        return [] if observation is None else [{"role": "user", "content": self.text_of(observation)}]
+
+    def refuse(self, fault: str, act: Act) -> list[JsonObject]:  # noqa: ARG002  the protocol's
+        """A user message."""
+        return [{"role": "user", "content": f"That was no valid action: {fault}"}]
+
+
+class ToolCodec(TextCodec):
+    """Acts by calling a function, whose arguments are the action, or hold it under `argument` where that is given."""
+
+    def __init__(self, tool: JsonObject, *, argument: str | None = None) -> None:
+        self.tools = (tool,)
+        self._argument = argument
+
+    def acts(self, items: Sequence[JsonObject]) -> list[Act]:
+        """One action for each call of the function, in order."""
+        return [self._act(item) for item in items if item.get("type") == "function_call"]
+
+    def show(self, observation: Any, act: Act | None) -> list[JsonObject]:
+        """The call's output; the first observation is a user message."""
+        if act is None:
+            return super().show(observation, act)
+        return [_output(act, self.text_of(observation))]
+
+    def refuse(self, fault: str, act: Act) -> list[JsonObject]:
+        """The call's output, an object with `error`."""
+        return [_output(act, as_text({"error": fault}))]
+
+    def _act(self, call: JsonObject) -> Act:
+        call_id = str(call.get("call_id"))
+        try:
+            arguments = orjson.loads(call.get("arguments") or "{}")
+        except orjson.JSONDecodeError as error:
+            return Act(call_id=call_id, fault=f"the arguments are not valid JSON: {error}")
+        if not isinstance(arguments, dict):
+            return Act(call_id=call_id, fault="the arguments must be a JSON object")
+        if self._argument is None:
+            return Act(action=arguments, call_id=call_id)
+        if self._argument not in arguments:
+            return Act(call_id=call_id, fault=f"the argument `{self._argument}` is missing")
+        return Act(action=arguments[self._argument], call_id=call_id)
+
+
+def as_text(observation: Any) -> str:
+    """A text as it is, anything else as JSON; lone surrogates, which cannot be sent, are replaced."""
+    if isinstance(observation, str):
+        return observation if observation.isascii() else observation.encode("utf-8", "replace").decode()
+    return orjson.dumps(observation, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _chosen(said: str) -> str:
+    tagged = _TAGGED.findall(said)
+    if tagged:
+        return str(tagged[-1]).strip()
+    lines = said.strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _output(act: Act, text: str) -> JsonObject:
+    return {"type": "function_call_output", "call_id": act.call_id, "output": text}

@@ -1,0 +1,68 @@
+"""A model whose answers are given beforehand, for tests of environments without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Literal
+
+import orjson
+
+from gym.jsontypes import JsonObject
+from gym.proxy.client import ModelReply, ModelRequest
+from gym.trajectory import Usage
+
+Answer = str | JsonObject | list[JsonObject]
+_CALLS = count()
+
+
+class Answers:
+    """Gives its answers in order, or what a function of the request makes; keeps the requests.
+
+    An answer is a text, an item of the Responses API, or a list of items.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Answer] | Callable[[JsonObject], Answer],
+        *,
+        finish: Literal["stop", "max_tokens", "content_filter", "context_overflow"] = "stop",
+    ) -> None:
+        self._answers = answers
+        self._finish = finish
+        self.requests: list[JsonObject] = []
+
+    async def respond(self, request: ModelRequest) -> ModelReply:
+        """The next answer. Raises AssertionError where there is none left."""
+        number = len(self.requests)
+        self.requests.append(request.params)
+        if callable(self._answers):
+            answer = self._answers(request.params)
+        elif number < len(self._answers):
+            answer = self._answers[number]
+        else:
+            raise AssertionError(f"the model is asked for answer {number + 1} of {len(self._answers)}")
+        if isinstance(answer, str):
+            answer = said(answer)
+        return ModelReply(
+            items=answer if isinstance(answer, list) else [answer],
+            finish=self._finish,
+            usage=Usage(),
+            tokens=None,
+            version_before=None,
+            version_after=None,
+            endpoint="answers",
+            duration_s=0.0,
+            attempts=1,
+        )
+
+
+def said(text: str) -> JsonObject:
+    """A message of the model."""
+    return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
+
+
+def called(name: str, arguments: JsonObject | str, call_id: str | None = None) -> JsonObject:
+    """A function call of the model; arguments that are a text stand as they are."""
+    text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    return {"type": "function_call", "call_id": call_id or f"call-{next(_CALLS)}", "name": name, "arguments": text}
