@@ -76,6 +76,11 @@ class Environment(ABC, Generic[RowT]):
         self.row = row
         self.seed = seed
 
+    @classmethod
+    def check_machine(cls) -> None:
+        """Raise where this machine lacks what it needs; it is then disabled, with that reason."""
+        return
+
     def setup(self) -> Awaitable[None] | None:
         """Get ready; a raise here fails the rollout as `environment_error`."""
         return None
