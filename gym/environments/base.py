@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
+from gym.sandbox.settings import SandboxSettings
 from gym.trajectory import Trajectory
 
 
@@ -77,7 +78,7 @@ class Environment(ABC, Generic[RowT]):
         self.seed = seed
 
     @classmethod
-    def check_machine(cls) -> None:
+    def check_machine(cls, sandbox: SandboxSettings) -> None:  # noqa: ARG003  for those that override it
         """Raise where this machine lacks what it needs; it is then disabled, with that reason."""
         return
 
