@@ -91,12 +91,18 @@ class Calls:
         self._client = client
         self._policies = policies
 
-    async def read(self, exchange: Exchange, dialect: Dialect) -> Call:
-        """The call in a request. Raises RequestError, ClientLeft."""
+    async def read(
+        self, exchange: Exchange, dialect: Dialect, *, name: str | None = None, policy: PolicyRecord | None = None
+    ) -> Call:
+        """The call in a request; the policy is the one that is given or named here, else the one that it asks for.
+
+        Raises RequestError, ClientLeft.
+        """
         deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
         body = await exchange.json(self._settings.api.max_body_bytes)
         chat = dialect.to_chat(body)
-        policy = await self._policy(exchange.header(b"x-farm-policy"), body.get("model"))
+        if policy is None:
+            policy = await self._policy(name or exchange.header(b"x-farm-policy"), body.get("model"))
         return Call(exchange=exchange, dialect=dialect, body=body, chat=chat, policy=policy, deadline=deadline)
 
     async def run(self, call: Call) -> None:

@@ -1,7 +1,7 @@
 """The record of a rollout (JSON, `view=light`) and its packed trajectory (msgpack).
 
-A packed trajectory is `{v, response, calls, segments}`; token ids are little-endian int32, log-probabilities float32,
-the loss mask uint8, each as raw bytes.
+A packed trajectory is `{v, response, calls, segments}`, with `params` where an agent outside began otherwise than the
+row says; token ids are little-endian int32, log-probabilities float32, the loss mask uint8, each as raw bytes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from gym.trajectory import ModelCall, Segment, Trajectory
 VERSION = 1
 
 
-def pack_trajectory(response: JsonObject, calls: list[JsonObject], segments: list[Segment]) -> bytes:
-    """A trajectory as it is stored."""
-    packed: bytes = msgpack.packb(
-        {"v": VERSION, "response": response, "calls": calls, "segments": [pack_segment(s) for s in segments]}
-    )
+def pack_trajectory(
+    response: JsonObject, calls: list[JsonObject], segments: list[Segment], *, params: JsonObject | None = None
+) -> bytes:
+    """A trajectory as it is stored; `params` are what the first call was made with, where that is not the row's."""
+    trajectory = {"v": VERSION, "response": response, "calls": calls, "segments": [pack_segment(s) for s in segments]}
+    packed: bytes = msgpack.packb(trajectory if params is None else trajectory | {"params": params})
     return packed
 
 
@@ -129,6 +130,8 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped:
         extra["segments"] = trajectory["segments"]
         if full:
             extra |= {"response": trajectory["response"], "calls": trajectory["calls"]}
+            if "params" in trajectory:
+                extra["responses_create_params"] = trajectory["params"]
     return extra
 
 
