@@ -1,0 +1,85 @@
+"""Which provider works here: found by running one sandbox of each, bubblewrap first, once per process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+from gym.errors import SettingsError
+from gym.sandbox.base import SandboxProvider, SandboxUnavailable
+from gym.sandbox.bubblewrap import Bubblewrap
+from gym.sandbox.docker import Docker
+from gym.sandbox.left_over import pid_directory
+from gym.sandbox.limits import Limits
+from gym.sandbox.process import start_sandbox
+from gym.sandbox.settings import SandboxSettings
+
+_TRIAL = "import socket, os; print('inside', os.getpid(), len(socket.if_nameindex()))"
+
+logger = logging.getLogger(__name__)
+
+
+def find_provider(settings: SandboxSettings | None = None) -> SandboxProvider:
+    """The first provider that works; what an earlier process left is ended. Raises SandboxUnavailable."""
+    settings = settings or SandboxSettings()
+    found = _found(settings.provider, settings.image)
+    if isinstance(found, str):
+        raise SandboxUnavailable(found)
+    return found
+
+
+def require_named(settings: SandboxSettings) -> None:
+    """Raises SettingsError where the settings name a provider and it does not work."""
+    if settings.provider in ("bubblewrap", "docker"):
+        try:
+            find_provider(settings)
+        except SandboxUnavailable as error:
+            raise SettingsError(
+                f"sandbox.provider is {settings.provider}: {error}; mend that, or give `auto` or `none`, "
+                "which disable the environments that need a sandbox"
+            ) from error
+
+
+@lru_cache(maxsize=8)
+def _found(name: str, image: str) -> SandboxProvider | str:
+    if name == "none":
+        return "the setting sandbox.provider is none"
+    known: dict[str, SandboxProvider] = {"bubblewrap": Bubblewrap(), "docker": Docker(image=image)}
+    try:
+        found = first_working(tuple(known.values()) if name == "auto" else (known[name],))
+        found.sweep(pid_directory())
+    except SandboxUnavailable as error:
+        return str(error)
+    return found
+
+
+def first_working(providers: Sequence[SandboxProvider]) -> SandboxProvider:
+    """Try each in turn, in a thread with an event loop of its own. Raises SandboxUnavailable with each one's reason."""
+    reasons = []
+    for provider in providers:
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, try_once(provider)).result()
+        except SandboxUnavailable as error:
+            reasons.append(f"{provider.name}: {error}")
+        else:
+            return provider
+    raise SandboxUnavailable(f"no sandbox works on this machine ({'; '.join(reasons)})")
+
+
+async def try_once(provider: SandboxProvider) -> None:
+    """Run a program in a sandbox and see that it is one. Raises SandboxUnavailable."""
+    sandbox = await start_sandbox(provider, Limits())
+    try:
+        outcome = await sandbox.run(["{python}", "-I", "-c", _TRIAL])
+    except Exception as error:
+        raise SandboxUnavailable(f"the trial failed: {error}") from error
+    finally:
+        await sandbox.close()
+    if not outcome.stdout.startswith("inside "):
+        raise SandboxUnavailable(f"the trial printed {outcome.stdout[:100]!r}, {outcome.stderr[:200]!r}")
+    if outcome.stdout.split()[2] != "1":
+        raise SandboxUnavailable("the trial saw a network")
