@@ -233,6 +233,8 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
         yield child(f"worker-{number}", "worker", WORK, drain_s)
     for number in range(1, settings.judging.processes + 1 if settings.judges else 1):
         yield child(f"judge-worker-{number}", "judge-worker", WORK, drain_s)
+    if settings.pool.judges:
+        yield child("judge", "judge", WORK, max(each.drain_s for each in settings.pool.judges.values()) + GRACE_S)
     yield child("dispatcher", "dispatcher", INTAKE, 2 * GRACE_S)
     yield child("proxy", "proxy", WORK, drain_s)
     if settings.flower.enabled:
