@@ -1,0 +1,117 @@
+"""The pool on a real Ray of its own, on loopback, with GPUs that Ray only believes in."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+WAIT_S = 100.0
+STUB = str(Path(__file__).with_name("stub_judge.py"))
+COMMAND = [sys.executable, STUB, "{host}", "{port}"]
+CPU_JUDGE = {"kind": "embedding"}
+
+
+def until(found: Callable[[], Any], log: Path) -> Any:
+    """What it returns once it is true."""
+    give_up_at = time.monotonic() + WAIT_S
+    while not (seen := found()):
+        assert time.monotonic() < give_up_at, log.read_text()[-4000:]
+        time.sleep(0.1)
+    return seen
+
+
+@contextmanager
+def pool(tmp_path: Path, redis_url: str, settings: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """`farm judge`, ended and waited for; nothing of it may be left."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "RAY_"))}
+    judges = {name: CPU_JUDGE for name in settings["judges"]}
+    given = {
+        f"FARM_POOL_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in settings.items()
+    }
+    log = tmp_path / "judge.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api.cli.main", "judge", "--data-dir", str(tmp_path), "--redis-url", redis_url],
+            stdout=out,
+            stderr=out,
+            env={**kept, "FARM_JUDGES": json.dumps(judges), "HOME": str(tmp_path), **given},
+            start_new_session=True,
+        )
+    try:
+        yield process, log
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _, left = psutil.wait_procs(family, timeout=15)
+        for one in left:
+            one.kill()
+    assert not left, [one.pid for one in left]
+
+
+def status(redis: Redis) -> dict[str, Any]:
+    stored = redis.get("farm:judge-pool")
+    return json.loads(stored) if stored else {"judges": {}}
+
+
+def ready(redis: Redis, judge: str) -> list[dict[str, Any]]:
+    members = status(redis)["judges"].get(judge, {"replicas": []})["replicas"]
+    return [one for one in members if one["state"] == "ready"]
+
+
+def test_replicas_share_and_span_gpus_and_a_killed_one_is_replaced(tmp_path: Path, redis_url: str) -> None:
+    settings = {
+        "num_cpus": 1,
+        "num_gpus": 3,
+        "resources": {"extra_gpu": 1},
+        "judges": {
+            "half": {"num_gpus": 0.5, "min_replicas": 2, "max_replicas": 2, "command": COMMAND, "num_cpus": 0},
+            "both": {"num_gpus": 2, "command": COMMAND, "num_cpus": 0},
+            "apart": {"resources": {"extra_gpu": 1}, "command": COMMAND, "num_cpus": 0},
+            "none": {"command": COMMAND, "num_cpus": 0},
+        },
+    }
+    with Redis.from_url(redis_url) as redis, pool(tmp_path, redis_url, settings) as (process, log):
+        until(lambda: all(ready(redis, name) for name in settings["judges"]) and len(ready(redis, "half")) == 2, log)
+        halves = [one["gpus"] for one in ready(redis, "half")]
+        assert halves[0] == halves[1]
+        assert sorted(halves[:1] + ready(redis, "both")[0]["gpus"].split(",")) == ["0", "1", "2"]
+        assert ready(redis, "none")[0]["gpus"] == ""
+        assert ready(redis, "apart")[0]["gpus"] != ""
+        leases = redis.zrange("farm:judge-replicas", 0, -1)
+        assert len(leases) == 5
+        victim = ready(redis, "both")[0]
+        os.kill(victim["pid"], signal.SIGKILL)
+        again = until(lambda: [one for one in ready(redis, "both") if one["pid"] != victim["pid"]], log)
+        assert sorted(again[0]["gpus"].split(",")) == sorted(victim["gpus"].split(","))
+        redis.rpush("farm:judge-pool-orders", json.dumps({"judge": "half", "do": "drain"}))
+        until(lambda: not status(redis)["judges"]["half"]["replicas"], log)
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+        assert redis.zcard("farm:judge-replicas") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", [{"num_gpus": 4}, {"resources": {"extra_gpu": 1}}])
+def test_what_no_node_can_hold_is_an_error_at_start(tmp_path: Path, redis_url: str, wanted: dict[str, Any]) -> None:
+    settings = {"num_cpus": 1, "num_gpus": 2, "judges": {"large": {"command": COMMAND, **wanted}}}
+    with pool(tmp_path, redis_url, settings) as (process, log):
+        assert process.wait(WAIT_S) == 2
+        assert "no node of the cluster has that: 1 CPU, 2 GPU" in log.read_text()
