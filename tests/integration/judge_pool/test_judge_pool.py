@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import psutil
 import pytest
 from redis import Redis
 
-WAIT_S = 100.0
+WAIT_S = 150.0
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 STUB = str(Path(__file__).with_name("stub_judge.py"))
 COMMAND = [sys.executable, STUB, "{host}", "{port}"]
 CPU_JUDGE = {"kind": "embedding"}
@@ -108,10 +110,66 @@ def test_replicas_share_and_span_gpus_and_a_killed_one_is_replaced(tmp_path: Pat
         assert redis.zcard("farm:judge-replicas") == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [{"num_gpus": 4}, {"resources": {"extra_gpu": 1}}])
 def test_what_no_node_can_hold_is_an_error_at_start(tmp_path: Path, redis_url: str, wanted: dict[str, Any]) -> None:
     settings = {"num_cpus": 1, "num_gpus": 2, "judges": {"large": {"command": COMMAND, **wanted}}}
     with pool(tmp_path, redis_url, settings) as (process, log):
         assert process.wait(WAIT_S) == 2
         assert "no node of the cluster has that: 1 CPU, 2 GPU" in log.read_text()
+
+
+OTHERS = """
+import ray, sys
+ray.init(address="local", num_cpus=1, object_store_memory=78643200, include_dashboard=False, namespace="theirs",
+         _temp_dir=sys.argv[1], logging_level="error")
+@ray.remote(num_cpus=0)
+class Theirs:
+    def ping(self):
+        return "unharmed"
+theirs = Theirs.options(name="theirs").remote()
+ray.get(theirs.ping.remote())
+print("address", ray.get_runtime_context().gcs_address, flush=True)
+for line in sys.stdin:
+    print(ray.get(theirs.ping.remote()), flush=True)
+"""
+
+
+def test_somebody_elses_cluster_is_used_and_left_unharmed(tmp_path: Path, redis_url: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        theirs = subprocess.Popen(
+            [sys.executable, "-c", OTHERS, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**kept, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "HOME": str(tmp_path)},
+        )
+        assert theirs.stdin is not None
+        assert theirs.stdout is not None
+        try:
+            word, _, address = theirs.stdout.readline().decode().strip().partition(" ")
+            assert word == "address"
+            settings = {"ray_head_node_address": address, "judges": {"judge": {"command": COMMAND, "num_cpus": 0}}}
+            with Redis.from_url(redis_url) as redis, pool(tmp_path, redis_url, settings) as (process, log):
+                until(lambda: ready(redis, "judge"), log)
+                assert status(redis)["attached"]
+                assert status(redis)["address"] == address
+                process.terminate()
+                assert process.wait(60) == 0, log.read_text()
+            theirs.stdin.write(b"still?\n")
+            theirs.stdin.flush()
+            assert theirs.stdout.readline() == b"unharmed\n"
+        finally:
+            theirs.stdin.close()
+            try:
+                theirs.wait(30)
+            except subprocess.TimeoutExpired:
+                theirs.kill()
+                theirs.wait()
+            theirs.stdout.close()
+
+
+def test_an_address_where_nobody_answers_is_an_error_that_names_the_port(tmp_path: Path, redis_url: str) -> None:
+    settings = {"ray_head_node_address": "127.0.0.1:9", "judges": {"judge": {"command": COMMAND}}}
+    with pool(tmp_path, redis_url, settings) as (process, log):
+        assert process.wait(WAIT_S) == 2
+        assert "nothing answers at 127.0.0.1:9" in log.read_text()
