@@ -38,7 +38,7 @@ def until(found: Callable[[], Any], log: Path) -> Any:
 def pool(tmp_path: Path, redis_url: str, settings: dict[str, Any]) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """`farm judge`, ended and waited for; nothing of it may be left."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "RAY_"))}
-    judges = {name: CPU_JUDGE for name in settings["judges"]}
+    judges = dict.fromkeys(settings["judges"], CPU_JUDGE)
     given = {
         f"FARM_POOL_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.items()
