@@ -7,7 +7,7 @@ from gym.errors import (
     EnvironmentFailed,
     EnvironmentUnavailable,
     Internal,
-    JudgeFailed,
+    JudgeUnreachable,
     ModelRejected,
     ModelUnreachable,
     RolloutError,
@@ -25,7 +25,7 @@ def tries(*faults: bool) -> bytes:
     return b"".join(json.dumps({"kind": "any", "retryable": fault}).encode() + b"\n" for fault in faults)
 
 
-@pytest.mark.parametrize("error", [ModelUnreachable("m"), JudgeFailed("m"), EnvironmentUnavailable("m")])
+@pytest.mark.parametrize("error", [ModelUnreachable("m"), JudgeUnreachable("m"), EnvironmentUnavailable("m")])
 def test_the_infrastructure_has_as_many_attempts_as_max_attempts_says(error: RolloutError) -> None:
     limits = Limits(max_attempts=3)
     assert retry_in_s(error, b"", limits) is not None
