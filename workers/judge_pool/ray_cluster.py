@@ -73,6 +73,20 @@ def probe(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _keeps_to_loopback(host: str, port: int) -> bool:
+    """Whether a head that answers at a loopback address answers at this machine's own address no more."""
+    if not (host == "localhost" or host.startswith("127.")):
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
+            route.connect(("198.51.100.1", 9))  # sends nothing; the kernel says from where it would
+            own = route.getsockname()[0]
+        socket.create_connection((own, port), PROBE_S).close()
+    except OSError:
+        return True
+    return bool(own.startswith("127."))
+
+
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
     """Which of Ray and Python differ between a cluster and this process; Ray compares Python to the patch level."""
     names = {"ray_version": "Ray", "python_version": "Python"}
@@ -85,7 +99,10 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]
 
 def check_versions(address: str) -> dict[str, Any]:
     """Compare before attaching; what the cluster said, empty where this Ray cannot ask. Raises RayUnusable."""
-    probe(address)
+    host, port = probe(address)
+    if _keeps_to_loopback(host, port):
+        # without the same variable as its head a driver hangs; Ray reads it at import
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     _authenticate()
     ray = import_ray()
     theirs: dict[str, Any] = _bounded(lambda: _metadata(address), PROBE_S, default={})
@@ -138,9 +155,6 @@ def _authenticate() -> None:
 def _attach(cluster: Cluster) -> Any:
     assert cluster.address is not None  # noqa: S101  asked before
     check_versions(cluster.address)
-    if cluster.loopback and cluster.address.startswith("127."):
-        # a head that was told to keep to loopback leaves a driver without the same variable hanging
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = import_ray()
 
     def attach() -> Exception | None:
