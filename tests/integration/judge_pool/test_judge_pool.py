@@ -78,38 +78,6 @@ def ready(redis: Redis, judge: str) -> list[dict[str, Any]]:
     return [one for one in members if one["state"] == "ready"]
 
 
-def test_replicas_share_and_span_gpus_and_a_killed_one_is_replaced(tmp_path: Path, redis_url: str) -> None:
-    settings = {
-        "num_cpus": 1,
-        "num_gpus": 3,
-        "resources": {"extra_gpu": 1},
-        "judges": {
-            "half": {"num_gpus": 0.5, "min_replicas": 2, "max_replicas": 2, "command": COMMAND, "num_cpus": 0},
-            "both": {"num_gpus": 2, "command": COMMAND, "num_cpus": 0},
-            "apart": {"resources": {"extra_gpu": 1}, "command": COMMAND, "num_cpus": 0},
-            "none": {"command": COMMAND, "num_cpus": 0},
-        },
-    }
-    with Redis.from_url(redis_url) as redis, pool(tmp_path, redis_url, settings) as (process, log):
-        until(lambda: all(ready(redis, name) for name in settings["judges"]) and len(ready(redis, "half")) == 2, log)
-        halves = [one["gpus"] for one in ready(redis, "half")]
-        assert halves[0] == halves[1]
-        assert sorted(halves[:1] + ready(redis, "both")[0]["gpus"].split(",")) == ["0", "1", "2"]
-        assert ready(redis, "none")[0]["gpus"] == ""
-        assert ready(redis, "apart")[0]["gpus"] != ""
-        leases = redis.zrange("farm:judge-replicas", 0, -1)
-        assert len(leases) == 5
-        victim = ready(redis, "both")[0]
-        os.kill(victim["pid"], signal.SIGKILL)
-        again = until(lambda: [one for one in ready(redis, "both") if one["pid"] != victim["pid"]], log)
-        assert sorted(again[0]["gpus"].split(",")) == sorted(victim["gpus"].split(","))
-        redis.rpush("farm:judge-pool-orders", json.dumps({"judge": "half", "do": "drain"}))
-        until(lambda: not status(redis)["judges"]["half"]["replicas"], log)
-        process.terminate()
-        assert process.wait(60) == 0, log.read_text()
-        assert redis.zcard("farm:judge-replicas") == 0
-
-
 @pytest.mark.parametrize("wanted", [{"num_gpus": 4}, {"resources": {"extra_gpu": 1}}])
 def test_what_no_node_can_hold_is_an_error_at_start(tmp_path: Path, redis_url: str, wanted: dict[str, Any]) -> None:
     settings = {"num_cpus": 1, "num_gpus": 2, "judges": {"large": {"command": COMMAND, **wanted}}}
