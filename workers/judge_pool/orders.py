@@ -44,8 +44,13 @@ def plan_of(settings: Settings) -> Plan:
         keys=pool_keys(settings.redis.prefix),
         cluster=cluster,
         host=pool.host,
-        deployments=tuple(_deployment(settings, name, pooled) for name, pooled in pool.judges.items()),
+        deployments=deployments_of(settings),
     )
+
+
+def deployments_of(settings: Settings) -> tuple[Deployment, ...]:
+    """How each judge of the pool is run. Raises SettingsError as `plan_of` does."""
+    return tuple(_deployment(settings, name, pooled) for name, pooled in settings.pool.judges.items())
 
 
 def pool_keys(prefix: str) -> RedisKeys:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,9 +124,7 @@ class SomebodysRay:
 
 
 @contextmanager
-def start_somebodys_ray(
-    python: str = sys.executable, environment: Mapping[str, str] = LOOPBACK
-) -> Iterator[SomebodysRay]:
+def _start_somebodys_ray(python: str = sys.executable, **environment: str) -> Iterator[SomebodysRay]:
     """Start one and stop it; its token lies in its home directory."""
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
@@ -134,7 +132,7 @@ def start_somebodys_ray(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**_without_ray(), "HOME": folder, **environment},
+            env={**_without_ray(), "HOME": folder, **LOOPBACK, **environment},
             start_new_session=True,
         )
         assert process.stdin is not None
@@ -156,12 +154,18 @@ def start_somebodys_ray(
 @pytest.fixture(scope="module")
 def somebodys_ray() -> Iterator[SomebodysRay]:
     """One cluster for a module's tests, with this Ray and Python."""
-    with start_somebodys_ray() as started:
+    with _start_somebodys_ray() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def ray_of_another_version() -> Iterator[SomebodysRay]:
     """A cluster of the interpreter that FARM_TEST_OTHER_RAY names: a Python whose Ray is another version."""
-    with start_somebodys_ray(os.environ["FARM_TEST_OTHER_RAY"]) as started:
+    with _start_somebodys_ray(os.environ["FARM_TEST_OTHER_RAY"]) as started:
         yield started
+
+
+@pytest.fixture
+def start_somebodys_ray() -> Callable[..., AbstractContextManager[SomebodysRay]]:
+    """Starts a cluster for a `with` block; keywords are variables of its environment."""
+    return _start_somebodys_ray
