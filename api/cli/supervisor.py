@@ -7,8 +7,8 @@ die without a word. What it knows of the farm: nothing.
 A crashed child is started again, at once after a long life and otherwise after a pause that doubles up to
 `Restarts.longest_pause_s`; there is no last attempt. The exception is a child that has never lived for
 `Restarts.settled_s`: after `Restarts.first_attempts` deaths of its own it cannot work as it is configured, and `failed`
-says why. A SIGKILL comes from outside and is no such death. A first life
-that ends with one of `ChildSpec.final_statuses` is the last.
+says why. A SIGKILL comes from outside and is no such death. A first life that ends with one of
+`ChildSpec.final_statuses` is the last.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from workers.judge_pool.plan import Cluster
 PROBE_S = 3.0
 ATTACH_S = 60.0
 LONGEST_TEMP_DIR = 40  # a socket's path below it may have 107 bytes
+TEMP_ROOT, TEMP_PREFIX = "/tmp", "farm-ray-"  # noqa: S108  short, and a directory of our own below it
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,13 +48,25 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         else:
             folder = cluster.temp_dir
             if folder is None:
-                made = tempfile.TemporaryDirectory(prefix="farm-ray-", dir="/tmp", ignore_cleanup_errors=True)
+                _sweep()
+                made = tempfile.TemporaryDirectory(
+                    prefix=f"{TEMP_PREFIX}{os.getpid()}-", dir=TEMP_ROOT, ignore_cleanup_errors=True
+                )
                 folder = left.enter_context(made)
             ray = _start(cluster, Path(folder))
         left.callback(ray.shutdown)
         for number, handler in handlers.items():  # ray.init takes SIGTERM for itself
             signal.signal(number, handler)
         yield ray
+
+
+def _sweep() -> None:
+    """Remove what lives that Ray or a SIGKILL ended have left: the directory's name has the process that made it."""
+    for folder in Path(TEMP_ROOT).glob(f"{TEMP_PREFIX}*-*"):
+        pid = folder.name.removeprefix(TEMP_PREFIX).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdecimal() and folder.stat().st_uid == os.getuid() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def probe(address: str) -> tuple[str, int]:

@@ -134,7 +134,7 @@ class RolloutFarm:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             status = await self._in_thread(self._process.wait, CALL_S)
-        if self._temporary and status == 0:
+        if self._temporary:
             shutil.rmtree(self._data_dir, ignore_errors=True)
         return status
 
@@ -209,7 +209,7 @@ async def rollout_farm(
 
     `farm` is what RolloutFarm takes: `python` (the interpreter that has the farm, on the actor's node), `config` (a
     path there), `options` of `farm up`, `environment` (`FARM_…` variables), `data_dir` (kept; without one, state is
-    dropped after a clean end), `api_key`. `actor_options` are Ray's, such as `num_cpus`: what the farm may count on.
+    dropped at the end), `api_key`. `actor_options` are Ray's, such as `num_cpus`: what the farm may count on.
     Raises FarmFailed.
     """
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.timeout(400)
@@ -110,6 +111,19 @@ def test_an_address_where_nobody_answers_is_an_error_that_names_the_port(run_poo
         status, said = pool.ended()
     assert status == 2
     assert "nothing answers at 127.0.0.1:9" in said
+
+
+@pytest.mark.slow
+def test_a_killed_pool_takes_a_ray_of_its_own_along_and_the_next_one_clears_up(run_pool: Any) -> None:
+    with run_pool({"num_cpus": 1, "judges": JUDGES}) as pool:
+        pool.until(lambda: pool.ready("judge"))
+        family = psutil.Process(pool.process.pid).children(recursive=True)
+        [left] = Path("/tmp").glob(f"farm-ray-{pool.process.pid}-*")
+        pool.process.kill()
+        pool.process.wait()
+        assert psutil.wait_procs(family, timeout=150)[1] == []  # agents tell the lost head of it for 60 s
+    with run_pool({"num_cpus": 1, "judges": JUDGES}) as pool:
+        pool.until(lambda: not left.exists())
 
 
 @pytest.mark.slow
