@@ -24,6 +24,7 @@ from pydantic_settings.exceptions import SettingsError as SourceError
 from gym.agents.settings import OWN_AGENTS, AgentName, AgentSettings
 from gym.environments.settings import EnvironmentEntries
 from gym.errors import SettingsError
+from gym.judges.pool import PoolSettings
 from gym.judges.settings import JudgeName, JudgeSettings
 from gym.limits import Seconds
 from gym.policy import PolicySpec
@@ -208,6 +209,7 @@ class Settings(BaseSettings):
     dispatcher: DispatcherSettings = DispatcherSettings()
     breakers: BreakerSettings = BreakerSettings()
     judging: JudgingSettings = JudgingSettings()
+    pool: PoolSettings = PoolSettings()
     model: ModelSettings = ModelSettings()
     results: ResultSettings = ResultSettings()
     sessions: SessionSettings = SessionSettings()

@@ -50,6 +50,7 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     """All checks in order; without usable settings only the first ones."""
     from api.cli import checks as look
     from api.cli.judge_checks import check_judges
+    from api.cli.pool_checks import check_clock, check_pool
     from gym.errors import SettingsError
 
     yield look.check_python()
@@ -67,4 +68,6 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     yield check_sandbox(settings)
     yield from look.check_policies(settings, address, api_key)
     yield from check_judges(settings, address, api_key)
+    yield from check_pool(settings)
+    yield check_clock(address)
     yield from look.check_ports(settings)

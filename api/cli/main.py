@@ -26,6 +26,7 @@ FAMILIES = (
     "api.cli.redis_acl",
     "api.cli.doctor",
     "api.cli.judges",
+    "api.cli.judge_pool",
     "api.cli.mock_model",
     "api.cli.bench",
 )

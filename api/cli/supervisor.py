@@ -7,7 +7,8 @@ die without a word. What it knows of the farm: nothing.
 A crashed child is started again, at once after a long life and otherwise after a pause that doubles up to
 `Restarts.longest_pause_s`; there is no last attempt. The exception is a child that has never lived for
 `Restarts.settled_s`: after `Restarts.first_attempts` deaths of its own it cannot work as it is configured, and `failed`
-says why. A SIGKILL comes from outside and is no such death.
+says why. A SIGKILL comes from outside and is no such death. A first life that ends with one of
+`ChildSpec.final_statuses` is the last.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class ChildSpec:
     orphan_signal: signal.Signals = signal.SIGTERM
     """What the child gets when the supervisor dies."""
     inherited_fds: tuple[int, ...] = ()
+    final_statuses: frozenset[int] = frozenset()
+    """Exit statuses that mean, in the first life, however long it took, that it cannot work as it is configured."""
     niceness: int = 0
     """Above 0: it takes the processor time that the others leave."""
 
@@ -237,7 +240,8 @@ class Supervisor:
             else:
                 quick_deaths += 1
             own_deaths += status != -signal.SIGKILL
-            if not settled and own_deaths >= self._restarts.first_attempts:
+            hopeless = child.starts == 1 and status in child.spec.final_statuses
+            if hopeless or (not settled and own_deaths >= self._restarts.first_attempts):
                 if not self.failed.done():
                     self.failed.set_result(ChildFailed(f"{child.report()}\nIt ended with {_ending(status)}."))
                 return

@@ -42,6 +42,8 @@ POLL_S = 0.05
 SYNC_EVERY_S = 1.0
 ADDRESSES_FILE = "farm.json"
 HAND_BACK_S = 20  # for a worker to stop and hand back what its drain has left
+POOL_BAD_INPUT = 2
+"""What `farm judge` ends with when what was asked of it cannot be (workers.judge_pool.main)."""
 FLOWER_NICENESS = 10  # watching must not cost rollouts
 INTAKE, WORK, STORAGE = range(3)
 """The stages of a stop."""
@@ -64,6 +66,10 @@ def run(settings: Settings, *, verbose: bool = False, children: Children | None 
         dashboard.check(settings)
     if settings.worker.processes:
         require_named(settings.sandbox)
+    if settings.pool.judges:
+        from workers.judge_pool.orders import deployments_of
+
+        deployments_of(settings)
     settings = with_ports(settings)
     lock = DataDirLock.take(settings.data_dir)
     try:
@@ -211,7 +217,9 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
     environment = environment_of(settings)
     ours = frozenset(name for name in os.environ if name.startswith("FARM_"))
 
-    def child(name: str, command: str, stage: int, stop_within_s: float, niceness: int = 0) -> ChildSpec:
+    def child(
+        name: str, command: str, stage: int, stop_within_s: float, niceness: int = 0, final: int | None = None
+    ) -> ChildSpec:
         return ChildSpec(
             name=name,
             command=[sys.executable, "-m", "api.cli.main", command],
@@ -222,6 +230,7 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
             # Redis goes down with the supervisor, so there is nothing that a drain could still save
             orphan_signal=signal.SIGKILL,
             niceness=niceness,
+            final_statuses=frozenset() if final is None else frozenset({final}),
         )
 
     drain_s = settings.worker.drain_s + HAND_BACK_S
@@ -230,6 +239,9 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
         yield child(f"worker-{number}", "worker", WORK, drain_s)
     for number in range(1, settings.judging.processes + 1 if settings.judges else 1):
         yield child(f"judge-worker-{number}", "judge-worker", WORK, drain_s)
+    if settings.pool.judges:
+        pool_drain_s = max(each.drain_s for each in settings.pool.judges.values()) + GRACE_S
+        yield child("judge", "judge", WORK, pool_drain_s, final=POOL_BAD_INPUT)
     yield child("dispatcher", "dispatcher", INTAKE, 2 * GRACE_S)
     yield child("proxy", "proxy", WORK, drain_s)
     if settings.flower.enabled:

@@ -293,6 +293,16 @@ class Keys:
         """hash: `JUDGE REPLICA` → URL, capacity, state and the rest, JSON (`gym.state.replicas`)."""
         return f"{self.prefix}:judge-replica-info"
 
+    @property
+    def judge_pool(self) -> str:
+        """String with a time to live: how the judge pool is, JSON."""
+        return f"{self.prefix}:judge-pool"
+
+    @property
+    def judge_pool_orders(self) -> str:
+        """List: what `farm judge drain` and `scale` ask of the pool, JSON."""
+        return f"{self.prefix}:judge-pool-orders"
+
     def verdict(self, judge: str, version: str, digest: str) -> str:
         """String with a time to live: a verdict, by judge, its version and what was asked, JSON."""
         return f"{self.prefix}:verdict:{judge}:{version}:{digest}"

@@ -21,12 +21,20 @@ IDLE = "import signal; print('up', flush=True); signal.pause()"
 QUICK = Restarts(first_pause_s=0.01, longest_pause_s=0.05, settled_s=0.0)
 
 
-def child(name: str, program: str, *arguments: str, stop_stage: int = 0, stop_within_s: float = 20.0) -> ChildSpec:
+def child(
+    name: str,
+    program: str,
+    *arguments: str,
+    stop_stage: int = 0,
+    stop_within_s: float = 20.0,
+    final_statuses: frozenset[int] = frozenset(),
+) -> ChildSpec:
     return ChildSpec(
         name=name,
         command=[sys.executable, "-S", "-c", program, *arguments],
         stop_stage=stop_stage,
         stop_within_s=stop_within_s,
+        final_statuses=final_statuses,
     )
 
 
@@ -79,6 +87,27 @@ async def test_a_child_that_never_settles_fails_with_its_last_lines(tmp_path: Pa
     assert "one was started 3 times" in str(failure)
     assert "no such policy" in str(failure)
     assert "exit status 1" in str(failure)
+    await supervisor.stop()
+
+
+async def test_a_child_that_ends_with_a_final_status_in_its_first_life_is_not_tried_again(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path, restarts=QUICK)  # which takes it as settled
+    await supervisor.start(child("one", "raise SystemExit(2)", final_statuses=frozenset({2})))
+    with anyio.fail_after(20):
+        failure = await supervisor.failed
+    assert "one was started 1 times" in str(failure)
+    await supervisor.stop()
+
+
+async def test_a_final_status_of_a_later_life_is_none(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path, restarts=QUICK)
+    flag = tmp_path / "lived"
+    program = (
+        f"import pathlib, sys; p = pathlib.Path({str(flag)!r}); s = 2 if p.exists() else 1; p.touch(); sys.exit(s)"
+    )
+    await supervisor.start(child("one", program, final_statuses=frozenset({2})))
+    await until(lambda: supervisor.children["one"].starts > 3, "four starts")
+    assert not supervisor.failed.done()
     await supervisor.stop()
 
 

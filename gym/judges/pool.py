@@ -1,0 +1,79 @@
+"""The section `pool` of the settings: which judges Ray is to place, on which cluster, with what.
+
+pool:
+  ray_head_node_address: 10.0.0.5:6379      # left out: a Ray of the farm's own is started
+  judges:
+    equality: {num_gpus: 2, max_replicas: 4}  # `vllm serve` over two GPUs, between one and four of them
+    similarity: {num_cpus: 1}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gym.judges.settings import JudgeName
+from gym.limits import Seconds
+
+Amount = Annotated[float, Field(ge=0, le=10_000)]
+
+
+class PooledJudge(BaseModel):
+    """How the replicas of a judge are run. Amounts are of one replica."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_cpus: Amount = 0.1
+    num_gpus: Annotated[Amount, Field(description="a fraction shares a GPU; above 1, tensor parallel over so many")] = 0
+    resources: dict[str, Amount] = Field(
+        default_factory=dict, description="custom resources of the cluster, such as {extra_gpu: 1}"
+    )
+    min_replicas: Annotated[int, Field(ge=0, le=1024)] = 1
+    max_replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    target_load: Annotated[float, Field(gt=0, description="calls and waiting rollouts for one replica")] = 64.0
+    scale_down_after_s: Seconds = 120.0
+    command: tuple[str, ...] = Field(
+        default=(), description="instead of the kind's own; {host} and {port} are replaced"
+    )
+    args: tuple[str, ...] = Field(default=(), description="added to the kind's own command")
+    python: Path | None = Field(default=None, description="the interpreter of the environment that serves this judge")
+    environment: dict[str, str] = Field(default_factory=dict, repr=False)
+    capacity: Annotated[int, Field(ge=1)] = 1024
+    ready_timeout_s: Seconds = 900.0
+    drain_s: Seconds = 60.0
+    max_restarts: Annotated[int, Field(ge=0, description="within restart_window_s")] = 5
+    restart_window_s: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _bounds(self) -> PooledJudge:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, over max_replicas {self.max_replicas}")
+        if self.num_gpus > 1 and self.num_gpus != int(self.num_gpus):
+            raise ValueError(f"num_gpus is {self.num_gpus:g}; above 1 it is a whole number")
+        return self
+
+
+class PoolSettings(BaseModel):
+    """The pool of judges."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ray_head_node_address: str | None = Field(
+        default=None, description="HOST:PORT of a Ray head's GCS; left out, Ray is started for the judges alone"
+    )
+    python: Path | None = Field(default=None, description="the interpreter that has the cluster's Ray and Python")
+    namespace: str = "rollout-farm"
+    host: str = Field(default="127.0.0.1", description="what replicas listen on; 0.0.0.0 where nodes are many")
+    temp_dir: Path | None = Field(default=None, description="of a Ray of our own; short")
+    num_cpus: Amount | None = None
+    num_gpus: Amount | None = Field(default=None, description="of a Ray of our own; left out, what the machine has")
+    resources: dict[str, Amount] = Field(default_factory=dict)
+    object_store_bytes: Annotated[int, Field(ge=78_643_200)] = 78_643_200
+    loopback: bool = Field(
+        default=True, description="a Ray of our own, and one at 127.x, binds nothing beyond loopback"
+    )
+    start_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    start_timeout_s: Seconds = 180.0
+    judges: dict[JudgeName, PooledJudge] = Field(default_factory=dict)

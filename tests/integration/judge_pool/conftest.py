@@ -1,0 +1,171 @@
+"""`farm judge` as a process, and a Ray cluster that somebody else has started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from redis import Redis
+
+WAIT_S = 150.0
+HERE = Path(__file__).parent
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _without_ray() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("FARM_", "RAY_"))}
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPool:
+    """A `farm judge` and its books."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    redis: Redis
+
+    def status(self) -> dict[str, Any]:
+        """What `farm judge status` shows; without judges while no pool runs."""
+        stored = self.redis.get("farm:judge-pool")
+        found: dict[str, Any] = json.loads(stored) if isinstance(stored, bytes) else {"judges": {}}
+        return found
+
+    def ready(self, judge: str) -> list[dict[str, Any]]:
+        """The judge's replicas that can be asked."""
+        there = self.status()["judges"].get(judge, {"replicas": []})["replicas"]
+        return [one for one in there if one["state"] == "ready"]
+
+    def until(self, found: Callable[[], Any]) -> Any:
+        """What it returns once it is true."""
+        give_up_at = time.monotonic() + WAIT_S
+        while not (seen := found()):
+            assert time.monotonic() < give_up_at, self.log.read_text()[-4000:]
+            time.sleep(0.1)
+        return seen
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit status and all that it said."""
+        return self.process.wait(WAIT_S), self.log.read_text()
+
+
+RunPool = Callable[[dict[str, Any]], AbstractContextManager[RunningPool]]
+
+
+@pytest.fixture
+def run_pool(tmp_path: Path, redis_url: str) -> RunPool:
+    """Runs `farm judge` with the section `pool` of the settings; nothing of it may be left at the end."""
+    return lambda pool: _run_pool(tmp_path, redis_url, pool)
+
+
+@contextmanager
+def _run_pool(tmp_path: Path, redis_url: str, pool: dict[str, Any]) -> Iterator[RunningPool]:
+    environment = pool.pop("environment", {})
+    given = {f"FARM_POOL_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in pool.items()}
+    given["FARM_JUDGES"] = json.dumps({judge: {"kind": "embedding"} for judge in pool["judges"]})
+    log = tmp_path / "judge.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "api.cli.main", "judge", "--data-dir", str(tmp_path), "--redis-url", redis_url],
+            stdout=out,
+            stderr=out,
+            env={**_without_ray(), "HOME": str(tmp_path), **given, **environment},
+            start_new_session=True,
+        )
+    try:
+        with Redis.from_url(redis_url) as redis:
+            yield RunningPool(process, log, redis)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        _, left = psutil.wait_procs(family, timeout=20)
+        for one in left:
+            one.kill()
+    assert not left, [one.pid for one in left]
+
+
+@dataclass(frozen=True, slots=True)
+class SomebodysRay:
+    """A cluster of another process; see somebody_elses.py for what it can be asked."""
+
+    process: subprocess.Popen[str]
+    address: str
+    home: Path
+
+    def ask(self, line: str) -> str:
+        """Its answer to a line."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def actors(self) -> dict[str, list[str]]:
+        """The names of its actors by their namespaces."""
+        found: dict[str, list[str]] = {}
+        for actor in json.loads(self.ask("actors")):
+            found.setdefault(actor["namespace"], []).append(actor["name"])
+        return found
+
+
+@contextmanager
+def _start_somebodys_ray(python: str = sys.executable, **environment: str) -> Iterator[SomebodysRay]:
+    """Start one and stop it; its token lies in its home directory."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [python, str(HERE / "somebody_elses.py"), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**_without_ray(), "HOME": folder, **LOOPBACK, **environment},
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            address = process.stdout.readline().strip()
+            assert address, "somebody else's Ray did not start"
+            yield SomebodysRay(process, address, Path(folder))
+        finally:
+            process.stdin.close()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def somebodys_ray() -> Iterator[SomebodysRay]:
+    """One cluster for a module's tests, with this Ray and Python."""
+    with _start_somebodys_ray() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def ray_of_another_version() -> Iterator[SomebodysRay]:
+    """A cluster of the interpreter that FARM_TEST_OTHER_RAY names: a Python whose Ray is another version."""
+    with _start_somebodys_ray(os.environ["FARM_TEST_OTHER_RAY"]) as started:
+        yield started
+
+
+@pytest.fixture
+def start_somebodys_ray() -> Callable[..., AbstractContextManager[SomebodysRay]]:
+    """Starts a cluster for a `with` block; keywords are variables of its environment."""
+    return _start_somebodys_ray
