@@ -13,6 +13,7 @@ from api.cli.summary import Summary
 from gym.environments.registry import load_registry
 from gym.errors import SettingsError
 from gym.jsontypes import JsonObject
+from gym.sandbox.base import SandboxUnavailable
 
 RUN = "demo"
 
@@ -43,8 +44,9 @@ def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
 
 
 def demo_tasks(count: int, seed: int) -> list[JsonObject]:
-    """`count` rows of each built-in environment that needs no judge. Raises SettingsError where one cannot be loaded.
+    """`count` rows of each built-in environment, but for those that need a judge, or a sandbox where there is none.
 
+    Raises SettingsError where another one cannot be loaded.
     Those that need a package of their own come last, since its import takes a worker seconds.
     """
     tasks: list[JsonObject] = []
@@ -55,6 +57,8 @@ def demo_tasks(count: int, seed: int) -> list[JsonObject]:
         if environment.judges:
             continue  # a judge is another model, which the demo does not start
         if environment.cls is None:
+            if (environment.error or "").startswith(SandboxUnavailable.__name__):
+                continue
             raise SettingsError(f"the environment {name} cannot be run: {environment.error}")
         rows = [row | {"environment": name} for row in environment.cls.demo_rows(count, seed)]
         if environment.cls.requires:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.options import ApiKey, AsJson, ConfigFile, console, print_json, settings_from
+from api.cli.sandbox_check import check_sandbox
 
 if TYPE_CHECKING:
     from api.cli.checks import Check
@@ -63,6 +64,7 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     yield from look.check_redis(settings)
     yield look.check_api(address, api_key)
     yield from look.check_environments(settings, address, api_key)
+    yield check_sandbox()
     yield from look.check_policies(settings, address, api_key)
     yield from check_judges(settings, address, api_key)
     yield from look.check_ports(settings)

@@ -103,6 +103,11 @@ class Environment(ABC, Generic[RowT]):
         attributes = {"name": name, "options": cls.options_model.model_validate(options), "__doc__": cls.__doc__}
         return type(cls.__name__, (cls,), {**attributes, "__module__": cls.__module__})
 
+    @classmethod
+    def check_machine(cls) -> None:
+        """Raise where this machine lacks what it needs; it is then disabled, with that reason."""
+        return
+
     def setup(self) -> Awaitable[None] | None:
         """Get ready; a raise here fails the rollout as `environment_error`."""
         return None

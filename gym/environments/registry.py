@@ -39,6 +39,7 @@ BUILT_IN = (
     "gym.environments.reasoning_gym:ReasoningGym",
     "gym.environments.equivalence:Equivalence",
     "gym.environments.essay_similarity:EssaySimilarity",
+    "gym.environments.code:Code",
 )
 
 ADAPTER_POINTS = "rollout_farm.adapters"
@@ -173,6 +174,7 @@ def environment_type(cls: type[Environment[Any]]) -> EnvironmentType:
         raise TypeError(f"{cls.__qualname__}.row_model is not a subclass of gym.environments.base.Row")
     if missing := [package for package in cls.requires if importlib.util.find_spec(package) is None]:
         raise TypeError(f"it needs the packages {', '.join(missing)}, which are not installed")
+    cls.check_machine()
     example = cls.example_row()
     try:
         cls.row_model.model_validate(example)

@@ -50,7 +50,9 @@ class Bubblewrap:
         argv += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work"]
         for name, value in (("PATH", f"{Path(python).parent}:/usr/bin:/bin"), ("HOME", "/work"), ("LANG", "C.UTF-8")):
             argv += ["--setenv", name, value]
-        return Start(argv=[*argv, python, "-I", "-S", "-c", BOOT], environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+        return Start(
+            argv=[*argv, python, "-I", "-S", "-c", BOOT], environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        )
 
     def sweep(self, directory: Path) -> int:
         """See SandboxProvider."""

@@ -51,7 +51,9 @@ class Docker:
 
     def sweep(self, directory: Path) -> int:  # noqa: ARG002  the engine knows its containers
         """Raises SandboxUnavailable where the engine does not answer."""
-        listed = self._run("ps", "--all", "--filter", f"label={OWNER}", "--format", f'{{{{.ID}}}} {{{{.Label "{OWNER}"}}}}')
+        listed = self._run(
+            "ps", "--all", "--filter", f"label={OWNER}", "--format", f'{{{{.ID}}}} {{{{.Label "{OWNER}"}}}}'
+        )
         pairs = [line.split() for line in listed.splitlines() if len(line.split()) == 2]
         left = [container for container, owner in pairs if not is_alive(owner)]
         if left:

@@ -37,14 +37,18 @@ def encode(value: Any) -> Any:
     """A plain value as JSON. Raises TypeError for any other."""
     if value is None or isinstance(value, bool):
         return value
-    for kind, tag in ((int, "i"), (float, "r"), (str, "u")):
-        if isinstance(value, kind):
-            return {tag: hex(value) if tag == "i" else kind(value)}
+    if isinstance(value, int):
+        return {"i": hex(value)}
+    if isinstance(value, float):
+        return {"r": float(value)}
+    if isinstance(value, str):
+        return {"u": str(value)}
     if isinstance(value, bytes | bytearray):
         return {"b": value.hex()}
     if isinstance(value, complex):
         return {"c": [value.real, value.imag]}
-    for kind, tag in ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f")):
+    kinds: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
+    for kind, tag in kinds:
         if isinstance(value, kind):
             return {tag: [encode(each) for each in value]}
     if isinstance(value, dict):
@@ -160,7 +164,7 @@ class _Answer:
 class _Counted(ast.NodeTransformer):
     """Each `assert` is counted, and one that fails does not end the others."""
 
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:  # noqa: N802  the name that `ast` calls
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
         frame = ast.parse("try: pass\nexcept _bad: raise\nexcept Exception: _count(False)\nelse: _count(True)").body[0]
         assert isinstance(frame, ast.Try)  # noqa: S101  for the type checker
         frame.body = [node]
@@ -354,7 +358,7 @@ def run_command(request: dict[str, Any]) -> dict[str, Any]:
     out_read, out_write = os.pipe()
     error_read, error_write = os.pipe()
     argv = [PYTHON if part == "{python}" else part for part in request["argv"]]
-    main = _spawn(limits, (null, out_write, error_write), lambda: os.execvp(argv[0], argv))
+    main = _spawn(limits, (null, out_write, error_write), lambda: os.execvp(argv[0], argv))  # noqa: S606  no shell is wanted
     for fd in (null, out_write, error_write):
         os.close(fd)
     return _watch(main, {out_read: "stdout", error_read: "stderr"}, limits)

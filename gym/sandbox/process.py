@@ -125,12 +125,12 @@ class Sandbox:
                 if "broken" in reply:
                     raise SandboxFailed(f"the sandbox could not run it: {reply['broken']}")
                 answered = True
-                return reply
             except (TimeoutError, OSError, EOFError, ValueError) as error:
                 raise SandboxFailed(f"the sandbox ended or does not answer: {error!r}") from error
             finally:
                 if not answered:
                     await self.close()
+            return reply
 
     async def _send(self, body: bytes) -> None:
         assert self._process.stdin is not None  # noqa: S101  it was asked for
@@ -171,7 +171,7 @@ class Sandbox:
 
 
 async def start_sandbox(provider: SandboxProvider, limits: Limits, directory: Path | None = None) -> Sandbox:
-    """A new sandbox, ready. `directory` is where it is noted. Raises SandboxUnavailable, with what the provider said."""
+    """A new sandbox, ready, noted in `directory`. Raises SandboxUnavailable, with what the provider said."""
     filter_fd = os.memfd_create("seccomp")
     try:
         try:

@@ -1,0 +1,79 @@
+"""Tools that run a model's code: a base class for environments, each rollout with a sandbox of its own.
+
+class Puzzle(SandboxedEnvironment[PuzzleRow]):  # offers python_exec and bash
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from gym.environments.base import Environment, RowT, tool
+from gym.errors import EnvironmentFailed
+from gym.jsontypes import JsonObject
+from gym.sandbox.base import Outcome, SandboxFailed, SandboxUnavailable
+from gym.sandbox.choose import find_provider
+from gym.sandbox.pool import loop_pool
+from gym.sandbox.process import Sandbox
+
+_STOPPED = {
+    "wall": "it took too long and was stopped",
+    "cpu": "it used too much CPU time and was stopped",
+    "memory": "it used too much memory and was stopped",
+    "processes": "it started too many processes and was stopped",
+    "output": "it printed too much and was stopped; the output is cut",
+}
+
+
+class SandboxedEnvironment(Environment[RowT]):
+    """An environment with the tools `python_exec` and `bash`; disabled where no sandbox works."""
+
+    def __init__(self, row: RowT, *, seed: int) -> None:
+        super().__init__(row, seed=seed)
+        self._sandbox: Sandbox | None = None
+
+    @classmethod
+    def check_machine(cls) -> None:
+        """Raises SandboxUnavailable."""
+        find_provider()
+
+    @tool
+    async def python_exec(
+        self, code: Annotated[str, Field(description="A Python program; print what you need.")]
+    ) -> JsonObject:
+        """Run a Python program in a sandbox without network. Files in the working directory stay, variables do not."""
+        return _shown(await self._run("{python}", "-I", "-c", code))
+
+    @tool
+    async def bash(self, command: Annotated[str, Field(description="A bash script.")]) -> JsonObject:
+        """Run a bash script in a sandbox without network. Files in the working directory stay, processes do not."""
+        return _shown(await self._run("/bin/bash", "-c", command))
+
+    async def sandbox(self) -> Sandbox:
+        """The rollout's sandbox, started at its first use. Raises EnvironmentFailed."""
+        if self._sandbox is None:
+            try:
+                self._sandbox = await loop_pool().take()
+            except SandboxUnavailable as error:
+                raise EnvironmentFailed(f"no sandbox: {error}") from error
+        return self._sandbox
+
+    async def close(self) -> None:
+        """Kill the sandbox and all that runs in it."""
+        if self._sandbox is not None:
+            await self._sandbox.close()
+
+    async def _run(self, *argv: str) -> Outcome:
+        sandbox = await self.sandbox()
+        try:
+            return await sandbox.run(argv)
+        except SandboxFailed as error:
+            raise EnvironmentFailed(f"the sandbox is gone: {error}") from error
+
+
+def _shown(outcome: Outcome) -> JsonObject:
+    shown: JsonObject = {"stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.exit_code}
+    if outcome.stopped is not None:
+        shown["error"] = _STOPPED[outcome.stopped]
+    return shown

@@ -1,0 +1,67 @@
+"""Which provider works here: found by running one sandbox of each, bubblewrap first, once per process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+from gym.sandbox.base import SandboxProvider, SandboxUnavailable
+from gym.sandbox.bubblewrap import Bubblewrap
+from gym.sandbox.docker import Docker
+from gym.sandbox.left_over import pid_directory
+from gym.sandbox.limits import Limits
+from gym.sandbox.process import start_sandbox
+
+_TRIAL = "import socket, os; print('inside', os.getpid(), len(socket.if_nameindex()))"
+
+logger = logging.getLogger(__name__)
+
+
+def find_provider() -> SandboxProvider:
+    """The first provider that works; what an earlier process left is ended. Raises SandboxUnavailable."""
+    found = _found()
+    if isinstance(found, str):
+        raise SandboxUnavailable(found)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _found() -> SandboxProvider | str:
+    try:
+        found = first_working((Bubblewrap(), Docker()))
+        found.sweep(pid_directory())
+    except SandboxUnavailable as error:
+        return str(error)
+    return found
+
+
+def first_working(providers: Sequence[SandboxProvider]) -> SandboxProvider:
+    """Try each in turn, in a thread with an event loop of its own. Raises SandboxUnavailable with each one's reason."""
+    reasons = []
+    for provider in providers:
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, try_once(provider)).result()
+        except SandboxUnavailable as error:
+            reasons.append(f"{provider.name}: {error}")
+        else:
+            return provider
+    raise SandboxUnavailable(f"no sandbox works on this machine ({'; '.join(reasons)})")
+
+
+async def try_once(provider: SandboxProvider) -> None:
+    """Run a program in a sandbox and see that it is one. Raises SandboxUnavailable."""
+    sandbox = await start_sandbox(provider, Limits())
+    try:
+        outcome = await sandbox.run(["{python}", "-I", "-c", _TRIAL])
+    except Exception as error:
+        raise SandboxUnavailable(f"the trial failed: {error}") from error
+    finally:
+        await sandbox.close()
+    if not outcome.stdout.startswith("inside "):
+        raise SandboxUnavailable(f"the trial printed {outcome.stdout[:100]!r}, {outcome.stderr[:200]!r}")
+    if outcome.stdout.split()[2] != "1":
+        raise SandboxUnavailable("the trial saw a network")

@@ -1,0 +1,129 @@
+"""Warm sandboxes of one event loop, so that a rollout does not wait for one to start.
+
+Each is for one rollout and never goes back. Warm ones are kept once one has been taken, at most `warm`, and for
+`idle_s` at most; one that has been taken is killed after `age_s` also when nobody closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+from collections import deque
+from collections.abc import Coroutine
+from functools import cache
+
+from gym.sandbox.base import SandboxProvider, SandboxUnavailable
+from gym.sandbox.choose import find_provider
+from gym.sandbox.limits import Limits
+from gym.sandbox.process import Sandbox, start_sandbox
+
+logger = logging.getLogger(__name__)
+
+
+class SandboxPool:
+    """To be used on one event loop. Close it before the loop ends; a process that is killed needs nothing closed."""
+
+    def __init__(
+        self,
+        provider: SandboxProvider,
+        limits: Limits | None = None,
+        *,
+        warm: int = 2,
+        idle_s: float = 300.0,
+        age_s: float = 3600.0,
+    ) -> None:
+        self._provider = provider
+        self._limits = limits or Limits()
+        self._most = warm
+        self._idle_s = idle_s
+        self._age_s = age_s
+        self._warm: deque[Sandbox] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._filling = False
+        self._closed = False
+
+    @property
+    def warm(self) -> int:
+        """How many are ready."""
+        return sum(sandbox.is_usable for sandbox in self._warm)
+
+    async def take(self) -> Sandbox:
+        """A sandbox for one rollout, which closes it. Raises SandboxUnavailable."""
+        if self._closed:
+            raise SandboxUnavailable("the pool of sandboxes is closed")
+        taken: Sandbox | None = None
+        while self._warm and taken is None:
+            sandbox = self._warm.popleft()
+            if sandbox.is_usable:
+                taken = sandbox
+            else:
+                self._keep(sandbox.close())
+        if taken is None:
+            taken = await start_sandbox(self._provider, self._limits)
+        self._end_after(taken, self._age_s)
+        if not self._filling:
+            self._filling = True
+            self._keep(self._fill())
+        return taken
+
+    async def close(self) -> None:
+        """Kill the warm ones; those that were taken are their rollouts'."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._warm:
+            await self._warm.popleft().close()
+
+    async def _fill(self) -> None:
+        try:
+            while self.warm < self._most and not self._closed:
+                sandbox = await start_sandbox(self._provider, self._limits)
+                self._warm.append(sandbox)
+                self._end_after(sandbox, self._idle_s, warm_only=True)
+        except SandboxUnavailable as error:
+            logger.warning("no warm sandbox: %s", error, extra={"action": "sandbox_not_warm"})
+        finally:
+            self._filling = False
+
+    def _end_after(self, sandbox: Sandbox, after_s: float, *, warm_only: bool = False) -> None:
+        """The timer holds the sandbox weakly, so that one that is closed and forgotten is freed."""
+        held = weakref.ref(sandbox)
+
+        def end() -> None:
+            found = held()
+            if found is None or (warm_only and found not in self._warm):
+                return
+            with contextlib.suppress(ValueError):
+                self._warm.remove(found)
+            if found.is_usable:
+                self._keep(found.close())
+
+        asyncio.get_running_loop().call_later(after_s, end)
+
+    def _keep(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@cache
+def _pools() -> weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, SandboxPool]:
+    return weakref.WeakKeyDictionary()
+
+
+def loop_pool() -> SandboxPool:
+    """The pool of the running event loop, for environments. Raises SandboxUnavailable where no provider works."""
+    loop = asyncio.get_running_loop()
+    pool = _pools().get(loop)
+    if pool is None:
+        pool = _pools()[loop] = SandboxPool(find_provider())
+    return pool
+
+
+async def close_loop_pool() -> None:
+    """End what `loop_pool` keeps warm on this event loop."""
+    if pool := _pools().pop(asyncio.get_running_loop(), None):
+        await pool.close()
