@@ -30,7 +30,8 @@ def test_listing_and_checking_rows_imports_no_heavy_package() -> None:
     program = (
         "import sys; from gym.environments.registry import load_registry; registry = load_registry(); "
         "registry.describe(); "
-        "[registry.check_row(name, registry.get(name).example_row, row=0) for name in registry.names() if registry.get(name).cls]; "
+        "[registry.check_row(name, registry.get(name).example_row, row=0) for name in registry.names() "
+        "if registry.get(name).cls]; "
         "print([name for name in ('reasoning_gym', 'numpy', 'sympy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
@@ -73,7 +74,7 @@ def test_an_unknown_environment_is_not_found_with_what_was_perhaps_meant(registr
     with pytest.raises(NotFound, match="did you mean `weather`") as caught:
         registry.get("wether")
     assert caught.value.code == "environment_not_found"
-    with pytest.raises(NotFound, match="there are equivalence, essay_similarity, reasoning_gym, sql"):
+    with pytest.raises(NotFound, match="there are code, equivalence, essay_similarity, reasoning_gym, sql"):
         registry.get("zzz")
 
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  programs are easier to read on one line
 """Programs that try to get out, to harm or to stay; each is really run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, ASYNC110  programs on one line; what ends by itself can only be polled
 """Providers, the pool and what is left over. Docker is tried as a client's arguments only: there is no engine here."""
 
 from __future__ import annotations
