@@ -47,7 +47,7 @@ def encode(value: Any) -> Any:
         return {"b": value.hex()}
     if isinstance(value, complex):
         return {"c": [value.real, value.imag]}
-    kinds: tuple[tuple[type, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
+    kinds: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
     for kind, tag in kinds:
         if isinstance(value, kind):
             return {tag: [encode(each) for each in value]}

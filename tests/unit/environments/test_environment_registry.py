@@ -108,7 +108,7 @@ def test_an_environment_that_cannot_be_imported_is_listed_with_its_error_and_har
     (tmp_path / "other.py").write_text("class Thing:\n    pass\n")
     specs = [f"{tmp_path}/{file}.py:Thing" for file in ("broken", "quits", "other", "missing")]
     registry = load_registry([*specs, "no.such.module:Thing", "nonsense"])
-    assert set(registry.names()) == {*BUILT_IN, *specs, "no.such.module:Thing", "nonsense"}
+    assert set(registry.names()) == {"code", *BUILT_IN, *specs, "no.such.module:Thing", "nonsense"}
     errors = [str(registry.get(spec).error) for spec in specs]
     assert errors[0] == "ModuleNotFoundError: No module named 'a_package_that_is_not_there'"
     assert errors[1] == "SystemExit: 3"
