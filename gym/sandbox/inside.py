@@ -1,19 +1,14 @@
 """The first process of a sandbox: it starts what it is asked to, watches it and ends all of it. Standard library only.
 
-Its source is sent into the sandbox, where it is process 1 of the process namespace: nothing in there can signal it,
-and as it is not dumpable nothing can read its memory or its pipes. Frames are a length, a newline and JSON, on its own
-standard streams, which no other process has. After each request every process but itself has been killed.
-
-A check runs the answer and its tests in two processes. The tests call the answer's functions by plain values over a
-socket and compare what comes back themselves, so that an answer can say "passed", leave, or patch what it likes: the
-verdict is made, and sent, where it has no hands.
+Its source is sent into the sandbox (`gym.sandbox.process`), where it is process 1 of the process namespace: nothing in
+there can signal it, and as it is not dumpable nothing can read its memory or its pipes. Frames are a length, a newline
+and JSON, on its own standard streams, which no other process has. After each request every process but itself has been
+killed.
 """
 
 from __future__ import annotations
 
-import ast
 import base64
-import builtins
 import contextlib
 import ctypes
 import json
@@ -27,202 +22,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gym.sandbox.against_tests import run_tests, write_all
+
 LOOK_EVERY_S = 0.05
-MOST_FRAME_BYTES = 16_000_000
 PYTHON = sys.executable
-_BUILTIN = frozenset(dir(builtins))
-
-
-def encode(value: Any) -> Any:
-    """A plain value as JSON. Raises TypeError for any other."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return {"i": hex(value)}
-    if isinstance(value, float):
-        return {"r": float(value)}
-    if isinstance(value, str):
-        return {"u": str(value)}
-    if isinstance(value, bytes | bytearray):
-        return {"b": value.hex()}
-    if isinstance(value, complex):
-        return {"c": [value.real, value.imag]}
-    kinds: tuple[tuple[Any, str], ...] = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "f"))
-    for kind, tag in kinds:
-        if isinstance(value, kind):
-            return {tag: [encode(each) for each in value]}
-    if isinstance(value, dict):
-        return {"d": [[encode(key), encode(each)] for key, each in value.items()]}
-    raise TypeError(f"a value of type {type(value).__name__} cannot pass between the tests and the answer")
-
-
-def decode(data: Any) -> Any:
-    """The plain value that `encode` wrote; exact built-in types only, whoever wrote it."""
-    if data is None or isinstance(data, bool):
-        return data
-    ((tag, held),) = data.items()
-    simple: dict[str, Callable[[Any], Any]] = {
-        "i": lambda text: int(text, 16),
-        "r": float,
-        "u": str,
-        "b": bytes.fromhex,
-        "c": lambda parts: complex(*parts),
-        "d": lambda pairs: {decode(key): decode(each) for key, each in pairs},
-    }
-    if tag in simple:
-        return simple[tag](held)
-    kinds: dict[str, Any] = {"l": list, "t": tuple, "s": set, "f": frozenset}
-    return kinds[tag](decode(each) for each in held)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
-
-
-def _read_line(file: Any) -> bytes:
-    line: bytes = file.readline(MOST_FRAME_BYTES)
-    if not line.endswith(b"\n"):
-        raise EOFError("the answer's process has ended")
-    return line
-
-
-def serve_answer(fd: int) -> None:
-    """In the answer's process: run the program that comes first, then the calls to its functions."""
-    channel = socket.socket(fileno=fd)
-    file = channel.makefile("rb")
-    names: dict[str, Any] = {"__name__": "answer"}
-
-    def reply(data: Any) -> None:
-        channel.sendall(json.dumps(data).encode() + b"\n")
-
-    try:
-        exec(compile(json.loads(file.readline()), "answer", "exec"), names)  # noqa: S102  that is what a sandbox is for
-        reply({"value": None})
-    except BaseException as error:  # noqa: BLE001  told to the tests
-        reply({"error": type(error).__name__, "text": str(error)[:500]})
-        return
-    for line in file:
-        name, arguments, named = decode(json.loads(line))
-        try:
-            value = names[name](*arguments, **named)
-            reply({"value": encode(value), "arguments": encode(list(arguments))})
-        except BaseException as error:  # noqa: BLE001  told to the tests
-            reply({"error": type(error).__name__, "text": str(error)[:500]})
-
-
-class _BadTests(Exception):
-    """The tests ask for what cannot be done here, whatever the answer is."""
-
-
-class _Answer:
-    """The answer's functions as the tests see them."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._file = channel.makefile("rb")
-
-    def load(self, program: str) -> None:
-        """Raises what the program raised, or EOFError where its process ended."""
-        self._channel.sendall(json.dumps(program).encode() + b"\n")
-        self._reply()
-
-    def function(self, name: str) -> Callable[..., Any]:
-        """A stand-in; lists, dicts and sets that the answer changed are changed for the tests too."""
-
-        def call(*arguments: Any, **named: Any) -> Any:
-            try:
-                request = json.dumps(encode((name, list(arguments), named)))
-            except TypeError as error:
-                raise _BadTests(f"{name}: {error}") from error
-            self._channel.sendall(request.encode() + b"\n")
-            reply = self._reply()
-            for mine, theirs in zip(arguments, decode(reply["arguments"]), strict=True):
-                if type(mine) is type(theirs) and type(mine) is list:
-                    mine[:] = theirs
-                elif type(mine) is type(theirs) and type(mine) in (dict, set):
-                    mine.clear()
-                    mine.update(theirs)
-            return decode(reply["value"])
-
-        return call
-
-    def _reply(self) -> dict[str, Any]:
-        reply: dict[str, Any] = json.loads(_read_line(self._file))
-        if "error" in reply:
-            kind = getattr(builtins, str(reply["error"]), RuntimeError)
-            if not (isinstance(kind, type) and issubclass(kind, Exception)):
-                kind = RuntimeError
-            try:
-                raised = kind(str(reply.get("text")))
-            except TypeError:
-                raised = RuntimeError(str(reply.get("text")))
-            raise raised
-        return reply
-
-
-class _Counted(ast.NodeTransformer):
-    """Each `assert` is counted, and one that fails does not end the others."""
-
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        frame = ast.parse("try: pass\nexcept _bad: raise\nexcept Exception: _count(False)\nelse: _count(True)").body[0]
-        assert isinstance(frame, ast.Try)  # noqa: S101  for the type checker
-        frame.body = [node]
-        return ast.fix_missing_locations(ast.copy_location(frame, node))
-
-
-def wanted_names(tree: ast.AST) -> set[str]:
-    """The names that tests read and do not make themselves: those of the answer."""
-    read: set[str] = set()
-    made: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (read if isinstance(node.ctx, ast.Load) else made).add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            made.add(node.name)
-        elif isinstance(node, ast.arg):
-            made.add(node.arg)
-        elif isinstance(node, ast.alias):
-            made.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            made.add(node.name)
-    return read - made - _BUILTIN
-
-
-def run_tests(channel: socket.socket, verdict_fd: int, request: dict[str, Any]) -> None:
-    """In the tests' process: each count goes out at once, the last line says that all was gone through."""
-
-    def send(data: dict[str, Any]) -> None:
-        _write_all(verdict_fd, json.dumps(data).encode() + b"\n")
-
-    def count(passed: bool) -> None:
-        send({"passed": bool(passed)})
-
-    try:
-        answer = _Answer(channel)
-        try:
-            answer.load(request["answer"])
-        except Exception as error:  # noqa: BLE001  whatever the answer raised
-            send({"failed": f"the answer does not load: {type(error).__name__}: {error}"[:500]})
-            return
-        names: dict[str, Any] = {"__name__": "tests", "_count": count, "_bad": _BadTests}
-        trees = [ast.parse(text) for text in request["tests"]]
-        for tree in trees:
-            for name in wanted_names(tree):
-                names.setdefault(name, answer.function(name))
-        if entry := request.get("entry_point"):
-            trees.append(ast.parse(f"check({entry})"))
-            names[entry] = answer.function(entry)
-        for tree in trees:
-            try:
-                exec(compile(_Counted().visit(tree), "tests", "exec"), names)  # noqa: S102  the row's own tests
-            except _BadTests:
-                raise
-            except Exception:  # noqa: BLE001  a test that raises has failed
-                count(False)
-        send({"finished": True})
-    except _BadTests as error:
-        send({"bad": str(error)})
 
 
 def _limit(limits: dict[str, Any]) -> None:
@@ -402,7 +205,7 @@ def serve(source: str) -> None:
             for name, value in data.items()
         }
         body = json.dumps(packed).encode()
-        _write_all(replies, str(len(body)).encode() + b"\n" + body)
+        write_all(replies, str(len(body)).encode() + b"\n" + body)
 
     send({"ready": os.getpid()})
     while line := requests.readline():
