@@ -119,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services = Services(
         settings=settings,
         store=store,
-        registry=load_registry(settings.environments, judges=settings.judges),
+        registry=load_registry(settings.environments, judges=settings.judges, sandbox=settings.sandbox),
         batches=batch_calls,
         results=result_calls,
         feed=Feed(store, blobs),

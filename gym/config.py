@@ -26,6 +26,7 @@ from gym.errors import SettingsError
 from gym.judges.settings import JudgeName, JudgeSettings
 from gym.limits import Seconds
 from gym.policy import PolicySpec
+from gym.sandbox.settings import SandboxSettings
 
 Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free one")]
 Scope = Literal["submit", "read", "admin"]
@@ -206,6 +207,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     results: ResultSettings = ResultSettings()
     sessions: SessionSettings = SessionSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     default_policy: str = "policy"
     policies: dict[str, PolicySpec] = Field(default_factory=dict, description="registered when the farm starts")
     policy_hosts: tuple[str, ...] = Field(

@@ -59,7 +59,7 @@ class JudgingRuntime:
             store=StoredVerdicts(self._store, keep_s=settings.judging.keep_verdicts_s),
         )
         self._runner = JudgeRunner(
-            registry=load_registry(settings.environments),
+            registry=load_registry(settings.environments, sandbox=settings.sandbox),
             desk=self._desk,
             judging=self._judging,
             blobs=BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes),

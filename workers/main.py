@@ -19,6 +19,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.sandbox.choose import require_named
 from gym.state.server import require_noeviction
 from workers.admission import admission_step, count_received
 from workers.app import create_celery, judging_queue_name
@@ -41,6 +42,7 @@ def worker_name() -> str:
 def run(settings: Settings) -> int:
     """A worker: until SIGTERM, then drain; returns the exit code."""
     url = _redis_url(settings)
+    require_named(settings.sandbox)
     slots = Slots(settings.worker.concurrency)
     runtime = Runtime(settings, worker_name(), slots, url, on_exhausted=lambda: os.kill(os.getpid(), signal.SIGTERM))
     return _run(settings, create_celery(settings), runtime, partial(register_jobs, runtime=runtime))

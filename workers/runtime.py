@@ -24,6 +24,7 @@ from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
+from gym.sandbox.pool import close_loop_pool, configure_loop_pool
 from gym.state.breakers import BreakerKey, BreakerKind, Breakers
 from gym.state.judging import Handover, Judging
 from gym.state.keys import Keys
@@ -76,7 +77,7 @@ class Runtime:
             start=lambda claim, spec: self._start(claim, spec, alone=True),
             draining=lambda: self.draining,
         )
-        self._registry = load_registry(settings.environments)
+        self._registry = load_registry(settings.environments, sandbox=settings.sandbox)
         self._threads = EnvironmentThreads(
             settings.worker.environment_threads, most_hung=settings.worker.max_hung_threads
         )
@@ -104,6 +105,7 @@ class Runtime:
 
     async def open(self) -> None:
         """Connect and start the services."""
+        configure_loop_pool(self._settings.sandbox)
         await self._model.__aenter__()
         await self._first_look()
         loop = asyncio.get_running_loop()
@@ -128,6 +130,7 @@ class Runtime:
         """Stop the services; `drain` comes first."""
         await end_tasks(self._services)
         await self._sessions.close()
+        await close_loop_pool()
         await self._model.__aexit__(None, None, None)
         await self._store.close()
         self._threads.close()

@@ -169,7 +169,10 @@ def check_environments(settings: Settings, url: str, api_key: str | None) -> Ite
     except FarmError:
         from gym.environments.registry import load_registry
 
-        listed = [(str(each["name"]), each.get("error")) for each in load_registry(settings.environments).describe()]
+        listed = [
+            (str(each["name"]), each.get("error"))
+            for each in load_registry(settings.environments, sandbox=settings.sandbox).describe()
+        ]
         seen_by = "this machine"
     broken = [(name, error) for name, error in listed if error]
     for name, error in broken:

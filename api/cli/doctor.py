@@ -64,7 +64,7 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     yield from look.check_redis(settings)
     yield look.check_api(address, api_key)
     yield from look.check_environments(settings, address, api_key)
-    yield check_sandbox()
+    yield check_sandbox(settings)
     yield from look.check_policies(settings, address, api_key)
     yield from check_judges(settings, address, api_key)
     yield from look.check_ports(settings)

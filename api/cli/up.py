@@ -26,6 +26,7 @@ from api.cli.processes import GRACE_S
 from api.cli.supervisor import ChildSpec, Supervisor
 from gym.config import Settings
 from gym.errors import FarmError, SettingsError
+from gym.sandbox.choose import require_named
 from gym.state.data_dir import DataDirLock, write_private
 from gym.state.embedded import (
     LOAD_TIMEOUT_S,
@@ -61,6 +62,8 @@ def run(settings: Settings, *, verbose: bool = False, children: Children | None 
     settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
     if settings.flower.enabled:
         dashboard.check(settings)
+    if settings.worker.processes:
+        require_named(settings.sandbox)
     settings = with_ports(settings)
     lock = DataDirLock.take(settings.data_dir)
     try:

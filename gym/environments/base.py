@@ -32,6 +32,7 @@ from gym.environments.codecs import Codec, TextCodec
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
+from gym.sandbox.settings import SandboxSettings
 from gym.trajectory import StepTaken, Trajectory
 
 
@@ -104,7 +105,7 @@ class Environment(ABC, Generic[RowT]):
         return type(cls.__name__, (cls,), {**attributes, "__module__": cls.__module__})
 
     @classmethod
-    def check_machine(cls) -> None:
+    def check_machine(cls, sandbox: SandboxSettings) -> None:  # noqa: ARG003  for those that override it
         """Raise where this machine lacks what it needs; it is then disabled, with that reason."""
         return
 

@@ -29,6 +29,7 @@ from gym.environments.tools import ToolSpec, problems, tools_of
 from gym.errors import NotFound
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
+from gym.sandbox.settings import SandboxSettings
 from gym.task import bad_row
 
 ENTRY_POINTS = "rollout_farm.environments"
@@ -136,7 +137,12 @@ class Registry:
         return f"there is no environment `{name[:80]}`; {hint}"
 
 
-def load_registry(specs: Sequence[str | EnvironmentEntry] = (), *, judges: Collection[str] | None = None) -> Registry:
+def load_registry(
+    specs: Sequence[str | EnvironmentEntry] = (),
+    *,
+    judges: Collection[str] | None = None,
+    sandbox: SandboxSettings | None = None,
+) -> Registry:
     """The built-in and the installed environments and those of `specs`; never raises for one that fails to load.
 
     A name belongs to the first that takes it; another of the same name is listed under its spec, with an error.
@@ -151,7 +157,7 @@ def load_registry(specs: Sequence[str | EnvironmentEntry] = (), *, judges: Colle
             sources.append((spec.name, partial(_configured, spec)))
     types: dict[str, EnvironmentType] = {}
     for source, load in sources:
-        loaded = _load(source, load)
+        loaded = _load(source, load, sandbox)
         if loaded.error is None and loaded.name in types:
             other = source if source not in types else f"settings:{source}"
             loaded = EnvironmentType(name=other, error=f"the name {loaded.name} is taken by another environment")
@@ -161,7 +167,7 @@ def load_registry(specs: Sequence[str | EnvironmentEntry] = (), *, judges: Colle
     return Registry(types.values(), judges=judges)
 
 
-def environment_type(cls: type[Environment[Any]]) -> EnvironmentType:
+def environment_type(cls: type[Environment[Any]], sandbox: SandboxSettings | None = None) -> EnvironmentType:
     """Read a class. Raises TypeError where it is not an environment, or its example row is not one of its rows."""
     if not (isinstance(cls, type) and issubclass(cls, Environment)):
         raise TypeError(f"{cls!r} is not a subclass of gym.environments.base.Environment")
@@ -174,7 +180,7 @@ def environment_type(cls: type[Environment[Any]]) -> EnvironmentType:
         raise TypeError(f"{cls.__qualname__}.row_model is not a subclass of gym.environments.base.Row")
     if missing := [package for package in cls.requires if importlib.util.find_spec(package) is None]:
         raise TypeError(f"it needs the packages {', '.join(missing)}, which are not installed")
-    cls.check_machine()
+    cls.check_machine(sandbox or SandboxSettings())
     example = cls.example_row()
     try:
         cls.row_model.model_validate(example)
@@ -191,13 +197,13 @@ def environment_type(cls: type[Environment[Any]]) -> EnvironmentType:
     )
 
 
-def _load(source: str, load: Callable[[], object]) -> EnvironmentType:
+def _load(source: str, load: Callable[[], object], sandbox: SandboxSettings | None = None) -> EnvironmentType:
     """The boundary to environments' code: whatever it raises while it is imported disables that one."""
     name = source
     try:
         loaded: Any = load()
         name = str(getattr(loaded, "name", source))
-        return environment_type(loaded)
+        return environment_type(loaded, sandbox)
     except ValidationError as error:
         said = "; ".join(f"{field}: {message}" if field else message for field, message in problems(error))
         return EnvironmentType(name=name, error=f"its options cannot be used: {said}")

@@ -10,12 +10,13 @@ from typing import Annotated
 from pydantic import Field
 
 from gym.environments.base import Environment, RowT, tool
-from gym.errors import EnvironmentFailed
+from gym.errors import EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
 from gym.sandbox.base import Outcome, SandboxFailed, SandboxUnavailable
 from gym.sandbox.choose import find_provider
 from gym.sandbox.pool import loop_pool
 from gym.sandbox.process import Sandbox
+from gym.sandbox.settings import SandboxSettings
 
 _STOPPED = {
     "wall": "it took too long and was stopped",
@@ -34,9 +35,9 @@ class SandboxedEnvironment(Environment[RowT]):
         self._sandbox: Sandbox | None = None
 
     @classmethod
-    def check_machine(cls) -> None:
+    def check_machine(cls, sandbox: SandboxSettings) -> None:
         """Raises SandboxUnavailable."""
-        find_provider()
+        find_provider(sandbox)
 
     @tool
     async def python_exec(
@@ -51,12 +52,12 @@ class SandboxedEnvironment(Environment[RowT]):
         return _shown(await self._run("/bin/bash", "-c", command))
 
     async def sandbox(self) -> Sandbox:
-        """The rollout's sandbox, started at its first use. Raises EnvironmentFailed."""
+        """The rollout's sandbox, started at its first use. Raises EnvironmentUnavailable."""
         if self._sandbox is None:
             try:
                 self._sandbox = await loop_pool().take()
             except SandboxUnavailable as error:
-                raise EnvironmentFailed(f"no sandbox: {error}") from error
+                raise EnvironmentUnavailable(f"no sandbox: {error}") from error
         return self._sandbox
 
     async def close(self) -> None:

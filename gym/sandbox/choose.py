@@ -8,30 +8,48 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
+from gym.errors import SettingsError
 from gym.sandbox.base import SandboxProvider, SandboxUnavailable
 from gym.sandbox.bubblewrap import Bubblewrap
 from gym.sandbox.docker import Docker
 from gym.sandbox.left_over import pid_directory
 from gym.sandbox.limits import Limits
 from gym.sandbox.process import start_sandbox
+from gym.sandbox.settings import SandboxSettings
 
 _TRIAL = "import socket, os; print('inside', os.getpid(), len(socket.if_nameindex()))"
 
 logger = logging.getLogger(__name__)
 
 
-def find_provider() -> SandboxProvider:
+def find_provider(settings: SandboxSettings | None = None) -> SandboxProvider:
     """The first provider that works; what an earlier process left is ended. Raises SandboxUnavailable."""
-    found = _found()
+    settings = settings or SandboxSettings()
+    found = _found(settings.provider, settings.image)
     if isinstance(found, str):
         raise SandboxUnavailable(found)
     return found
 
 
-@lru_cache(maxsize=1)
-def _found() -> SandboxProvider | str:
+def require_named(settings: SandboxSettings) -> None:
+    """Raises SettingsError where the settings name a provider and it does not work."""
+    if settings.provider in ("bubblewrap", "docker"):
+        try:
+            find_provider(settings)
+        except SandboxUnavailable as error:
+            raise SettingsError(
+                f"sandbox.provider is {settings.provider}: {error}; mend that, or give `auto` or `none`, "
+                "which disable the environments that need a sandbox"
+            ) from error
+
+
+@lru_cache(maxsize=8)
+def _found(name: str, image: str) -> SandboxProvider | str:
+    if name == "none":
+        return "the setting sandbox.provider is none"
+    known: dict[str, SandboxProvider] = {"bubblewrap": Bubblewrap(), "docker": Docker(image=image)}
     try:
-        found = first_working((Bubblewrap(), Docker()))
+        found = first_working(tuple(known.values()) if name == "auto" else (known[name],))
         found.sweep(pid_directory())
     except SandboxUnavailable as error:
         return str(error)

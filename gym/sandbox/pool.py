@@ -18,6 +18,7 @@ from gym.sandbox.base import SandboxProvider, SandboxUnavailable
 from gym.sandbox.choose import find_provider
 from gym.sandbox.limits import Limits
 from gym.sandbox.process import Sandbox, start_sandbox
+from gym.sandbox.settings import SandboxSettings
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,23 @@ def _pools() -> weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, SandboxPool
     return weakref.WeakKeyDictionary()
 
 
+@cache
+def _settings() -> weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, SandboxSettings]:
+    return weakref.WeakKeyDictionary()
+
+
+def configure_loop_pool(settings: SandboxSettings) -> None:
+    """Say how the pool of the running event loop is made, once somebody asks for it."""
+    _settings()[asyncio.get_running_loop()] = settings
+
+
 def loop_pool() -> SandboxPool:
     """The pool of the running event loop, for environments. Raises SandboxUnavailable where no provider works."""
     loop = asyncio.get_running_loop()
     pool = _pools().get(loop)
     if pool is None:
-        pool = _pools()[loop] = SandboxPool(find_provider())
+        settings = _settings().get(loop) or SandboxSettings()
+        pool = _pools()[loop] = SandboxPool(find_provider(settings), settings.limits(), warm=settings.warm)
     return pool
 
 

@@ -124,6 +124,11 @@ class Sandbox:
                 async with asyncio.timeout(GRACE_S):
                     await stopping.wait()
         await self._process.wait()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:  # at its end the transport is closed, also where the event loop ends right after
+                with contextlib.suppress(OSError, TimeoutError):
+                    async with asyncio.timeout(1):
+                        await pipe.read()
         if self._note is not None:
             self._note.unlink(missing_ok=True)
 

@@ -6,6 +6,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -14,14 +17,16 @@ import pytest
 
 from gym.environments.code import Code
 from gym.environments.registry import _load
+from gym.errors import SettingsError
 from gym.sandbox.base import SandboxProvider, SandboxUnavailable
 from gym.sandbox.bubblewrap import Bubblewrap
-from gym.sandbox.choose import first_working
+from gym.sandbox.choose import find_provider, first_working, require_named
 from gym.sandbox.docker import Docker
 from gym.sandbox.left_over import note, started_at, sweep_pid_files
 from gym.sandbox.limits import Limits
 from gym.sandbox.pool import SandboxPool
 from gym.sandbox.seccomp import filter_program
+from gym.sandbox.settings import SandboxSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +45,7 @@ def test_an_environment_without_a_sandbox_is_disabled_with_the_reason() -> None:
         name = "boxless"
 
         @classmethod
-        def check_machine(cls) -> None:
+        def check_machine(cls, sandbox: SandboxSettings) -> None:
             first_working((Bubblewrap(command="no-such-bwrap"),))
 
     loaded = _load("boxless", lambda: Boxless)
@@ -127,3 +132,64 @@ def test_a_sandbox_dies_with_a_process_that_is_killed() -> None:
     owner.wait(30)
     owner.stdout.close()
     assert psutil.wait_procs(everything, timeout=60)[1] == []
+
+
+def stand_in(directory: Path, script: str) -> Bubblewrap:
+    """A `bwrap` that does as it is told here."""
+    command = directory / "bwrap"
+    command.write_text(f"#!/bin/sh\n{script}\n")
+    command.chmod(0o755)
+    return Bubblewrap(command=str(command), python="/usr/bin/python3")
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """One that other users may read, since root's sandboxes are started as nobody."""
+    with tempfile.TemporaryDirectory(prefix="bwrap-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def frames(*answers: str) -> str:
+    return " ".join(f"printf '{len(answer)}\\n%s' '{answer}';" for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'no namespaces for you' >&2; exit 1", "no namespaces for you"),
+        (frames('{"ready": 77}') + "sleep 5", "it has no process namespace of its own"),
+        (frames('{"ready": 1}', '{"broken": "no memory"}') + "sleep 5", "the trial failed.*no memory"),
+        (frames('{"ready": 1}'), "the trial failed"),
+        (
+            frames(
+                '{"ready": 1}',
+                '{"exit_code": 0, "stopped": null, "wall_s": 1, "cpu_s": 1, "stderr": "", '
+                f'"stdout": "{b64encode(b"inside 2 3").decode()}"}}',
+            )
+            + "sleep 5",
+            "the trial saw a network",
+        ),
+        (
+            frames(
+                '{"ready": 1}',
+                '{"exit_code": 1, "stopped": null, "wall_s": 1, "cpu_s": 1, "stdout": "", '
+                f'"stderr": "{b64encode(b"no such library").decode()}"}}',
+            )
+            + "sleep 5",
+            "the trial printed.*no such library",
+        ),
+    ],
+)
+def test_a_bwrap_that_fails_its_trial_is_not_used(open_directory: Path, script: str, reason: str) -> None:
+    with pytest.raises(SandboxUnavailable, match=reason):
+        first_working((stand_in(open_directory, script),))
+
+
+def test_a_provider_that_is_named_has_to_work_and_auto_may_find_none() -> None:
+    require_named(SandboxSettings(provider="none"))
+    with pytest.raises(SandboxUnavailable, match=r"the setting sandbox\.provider is none"):
+        find_provider(SandboxSettings(provider="none"))
+    named = SandboxSettings(provider="docker", image="no/such-image")
+    with pytest.raises(SettingsError, match=r"sandbox\.provider is docker: .*docker"):
+        require_named(named)
