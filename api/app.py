@@ -119,7 +119,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services = Services(
         settings=settings,
         store=store,
-        registry=load_registry(settings.environments, judges=settings.judges, sandbox=settings.sandbox),
+        registry=load_registry(
+            settings.environments, judges=settings.judges, agents=settings.agents, sandbox=settings.sandbox
+        ),
         batches=batch_calls,
         results=result_calls,
         feed=Feed(store, blobs),

@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 
 from api.routes.bodies import malformed_json
 from api.routes.services import Backlog, Services
-from gym.agents.registry import AGENTS
 from gym.environments.registry import Registry
 from gym.errors import Invalid, NotFound, TooLarge
 from gym.jsontypes import JsonObject
@@ -119,8 +118,8 @@ class RowReader:
         if header.environment not in self.known:
             raise self._unknown(header.environment, row=row, line=line)
         agent = data.get("agent")
-        if agent is not None and agent not in AGENTS:
-            raise bad_row(row, "agent", f"there is no agent `{agent[:80]}`; {_known_agents()}", line=line)
+        if agent is not None and agent not in self.registry.agents:
+            raise bad_row(row, "agent", f"there is no agent `{agent[:80]}`; {_known(self.registry)}", line=line)
         self.registry.check_row(header.environment, data, row=row, line=line)
         digest = canonical_digest(data) if header.task_id is not None else ""
         return StagedRow(header=header, raw=raw, digest=digest)
@@ -145,16 +144,16 @@ def check_defaults(registry: Registry, environment: str | None, agent: str | Non
     """Check what a batch names for rows that name none. Raises Invalid."""
     if environment is not None and environment not in registry.names():
         raise unknown_environment(registry, environment, {})
-    if agent is not None and agent not in AGENTS:
+    if agent is not None and agent not in registry.agents:
         raise Invalid(
             "unknown_agent",
-            f"field `agent`: there is no agent `{agent[:80]}`; {_known_agents()}",
-            {"field": "agent", "known": sorted(AGENTS)},
+            f"field `agent`: there is no agent `{agent[:80]}`; {_known(registry)}",
+            {"field": "agent", "known": sorted(registry.agents)},
         )
 
 
-def _known_agents() -> str:
-    return f"there are {', '.join(sorted(AGENTS))}"
+def _known(registry: Registry) -> str:
+    return f"there are {', '.join(sorted(registry.agents))}"
 
 
 def unknown_environment(registry: Registry, name: str, where: JsonObject) -> Invalid:

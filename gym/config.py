@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
+from gym.agents.settings import OWN_AGENTS, AgentName, AgentSettings
 from gym.environments.settings import EnvironmentEntries
 from gym.errors import SettingsError
 from gym.judges.settings import JudgeName, JudgeSettings
@@ -75,6 +76,9 @@ class ProxySettings(Section):
     """The model proxy as a process."""
 
     port: Port = 8701
+    url: str | None = Field(
+        default=None, description="where agents reach it; left out, `host` and `proxy.port`, as on one machine"
+    )
 
 
 class FlowerSettings(Section):
@@ -215,6 +219,9 @@ class Settings(BaseSettings):
         description="hosts that a policy may be served from: `loopback`, `private` (private networks and names without "
         "a public suffix), `any`, networks such as 10.0.0.0/8, or patterns such as *.example.com",
     )
+    agents: dict[AgentName, AgentSettings] = Field(
+        default_factory=dict, description="agents outside the farm, by the name that rows give as `agent`"
+    )
     judges: dict[JudgeName, JudgeSettings] = Field(
         default_factory=dict, description="models that verifiers ask, by name"
     )
@@ -223,6 +230,13 @@ class Settings(BaseSettings):
         description="more environments: a list of `package.module:Class` or `path/to/file.py:Class`, or a mapping from "
         "names to these or to `{adapter: …}` and `{use: …}` with options",
     )
+
+    @field_validator("agents")
+    @classmethod
+    def _names_of_their_own(cls, agents: dict[str, AgentSettings]) -> dict[str, AgentSettings]:
+        if taken := sorted(set(OWN_AGENTS) & set(agents)):
+            raise ValueError(f"{', '.join(taken)} is an agent of the farm's own; give yours another name")
+        return agents
 
     @model_validator(mode="after")
     def _keys_where_open(self) -> Settings:
@@ -247,6 +261,19 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def proxy_url(settings: Settings) -> str:
+    """Where agents reach the model proxy, without a path."""
+    if settings.proxy.url is not None:
+        return settings.proxy.url.rstrip("/")
+    return base_url(settings.host, settings.proxy.port)
+
+
+def base_url(host: str, port: int) -> str:
+    """The address to call what listens on `host`; an address that means all of them becomes this machine's own."""
+    called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+    return f"http://[{called}]:{port}" if ":" in called else f"http://{called}:{port}"
 
 
 def broker_url(redis: RedisSettings) -> str:
@@ -304,7 +331,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
 
 def _mask(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {name: _mask(inner, name) for name, inner in value.items()}
+        shown = {name: _mask(inner, name) for name, inner in value.items()}
+        return dict.fromkeys(shown, MASK) if key == "environment" else shown
     if isinstance(value, list):
         return [_mask(inner, key) for inner in value]
     if value is not None and key in {"key", "api_key", "basic_auth"}:

@@ -15,6 +15,7 @@ FarmError
 ├── SettingsError           the configuration cannot be used; printed at start
 └── RolloutError            why one rollout failed: a kind, a stage, and whether another attempt may help
     ├── ModelUnreachable, ModelRejected
+    ├── AgentFailed         AgentUnreachable
     ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed
     ├── JudgeFailed         JudgeUnreachable, JudgeRefused, VerdictUnreadable
     ├── BadRow, Internal
@@ -125,6 +126,7 @@ class ErrorKind(StrEnum):
 
     MODEL_UNREACHABLE = "model_unreachable"
     MODEL_REJECTED = "model_rejected"
+    AGENT_ERROR = "agent_error"
     TOOL_ERROR = "tool_error"
     ENVIRONMENT_ERROR = "environment_error"
     VERIFIER_ERROR = "verifier_error"
@@ -137,7 +139,13 @@ class ErrorKind(StrEnum):
 
 
 DATA_ERRORS = frozenset(
-    {ErrorKind.ENVIRONMENT_ERROR, ErrorKind.TOOL_ERROR, ErrorKind.VERIFIER_ERROR, ErrorKind.BAD_ROW}
+    {
+        ErrorKind.AGENT_ERROR,
+        ErrorKind.ENVIRONMENT_ERROR,
+        ErrorKind.TOOL_ERROR,
+        ErrorKind.VERIFIER_ERROR,
+        ErrorKind.BAD_ROW,
+    }
 )
 """What the task's own data or code may cause; the same again as a rule, so not tried again unless asked for."""
 
@@ -147,6 +155,7 @@ class Stage(StrEnum):
 
     DISPATCH = "dispatch"
     SETUP = "setup"
+    AGENT = "agent"
     MODEL = "model"
     TOOL = "tool"
     VERIFY = "verify"
@@ -199,6 +208,19 @@ class ModelRejected(RolloutError):
         super().__init__(message)
         self.upstream_status = upstream_status
         self.endpoint = endpoint
+
+
+class AgentFailed(RolloutError):
+    """An agent outside the farm failed: its program ended with an error, its service refused or said nothing usable."""
+
+    kind = ErrorKind.AGENT_ERROR
+    stage = Stage.AGENT
+
+
+class AgentUnreachable(AgentFailed):
+    """The service of an agent did not answer, or its program could not be started."""
+
+    retryable = True
 
 
 class ToolError(RolloutError):

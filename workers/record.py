@@ -90,18 +90,22 @@ def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
         StopReason.CONTEXT_OVERFLOW: "max_output_tokens",
         StopReason.CONTENT_FILTER: "content_filter",
     }.get(finished.stop_reason)
+    params = trajectory.params
+    is_rows = running.episode is None or params is running.episode.task.params
     response = build_response(
         response_id=f"resp_{running.rollout}",
         created_at=running.claim.claimed_at / 1000,
-        model=str(trajectory.params.get("model", "")),
+        model=str(params.get("model", "")),
         output=trajectory.items,
         usage=trajectory.usage,
-        request=trajectory.params,
+        # tools of a captured call are in the form of chat requests
+        request=params if is_rows else {name: value for name, value in params.items() if name != "tools"},
         status="incomplete" if cut else "completed",
         incomplete_reason=cut,
     )
     calls = [call_json(call) for call in trajectory.calls]
-    return pack_trajectory(response, calls, trajectory.segments.segments, trajectory.steps)
+    segments = trajectory.segments.segments
+    return pack_trajectory(response, calls, segments, trajectory.steps, params=None if is_rows else params)
 
 
 def packed_calls(running: Running, *, most_bytes: int) -> bytes:

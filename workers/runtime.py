@@ -15,9 +15,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from gym.agents.registry import AGENTS
+from gym.agents.outside import Door
+from gym.agents.registry import AGENTS, outside_agents
 from gym.batch import BatchSpec
-from gym.config import Settings
+from gym.config import Settings, proxy_url
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
 from gym.jsontypes import JsonObject
@@ -84,7 +85,7 @@ class Runtime:
         self._model = PolicyClient(settings.model, self._policies)
         self._runner = Runner(
             registry=self._registry,
-            agents=AGENTS,
+            agents={**AGENTS, **outside_agents(settings.agents, Door(self._store, proxy_url(settings)))},
             model=self._model,
             policies=self._policies,
             executor=self._threads,

@@ -24,7 +24,7 @@ from rich.console import Console
 from api.cli import dashboard
 from api.cli.processes import GRACE_S
 from api.cli.supervisor import ChildSpec, Supervisor
-from gym.config import Settings
+from gym.config import Settings, base_url, proxy_url
 from gym.errors import FarmError, SettingsError
 from gym.sandbox.choose import require_named
 from gym.state.data_dir import DataDirLock, write_private
@@ -91,12 +91,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in _variables(settings)}
 
 
-def base_url(host: str, port: int) -> str:
-    """The address to call what listens on `host`; an address that means all of them becomes this machine's own."""
-    called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
-    return f"http://[{called}]:{port}" if ":" in called else f"http://{called}:{port}"
-
-
 class _Farm:
     """One life of `farm up`."""
 
@@ -158,7 +152,7 @@ class _Farm:
         flower = None
         if settings.flower.enabled:
             flower = base_url(settings.host, settings.flower.port) + dashboard.url_prefix(settings.flower)
-        proxy = base_url(settings.host, settings.proxy.port)
+        proxy = proxy_url(settings)
         addresses = {"api": api, "proxy": proxy, "flower": flower, "pid": os.getpid()}
         write_private(settings.data_dir / ADDRESSES_FILE, json.dumps(addresses) + "\n")
         sys.stdout.write(f"ready {api}\n")

@@ -12,12 +12,13 @@ from typing import Self
 from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.keys import KeyRing
+from api.proxy.admission import Admission
 from api.proxy.calls import Calls
 from api.proxy.capture import CapturedCalls
 from api.proxy.dialects import DIALECTS
 from api.proxy.errors import Shape, problem_of
 from api.proxy.exchange import ClientLeft, Exchange
+from gym.agents.keys import Grant
 from gym.config import Settings
 from gym.errors import NotFound, RequestError, SettingsError
 from gym.ids import new_id
@@ -48,6 +49,7 @@ class Parts:
         self.policies = PolicyCache(self._store, self._name)
         self.captures = Captures(self._store)
         self.client = PolicyClient(settings.model, self.policies)
+        self.admission = Admission(settings.api.keys, self._store)
         self.calls = Calls(settings, self.client, self.policies)
         self.captured = CapturedCalls(self.calls, self.captures)
         self._services: list[asyncio.Task[None]] = []
@@ -87,7 +89,6 @@ class ProxyApp:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._parts: Parts | None = None
-        self._keys = KeyRing(settings.api.keys) if settings.api.keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
@@ -112,12 +113,13 @@ class ProxyApp:
         path, rollout_id = _place(scope)
         shape: Shape = "anthropic" if _speaks_anthropic(path, exchange) else "openai"
         try:
-            if self._keys is not None and path not in OPEN_PATHS:
-                self._keys.check(scope["method"], scope["headers"])
+            grant = None
+            if path not in OPEN_PATHS:
+                grant = await self._started().admission.check(scope["method"], scope["headers"], rollout_id)
             if path in DIALECTS and scope["method"] == "POST":
-                await self._call(exchange, path, rollout_id)
+                await self._call(exchange, path, rollout_id, grant)
             elif path == "/v1/models" and scope["method"] == "GET":
-                await exchange.answer(200, self._models(shape))
+                await exchange.answer(200, self._models(shape, grant))
             elif path == "/healthz" and scope["method"] in ("GET", "HEAD"):
                 await exchange.answer(200, {"status": "alive"})
             else:
@@ -132,21 +134,33 @@ class ProxyApp:
             if not exchange.started:
                 await exchange.answer(problem.status, problem.body(shape), problem.headers)
 
-    async def _call(self, exchange: Exchange, path: str, rollout_id: str | None) -> None:
+    def _started(self) -> Parts:
         if self._parts is None:
             raise RuntimeError("the lifespan of the app has not begun")
-        call = await self._parts.calls.read(exchange, DIALECTS[path])
+        return self._parts
+
+    async def _call(self, exchange: Exchange, path: str, rollout_id: str | None, grant: Grant | None) -> None:
+        parts = self._started()
+        granted = None
+        if grant is not None and grant.policy is None:
+            granted = await parts.admission.inline_policy(grant)
+        call = await parts.calls.read(
+            exchange, DIALECTS[path], name=grant.policy if grant is not None else None, policy=granted
+        )
         async with exchange.attended():
             try:
                 if rollout_id is None:
-                    await self._parts.calls.run(call)
+                    await parts.calls.run(call)
                 else:
-                    await self._parts.captured.run(call, rollout_id)
+                    await parts.captured.run(call, rollout_id, grant)
             except Exception as error:  # noqa: BLE001  the ASGI edge: it may have to end a stream
                 await call.fail(problem_of(error))
 
-    def _models(self, shape: Shape) -> JsonObject:
-        records = self._parts.policies.records() if self._parts is not None else []
+    def _models(self, shape: Shape, grant: Grant | None) -> JsonObject:
+        """The policies; an agent sees its own."""
+        records = self._started().policies.records()
+        if grant is not None:
+            records = [record for record in records if record.name == grant.policy]
         if shape == "anthropic":
             models = [
                 {"type": "model", "id": r.name, "display_name": r.spec.model, "created_at": "1970-01-01T00:00:00Z"}

@@ -101,11 +101,17 @@ class Calls:
         self._client = client
         self._policies = policies
 
-    async def read(self, exchange: Exchange, dialect: Dialect) -> Call:
-        """The call in a request. Raises RequestError, ClientLeft."""
+    async def read(
+        self, exchange: Exchange, dialect: Dialect, *, name: str | None = None, policy: PolicyRecord | None = None
+    ) -> Call:
+        """The call in a request; the policy is the one that is given or named here, else the one that it asks for.
+
+        Raises RequestError, ClientLeft.
+        """
         deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
         body = await exchange.json(self._settings.api.max_body_bytes)
-        policy = await self._policy(exchange.header(b"x-farm-policy"), body.get("model"))
+        if policy is None:
+            policy = await self._policy(name or exchange.header(b"x-farm-policy"), body.get("model"))
         passed = None
         if policy.spec.api == "responses" and dialect.name == "responses":
             dialect, passed = PASSED_RESPONSES, to_server_request(body)

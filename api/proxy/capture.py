@@ -7,15 +7,17 @@ the repeat samples.
 from __future__ import annotations
 
 import asyncio
+from typing import NoReturn
 
 from api.proxy.calls import Call, Calls, shown, still_waiting
 from api.proxy.errors import ContextTooLong
-from gym.errors import Invalid, ModelRejected, RolloutError
+from gym.agents.keys import Grant
+from gym.errors import Forbidden, Invalid, ModelRejected, RolloutError
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.proxy.client import ChatReply
 from gym.proxy.forward import ContextOverflow
-from gym.state.captured_call import CallAnswer, CallFailure, CallRequest, Underway
+from gym.state.captured_call import MAX_TURNS, CallAnswer, CallFailure, CallRequest, Underway
 from gym.state.captures import Captures
 from gym.trajectory import Usage
 from gym.wire.completion import choice_of, finish_of, usage_of
@@ -31,13 +33,16 @@ class CapturedCalls:
         self._calls = calls
         self._captures = captures
 
-    async def run(self, call: Call, rollout_id: str) -> None:
-        """Raises RequestError, ModelUnreachable, ModelRejected, RedisError."""
+    async def run(self, call: Call, rollout_id: str, grant: Grant | None = None) -> None:
+        """`grant` says which attempt it is and how many calls there may be.
+
+        Raises RequestError, ModelUnreachable, ModelRejected, RedisError.
+        """
         if not is_id(rollout_id):
             raise Invalid("invalid_rollout_id", f"{rollout_id[:140]!r} is not an id", {"field": "rollout_id"})
         request = CallRequest(
             rollout_id=rollout_id,
-            attempt=_attempt(call.exchange.header(b"x-farm-attempt")),
+            attempt=grant.attempt if grant is not None else _attempt(call.exchange.header(b"x-farm-attempt")),
             dialect=call.dialect.name,
             body=call.body,
             chat=call.chat,
@@ -46,6 +51,8 @@ class CapturedCalls:
             request_items=call.dialect.request_items(call.body),
         )
         begun = await self._begin(call, request)
+        if grant is not None and isinstance(begun, Underway) and begun.turn >= grant.max_calls:
+            await self._refuse(begun, grant.max_calls)
         record = begun if isinstance(begun, dict) else await self._sample(call, begun)
         call.call_id, call.created_at = record["call_id"], record["created_at"]
         if record["completion"] is None:
@@ -54,6 +61,13 @@ class CapturedCalls:
             await call.replay(record["completion"])
         else:
             await call.finish(record["completion"])
+
+    async def _refuse(self, begun: Underway, most: int) -> NoReturn:
+        """Raises Forbidden."""
+        message = f"this rollout has made its {most} model calls (limits.max_turns); end it"
+        failure = CallFailure(kind=MAX_TURNS, message=message, status=None, endpoint=None, duration_s=0.0)
+        await self._captures.give_up(begun, failure)
+        raise Forbidden(MAX_TURNS, message)
 
     async def _begin(self, call: Call, request: CallRequest) -> Underway | JsonObject:
         loop = asyncio.get_running_loop()

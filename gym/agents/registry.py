@@ -1,10 +1,25 @@
-"""The agents by name."""
+"""The agents by name: those of the farm itself, and those outside that the settings name."""
 
 from collections.abc import Mapping
 
 from gym.agents.base import Agent
+from gym.agents.command import CommandAgent
+from gym.agents.outside import Door, OutsideAgent
+from gym.agents.remote import RemoteAgent
+from gym.agents.settings import AgentSettings, RemoteSettings
 from gym.agents.single_turn import SingleTurn
 from gym.agents.stepped import Stepped
 from gym.agents.tool_loop import ToolLoop
 
 AGENTS: Mapping[str, Agent] = {"tool_loop": ToolLoop(), "single_turn": SingleTurn(), "stepped": Stepped()}
+
+
+def outside_agents(settings: Mapping[str, AgentSettings], door: Door) -> dict[str, OutsideAgent]:
+    """The agents that the settings name."""
+    agents: dict[str, OutsideAgent] = {}
+    for name, each in settings.items():
+        if isinstance(each, RemoteSettings):
+            agents[name] = RemoteAgent(name, door, each)
+        else:
+            agents[name] = CommandAgent(name, door, each)
+    return agents

@@ -117,8 +117,8 @@ def recorded(episode: Episode) -> list[RecordedCall]:
     spans = [
         (segment, start, end) for segment in trajectory.segments.segments for start, end, _ in segment.policy_versions
     ]
-    if sum(sampled) != len(spans):
-        return []  # a turn without a token leaves no trace of its place
+    if sum(sampled) != len(spans) or len(episode.tools) != len(trajectory.calls):
+        return []  # a turn without a token leaves no trace of its place; an agent outside is begun anew
     places = iter(spans)
     calls = []
     for number, (call, tools, has_tokens) in enumerate(zip(trajectory.calls, episode.tools, sampled, strict=True)):

@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gym.agents.settings import OWN_AGENTS
 from gym.environments.base import Environment, Row
 from gym.environments.settings import EnvironmentEntry
 from gym.environments.tools import ToolSpec, problems, tools_of
@@ -90,9 +91,15 @@ class EnvironmentType:
 
 
 class Registry:
-    """The environments of one process, by name. Where `judges` are given, no row is taken that asks for another one."""
+    """The environments of one process, by name, and the names of the agents that rows may ask for.
 
-    def __init__(self, types: Iterable[EnvironmentType], *, judges: Collection[str] | None = None) -> None:
+    Where `judges` are given, no row is taken that asks for another one.
+    """
+
+    def __init__(
+        self, types: Iterable[EnvironmentType], *, judges: Collection[str] | None = None, agents: Collection[str] = ()
+    ) -> None:
+        self.agents = frozenset((*OWN_AGENTS, *agents))
         self._types: Mapping[str, EnvironmentType] = {each.name: each for each in types}
         self._judges = judges
 
@@ -141,6 +148,7 @@ def load_registry(
     specs: Sequence[str | EnvironmentEntry] = (),
     *,
     judges: Collection[str] | None = None,
+    agents: Collection[str] = (),
     sandbox: SandboxSettings | None = None,
 ) -> Registry:
     """The built-in and the installed environments and those of `specs`; never raises for one that fails to load.
@@ -164,7 +172,7 @@ def load_registry(
         if loaded.error is not None:
             logger.warning("environment %s is disabled: %s", loaded.name, loaded.error)
         types.setdefault(loaded.name, loaded)
-    return Registry(types.values(), judges=judges)
+    return Registry(types.values(), judges=judges, agents=agents)
 
 
 def environment_type(cls: type[Environment[Any]], sandbox: SandboxSettings | None = None) -> EnvironmentType:

@@ -1,7 +1,8 @@
 """The record of a rollout (JSON, `view=light`) and its packed trajectory (msgpack).
 
-A packed trajectory is `{v, response, calls, segments}`, with `steps` where an environment was stepped; token ids are
-little-endian int32, log-probabilities float32, the loss mask uint8, each as raw bytes.
+A packed trajectory is `{v, response, calls, segments}`, with `steps` where an environment was stepped, and `params` where
+an agent outside began otherwise than the row says; token ids are little-endian int32, log-probabilities float32, the loss
+mask uint8, each as raw bytes.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ VERSION = 1
 
 
 def pack_trajectory(
-    response: JsonObject, calls: list[JsonObject], segments: list[Segment], steps: Sequence[StepTaken] = ()
+    response: JsonObject,
+    calls: list[JsonObject],
+    segments: list[Segment],
+    steps: Sequence[StepTaken] = (),
+    *,
+    params: JsonObject | None = None,
 ) -> bytes:
-    """A trajectory as it is stored."""
+    """A trajectory as it is stored; `params` are what the first call was made with, where that is not the row's."""
     kept: JsonObject = {
         "v": VERSION,
         "response": response,
@@ -32,6 +38,8 @@ def pack_trajectory(
     }
     if steps:
         kept["steps"] = [step_json(step) for step in steps]
+    if params is not None:
+        kept["params"] = params
     packed: bytes = msgpack.packb(kept)
     return packed
 
@@ -155,6 +163,8 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped:
             extra["steps"] = trajectory["steps"]
         if full:
             extra |= {"response": trajectory["response"], "calls": trajectory["calls"]}
+            if "params" in trajectory:
+                extra["responses_create_params"] = trajectory["params"]
     return extra
 
 

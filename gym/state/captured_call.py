@@ -13,6 +13,7 @@ from gym.state.conversation import Head, chain, count_items, pack_tokens
 from gym.state.keys import CaptureKeys
 from gym.trajectory import TurnTokens, Usage
 
+MAX_TURNS = "max_turns"  # the kind of a call that was refused since the rollout had made all it may
 # of a chat request: what the calls of a conversation do not share
 NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
 
@@ -61,7 +62,7 @@ class CallAnswer:
 class CallFailure:
     """Why nothing came of a call. `status` is what the model server answered, `endpoint` who was asked last, if any.
 
-    `kind` is an ErrorKind or `client_left`.
+    `kind` is an ErrorKind, `client_left` or `max_turns`.
     """
 
     kind: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Literal
 
 from redis.exceptions import RedisError
@@ -33,6 +34,7 @@ from gym.state.store import Argument, ScriptCall, Store, load_script
 from gym.trajectory import Trajectory, TurnTokens
 
 KEEP_S = 24 * 3600
+ENDED_S = 600  # a call that comes late is still refused or answered from its record
 MAX_BYTES = 64 * 2**20
 LEASE_S = 10.0
 RENEW_S = 3.0
@@ -42,6 +44,20 @@ _LOG = logging.getLogger(__name__)
 
 
 _BEGIN, _RECORD, _MARK = (load_script(f"capture_{what}", of_batch=False) for what in ("begin", "record", "mark"))
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Calls of an attempt: those that have begun, were answered, and failed (the last hundred)."""
+
+    begun: int
+    answered: int
+    failed: int
+
+    @property
+    def waits(self) -> bool:
+        """Whether a call is under way."""
+        return self.begun > self.answered + self.failed
 
 
 class Captures:
@@ -192,10 +208,43 @@ class Captures:
         attempt = await self._store.redis.get(self._store.keys.capture(rollout_id, 0).current)
         if attempt is None:
             return [], []
-        keys = self._store.keys.capture(rollout_id, int(attempt))
+        return await self.of_attempt(rollout_id, int(attempt))
+
+    async def of_attempt(self, rollout_id: str, attempt: int) -> tuple[list[JsonObject], list[JsonObject]]:
+        """As `both`, of one attempt."""
+        keys = self._store.keys.capture(rollout_id, attempt)
         calls = await self._store.redis.lrange(keys.calls, 0, -1)
         failures = await self._store.redis.lrange(keys.failures, 0, -1)
         return [unpack(packed) for packed in calls], [unpack(packed) for packed in failures]
+
+    async def start_over(self, rollout_id: str, attempt: int) -> None:
+        """Forget what this attempt has captured and refuse calls of earlier ones, before its agent is started (again).
+
+        Does nothing where a later attempt has begun.
+        """
+        keys = self._store.keys.capture(rollout_id, attempt)
+        current = await self._store.redis.get(keys.current)
+        if current is not None and int(current) > attempt:
+            return
+        pipeline = self._store.redis.pipeline(transaction=True)
+        pipeline.set(keys.current, attempt, ex=KEEP_S)
+        pipeline.delete(keys.calls, keys.index, keys.failures)
+        await pipeline.execute()
+
+    async def progress(self, rollout_id: str, attempt: int) -> Progress:
+        """How far an attempt's calls are."""
+        keys = self._store.keys.capture(rollout_id, attempt)
+        pipeline = self._store.redis.pipeline(transaction=False)
+        pipeline.hget(keys.index, "turns")
+        pipeline.llen(keys.calls)
+        pipeline.llen(keys.failures)
+        begun, answered, failed = await pipeline.execute()
+        return Progress(int(begun or 0), answered, failed)
+
+    async def end(self, rollout_id: str, attempt: int) -> None:
+        """What was captured is kept elsewhere now, and ends soon."""
+        for key in self._store.keys.capture(rollout_id, attempt).scripted():
+            await self._store.redis.expire(key, ENDED_S)
 
     async def trajectory(self, rollout_id: str) -> Trajectory | None:
         """What the rollout's latest attempt said and sampled; None where nothing was captured."""

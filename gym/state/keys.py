@@ -229,6 +229,11 @@ class Keys:
         return CaptureKeys(self.prefix, rollout_id, attempt)
 
     @property
+    def agent_secret(self) -> str:
+        """string: what signs the keys of agents (`gym.agents.keys`)."""
+        return f"{self.prefix}:agent-secret"
+
+    @property
     def batches(self) -> str:
         """zset: every batch by its creation in ms."""
         return f"{self.prefix}:batches"

@@ -1,0 +1,67 @@
+"""Who may call the proxy: holders of API keys, and agents with a key for one attempt of one rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import orjson
+
+from api.keys import KeyRing, given_key
+from gym.agents.keys import PREFIX, AgentKeys, Grant
+from gym.batch import BatchSpec
+from gym.config import ApiKey
+from gym.errors import Forbidden, NotFound, Unauthorized
+from gym.ids import parse_rollout_id
+from gym.policy import PolicySpec
+from gym.proxy.policies import PolicyRecord, inline_record
+from gym.state.agent_secret import agent_secret
+from gym.state.store import Store
+
+MOST_POLICIES = 256
+
+
+class Admission:
+    """Checks keys. The farm's secret is asked for when the first agent's key comes."""
+
+    def __init__(self, keys: Sequence[ApiKey], store: Store) -> None:
+        self._ring = KeyRing(keys) if keys else None
+        self._store = store
+        self._agents: AgentKeys | None = None
+        self._inline: dict[str, PolicyRecord] = {}
+
+    async def check(self, method: str, headers: Sequence[tuple[bytes, bytes]], rollout_id: str | None) -> Grant | None:
+        """What an agent's key grants, None for any other caller. Raises Unauthorized, Forbidden, RedisError."""
+        key = (given_key(headers) or b"").decode("latin-1")
+        if not key.startswith(PREFIX):
+            if self._ring is not None:
+                self._ring.check(method, headers)
+            return None
+        if self._agents is None:
+            self._agents = AgentKeys(await agent_secret(self._store))
+        grant = self._agents.read(key)
+        if grant is None:
+            self._agents = None  # a Redis that lost everything has another secret now
+            raise Unauthorized("unauthorized", "this agent's key is not one of this farm, or its time is over")
+        if rollout_id != grant.rollout_id:
+            raise Forbidden(
+                "forbidden",
+                f"this key is for the rollout {grant.rollout_id}: call below /rollouts/{grant.rollout_id}/v1",
+                {"rollout_id": grant.rollout_id},
+            )
+        return grant
+
+    async def inline_policy(self, grant: Grant) -> PolicyRecord:
+        """The policy that the batch of a granted rollout brought along. Raises NotFound."""
+        rollout = parse_rollout_id(grant.rollout_id)
+        batch_id = rollout.batch_id if rollout is not None else ""
+        record = self._inline.get(batch_id)
+        if record is None:
+            text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
+            policy = BatchSpec.model_validate(orjson.loads(text)).policy if text is not None else None
+            if not isinstance(policy, PolicySpec):
+                raise NotFound("policy_not_found", f"the batch of rollout {grant.rollout_id} is gone")
+            record = inline_record(policy)
+            if len(self._inline) >= MOST_POLICIES:
+                self._inline.clear()
+            self._inline[batch_id] = record
+        return record

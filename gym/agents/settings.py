@@ -1,0 +1,64 @@
+"""Agents outside the farm, as the settings name them: where a service answers, which program is started.
+
+Invariant: they come from settings alone. A row or a batch says the name of one and nothing of what it does, so nobody
+who may submit can start a program or have the farm call an address.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gym.limits import Seconds
+
+OWN_AGENTS = ("tool_loop", "single_turn", "stepped")  # the farm's own
+AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class _AgentSettings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RemoteSettings(_AgentSettings):
+    """An agent that is a service with `POST {url}/v1/responses`."""
+
+    kind: Literal["remote"]
+    url: str
+    api_key: str | None = Field(default=None, repr=False, description="sent to the service as `Authorization: Bearer`")
+    timeout_s: Annotated[Seconds, Field(description="of one call of the service")] = 600.0
+    connect_timeout_s: Seconds = 5.0
+    max_retries: Annotated[int, Field(ge=0, le=20, description="where no connection comes about, or 502, 503, 429")] = 3
+
+    @field_validator("url")
+    @classmethod
+    def _absolute(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+            raise ValueError(f"{url[:100]!r} is not an http(s) address without a query")
+        if parts.username or parts.password:
+            raise ValueError("the url holds a password; give it as `api_key`")
+        return url.rstrip("/")
+
+
+class CommandSettings(_AgentSettings):
+    """An agent that is a program, started for each rollout.
+
+    In `argv` and `environment`, `{prompt}`, `{prompt_file}`, `{task_file}`, `{base_url}`, `{model}`, `{rollout_id}` and
+    `{directory}` are replaced; no shell is involved.
+    """
+
+    kind: Literal["command"]
+    argv: Annotated[tuple[str, ...], Field(min_length=1)]
+    environment: dict[VariableName, str] = Field(default_factory=dict, description="more variables for the program")
+    stdin: Literal["prompt", "task", "none"] = "prompt"
+    answer: Annotated[
+        Literal["model", "stdout"], Field(description="what is scored: the model's last message, or what was printed")
+    ] = "model"
+    timeout_s: Annotated[Seconds | None, Field(description="left out, the rollout's own")] = None
+    output_kib: Annotated[int, Field(ge=1, le=65536, description="of its output that is kept")] = 256
+
+
+AgentSettings = Annotated[RemoteSettings | CommandSettings, Field(discriminator="kind")]

@@ -1,0 +1,57 @@
+"""A program that does what the first word of its task says, to see what the farm makes of it. No farm code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+
+def ask(text: str, rollout: str | None = None) -> str:
+    """One model call, under the rollout's own id or another."""
+    base = os.environ["OPENAI_BASE_URL"]
+    if rollout is not None:
+        base = base.replace(os.environ["FARM_ROLLOUT_ID"], rollout)
+    request = urllib.request.Request(
+        f"{base}/chat/completions",
+        json.dumps({"model": "whatever", "messages": [{"role": "user", "content": text}]}).encode(),
+        {"content-type": "application/json", "authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        said: str = json.load(response)["choices"][0]["message"]["content"]
+    return said
+
+
+def main() -> None:
+    word, _, rest = sys.stdin.read().partition(" ")
+    if word == "print":
+        sys.stdout.write(ask("What is 2 + 2 =") + rest)
+    elif word == "fail":
+        ask("What is 2 + 2 =")
+        sys.exit(f"it went wrong with the key {os.environ['OPENAI_API_KEY']}")
+    elif word == "silent":
+        pass
+    elif word == "linger":  # away by a session of its own and by the death of its parent
+        script = (
+            f"import os,time\nif os.fork():\n os._exit(0)\nos.setsid()\nif os.fork():\n os._exit(0)\ntime.sleep({rest})"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True, close_fds=True, stdout=subprocess.DEVNULL)
+        sys.stdout.write(ask("What is 2 + 2 ="))
+    elif word == "sleep":
+        subprocess.Popen(["sleep", rest.strip()])
+        ask("What is 2 + 2 =")
+        time.sleep(float(rest))
+    elif word == "many":
+        for number in range(100):
+            ask(f"What is {number} + 1 =")
+    elif word == "steal":
+        ask("What is 2 + 2 =", rollout="somebody-elses-1")
+    elif word == "look":
+        ask("What is 2 + 2 =")
+        sys.stdout.write(json.dumps(sorted(os.environ)))
+
+
+main()
