@@ -47,7 +47,10 @@ class RemoteAgent(OutsideAgent):
             headers["authorization"] = f"Bearer {self._settings.api_key}"
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True), headers=headers, timeout=timeout
+            connector=aiohttp.TCPConnector(force_close=True),
+            cookie_jar=aiohttp.CookieJar(unsafe=True),  # it takes cookies of services without a host name too
+            headers=headers,
+            timeout=timeout,
         ) as session:
             return await self._loop(session, episode, access)
 

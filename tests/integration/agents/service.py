@@ -23,9 +23,8 @@ class Service(BaseHTTPRequestHandler):
         self.seen.append((body, headers))
         given = body["input"]
         text = given if isinstance(given, str) else given[0]["content"]
-        told = [
-            item["output"] for item in given if isinstance(item, dict) and item.get("type") == "function_call_output"
-        ]
+        outputs = [item for item in given if isinstance(item, dict) and item.get("type") == "function_call_output"]
+        told = [item["output"] for item in outputs if item["call_id"] != "mine"]
         match text.partition(" ")[0]:
             case "mute":
                 self._say("I ask nobody. 42")
@@ -84,7 +83,7 @@ class Service(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(raw)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  as http.server has it
         """Nothing."""
 
 
