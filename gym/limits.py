@@ -13,9 +13,10 @@ The clocks (rollout timeout, stall timeout, batch deadline) and cancellation int
 
 A rollout that fails is tried again by the class of its error, each class with a budget of its own:
 
-- the infrastructure's (`worker_lost`, `model_unreachable`, `judge_error`, `environment_error` where the environment raised
-  EnvironmentUnavailable, `agent_error` where an agent cannot be reached): up to `max_attempts` in all, after 1, 2, 4 …
-  30 s. What fails while its policy or environment is parked is handed back without using an attempt up, and so are the failures that led to parking.
+- the infrastructure's (`worker_lost`, `model_unreachable`, `judge_error`, `environment_error` where the environment
+  raised EnvironmentUnavailable, `agent_error` where an agent cannot be reached): up to `max_attempts` in all, after 1,
+  2, 4 … 30 s. What fails while its policy or environment is parked is handed back without using an attempt up, and so
+  are the failures that led to parking.
 - the data's (`agent_error`, `environment_error`, `tool_error`, `verifier_error`, `bad_row`): `retry_data_errors` more
   times, at once
 - `timeout`, `stalled`, `model_rejected` and `internal` are final; `requeue` runs any of them again by hand
