@@ -85,7 +85,10 @@ class Runtime:
         self._model = PolicyClient(settings.model, self._policies)
         self._runner = Runner(
             registry=self._registry,
-            agents={**AGENTS, **outside_agents(settings.agents, Door(self._store, proxy_url(settings)))},
+            agents={
+                **AGENTS,
+                **outside_agents(settings.agents, Door(self._store, proxy_url(settings)), settings.sandbox),
+            },
             model=self._model,
             policies=self._policies,
             executor=self._threads,

@@ -1,7 +1,7 @@
 """An agent that is a program, started for each rollout and gone with it.
 
 It has a directory of its own, nothing of the worker's environment, and a key that is good for its own rollout. It runs
-with the worker's rights: for a program that is not trusted, give the worker a user or a container of its own.
+with the worker's rights: one that is not trusted runs in a sandbox (`gym.agents.boxed`).
 """
 
 from __future__ import annotations
@@ -100,14 +100,9 @@ class CommandAgent(OutsideAgent):
             raise TimedOut(f"the agent {self.name} took longer than {self._settings.timeout_s or 0:g} s") from None
         finally:
             await _end(process)
-        if code != 0:
-            tail = (error.text or out.text).replace(access.key, "…")[-TAIL_CHARS:].strip()
-            raise AgentFailed(f"the agent {self.name} ended with {_named(code)}: {tail or 'it printed nothing'}")
-        if self._settings.answer == "model":
-            return Said()
-        if out.cut:
+        if out.cut and self._settings.answer == "stdout":
             raise AgentFailed(f"the agent {self.name} printed more than {self._settings.output_kib} KiB (`output_kib`)")
-        return Said(text=out.text.strip())
+        return outcome_of(self.name, self._settings, access, code, out.text, error.text)
 
     async def _start(self, argv: list[str], environment: dict[str, str], work: Path) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
@@ -125,6 +120,14 @@ class CommandAgent(OutsideAgent):
             )
         except OSError as error:
             raise AgentUnreachable(f"the agent {self.name} cannot be started: {error}") from error
+
+
+def outcome_of(name: str, settings: CommandSettings, access: Access, code: int, out: str, error: str) -> Said:
+    """What a program that has ended came to. Raises AgentFailed for another code than 0; the key is not repeated."""
+    if code != 0:
+        tail = (error or out).replace(access.key, "…")[-TAIL_CHARS:].strip()
+        raise AgentFailed(f"the agent {name} ended with {_named(code)}: {tail or 'it printed nothing'}")
+    return Said(text=out.strip() if settings.answer == "stdout" else None)
 
 
 def filled(text: str, words: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from gym.agents.base import Agent
+from gym.agents.boxed import BoxedAgent
 from gym.agents.command import CommandAgent
 from gym.agents.outside import Door, OutsideAgent
 from gym.agents.remote import RemoteAgent
@@ -10,16 +11,21 @@ from gym.agents.settings import AgentSettings, RemoteSettings
 from gym.agents.single_turn import SingleTurn
 from gym.agents.stepped import Stepped
 from gym.agents.tool_loop import ToolLoop
+from gym.sandbox.settings import SandboxSettings
 
 AGENTS: Mapping[str, Agent] = {"tool_loop": ToolLoop(), "single_turn": SingleTurn(), "stepped": Stepped()}
 
 
-def outside_agents(settings: Mapping[str, AgentSettings], door: Door) -> dict[str, OutsideAgent]:
+def outside_agents(
+    settings: Mapping[str, AgentSettings], door: Door, sandbox: SandboxSettings
+) -> dict[str, OutsideAgent]:
     """The agents that the settings name."""
     agents: dict[str, OutsideAgent] = {}
     for name, each in settings.items():
         if isinstance(each, RemoteSettings):
             agents[name] = RemoteAgent(name, door, each)
+        elif each.sandbox:
+            agents[name] = BoxedAgent(name, door, each, sandbox)
         else:
             agents[name] = CommandAgent(name, door, each)
     return agents

@@ -15,6 +15,7 @@ from gym.limits import Seconds
 
 OWN_AGENTS = ("tool_loop", "single_turn", "stepped")  # the farm's own
 AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+AbsolutePath = Annotated[str, Field(pattern=r"^/[^:]+$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -59,6 +60,11 @@ class CommandSettings(_AgentSettings):
     ] = "model"
     timeout_s: Annotated[Seconds | None, Field(description="left out, the rollout's own")] = None
     output_kib: Annotated[int, Field(ge=1, le=65536, description="of its output that is kept")] = 256
+    sandbox: Annotated[bool, Field(description="whether it runs in one, with no network but the model proxy")] = False
+    readable: Annotated[tuple[AbsolutePath, ...], Field(description="what it may read there, at the same paths")] = ()
+    memory_mib: Annotated[int, Field(ge=64, le=2**20, description="in a sandbox")] = 2048
+    work_mib: Annotated[int, Field(ge=1, le=2**20, description="of files, in a sandbox")] = 256
+    processes: Annotated[int, Field(ge=8, le=4096, description="and threads, in a sandbox")] = 128
 
 
 AgentSettings = Annotated[RemoteSettings | CommandSettings, Field(discriminator="kind")]

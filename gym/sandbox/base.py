@@ -54,6 +54,14 @@ class Verdict:
     stopped: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or directory of the host that a sandbox may read, and where it finds it."""
+
+    source: str
+    target: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """How a provider's sandbox is started: the command, and the content of the file descriptors it inherits."""
@@ -68,7 +76,7 @@ class SandboxProvider(Protocol):
 
     name: str
 
-    def start(self, label: str, limits: Limits, filter_fd: int) -> Start:
+    def start(self, label: str, limits: Limits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
         """The command for one sandbox. `filter_fd` holds the seccomp program. Raises SandboxUnavailable."""
         ...
 

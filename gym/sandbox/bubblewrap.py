@@ -11,10 +11,10 @@ import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gym.sandbox.base import SandboxUnavailable, Start
+from gym.sandbox.base import Mount, SandboxUnavailable, Start
 from gym.sandbox.left_over import sweep_pid_files
 from gym.sandbox.limits import Limits
 
@@ -34,7 +34,7 @@ class Bubblewrap:
         self._command = command
         self._python = python
 
-    def start(self, label: str, limits: Limits, filter_fd: int) -> Start:
+    def start(self, label: str, limits: Limits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
         """Raises SandboxUnavailable where `bwrap`, or an interpreter that can be used inside, is missing."""
         bwrap = shutil.which(self._command)
         if bwrap is None:
@@ -47,6 +47,8 @@ class Bubblewrap:
         argv += ["--proc", "/proc", "--dev", "/dev"]
         for place in ("/work", "/tmp", "/dev/shm"):  # noqa: S108  the sandbox's own
             argv += ["--size", str(limits.work_bytes), "--tmpfs", place]
+        for mount in mounts:
+            argv += ["--ro-bind", mount.source, mount.target]
         argv += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work"]
         for name, value in (("PATH", f"{Path(python).parent}:/usr/bin:/bin"), ("HOME", "/work"), ("LANG", "C.UTF-8")):
             argv += ["--setenv", name, value]

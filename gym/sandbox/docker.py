@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-from gym.sandbox.base import SandboxUnavailable, Start
+from gym.sandbox.base import Mount, SandboxUnavailable, Start
 from gym.sandbox.bubblewrap import BOOT
 from gym.sandbox.left_over import is_alive, started_at
 from gym.sandbox.limits import Limits
@@ -32,7 +33,7 @@ class Docker:
         self._command = command
         self._image = image
 
-    def start(self, label: str, limits: Limits, filter_fd: int) -> Start:  # noqa: ARG002  Docker has its own filter
+    def start(self, label: str, limits: Limits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:  # noqa: ARG002  Docker has its own filter
         """Raises SandboxUnavailable where there is no client; whether it has an engine shows when it is run."""
         client = self._client()
         memory = str(limits.memory_bytes + 3 * limits.work_bytes)
@@ -42,6 +43,8 @@ class Docker:
         argv += ["--pids-limit", str(limits.processes + 2), "--ulimit", "core=0"]
         for place in ("/work", "/tmp"):  # noqa: S108  the container's own
             argv += ["--tmpfs", f"{place}:rw,exec,nosuid,nodev,mode=1777,size={limits.work_bytes}"]
+        for mount in mounts:
+            argv += ["--volume", f"{mount.source}:{mount.target}:ro"]
         argv += ["--workdir=/work", "--env=HOME=/work", "--label", f"{OWNER}={os.getpid()}.{started_at(os.getpid())}"]
         return Start(
             argv=[*argv, self._image, "python3", "-I", "-S", "-c", BOOT],

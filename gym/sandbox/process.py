@@ -22,7 +22,7 @@ from typing import Any
 
 from gym.jsontypes import JsonObject
 from gym.sandbox import left_over
-from gym.sandbox.base import MAX_CODE_CHARS, Outcome, SandboxFailed, SandboxProvider, SandboxUnavailable, Verdict
+from gym.sandbox.base import MAX_CODE_CHARS, Mount, Outcome, SandboxFailed, SandboxProvider, SandboxUnavailable, Verdict
 from gym.sandbox.limits import Limits
 from gym.sandbox.seccomp import filter_program
 
@@ -189,7 +189,9 @@ class Sandbox:
         raise SandboxUnavailable(error.decode(errors="replace").strip()[:500])
 
 
-async def start_sandbox(provider: SandboxProvider, limits: Limits, directory: Path | None = None) -> Sandbox:
+async def start_sandbox(
+    provider: SandboxProvider, limits: Limits, directory: Path | None = None, *, mounts: Sequence[Mount] = ()
+) -> Sandbox:
     """A new sandbox, ready, noted in `directory`. Raises SandboxUnavailable, with what the provider said."""
     filter_fd = os.memfd_create("seccomp")
     try:
@@ -198,7 +200,7 @@ async def start_sandbox(provider: SandboxProvider, limits: Limits, directory: Pa
         except ValueError as error:
             raise SandboxUnavailable(str(error)) from error
         os.lseek(filter_fd, 0, os.SEEK_SET)
-        start = provider.start(f"sandbox-{secrets.token_hex(8)}", limits, filter_fd)
+        start = provider.start(f"sandbox-{secrets.token_hex(8)}", limits, filter_fd, mounts)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
             *start.argv,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -49,6 +50,14 @@ def main() -> None:
             ask(f"What is {number} + 1 =")
     elif word == "steal":
         ask("What is 2 + 2 =", rollout="somebody-elses-1")
+    elif word == "dial":  # whatever else listens on this machine
+        ask("What is 2 + 2 =")
+        try:
+            socket.create_connection(("127.0.0.1", int(rest)), timeout=5)
+        except ConnectionRefusedError:
+            sys.stdout.write("nobody there, ")
+        others = [name for _, name in socket.if_nameindex() if name != "lo"]
+        sys.stdout.write(f"other networks: {others}" if others else "no other network")
     elif word == "look":
         ask("What is 2 + 2 =")
         sys.stdout.write(json.dumps(sorted(os.environ)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -16,6 +17,8 @@ import psutil
 import pytest
 
 from api.cli.local_farm import LocalFarm, local_farm
+from gym.sandbox.base import SandboxUnavailable
+from gym.sandbox.choose import find_provider
 
 EXAMPLE = Path(__file__).parents[3] / "configs" / "examples" / "openai_agent.py"
 ODD = Path(__file__).with_name("odd_agent.py")
@@ -35,11 +38,21 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def farm(folder: Path) -> Iterator[LocalFarm]:
     """A farm with agents that are programs; its API and its proxy want keys, which no agent has."""
+    folder.chmod(0o755)
+    copied = Path(shutil.copy(ODD, folder / "odd.py"))  # to where a sandbox's user may read it
     odd = {"kind": "command", "argv": [sys.executable, str(ODD)], "answer": "stdout"}
     agents = {
         "calculator": {"kind": "command", "argv": [sys.executable, str(EXAMPLE)]},
         "odd": odd,
         "hasty": {**odd, "timeout_s": 3},
+        "boxed": {**odd, "argv": ["{python}", str(copied)], "sandbox": True, "readable": [str(copied)]},
+        "patient": {
+            **odd,
+            "argv": ["{python}", str(copied)],
+            "sandbox": True,
+            "readable": [str(copied)],
+            "timeout_s": 3,
+        },
         "missing": {"kind": "command", "argv": ["no-such-program-here"]},
     }
     settings = {
@@ -172,7 +185,31 @@ def test_an_agent_speaks_to_the_policy_that_its_batch_brought_along(http: httpx.
     assert (result["reward"], result["policy_version"]) == (1.0, {"min": 5, "max": 5})
 
 
+def test_a_program_in_a_sandbox_reaches_the_model_and_nothing_else(http: httpx.Client, folder: Path) -> None:
+    try:
+        find_provider()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    printed, dialled, failed, slept, stolen = results_of(
+        http,
+        [
+            row("boxed", "print The end: 42", wanted="The end: 42"),
+            row("boxed", f"dial {http.base_url.port}", wanted="nobody there, no other network"),
+            row("boxed", "fail"),
+            row("patient", f"sleep {SLEEP}"),
+            row("boxed", "steal"),
+        ],
+    )
+    assert (printed["error"], printed["reward"], printed["model_calls"]) == (None, 1.0, 1)
+    assert (dialled["error"], dialled["reward"]) == (None, 1.0)
+    assert "exit code 1: it went wrong with the key …" in failed["error"]["message"]
+    assert slept["error"]["kind"] == "timeout"
+    assert "403" in stolen["error"]["message"]
+    assert processes_with(SLEEP) == []
+    assert list((folder / "tmp").glob("farm-agent-*")) == []
+
+
 def test_an_agent_that_is_not_in_the_settings_is_refused(http: httpx.Client) -> None:
     refused = http.post("/v1/batches", json={"rows": [row("somebody", "hello")]})
     assert refused.status_code == 422
-    assert "there is no agent `somebody`; there are calculator, hasty" in refused.json()["error"]["message"]
+    assert "there is no agent `somebody`; there are boxed, calculator, hasty" in refused.json()["error"]["message"]
