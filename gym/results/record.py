@@ -1,8 +1,8 @@
 """The record of a rollout (JSON, `view=light`) and its packed trajectory (msgpack).
 
-A packed trajectory is `{v, response, calls, segments}`, with `steps` where an environment was stepped, and `params` where
-an agent outside began otherwise than the row says; token ids are little-endian int32, log-probabilities float32, the loss
-mask uint8, each as raw bytes.
+A packed trajectory is `{v, response, calls, segments}`, with `steps` where an environment was stepped, and `params`
+where an agent outside began otherwise than the row says; token ids are little-endian int32, log-probabilities float32,
+the loss mask uint8, each as raw bytes.
 """
 
 from __future__ import annotations
