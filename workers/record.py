@@ -104,13 +104,8 @@ def packed_trajectory(running: Running, finished: Finished) -> bytes | None:
         incomplete_reason=cut,
     )
     calls = [call_json(call) for call in trajectory.calls]
-    return pack_trajectory(
-        response,
-        calls,
-        trajectory.segments.segments,
-        trajectory.steps,
-        params=None if is_rows else params,
-    )
+    segments = trajectory.segments.segments
+    return pack_trajectory(response, calls, segments, trajectory.steps, params=None if is_rows else params)
 
 
 def packed_calls(running: Running, *, most_bytes: int) -> bytes:

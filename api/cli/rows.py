@@ -91,7 +91,9 @@ def inspect(
     from gym.task import read_header
 
     settings = load_settings(config)
-    registry = load_registry(settings.environments, judges=settings.judges)
+    registry = load_registry(
+        settings.environments, judges=settings.judges, agents=settings.agents, sandbox=settings.sandbox
+    )
     report = Report()
     first_lines: dict[str, int] = {}
     for line in scan(path, split=split):

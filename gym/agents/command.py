@@ -160,6 +160,7 @@ def environment_of(settings: CommandSettings, access: Access, words: dict[str, s
         "ANTHROPIC_BASE_URL": access.base_url,
         "ANTHROPIC_API_KEY": access.key,
         "FARM_ROLLOUT_ID": words["rollout_id"],
+        "FARM_ATTEMPT": str(access.attempt),
         "FARM_MODEL": access.model,
         "FARM_PROMPT_FILE": words["prompt_file"],
         "FARM_TASK_FILE": words["task_file"],

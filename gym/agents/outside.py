@@ -46,6 +46,7 @@ class Access:
     base_url: str
     key: str
     model: str
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,12 @@ class Door:
         except RedisError as error:
             raise AgentUnreachable(f"the agent cannot be let in at the proxy: {error}") from error
         url = f"{self._proxy_url}/rollouts/{episode.rollout_id}"
-        return Access(base_url=url, key=keys.issue(grant), model=policy.spec.model if policy.inline else policy.name)
+        return Access(
+            base_url=url,
+            key=keys.issue(grant),
+            model=policy.spec.model if policy.inline else policy.name,
+            attempt=episode.attempt,
+        )
 
     async def watch(self, episode: Episode) -> None:
         """Keep the episode from stalling while calls are made, until cancelled."""

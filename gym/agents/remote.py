@@ -89,7 +89,7 @@ class RemoteAgent(OutsideAgent):
                     if response.status not in _TRY_AGAIN or not tries_left:
                         return self._read(response.status, await _bounded(response))
                     wait_s = max(wait_s, _retry_after_s(response))
-            except aiohttp.ClientConnectorError as error:
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if not tries_left:
                     raise AgentUnreachable(f"the agent {self.name} cannot be reached: {error}") from error
             except TimeoutError as error:

@@ -45,6 +45,11 @@ def main() -> None:
         subprocess.Popen(["sleep", rest.strip()])
         ask("What is 2 + 2 =")
         time.sleep(float(rest))
+    elif word == "again":  # its first attempt does not end
+        ask("What is 2 + 2 =")
+        if os.environ["FARM_ATTEMPT"] == "1":
+            os.execv("/bin/sleep", ["sleep", rest.strip()])
+        sys.stdout.write(ask("What is 3 + 3 ="))
     elif word == "many":
         for number in range(100):
             ask(f"What is {number} + 1 =")

@@ -60,6 +60,7 @@ def farm(folder: Path) -> Iterator[LocalFarm]:
         "FARM_ENVIRONMENTS": json.dumps([f"{ENVIRONMENT}:Said"]),
         "FARM_API_KEYS": json.dumps([{"key": ADMIN, "scopes": ["admin"]}]),
         "FARM_API_KEY": ADMIN,
+        "FARM_WORKER_LEASE_TTL_S": "4",
         "FARM_MODEL_MAX_RETRIES": "0",
         "FARM_MODEL_UNHEALTHY_WAIT_S": "1",
         "TMPDIR": str(folder / "tmp"),
@@ -207,6 +208,27 @@ def test_a_program_in_a_sandbox_reaches_the_model_and_nothing_else(http: httpx.C
     assert "403" in stolen["error"]["message"]
     assert processes_with(SLEEP) == []
     assert list((folder / "tmp").glob("farm-agent-*")) == []
+
+
+def test_a_killed_workers_program_dies_and_the_next_attempt_begins_with_nothing(
+    http: httpx.Client, farm: LocalFarm
+) -> None:
+    answer = http.post("/v1/batches", json={"rows": [row("odd", f"again {SLEEP}")]})
+    batch, give_up_at = answer.json()["batch_id"], time.monotonic() + WITHIN_S
+    while not (first := processes_with(SLEEP)):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.1)
+    [worker] = [each for each in psutil.Process(farm.process.pid).children() if each.cmdline()[-1] == "worker"]
+    worker.kill()
+    assert psutil.wait_procs(first, timeout=60)[1] == []
+    items: list[dict[str, Any]] = []
+    while not items:
+        assert time.monotonic() < give_up_at
+        page = http.get(f"/v1/batches/{batch}/results", params={"wait": "10", "view": "full"}).json()
+        items = page["items"]
+    [result] = items
+    assert (result["outcome"], result["attempt"], result["model_calls"]) == ("succeeded", 2, 2)
+    assert [item["role"] for item in result["response"]["output"]] == ["assistant", "user", "assistant"]
 
 
 def test_an_agent_that_is_not_in_the_settings_is_refused(http: httpx.Client) -> None:

@@ -25,7 +25,7 @@ from gym.errors import AgentFailed, AgentUnreachable, ModelRejected, ModelUnreac
 from gym.rollout import StopReason
 
 GRANT = Grant(rollout_id="b-1-0", attempt=2, policy="p", max_calls=16, until=1000.0)
-ACCESS = Access(base_url="http://proxy:1/rollouts/b-1-0", key="the-key", model="p")
+ACCESS = Access(base_url="http://proxy:1/rollouts/b-1-0", key="the-key", model="p", attempt=1)
 READ: TypeAdapter[Any] = TypeAdapter(AgentSettings)
 
 
