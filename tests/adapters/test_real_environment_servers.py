@@ -1,6 +1,6 @@
 """The adapters against real servers, each of which runs in a virtual environment of its own.
 
-`make .venv-nemo-gym/.installed` and `make .venv-openenv/.installed` make them; nemo-gym needs Python 3.12 or later.
+`make .venv-nemo-gym/.installed` and `make .venv-openenv/.installed` make them; nemo-gym wants Python 3.13.
 """
 
 from __future__ import annotations
