@@ -4,9 +4,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 VERIFIERS := .venv-verifiers
+OPENENV := .venv-openenv
+NEMO_GYM := .venv-nemo-gym
+NEMO_GYM_PYTHON ?= python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all test-vllm chaos demo up clean
+.PHONY: help setup check test test-all test-adapters test-vllm chaos demo up clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,8 +42,23 @@ $(VERIFIERS)/.installed: tests/adapters/verifiers.txt
 test: setup $(VERIFIERS)/.installed ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow"
 
-test-all: setup $(VERIFIERS)/.installed ## all tests that need no GPU
+test-all: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu and not vllm"
+
+# servers of other projects; that of openenv-core takes a minute to start on a busy machine, so its tests are slow ones
+$(OPENENV)/.installed: tests/adapters/openenv.txt
+	@$(OPENENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OPENENV)
+	$(OPENENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/adapters/openenv.txt
+	@touch $@
+
+$(NEMO_GYM)/.installed: tests/adapters/nemo_gym.txt
+	@$(NEMO_GYM)/bin/python -m pip --version >/dev/null 2>&1 || $(NEMO_GYM_PYTHON) -m venv --clear $(NEMO_GYM)
+	@# its metadata asks for 3.13.14, and it runs on 3.13.0
+	$(NEMO_GYM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r tests/adapters/nemo_gym.txt
+	@touch $@
+
+test-adapters: setup $(VERIFIERS)/.installed $(OPENENV)/.installed $(NEMO_GYM)/.installed ## with real servers (2 GB; Python 3.13)
+	$(BIN)/python -m pytest tests/adapters
 
 test-vllm: setup $(VLLM)/model/config.json ## the tests against a real vLLM on this CPU, which it installs first (2.5 GB)
 	$(BIN)/python -m pytest -m vllm tests/vllm
@@ -65,5 +83,5 @@ up: setup ## leave a farm running in the foreground, with Flower; Ctrl-C drains 
 	$(BIN)/farm up --config configs/dev.yaml
 
 clean: ## remove .venv and what tools left; farm-data stays
-	rm -rf $(VENV) $(VLLM) $(VERIFIERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(OPENENV) $(NEMO_GYM) $(VLLM) $(VERIFIERS) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

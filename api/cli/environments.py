@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,8 @@ def register(app: typer.Typer) -> None:
 
 def environments(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one in full.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="[NEW]", help="With init: the new environment's name.")] = None,
+    into: Annotated[Path, typer.Option(help="With init: the folder that gets the package.")] = Path(),
     generate: Annotated[
         list[str] | None,
         typer.Option(
@@ -30,7 +33,13 @@ def environments(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """What can be run; `farm environments reasoning_gym --generate DATASET` makes rows to submit."""
+    """What can be run; `farm environments reasoning_gym --generate DATASET` makes rows to submit.
+
+    `farm environments init NEW` writes a package with an environment that runs, and its test.
+    """
+    if name == "init" or new is not None:
+        _init(name, new, into)
+        return
     if generate:
         _generate(name, generate, count, seed)
         return
@@ -61,6 +70,17 @@ def environments(
         out.print(f"  tool {tool_name(tool)}: {described}", markup=False)
     out.print("row schema:", Pretty(one.row_schema))
     out.print("example row:", Pretty(one.example_row))
+
+
+def _init(name: str | None, new: str | None, into: Path) -> None:
+    from api.cli.authoring import write_package
+
+    if name != "init" or new is None:
+        raise typer.BadParameter("farm environments init NAME writes a new one; else give one name")
+    folder = write_package(new, into)
+    out = console()
+    out.print(f"{folder} is written", markup=False)
+    out.print(f"pip install -e {folder} && pytest {folder}", style="dim", markup=False)
 
 
 def _generate(name: str | None, datasets: list[str], count: int, seed: int) -> None:

@@ -24,6 +24,7 @@ from gym.client.records import (
     View,
     read_result,
 )
+from gym.client.sessions import AsyncSession, Session, StepAnswer, ToolAnswer
 from gym.datasets import read_rows, repeated, take
 from gym.rollout import Ledger, Outcome
 
@@ -32,6 +33,7 @@ __all__ = [
     "AsyncBatch",
     "AsyncFarm",
     "AsyncResults",
+    "AsyncSession",
     "Batch",
     "BatchOptions",
     "BatchStatus",
@@ -46,7 +48,10 @@ __all__ = [
     "Result",
     "Results",
     "RolloutFailure",
+    "Session",
+    "StepAnswer",
     "Timing",
+    "ToolAnswer",
     "View",
     "connect",
     "connect_sync",

@@ -59,8 +59,9 @@ _AGAIN = frozenset({429, 502, 503, 504})
 class Request:
     """What is asked of the farm. A transport for another address scheme answers the same requests.
 
-    `body` is sent in order and may be sent again; `wait_s` is how long the farm itself may hold the answer back;
-    `after_s` is a pause before it is sent. `accept` holds statuses beside 2xx that are answers, not errors.
+    `key` makes a call whose body has no id a repeat when it is sent again. `body` is sent in order, perhaps again;
+    `wait_s` is how long the farm itself may hold the answer back; `after_s` is a pause before it is sent. `accept`
+    holds statuses beside 2xx that are answers, not errors.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Request:
     wait_s: float = 0.0
     after_s: float = 0.0
     repeatable: bool = True
+    key: str | None = None
     accept: frozenset[int] = frozenset()
 
 

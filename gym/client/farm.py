@@ -9,11 +9,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
 
-from gym.client import calls
+from gym.client import calls, sessions
 from gym.client.calls import BatchOptions
 from gym.client.exchange import Flow, RetryPolicy
 from gym.client.feed import LONG_POLL_S, EventReader, each_async, each_blocking, group_leases, rollout_leases
 from gym.client.records import Event, Result, View
+from gym.client.sessions import AsyncSession, Session
 from gym.client.transport import AsyncTransport, SyncTransport
 from gym.jsontypes import JsonObject
 
@@ -271,6 +272,13 @@ class AsyncFarm:
         created = await self.transport.run(calls.submit(rows, options))
         return AsyncBatch(self.transport, created.batch_id, created.raw)
 
+    async def open_session(
+        self, environment: str, row: JsonObject, *, seed: int | None = None, session_id: str | None = None
+    ) -> AsyncSession:
+        """Open an environment for a loop of your own; see `gym.client.sessions`."""
+        opened = await self.transport.run(sessions.open_session(environment, row, seed=seed, session_id=session_id))
+        return AsyncSession(self.transport, opened)
+
     def batch(self, batch_id: str) -> AsyncBatch:
         """A batch that exists; nothing is sent."""
         return AsyncBatch(self.transport, batch_id)
@@ -314,6 +322,13 @@ class Farm:
         """
         created = self.transport.run(calls.submit(rows, options))
         return Batch(self.transport, created.batch_id, created.raw)
+
+    def open_session(
+        self, environment: str, row: JsonObject, *, seed: int | None = None, session_id: str | None = None
+    ) -> Session:
+        """Open an environment for a loop of your own; see `gym.client.sessions`."""
+        opened = self.transport.run(sessions.open_session(environment, row, seed=seed, session_id=session_id))
+        return Session(self.transport, opened)
 
     def batch(self, batch_id: str) -> Batch:
         """A batch that exists; nothing is sent."""

@@ -74,7 +74,8 @@ def _headers(api_key: str | None) -> dict[str, str]:
 
 
 def _content_headers(request: Request) -> dict[str, str]:
-    return {"content-type": request.content_type} if request.body else {}
+    headers = {"content-type": request.content_type} if request.body else {}
+    return headers | ({"idempotency-key": request.key} if request.key is not None else {})
 
 
 def _timeout(timeout_s: float, request: Request) -> httpx.Timeout:

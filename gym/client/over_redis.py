@@ -210,6 +210,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
 
 def _ask(request: Request) -> Ask:
     headers = {"accept": "application/json"} | ({"content-type": request.content_type} if request.body else {})
+    headers |= {"idempotency-key": request.key} if request.key is not None else {}
     return Ask(
         method=request.method,
         path=request.path,

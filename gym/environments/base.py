@@ -33,7 +33,7 @@ from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
 from gym.sandbox.settings import SandboxSettings
-from gym.trajectory import StepTaken, Trajectory
+from gym.trajectory import StepTaken, ToolCall, Trajectory
 
 
 class Row(BaseModel):
@@ -148,6 +148,14 @@ class Environment(ABC, Generic[RowT]):
     def description(cls) -> str:
         """The class's docstring, first line."""
         return (inspect.getdoc(cls) or cls.name).splitlines()[0]
+
+
+class ToolsOfRows(Environment[RowT]):
+    """An environment whose tools are no methods: each row says in `responses_create_params.tools` which there are."""
+
+    @abstractmethod
+    def call(self, name: str, arguments: JsonObject) -> Awaitable[ToolCall]:
+        """Call a tool that the row offers. What it raises is told to the model, but for a RolloutError."""
 
 
 class SteppedEnvironment(Environment[RowT]):

@@ -33,13 +33,15 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready: JsonObject = {}
         self._outgoing: SimpleQueue[bytes | None] = SimpleQueue()
-        self._waiting: dict[str, Callable[[JsonObject], None]] = {}
+        self._waiting: dict[str, tuple[subprocess.Popen[bytes] | None, Callable[[JsonObject], None]]] = {}
 
     def start(self, *, within_s: float) -> JsonObject:
         """What it says when it is ready; at once where it runs. Blocks. Raises EnvironmentUnavailable."""
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return self._ready
+            if self._process is not None:
+                _end(self._process)
             try:
                 process = subprocess.Popen(  # noqa: S603  the command is the settings'
                     self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -57,10 +59,8 @@ class Child:
                 why = said.get("failed") or f"it was not ready within {within_s:g} s, or died; see the worker's log"
                 raise EnvironmentUnavailable(f"{self._what}: {why}")
             self._process, self._ready, self._outgoing = process, said["ready"], SimpleQueue()
-            threading.Thread(target=self._read, args=(process,), name=f"read {self._what}", daemon=True).start()
-            threading.Thread(
-                target=_write, args=(process, self._outgoing), name=f"write {self._what}", daemon=True
-            ).start()
+            for work in (self._read, _write):
+                threading.Thread(target=work, args=(process, self._outgoing), name=self._what, daemon=True).start()
             return self._ready
 
     def close(self) -> None:
@@ -79,24 +79,29 @@ class Child:
         self._outgoing.put(orjson.dumps(line) + b"\n")
 
     def listen(self, rollout: str, take: Callable[[JsonObject], None]) -> None:
-        """Have the lines of a rollout given to a function, which is called in another thread."""
-        self._waiting[rollout] = take
+        """Have the lines of a rollout given to a function, which is called in another thread.
+
+        The last one is `{"gone": why}` where the process that runs now dies.
+        """
+        self._waiting[rollout] = (self._process, take)
 
     def forget(self, rollout: str) -> None:
         """Its lines are dropped from now on."""
         self._waiting.pop(rollout, None)
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
+    def _read(self, process: subprocess.Popen[bytes], outgoing: SimpleQueue[bytes | None]) -> None:
         with contextlib.suppress(ValueError, OSError):
             for line in process.stdout or ():
                 said: JsonObject = orjson.loads(line)
-                take = self._waiting.get(str(said.get("rollout")))
-                if take is not None:
-                    take(said)
-        self._outgoing.put(None)
-        gone: JsonObject = {"gone": f"{self._what}: its process ended, with code {process.poll()}"}
-        if self._process in (process, None):
-            for take in list(self._waiting.values()):
+                waiting = self._waiting.get(str(said.get("rollout")))
+                if waiting is not None:
+                    waiting[1](said)
+        outgoing.put(None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        gone: JsonObject = {"gone": f"{self._what}: its process ended, with code {process.returncode}"}
+        for mine, take in list(self._waiting.values()):
+            if mine is process:
                 take(gone)
 
 

@@ -97,7 +97,7 @@ class Mixture:
             return None
         mean = sum(rewards) / len(rewards)
         following = level + (mean >= pace.raise_at) - (mean <= pace.lower_at)
-        if not 0 <= following <= self._highest[name]:
+        if not (0 <= following <= self._highest[name] and self._can_be_made(name, following)):
             following = level
         self._set_level(name, following)
         return following if following != level else None
@@ -117,6 +117,14 @@ class Mixture:
             if name in self._highest:
                 self._set_level(name, int(level))
                 self._rewards[name].extend(state["rewards"].get(name, ()))
+
+    def _can_be_made(self, name: str, level: int) -> bool:
+        """Whether the dataset takes the configuration of its own curriculum, which some do not at every level."""
+        try:
+            reasoning_row(name, seed=0, index=0, config=level_config(name, level) | self._sources[name].config)
+        except Invalid:
+            return False
+        return True
 
     def _set_level(self, name: str, level: int) -> None:
         if not 0 <= level <= self._highest[name]:

@@ -47,6 +47,8 @@ BUILT_IN = (
 ADAPTER_POINTS = "rollout_farm.adapters"
 ADAPTERS: Mapping[str, str] = {
     "gymnasium": "gym.environments.gymnasium:Gymnasium",
+    "nemo_gym": "gym.environments.nemo_gym:NemoGym",
+    "openenv": "gym.environments.openenv:OpenEnv",
     "verifiers": "gym.environments.verifiers:Verifiers",
 }
 

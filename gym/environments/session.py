@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from gym.environments.base import Environment, Step, SteppedEnvironment
+from gym.environments.base import Environment, Step, SteppedEnvironment, ToolsOfRows
 from gym.environments.codecs import Codec
 from gym.environments.registry import EnvironmentType
 from gym.environments.threads import EnvironmentThreads
@@ -107,6 +107,9 @@ class EnvironmentSession:
         decoded: JsonObject | None = None
         try:
             decoded = decode_arguments(arguments)
+            if isinstance(environment, ToolsOfRows) and name in self._offered:
+                called: Any = await self._run(functools.partial(environment.call, name, decoded), thread=False)
+                return ToolCall(name, decoded, _utf8(called.output), failed=called.failed)
             spec = self._offered_tool(name)
             call = functools.partial(getattr(environment, spec.name), **spec.read_arguments(arguments))
             output = _as_output(await self._run(call, thread=environment.blocking and not spec.is_async))

@@ -70,6 +70,12 @@ def test_levels_stay_within_those_that_there_are() -> None:
     assert mixture.levels == {"chain_sum": highest}
 
 
+def test_a_level_that_the_dataset_itself_refuses_is_not_gone_to() -> None:
+    mixture = Mixture({"caesar_cipher": Source(level=1)}, pace=Pace(window=1))
+    assert mixture.score("caesar_cipher-0-0-L1", 1.0) is None
+    assert len(list(mixture.rows(3))) == 3
+
+
 def test_a_mixture_goes_on_from_its_state() -> None:
     first = Mixture(SOURCES, seed=1, pace=Pace(window=2))
     for _ in range(2):
