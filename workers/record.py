@@ -121,11 +121,11 @@ def packed_calls(running: Running, *, most_bytes: int) -> bytes:
 
 
 def sums(finished: Finished) -> dict[str, float]:
-    """What this rollout adds to its environment's sums; the divisor of the means is `run`."""
+    """What this rollout adds to its environment's sums, zeros left out; the divisor of the means is `run`."""
     trajectory = finished.trajectory
     added: dict[str, float] = {"run": 1}
     if finished.reward is not None:
-        added |= {"scored": 1, "reward": finished.reward.value, "passed": float(finished.reward.value >= PASS_REWARD)}
+        added |= {"scored": 1, "reward": finished.reward.value, "passed": int(finished.reward.value >= PASS_REWARD)}
     if trajectory is not None:
         added |= {
             "turns": len(trajectory.calls),
@@ -134,7 +134,7 @@ def sums(finished: Finished) -> dict[str, float]:
             "output_tokens": trajectory.usage.output_tokens,
         }
     timing = finished.timing
-    return added | {
+    added |= {
         "queued_s": timing.queued_s,
         "environment_s": timing.environment_s,
         "model_s": timing.model_s,
@@ -142,3 +142,4 @@ def sums(finished: Finished) -> dict[str, float]:
         "judge_s": timing.judge_s,
         "total_s": timing.total_s,
     }
+    return {name: value for name, value in added.items() if value}

@@ -37,6 +37,10 @@ class ProcessTree:
         """Resident memory of the processes of one role."""
         return sum(process.memory_info().rss for process in self._all() if _role(process) == role)
 
+    def pids(self, role: str) -> list[int]:
+        """The processes of one role."""
+        return [process.pid for process in self._all() if _role(process) == role]
+
     def count(self) -> int:
         """How many processes there are."""
         return len(self._all())

@@ -19,25 +19,28 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    cases: Annotated[list[str] | None, typer.Argument(help="Which measurements; left out, all of them.")] = None,
+    cases: Annotated[
+        list[str] | None, typer.Argument(help="Which measurements; left out, all but `profile` and `scale`.")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=50, help="The median of so many is given.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Measure the farm on this machine: starts what it needs, warms up, repeats, gives medians and spread."""
-    from api.bench.cases import ON_ONE_FARM, ON_THEIR_OWN
+    from api.bench.cases import ON_DEMAND, ON_ONE_FARM, ON_THEIR_OWN
     from api.bench.lab import laboratory
     from api.cli.options import console, print_json, progress_console
     from gym.errors import SettingsError
 
-    known = [*ON_THEIR_OWN, *ON_ONE_FARM]
-    wanted = cases or known
+    alone = ON_THEIR_OWN | ON_DEMAND
+    known = [*alone, *ON_ONE_FARM]
+    wanted = cases or [*ON_THEIR_OWN, *ON_ONE_FARM]
     if unknown := sorted(set(wanted) - set(known)):
         raise SettingsError(f"there is no measurement {', '.join(unknown)}; there are {', '.join(known)}")
     progress = progress_console()
     figures: list[Figure] = []
-    for name in (name for name in wanted if name in ON_THEIR_OWN):
-        progress.print(f"{name}: {ON_THEIR_OWN[name].__doc__}", soft_wrap=True)
-        figures += ON_THEIR_OWN[name](repeats)
+    for name in (name for name in wanted if name in alone):
+        progress.print(f"{name}: {alone[name].__doc__}", soft_wrap=True)
+        figures += alone[name](repeats)
     shared = [name for name in ON_ONE_FARM if name in wanted]
     if shared:
         with laboratory() as lab:

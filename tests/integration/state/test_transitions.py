@@ -303,6 +303,7 @@ class Farm(RuleBasedStateMachine):
             self._do(self.store.run_many([self.judging.ask_call(claim, handover)]))
             self._move(claim.member, RolloutState.JUDGING)
             self.asked.add(claim.member)
+            self.replays.pop(claim.member, None)
         for message in self._do(self.judging.take(self.batch_id, "j", 1)):
             [judged] = self._do(self.judging.claim(self.batch_id, "j1", f"c{next(_numbers)}", [message]))
             self.place[judged.member] = "j"
