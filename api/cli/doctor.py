@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from api.cli.options import ApiKey, AsJson, ConfigFile, console, print_json, settings_from
-from api.cli.sandbox_check import check_sandbox
 
 if TYPE_CHECKING:
     from api.cli.checks import Check
@@ -51,6 +50,7 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     from api.cli import checks as look
     from api.cli.judge_checks import check_judges
     from api.cli.pool_checks import check_clock, check_pool
+    from api.cli.sandbox_check import check_sandbox
     from gym.errors import SettingsError
 
     yield look.check_python()
