@@ -100,6 +100,9 @@ class WorkerSettings(Section):
     lease_ttl_s: Seconds = 8.0
     drain_s: Annotated[float, Field(ge=0, le=24 * 3600)] = 30.0
     environment_threads: Annotated[int, Field(ge=1, le=1024, description="for blocking environments")] = 32
+    environment_processes: Annotated[
+        int, Field(ge=1, le=1024, description="for environments with `isolation: process`, one session in each")
+    ] = 16
     max_hung_threads: Annotated[
         int, Field(ge=1, le=1024, description="environment calls that do not return; then the worker is restarted")
     ] = 32

@@ -21,8 +21,9 @@ import orjson
 from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.agents.replay import unpack
 from gym.batch import BatchSpec
+from gym.environments.process_session import new_session
+from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry
-from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
@@ -111,12 +112,14 @@ class Runner:
         model: Model,
         policies: PolicySource,
         executor: EnvironmentThreads,
+        processes: EnvironmentProcesses,
     ) -> None:
         self._registry = registry
         self._agents = agents
         self._model = model
         self._policies = policies
         self._executor = executor
+        self._processes = processes
 
     async def run(self, running: Running) -> Finished:
         """Raises only CancelledError."""
@@ -175,11 +178,12 @@ class Runner:
         if agent is None:
             raise BadRow(f"there is no agent {task.agent!r}; there are {', '.join(sorted(self._agents))}")
         rollout_id = str(running.rollout)
-        session = EnvironmentSession(
+        session = new_session(
             self._registry.get(task.environment),
             task.data,
             seed=zlib.crc32(rollout_id.encode()),
             executor=self._executor,
+            processes=self._processes,
         )
         replay = None
         if claim.replay:

@@ -19,6 +19,7 @@ from gym.agents.outside import Door
 from gym.agents.registry import AGENTS, outside_agents
 from gym.batch import BatchSpec
 from gym.config import Settings, proxy_url
+from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
 from gym.jsontypes import JsonObject
@@ -82,6 +83,7 @@ class Runtime:
         self._threads = EnvironmentThreads(
             settings.worker.environment_threads, most_hung=settings.worker.max_hung_threads
         )
+        self._processes = EnvironmentProcesses(settings.worker.environment_processes)
         self._model = PolicyClient(settings.model, self._policies)
         self._runner = Runner(
             registry=self._registry,
@@ -92,8 +94,11 @@ class Runtime:
             model=self._model,
             policies=self._policies,
             executor=self._threads,
+            processes=self._processes,
         )
-        self._sessions = SessionHost(self._store, settings.sessions, self._registry, self._threads, worker)
+        self._sessions = SessionHost(
+            self._store, settings.sessions, self._registry, self._threads, self._processes, worker
+        )
         self._claims = Claims(self._store, self._policies, worker, draining=lambda: self.draining)
         self._running: dict[asyncio.Task[None], Running] = {}
         self._loose: set[asyncio.Task[None]] = set()  # that do not end though they were told to
@@ -138,6 +143,7 @@ class Runtime:
         await self._model.__aexit__(None, None, None)
         await self._store.close()
         self._threads.close()
+        await self._processes.close()
 
     def _lanes(self) -> dict[str, tuple[int, int]]:
         """Model calls in flight and held, by policy."""
@@ -154,6 +160,7 @@ class Runtime:
             "draining": self.draining,
             "alone": self.slots.held,
             "environment_threads": self._threads.load(),
+            "environment_processes": self._processes.load(),
             "hung": self._hung,
             "environments": self._registry.names(),
         }

@@ -18,6 +18,8 @@ import orjson
 from redis.exceptions import RedisError
 
 from gym.config import SessionSettings
+from gym.environments.process_session import new_session
+from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
@@ -53,12 +55,19 @@ class SessionHost:
     """Takes the calls for this worker's sessions; lives on its event loop."""
 
     def __init__(
-        self, store: Store, settings: SessionSettings, registry: Registry, executor: EnvironmentThreads, worker: str
+        self,
+        store: Store,
+        settings: SessionSettings,
+        registry: Registry,
+        executor: EnvironmentThreads,
+        processes: EnvironmentProcesses,
+        worker: str,
     ) -> None:
         self._sessions = Sessions(store)
         self._settings = settings
         self._registry = registry
         self._executor = executor
+        self._processes = processes
         self._worker = worker
         self._open: dict[str, _Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -150,11 +159,12 @@ class SessionHost:
         if len(self._open) >= self._settings.max_per_worker:
             return _fault(503, "worker_full", f"this worker holds {len(self._open)} sessions already; try again")
         environment = self._registry.get(record.environment)
-        session = EnvironmentSession(
+        session = new_session(
             environment,
             row,
             seed=seed if seed is not None else zlib.crc32(record.session_id.encode()),
             executor=self._executor,
+            processes=self._processes,
         )
         try:
             await session.setup()

@@ -24,7 +24,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +47,9 @@ class NoOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+Isolation = Literal["worker", "process"]
+"""Where an environment's methods run: in the worker's process, or in one of its own."""
 
 RowT = TypeVar("RowT", bound=Row)
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -85,6 +88,8 @@ class Environment(ABC, Generic[RowT]):
     row_model: ClassVar[type[Row]] = Row
     agent: ClassVar[str] = "tool_loop"  # the agent for rows that name none
     blocking: ClassVar[bool] = False  # plain methods run in a thread, one at a time for each instance
+    isolation: ClassVar[Isolation] = "worker"  # unless the settings say otherwise
+    apart: ClassVar[bool] = False  # its work is done in a sandbox, process or server already
     requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; where one is missing it is disabled
     judges: ClassVar[tuple[str, ...]] = ()  # judges that `verify` may ask, by their names in the settings
     options_model: ClassVar[type[BaseModel]] = NoOptions  # what the settings may give beside `use` or `adapter`

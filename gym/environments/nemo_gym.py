@@ -72,6 +72,7 @@ class NemoGym(ToolsOfRows[Row]):
     """A NeMo Gym resources server: its tools by HTTP, its verifier's reward."""
 
     name = "nemo_gym"
+    apart = True
     requires = ("aiohttp",)
     options_model = NemoGymOptions
     options: ClassVar[Any]  # NemoGymOptions

@@ -104,6 +104,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
     """An environment on an OpenEnv server. The reward is the sum of the steps', or the last one."""
 
     name = "openenv"
+    apart = True
     row_model = OpenEnvRow
     requires = ("aiohttp",)
     options_model = OpenEnvOptions

@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gym.agents.settings import OWN_AGENTS
-from gym.environments.base import Environment, Row
+from gym.environments.base import Environment, Isolation, Row
 from gym.environments.settings import EnvironmentEntry
 from gym.environments.tools import ToolSpec, problems, tools_of
 from gym.errors import NotFound
@@ -66,6 +66,8 @@ class EnvironmentType:
     row_schema: JsonObject | None = None
     example_row: JsonObject | None = None
     error: str | None = None
+    isolation: Isolation = "worker"
+    source: str | EnvironmentEntry | None = None  # from which another process can load it, see `load_source`
 
     @property
     def agent(self) -> str:
@@ -157,17 +159,12 @@ def load_registry(
 
     A name belongs to the first that takes it; another of the same name is listed under its spec, with an error.
     """
-    sources: list[tuple[str, Callable[[], object]]] = []
-    sources += [(spec, partial(_import, spec)) for spec in BUILT_IN]
-    sources += [(point.name, point.load) for point in entry_points(group=ENTRY_POINTS)]
-    for spec in specs:
-        if isinstance(spec, str):
-            sources.append((spec, partial(_import, spec)))
-        else:
-            sources.append((spec.name, partial(_configured, spec)))
+    sources: list[tuple[str, str | EnvironmentEntry]] = [(spec, spec) for spec in BUILT_IN]
+    sources += [(point.name, point.value) for point in entry_points(group=ENTRY_POINTS)]
+    sources += [(spec if isinstance(spec, str) else spec.name, spec) for spec in specs]
     types: dict[str, EnvironmentType] = {}
-    for source, load in sources:
-        loaded = _load(source, load, sandbox)
+    for source, spec in sources:
+        loaded = load_source(spec, source, sandbox)
         if loaded.error is None and loaded.name in types:
             other = source if source not in types else f"settings:{source}"
             loaded = EnvironmentType(name=other, error=f"the name {loaded.name} is taken by another environment")
@@ -175,6 +172,23 @@ def load_registry(
             logger.warning("environment %s is disabled: %s", loaded.name, loaded.error)
         types.setdefault(loaded.name, loaded)
     return Registry(types.values(), judges=judges, agents=agents)
+
+
+def load_source(
+    spec: str | EnvironmentEntry, name: str = "", sandbox: SandboxSettings | None = None
+) -> EnvironmentType:
+    """One environment, as the settings name it; with an error where it cannot be loaded, under `name` then."""
+    if isinstance(spec, str):
+        loaded = _load(name or spec, partial(_import, spec), sandbox)
+    else:
+        loaded = _load(name or spec.name, partial(_configured, spec), sandbox)
+    if loaded.cls is None:
+        return loaded
+    isolation = (None if isinstance(spec, str) else spec.isolation) or loaded.cls.isolation
+    if isolation == "process" and loaded.cls.apart:
+        error = "`isolation: process` is not for it: what it runs is in a sandbox, process or server of its own already"
+        return EnvironmentType(name=loaded.name, error=error)
+    return replace(loaded, isolation=isolation, source=spec)
 
 
 def environment_type(cls: type[Environment[Any]], sandbox: SandboxSettings | None = None) -> EnvironmentType:

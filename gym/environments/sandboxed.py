@@ -30,6 +30,8 @@ _STOPPED = {
 class SandboxedEnvironment(Environment[RowT]):
     """An environment with the tools `python_exec` and `bash`; disabled where no sandbox works."""
 
+    apart = True
+
     def __init__(self, row: RowT, *, seed: int) -> None:
         super().__init__(row, seed=seed)
         self._sandbox: Sandbox | None = None

@@ -214,7 +214,7 @@ class EnvironmentSession:
 
     def _check_ask(self, ask: Ask) -> None:
         """Raises ValueError where it asks a judge that its class does not name: nobody could know of it beforehand."""
-        named = self._ready().judges
+        named = (self._environment or self._type).judges
         if unknown := {question.judge for question in ask.questions} - set(named):
             raise ValueError(f"it asks {', '.join(sorted(unknown))}, and its `judges` are {', '.join(named) or 'none'}")
 

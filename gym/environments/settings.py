@@ -6,8 +6,9 @@
       coin: my_package.coin:Coin                    # the same, in a mapping from names
       frozen_lake: {adapter: gymnasium, id: FrozenLake-v1}
       long_coin: {use: "my_package.coin:Coin", throws: 100}
+      heavy_coin: {use: "my_package.coin:Coin", isolation: process}
 
-What stands beside `adapter` or `use` are its options, which the class's `options_model` checks when it is loaded.
+What else stands beside `adapter` or `use` are its options, which the class's `options_model` checks when it is loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from gym.environments.base import Isolation
 from gym.ids import ID_PATTERN
 from gym.jsontypes import JsonObject
 
@@ -28,6 +30,10 @@ class EnvironmentEntry(BaseModel):
     name: Annotated[str, Field(pattern=ID_PATTERN)]
     adapter: str | None = Field(default=None, description="what brings it here: gymnasium, verifiers, …")
     use: str | None = Field(default=None, description="`package.module:Class` or `path/to/file.py:Class`")
+
+    isolation: Isolation | None = Field(
+        default=None, description="`process`: in a process of its own, not the worker's"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> EnvironmentEntry:

@@ -71,6 +71,7 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
     """An environment of verifiers."""
 
     name = "verifiers"
+    apart = True
     row_model = VerifiersRow
     options_model = VerifiersOptions
     options: ClassVar[Any]  # VerifiersOptions

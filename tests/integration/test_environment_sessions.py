@@ -15,6 +15,7 @@ from api.cli.local_farm import LocalFarm
 from api.sessions import SessionCalls, WantedSession
 from gym.config import SessionSettings
 from gym.environments.base import Step, SteppedEnvironment
+from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry, environment_type
 from gym.environments.stateful_counter import StatefulCounter
 from gym.environments.threads import EnvironmentThreads
@@ -167,7 +168,7 @@ async def hosting(redis_url: str, **settings: Any) -> AsyncIterator[Host]:
     store = Store.connect(redis_url)
     registry = Registry([environment_type(StatefulCounter), environment_type(Corridor)])
     with EnvironmentThreads(2) as executor:
-        host = SessionHost(store, section, registry, executor, "worker-1")
+        host = SessionHost(store, section, registry, executor, EnvironmentProcesses(1), "worker-1")
         task = asyncio.create_task(host.run())
         info = {"environments": registry.names(), "sessions": 0}
         await store.redis.zadd(store.keys.workers, {"worker-1": await store.now_ms() + 600_000})
