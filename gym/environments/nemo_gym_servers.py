@@ -118,11 +118,11 @@ class Servers:
         return sorted(self._replicas, key=lambda each: (each.avoid_until > now, each.sessions))
 
     async def _seeded(self, replica: Replica, body: bytes) -> ServerSession:
-        if self._watch:
-            await self._watched(replica)
-        session = ServerSession(self, replica)
         replica.sessions += 1  # counted from here on, so that many that begin at once spread out
         try:
+            if self._watch:
+                await self._watched(replica)
+            session = ServerSession(self, replica)
             _check_seeded(replica.url, await session.post("seed_session", body, within_s=self.bounds.seed_s))
         except BaseException:
             replica.sessions -= 1

@@ -96,6 +96,11 @@ class ScriptedModelServer:
         """Stop; calls in flight are cut off and not counted as left by their clients."""
         self._routes.closing.set()
         if self._runner is not None:
+            for site in list(self._runner.sites):
+                await site.stop()
+            await asyncio.sleep(
+                0.02
+            )  # what is just being accepted is a connection after some turns, and is closed below
             await self._runner.cleanup()
         self._routes.log.close()
 

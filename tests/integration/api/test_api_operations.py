@@ -73,7 +73,7 @@ async def test_no_answer_ever_carries_a_key(http: httpx.AsyncClient, row: dict[s
         ({"base_urls": ["http://8.8.8.8"]}, "base_urls"),
         ({"bogus": 1}, "bogus"),
         ({"version": 10**30}, "version"),
-        ({"api": "responses"}, "api"),
+        ({"api": "completions"}, "api"),
     ],
 )
 async def test_a_policy_that_is_wrong_is_422_and_the_field_is_named(
