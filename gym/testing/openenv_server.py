@@ -86,8 +86,7 @@ class GuessServer:
                 answer = _error("EXECUTION_ERROR", "no board") if self.fault == "reset" else _shown("a number?", None)
             elif kind == "state":
                 answer = orjson.dumps({"type": "state", "data": {"episode_id": "e", "step_count": steps}}).decode()
-            elif not isinstance(data.get("number"), int | str):
-                problem = {"type": "missing", "loc": ["number"], "msg": "Field required", "input": data}
+            elif problem := _problem(data):
                 answer = _error("VALIDATION_ERROR", "Invalid message", errors=[problem])
             elif self.fault == "step":
                 answer = _error("EXECUTION_ERROR", "the board broke")
@@ -99,6 +98,18 @@ class GuessServer:
                 said = "right" if guess == number else "higher" if guess < number else "lower"
                 answer = _shown(said, 1.0 if guess == number else -0.25, done=guess == number)
             await socket.send_str(answer)
+
+
+def _problem(data: JsonObject) -> JsonObject | None:
+    """What pydantic says of an action without a whole number."""
+    if "number" not in data:
+        return {"type": "missing", "loc": ["number"], "msg": "Field required", "input": data}
+    try:
+        int(data["number"])
+    except (TypeError, ValueError):
+        message = "Input should be a valid integer, unable to parse string as an integer"
+        return {"type": "int_parsing", "loc": ["number"], "msg": message, "input": data["number"]}
+    return None
 
 
 def _shown(text: str, reward: float | None, *, done: bool = False) -> str:
