@@ -114,6 +114,15 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
         yield Vllm(url=url, http=http)
 
 
+@pytest.fixture(scope="session")
+def vllm_on_this_cpu() -> dict[str, Any]:
+    """Interpreter, model, options and environment, for whoever starts a vLLM of his own."""
+    if not (VENV / ".installed").exists():
+        pytest.skip("there is no vLLM in .venv-vllm: `make test-vllm` installs it")
+    named = OPTIONS[OPTIONS.index("--dtype") :]  # a judge's model goes by its path
+    return {"python": str(VENV / "bin/python"), "model": str(MODEL), "args": named, "environment": ENVIRONMENT}
+
+
 @pytest.fixture
 async def client() -> AsyncIterator[PolicyClient]:
     """The model-call library as a worker has it."""
