@@ -1,7 +1,8 @@
 """One replica: a Ray actor that starts one HTTP server, watches it, and ends with it.
 
 This module is sent to the cluster by value, so it needs nothing but the standard library and `ray` on any node.
-Invariant: no server outlives its actor; the kernel ends it when the actor's process dies, however that happens.
+Invariant: no server outlives its actor, nor does what the server has started: the kernel ends the server when the
+actor's process dies, however that happens, and a guard beside them then ends its process group (vLLM's engine).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -24,6 +26,17 @@ HEALTH_TIMEOUT_S = 2.0
 STOP_S = 10.0
 TAIL_BYTES = 4000
 _PR_SET_PDEATHSIG = 1
+# Waits for the end of a pipe that the actor alone holds. It is nobody's child: Ray ends an actor's children with it.
+_GUARD = """
+import os, signal, sys
+if os.fork():
+    os._exit(0)
+os.read(0, 1)
+try:
+    os.killpg(int(sys.argv[1]), signal.SIGKILL)
+except ProcessLookupError:
+    pass
+"""
 _VLLM_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
@@ -65,6 +78,7 @@ class ReplicaServer:
             start_new_session=True,
             preexec_fn=tie,  # noqa: PLW1509  a system call and nothing else
         )
+        self._tether = _guard(self._server.pid)
 
     def report(self) -> dict[str, Any]:
         """Whether the server runs and is ready, what it is, and its load. Bounded by HEALTH_TIMEOUT_S for each look."""
@@ -117,6 +131,23 @@ class ReplicaServer:
             log = Path(f"/proc/self/fd/{self._log}").read_bytes()
             return log[-TAIL_BYTES:].decode(errors="replace")
         return ""
+
+
+def _guard(group: int) -> int:
+    """Have a process group killed when this process ends; what is returned must stay open until then."""
+    watched, tether = os.pipe()
+    try:
+        subprocess.run(  # noqa: S603  this interpreter
+            [sys.executable, "-I", "-S", "-c", _GUARD, str(group)],
+            stdin=watched,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            check=True,
+        )
+    finally:
+        os.close(watched)
+    return tether
 
 
 def _free_port(host: str) -> int:
