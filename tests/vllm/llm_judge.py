@@ -1,4 +1,4 @@
-"""A farm whose judge `equality` is a language model that its own Ray places and vLLM serves, on this CPU or on a GPU."""
+"""A farm whose judge `equality` is a language model that its own Ray places and vLLM serves, on a CPU or on a GPU."""
 
 from __future__ import annotations
 
