@@ -221,7 +221,10 @@ def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
         if status == 200:
             return _ok(f"policy {name}", f"{base_url} answers")
         seen = f"{path} is answered {status}"
-    return _fail(f"policy {name}", f"{base_url}: {seen}", "is the model server up, and reachable from this machine?")
+    where = urlsplit(root)
+    port = f"TCP port {where.port or 80} of {where.hostname}"
+    advice = f"is the model server up, and reachable from this machine? If it is up, open {port} to this machine"
+    return _fail(f"policy {name}", f"{base_url}: {seen}", advice)
 
 
 def check_ports(settings: Settings) -> Iterator[Check]:

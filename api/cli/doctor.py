@@ -29,7 +29,10 @@ def doctor(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at Python, settings, Redis, api, environments, policies, judges and ports; exit 1 if any of them fails."""
+    """Look at Python, settings, Redis, api, environments, policies, judges and ports; exit 1 if any of them fails.
+
+    With the --url of a farm on another machine: at the way there, versions, key, policies and clocks.
+    """
     out = console()
     found: list[Check] = []
     for check in checks(config, url, api_key):
@@ -48,6 +51,7 @@ def doctor(
 def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterator[Check]:
     """All checks in order; without usable settings only the first ones."""
     from api.cli import checks as look
+    from api.cli.apart_checks import check_way, is_apart
     from api.cli.judge_checks import check_judges
     from api.cli.pool_checks import check_clock, check_pool
     from api.cli.sandbox_check import check_sandbox
@@ -61,6 +65,12 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
         yield look.Check(name="settings", level=look.Level.FAIL, seen=str(error), advice="mend these, then ask again")
         return
     yield look.Check(name="settings", level=look.Level.OK, seen=str(config) if config else "defaults and environment")
+    if url and is_apart(url):
+        yield from check_way(url, settings.proxy.port, api_key)
+        yield look.check_api(url, api_key)
+        yield from look.check_policies(settings, url, api_key)
+        yield check_clock(url)
+        return
     address = url or look.local_url(settings.host, settings.api.port)
     yield from look.check_redis(settings)
     yield look.check_api(address, api_key)
