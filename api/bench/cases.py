@@ -16,6 +16,7 @@ import httpx
 import orjson
 
 from api.bench.figures import Figure, percentile
+from api.bench.judges import judges
 from api.bench.lab import Lab, laboratory, weather_rows
 from api.bench.profile import profile
 from api.bench.scale import scale
@@ -329,6 +330,10 @@ ON_ONE_FARM: dict[str, Callable[[Lab, Repeats], list[Figure]]] = {
     "backlog": backlog,
     "fair": fair_share,
 }
-ON_THEIR_OWN: dict[str, Callable[[Repeats], list[Figure]]] = {"start": start_to_ready, "large": large_results}
+ON_THEIR_OWN: dict[str, Callable[[Repeats], list[Figure]]] = {
+    "start": start_to_ready,
+    "large": large_results,
+    "judges": judges,
+}
 ON_DEMAND: dict[str, Callable[[Repeats], list[Figure]]] = {"profile": profile, "scale": scale}
 """Not measured unless they are named."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import psutil
 
-ROLES = ("up", "api", "proxy", "dispatcher", "worker", "flower", "judge")
+ROLES = ("up", "api", "proxy", "dispatcher", "worker", "flower", "judge", "judge-worker", "judge-server")
 
 
 class ProcessTree:

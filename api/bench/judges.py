@@ -1,0 +1,127 @@
+"""What it costs to ask a judge through the farm, over asking the same server bare. As a program: the bare calls.
+
+The pool path is all of it: the judging queue, the judge worker, the pool on Ray, the server. What the same rollouts
+cost without a judge is taken off, and what the bare calls cost their server and their client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import aiohttp
+import httpx
+import orjson
+
+from api.bench.figures import Figure
+from api.bench.lab import WAIT_S, Lab, laboratory
+from gym.jsontypes import JsonObject
+
+JUDGE = "similarity"
+REFERENCE = "Bread rises slowly."
+CONCURRENCY = 64
+NOBODY = {"kind": "remote", "model": "none", "base_urls": ["http://127.0.0.1:9"]}  # `equivalence` wants it, never asks
+SETTINGS = {
+    "FARM_JUDGES": json.dumps({JUDGE: {"kind": "embedding", "cache": False}, "equality": NOBODY}),
+    "FARM_POOL_JUDGES": json.dumps({JUDGE: {}}),
+}
+
+
+def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
+    """Rollouts scored by an embedding judge on the farm's own Ray: CPU over bare calls of that server; batch sizes."""
+    texts = [f"Loaf {number} rose." for number in range(rollouts)]
+    judged = [_row(text, environment="essay_similarity", reference=REFERENCE) for text in texts]
+    plain = [_row(text, environment="equivalence", expected_answer=text) for text in texts]
+    over: list[float] = []
+    bare: list[float] = []
+    path: list[float] = []
+    workers: list[float] = []
+    sizes: list[float] = []
+    detail: JsonObject = {}
+    with laboratory("--no-flower", settings=SETTINGS, warm_up=False) as lab:
+        url = _replica(lab)
+        for rows in (judged[:200], plain[:200]):
+            lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
+        for _ in range(repeats):
+            with lab.cpu() as called:
+                client = _bare_calls(url, rollouts)
+            without = _run(lab, plain)
+            before = _counters(url)
+            with_judge = _run(lab, judged)
+            after = _counters(url)
+            each = {
+                role: (with_judge.get(role, 0.0) - without.get(role, 0.0)) / rollouts * 1000
+                for role in with_judge.keys() | without.keys()
+            }
+            bare.append((called["judge-server"] + client["cpu_s"]) / rollouts * 1000)
+            path.append(sum(each.values()))
+            over.append(path[-1] - bare[-1])
+            workers.append(each["judge-worker"])
+            sizes.append((after["items"] - before["items"]) / (after["batches"] - before["batches"]))
+            detail = {role: round(value, 3) for role, value in sorted(each.items())}
+    return [
+        Figure(case="judges", name="CPU per request, bare call, server and client", unit="ms", repeats=tuple(bare)),
+        Figure(case="judges", name="CPU per request, pool path", unit="ms", repeats=tuple(path), detail=detail),
+        Figure(case="judges", name="pool path over bare call", unit="ms", repeats=tuple(over), target=1.5),
+        Figure(case="judges", name="of it in the judge worker", unit="ms", repeats=tuple(workers)),
+        Figure(case="judges", name="texts in a batch", unit="", repeats=tuple(sizes), better="higher"),
+    ]
+
+
+def _run(lab: Lab, rows: Sequence[JsonObject]) -> dict[str, float]:
+    with lab.cpu() as used:
+        lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
+    return used
+
+
+def _row(said: str, **task: str) -> JsonObject:
+    return {"responses_create_params": {"input": [{"role": "user", "content": f"[[say {said}]]"}]}, **task}
+
+
+def _replica(lab: Lab) -> str:
+    """Where the judge's replica answers, once it does."""
+    ends_at = time.monotonic() + WAIT_S
+    while time.monotonic() < ends_at:
+        for judge in lab.http.get("/v1/judges").raise_for_status().json()["items"]:
+            for replica in judge["replicas"]:
+                if replica["state"] == "ready":
+                    return str(replica["url"])
+        time.sleep(0.2)
+    raise RuntimeError(f"the judge's replica did not get ready within {WAIT_S:g} s")
+
+
+def _counters(url: str) -> dict[str, int]:
+    told: dict[str, int] = httpx.get(f"{url}/v1/judge", timeout=30).raise_for_status().json()
+    return told
+
+
+def _bare_calls(url: str, count: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "api.bench.judges", url, str(count)]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)  # noqa: S603 - this program
+    used: dict[str, float] = orjson.loads(done.stdout)
+    return used
+
+
+async def _ask(url: str, count: int) -> None:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        pending = iter(range(count))
+
+        async def work() -> None:
+            for number in pending:
+                item = {"answer": f"Loaf {number} rose.", "reference": REFERENCE}
+                body = orjson.dumps({"items": [item]})
+                async with session.post(f"{url}/v1/scores", data=body) as response:
+                    response.raise_for_status()
+                    orjson.loads(await response.read())
+
+        cpu = time.process_time()
+        await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+        sys.stdout.write(orjson.dumps({"cpu_s": time.process_time() - cpu}).decode())
+
+
+if __name__ == "__main__":
+    asyncio.run(_ask(sys.argv[1], int(sys.argv[2])))
