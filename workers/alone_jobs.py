@@ -12,14 +12,16 @@ from gym.state.store import Store
 from workers.publisher import Job
 
 
-def jobs_of(batch_id: str, taken: Sequence[Taken]) -> list[Job]:
+def jobs_of(batch_id: str, taken: Sequence[Taken], *, urgent: bool = False) -> list[Job]:
     """One job for the rollouts of each environment, and one for the suspects."""
     slices: dict[str, list[tuple[str, int]]] = {}
     suspects = [rollout for rollout in taken if rollout.suspect]
     for rollout in taken:
         if not rollout.suspect:
             slices.setdefault(rollout.environment, []).append((rollout.member, rollout.attempt))
-    jobs = [Job(batch_id=batch_id, environment=name, members=members) for name, members in slices.items()]
+    jobs = [
+        Job(batch_id=batch_id, environment=name, members=members, urgent=urgent) for name, members in slices.items()
+    ]
     if suspects:
         names = ",".join(sorted({rollout.environment for rollout in suspects}))
         members = [(rollout.member, rollout.attempt) for rollout in suspects]

@@ -12,7 +12,9 @@ from celery import Celery
 
 from gym.config import Settings, broker_url
 
-QUEUE_VERSION = 1
+QUEUE_VERSION = 2
+URGENT, USUAL = 0, 5
+"""Priorities of jobs; in Redis 0 is the highest, and each has a list of its own."""
 RUN_JOB = "farm.run_rollouts"
 JUDGE_JOB = "farm.judge_rollouts"
 
@@ -27,6 +29,11 @@ def judging_queue_name(prefix: str) -> str:
     return f"{prefix}.judging.v{QUEUE_VERSION}"
 
 
+def queue_lists(queue: str, global_prefix: str) -> list[str]:
+    """The keys of a queue in the broker's Redis, that of urgent jobs first."""
+    return [f"{global_prefix}{queue}", f"{global_prefix}{queue}\x06\x16{USUAL}"]
+
+
 def create_celery(settings: Settings, **changes: Any) -> Celery:
     """The app for workers, dispatcher and Flower; `workers.jobs` registers the jobs. `changes` are of its settings."""
     app = Celery("farm", broker=broker_url(settings.redis), set_as_current=False)
@@ -38,9 +45,11 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     """Celery's settings."""
     return {
         "result_backend": None,
+        "result_backend_thread_safe": True,  # else each new thread looks through all installed packages for one
         "task_ignore_result": True,
         "task_default_queue": queue_name(settings.redis.prefix),
         "task_acks_late": False,
+        "task_default_priority": USUAL,
         "task_serializer": "json",
         "accept_content": ["json"],
         "task_track_started": False,
@@ -58,6 +67,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": {
             # recovery is the farm's: no copies of delivered jobs in Redis, whose failed write would end the worker
             "ack_emulation": False,
+            "priority_steps": [URGENT, USUAL],
             "global_keyprefix": f"{settings.redis.prefix}.",
             "socket_keepalive": True,
             "health_check_interval": 25,

@@ -31,11 +31,12 @@ from workers.housekeeping import Housekeeping
 from workers.judge_dispatch import JudgeDispatch
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
-from workers.schedule import Waiting, plan
+from workers.schedule import Waiting, plan, shares
 
 LEAD_TTL_S = 3.0
 MIN_TICK_S = 0.02
 COMPLAIN_S = 10.0
+MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
 _LOG = logging.getLogger(__name__)
 
 
@@ -69,8 +70,8 @@ class Dispatcher:
             began = time.monotonic()
             try:
                 if await self._lead():
-                    await self._tick()
-                    await self._sleep_until_woken()
+                    if not await self._tick():
+                        await self._sleep_until_woken()
                 else:
                     self._virtual_times = None
                     self._housekeeping.take_over()
@@ -111,14 +112,16 @@ class Dispatcher:
             return
         await self._store.redis.blpop([self._store.keys.wake], timeout=self._settings.dispatcher.tick_s)
 
-    async def _tick(self) -> None:
+    async def _tick(self) -> bool:
+        """Whether there is more to send at once."""
         await self._parking.refresh()
         await self._read_batches()
         for batch in self._batches.values():
             batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
-        await self._fill_window()
+        more = await self._fill_window()
         await self._judges.fill(self._batches.values())
+        return more
 
     async def _read_batches(self) -> None:
         """The active batches and their counters."""
@@ -165,27 +168,29 @@ class Dispatcher:
             policy=policy_key(spec.get("policy")),
         )
 
-    async def _fill_window(self) -> None:
+    async def _fill_window(self) -> bool:
+        """Whether it would hold more than was sent now."""
         batches = self._batches.values()
         sent_ms = self._housekeeping.server_ms()
         await self._send(await self._parking.probes(list(batches)), sent_ms)
-        in_flight = sum(batch.dispatched + batch.running for batch in batches)
-        room = int(self._housekeeping.slots * self._settings.dispatcher.window) - in_flight
-        waiting = [
+        active = [
             Waiting(
                 batch_id=batch.batch_id,
                 run=batch.run,
                 priority=batch.priority,
                 weight=batch.weight,
                 created_at=batch.created_at,
-                backlog=batch.queued - batch.dispatched - batch.parked,
+                backlog=_backlog(batch),
+                in_flight=batch.dispatched + batch.running,
             )
             for batch in batches
-            if batch.stopping == b"0" and not batch.held
         ]
-        waiting = [batch for batch in waiting if batch.backlog > 0]
-        if room <= 0 or not waiting:
-            return
+        waiting = [batch for batch in active if batch.backlog or batch.in_flight]
+        window = int(self._housekeeping.slots * self._settings.dispatcher.window)
+        free = window - sum(batch.in_flight for batch in active)
+        room = min(free, MOST_AT_ONCE)
+        if room <= 0 or not any(batch.backlog for batch in waiting):
+            return False
         if self._virtual_times is None:
             stored = await self._store.redis.hgetall(self._store.keys.share)
             self._virtual_times = {run.decode(): float(value) for run, value in stored.items()}
@@ -193,11 +198,12 @@ class Dispatcher:
             waiting, room=room, slice_size=self._slice_size(room, waiting), virtual_times=self._virtual_times
         )
         self._virtual_times = plan_now.virtual_times
-        await self._dispatch(plan_now.takes)
+        await self._dispatch(plan_now.takes, shares(waiting, slots=self._housekeeping.slots))
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.delete(self._store.keys.share)
         pipeline.hset(self._store.keys.share, mapping=dict(self._virtual_times))
         await pipeline.execute()
+        return free > room < sum(batch.backlog for batch in waiting)
 
     def _slice_size(self, room: int, waiting: list[Waiting]) -> int:
         """Small slices when there is little to share, so that it spreads over the workers."""
@@ -205,14 +211,19 @@ class Dispatcher:
         work = min(room, sum(batch.backlog for batch in waiting))
         return max(1, min(most, work // max(1, 4 * self._housekeeping.workers)))
 
-    async def _dispatch(self, takes: list[tuple[str, int]]) -> None:
-        """Take as planned and send one job for each slice of one environment, and others for suspects."""
+    async def _dispatch(self, takes: list[tuple[str, int]], shares_left: dict[str, int]) -> None:
+        """Take as planned and send one job for each slice of one environment, and others for suspects.
+
+        What a run gets within its fair share of the slots is urgent.
+        """
         sent_ms = self._housekeeping.server_ms()  # before taking: no rollout is older than the job that carries it
         jobs: list[Job] = []
         for batch_id, wanted in takes:
             suspects = await self._alone.may_go(self._housekeeping.workers)
             taken = await self._rollouts.take(batch_id, wanted, parked=self._parking.environments, suspects=suspects)
-            found = jobs_of(batch_id, taken)
+            run = self._batches[batch_id].run
+            found = jobs_of(batch_id, taken, urgent=shares_left.get(run, 0) > 0)
+            shares_left[run] = shares_left.get(run, 0) - len(taken)
             self._alone.sent(found)
             jobs += found
         await self._send(jobs, sent_ms)
@@ -220,6 +231,13 @@ class Dispatcher:
     async def _send(self, jobs: list[Job], sent_ms: int) -> None:
         if jobs:
             await asyncio.to_thread(self._publisher.send, jobs, sent_ms)
+
+
+def _backlog(batch: Batch) -> int:
+    """What may be sent of it now."""
+    if batch.stopping != b"0" or batch.held:
+        return 0
+    return max(0, batch.queued - batch.dispatched - batch.parked)
 
 
 def run(settings: Settings) -> None:

@@ -29,6 +29,7 @@ from workers.jobs import register_jobs, register_judge_jobs
 from workers.judging import JudgingRuntime
 from workers.lease import LeaseKeeper
 from workers.loop import LoopThread, keep_watchdog
+from workers.pace import keep_pace
 from workers.runtime import Runtime
 from workers.slots import Slots
 
@@ -94,6 +95,7 @@ def _run(
         ttl_s=settings.worker.lease_ttl_s,
         describe=runtime.describe,
     )
+    pace = loop.submit(keep_pace(slots)) if isinstance(runtime, Runtime) else None
     app.steps["consumer"].add(admission_step(slots))
     app.steps["consumer"].add(GatherEvents)
     count_received(slots)
@@ -136,6 +138,8 @@ def _run(
             _LOG.warning("worker ends without having drained", extra={"action": "drain_cut"})
         lease.stop()
         watchdog.cancel()
+        if pace is not None:
+            pace.cancel()
         loop.submit(runtime.close()).result(15)
         loop.stop(5)
     return EXHAUSTED if runtime.exhausted else int(worker.exitcode or 0)

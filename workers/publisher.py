@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from gym.config import Settings, broker_url
 from gym.jsontypes import JsonObject
 from gym.state.breakers import BreakerKey
-from workers.app import JUDGE_JOB, RUN_JOB, create_celery, queue_name
+from workers.app import JUDGE_JOB, RUN_JOB, URGENT, USUAL, create_celery, queue_lists, queue_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ _LOG = logging.getLogger(__name__)
 class Job:
     """A slice of a batch: (member, attempt) of rollouts of one environment.
 
-    `probe` names the breaker that it is to try; `alone` jobs run their rollouts one by one, beside nothing else.
+    `probe` names the breaker that it is to try; `alone` jobs run their rollouts one by one, beside nothing else;
+    `urgent` ones pass those that lie in Celery.
     """
 
     batch_id: str
@@ -35,6 +36,7 @@ class Job:
     members: Sequence[tuple[str, int]]
     probe: BreakerKey | None = None
     alone: bool = False
+    urgent: bool = False
 
     @property
     def name(self) -> str:
@@ -64,6 +66,7 @@ class JudgeJob:
     judge: str
     members: Sequence[tuple[str, str]]
     alone: bool = False
+    urgent: bool = False
 
     @property
     def name(self) -> str:
@@ -87,7 +90,7 @@ class Publisher:
         self._app = create_celery(settings)
         self._queue = queue or queue_name(settings.redis.prefix)
         prefix = self._app.conf.broker_transport_options["global_keyprefix"]
-        self._list = f"{prefix}{self._queue}"
+        self._lists = queue_lists(self._queue, prefix)
         self._redis = Redis.from_url(broker_url(settings.redis), socket_timeout=5, socket_connect_timeout=5)
 
     def send(self, jobs: Sequence[Job | JudgeJob], sent_ms: int) -> bool:
@@ -103,6 +106,7 @@ class Publisher:
                         job.name,
                         kwargs=arguments,
                         queue=self._queue,
+                        priority=URGENT if job.urgent else USUAL,
                         producer=producer,
                         headers={"rollouts": len(job.members), "sent_ms": sent_ms, "alone": job.alone},
                         argsrepr="",
@@ -118,14 +122,9 @@ class Publisher:
     def oldest_waiting_ms(self) -> int | None:
         """When the oldest waiting job was sent; `None` where none waits, 0 where that cannot be said."""
         try:
-            text = self._redis.lindex(self._list, -1)
-        except RedisError:
-            return 0
-        if text is None:
-            return None
-        try:
-            return int(orjson.loads(text)["headers"]["sent_ms"])
-        except (ValueError, KeyError, TypeError):
+            oldest = [self._redis.lindex(name, -1) for name in self._lists]
+            return min((int(orjson.loads(text)["headers"]["sent_ms"]) for text in oldest if text), default=None)
+        except (RedisError, ValueError, KeyError, TypeError):
             return 0
 
     def close(self) -> None:

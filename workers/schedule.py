@@ -1,20 +1,21 @@
 """Which rollouts go next: by priority, then weighted fair share between runs, then age. Pure.
 
 Fair share is start-time fair queueing: each run has a virtual time that grows by what it was given over its weight,
-and the run that is furthest behind goes next. A run that comes, or comes back, starts at the virtual time of the
-others, so that it neither pays for the past nor is owed for it.
+and the run that is furthest behind goes next. A run that comes, or comes back, starts where the others would be without
+what they have in flight: it is not owed for the past, and it need not wait for who filled all slots before it came.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """A batch with a backlog."""
+    """A batch with a backlog, and what of it was given and has not ended."""
 
     batch_id: str
     run: str
@@ -22,6 +23,7 @@ class Waiting:
     weight: float
     created_at: int
     backlog: int
+    in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +34,45 @@ class Plan:
     virtual_times: dict[str, float]
 
 
+def shares(batches: Sequence[Waiting], *, slots: int) -> dict[str, int]:
+    """By run, how many rollouts it may still be given before it has its fair share of the slots.
+
+    What is given within it passes what lies in Celery already, of runs that filled the slots before. Only the highest
+    priority has shares, and none where there is nobody to share with; `batches` are all that have a backlog or
+    anything in flight.
+    """
+    highest = max((batch.priority for batch in batches), default=0)
+    weights, in_flight = _by_run([batch for batch in batches if batch.priority == highest])
+    if len({(batch.run, batch.priority) for batch in batches}) < 2:
+        return {}
+    total = sum(weights.values())
+    return {run: int(slots * weight / total) - in_flight[run] for run, weight in weights.items()}
+
+
 def plan(waiting: Sequence[Waiting], *, room: int, slice_size: int, virtual_times: Mapping[str, float]) -> Plan:
     """Share `room` rollouts out in slices. Virtual times of runs that are not waiting are forgotten."""
     takes: list[tuple[str, int]] = []
     active = [batch for batch in waiting if batch.backlog > 0]
-    known = [virtual_times[batch.run] for batch in active if batch.run in virtual_times]
+    weights, in_flight = _by_run(waiting)
+    ahead = {batch.run: in_flight[batch.run] / weights[batch.run] for batch in active}
+    known = [virtual_times[run] - ahead[run] for run in ahead if run in virtual_times]
     floor = min(known, default=0.0)
-    times = {batch.run: max(floor, virtual_times.get(batch.run, floor)) for batch in active}
+    times = {run: virtual_times.get(run, floor + held) for run, held in ahead.items()}
     for priority in sorted({batch.priority for batch in active}, reverse=True):
         if room <= 0:
             break
         room = _share([batch for batch in active if batch.priority == priority], room, slice_size, times, takes)
     return Plan(takes, times)
+
+
+def _by_run(batches: Sequence[Waiting]) -> tuple[dict[str, float], Counter[str]]:
+    """The weight of each run, the largest that one of its batches has, and what it has in flight."""
+    weights: dict[str, float] = {}
+    in_flight: Counter[str] = Counter()
+    for batch in batches:
+        weights[batch.run] = max(weights.get(batch.run, 0.0), batch.weight)
+        in_flight[batch.run] += batch.in_flight
+    return weights, in_flight
 
 
 def _share(

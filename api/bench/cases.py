@@ -247,7 +247,7 @@ def fair_share(lab: Lab, repeats: Repeats) -> list[Figure]:
     ratios = []
     for _ in range(repeats):
         alone = _timed(lambda: lab.follow(lab.submit(weather_rows(100))))
-        big = lab.submit(weather_rows(1), num_samples=4096, sealed=False)
+        big = lab.submit(weather_rows(1), sealed=False)
         lab.http.post(
             f"/v1/batches/{big}/rows", content=_lines(50_000), headers={"content-type": "application/x-ndjson"}
         ).raise_for_status()

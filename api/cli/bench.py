@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from api.cli.options import AsJson
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from api.bench.figures import Figure
     from gym.jsontypes import JsonObject
 
@@ -38,19 +41,31 @@ def bench(
         raise SettingsError(f"there is no measurement {', '.join(unknown)}; there are {', '.join(known)}")
     progress = progress_console()
     figures: list[Figure] = []
+    failed: list[str] = []
+
+    def measure(name: str, case: Callable[[], list[Figure]]) -> None:
+        """What one case finds must not be lost with another that fails."""
+        progress.print(f"{name}: {(alone | ON_ONE_FARM)[name].__doc__}", soft_wrap=True)
+        try:
+            figures.extend(case())
+        except SettingsError:
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever it is: told below, and by the exit status
+            failed.append(name)
+            progress.print(f"{name} failed: {type(error).__name__}: {error}", soft_wrap=True, style="red")
+
     for name in (name for name in wanted if name in alone):
-        progress.print(f"{name}: {alone[name].__doc__}", soft_wrap=True)
-        figures += alone[name](repeats)
-    shared = [name for name in ON_ONE_FARM if name in wanted]
-    if shared:
+        measure(name, partial(alone[name], repeats))
+    if shared := [name for name in ON_ONE_FARM if name in wanted]:
         with laboratory() as lab:
             for name in shared:
-                progress.print(f"{name}: {ON_ONE_FARM[name].__doc__}", soft_wrap=True)
-                figures += ON_ONE_FARM[name](lab, repeats)
+                measure(name, partial(ON_ONE_FARM[name], lab, repeats))
     if as_json:
-        print_json({"machine": _machine(), "figures": [figure.as_dict() for figure in figures]})
+        print_json({"machine": _machine(), "failed": failed, "figures": [figure.as_dict() for figure in figures]})
     else:
         console().print(_table(figures))
+    if failed:
+        raise typer.Exit(1)
 
 
 def _machine() -> JsonObject:

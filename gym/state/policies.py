@@ -1,13 +1,15 @@
 """Where policies are served, whether they are paused, and which version is announced: in Redis, for every process.
 
 A process asks for the revision often and for the records when it has grown, so a change is seen within `REFRESH_S`;
-it says in turn which revision it has seen and what it has in flight, so that a pause knows when it is obeyed.
+it says in turn which revision it has seen and what it has in flight, so that a pause knows when it is obeyed. One that
+has nothing new to say says so only as often as it must not to be forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -18,9 +20,11 @@ from redis.exceptions import RedisError
 from gym.errors import NotFound
 from gym.policy import PolicySpec
 from gym.proxy.policies import Pause, PolicyRecord
-from gym.state.store import Store, insisting
+from gym.state.store import POLICY_REPORT, Argument, Store, insisting
 
 REFRESH_S = 0.4
+REPORT_S = 1.6
+REPORT_TTL_MS = 5000
 POLL_S = 0.1
 _LOG = logging.getLogger(__name__)
 
@@ -127,11 +131,11 @@ class Policies:
         """Grows with every change."""
         return int(await self._store.redis.get(self._store.keys.policies_revision) or 0)
 
-    async def report(self, process: str, revision: int, lanes: Lanes, *, ttl_ms: int = 5000) -> None:
-        """What a process has seen and has under way; forgotten when it stops saying so."""
-        until = await self._store.now_ms() + ttl_ms
-        text = orjson.dumps({"revision": revision, "until": until, "lanes": lanes})
-        await self._store.insist(self._store.keys.policies_load, "HSET", process, text)
+    async def report(self, process: str, revision: int, lanes: Lanes, *, ttl_ms: int = REPORT_TTL_MS) -> int:
+        """What a process has seen and has under way; forgotten when it stops saying so. Returns the newest revision."""
+        keys = self._store.keys
+        args: list[Argument] = [process, revision, ttl_ms, orjson.dumps(lanes)]
+        return int(await self._store.run(POLICY_REPORT, [keys.policies_load, keys.policies_revision], args))
 
     async def load(self, name: str, revision: int) -> PolicyLoad:
         """Calls over all living processes; those that have died are struck off."""
@@ -158,6 +162,8 @@ class PolicyCache:
         self._process = process
         self._records: dict[str, PolicyRecord] = {}
         self._revision = -1
+        self._reported: tuple[int, Lanes] | None = None
+        self._report_at = 0.0
 
     def get(self, name: str) -> PolicyRecord | None:
         """The record as it was within the last moments."""
@@ -169,20 +175,37 @@ class PolicyCache:
 
     async def refresh(self) -> None:
         """Look for changes once."""
-        revision = await self._policies.revision()
-        if revision != self._revision:
-            self._records = await self._policies.all()
-            self._revision = revision
+        await self._catch_up(await self._policies.revision())
 
     async def keep_fresh(self, lanes: Callable[[], Lanes]) -> None:
         """Look for changes and report until cancelled; while Redis is away the last copy stands."""
         while True:
             try:
-                await self.refresh()
-                await self._policies.report(self._process, self._revision, lanes())
+                await self._look(lanes)
             except RedisError as error:
                 _LOG.warning("policies not refreshed: %s", error, extra={"action": "policies_stale"})
             await asyncio.sleep(REFRESH_S)
+
+    async def _look(self, lanes: Callable[[], Lanes]) -> None:
+        """Hear of changes and say what is new here; a change is said to be obeyed as soon as it is."""
+        while True:
+            news = (self._revision, lanes())  # of after the change: what began before it is in flight
+            fresh = news == self._reported and time.monotonic() < self._report_at
+            newest = await (self._policies.revision() if fresh else self._report(news))
+            if newest == self._revision:
+                return
+            await self._catch_up(newest)
+
+    async def _report(self, news: tuple[int, Lanes]) -> int:
+        self._report_at = time.monotonic() + REPORT_S
+        newest = await self._policies.report(self._process, *news)
+        self._reported = news
+        return newest
+
+    async def _catch_up(self, revision: int) -> None:
+        if revision != self._revision:
+            self._records = await self._policies.all()
+            self._revision = revision
 
 
 def policy_not_found(name: str) -> NotFound:

@@ -12,7 +12,7 @@ import httpx
 
 from gym.config import RedisSettings, broker_url
 from gym.state.store import Store
-from workers.app import queue_name
+from workers.app import queue_lists, queue_name
 
 IDLE_WITHIN_S = 30.0
 
@@ -76,7 +76,7 @@ async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]
     """Wait until no worker holds a slot, and no job, session or model call is open; what still is."""
     give_up_at = time.monotonic() + IDLE_WITHIN_S
     broker = Store.connect(broker_url(RedisSettings(url=redis_url)))
-    queue = f"farm.{queue_name('farm')}"
+    lists = queue_lists(queue_name("farm"), "farm.")
     try:
         async with httpx.AsyncClient(timeout=10) as http:
             while True:
@@ -91,7 +91,7 @@ async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]
                 alive = {worker["worker"] for worker in workers if worker["alive"]}
                 # records of sessions that died with their worker are kept for a minute
                 busy += [f"session {one['session_id']} is open" for one in sessions if one["worker"] in alive]
-                waiting = await broker.redis.llen(queue)
+                waiting = sum([await broker.redis.llen(name) for name in lists])
                 busy += [f"{waiting} jobs wait in the broker"] if waiting else []
                 busy += [f"{model['in_flight']} model calls are open"] if model["in_flight"] else []
                 if not busy or time.monotonic() >= give_up_at:

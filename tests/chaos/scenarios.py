@@ -21,7 +21,7 @@ from tests.chaos.run import RunOptions, Say, Trouble
 from tests.chaos.schedule import Kind
 from tests.chaos.verdict import READY_WITHIN_S
 from tests.chaos.watch import Watch
-from workers.app import queue_name
+from workers.app import queue_lists, queue_name
 
 POLL_S = 0.1
 # in the order of a careful operator: what takes work in first, the truth last
@@ -129,4 +129,4 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 async def _jobs(broker: Redis) -> int:
     """Jobs that wait in Celery's queue."""
-    return int(await broker.llen(f"farm.{queue_name('farm')}"))
+    return sum([int(await broker.llen(name)) for name in queue_lists(queue_name("farm"), "farm.")])

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.schedule import Waiting, plan
+from workers.schedule import shares as fair_shares
 
 
 def waiting(batch_id: str, backlog: int, **fields: object) -> Waiting:
@@ -57,6 +58,38 @@ def test_a_run_that_comes_later_is_not_owed_for_the_time_before() -> None:
     both = [waiting("old", 10_000), waiting("new", 10_000)]
     given = shares(plan(both, room=200, slice_size=10, virtual_times=times).takes)
     assert given["old"] == 100
+
+
+def test_a_run_that_comes_is_served_alone_until_it_has_as_many_in_flight_as_the_others() -> None:
+    times = plan([waiting("old", 10_000)], room=5000, slice_size=16, virtual_times={}).virtual_times
+    both = [waiting("old", 10_000, in_flight=100), waiting("new", 10_000, in_flight=20)]
+    given = shares(plan(both, room=200, slice_size=10, virtual_times=times).takes)
+    assert (given["new"], given["old"]) == (140, 60)
+    heavy = [waiting("old", 10_000, in_flight=100), waiting("new", 10_000, weight=3.0)]
+    assert plan(heavy, room=300, slice_size=10, virtual_times=times).takes == [("new", 10)] * 30
+
+
+def test_a_run_that_goes_on_after_a_pause_is_not_served_for_what_it_has_in_flight() -> None:
+    times = {"old": 1000.0}
+    both = [waiting("old", 10_000, in_flight=100), waiting("back", 10_000, in_flight=100)]
+    given = shares(plan(both, room=200, slice_size=10, virtual_times=times).takes)
+    assert given["old"] == given["back"] == 100
+
+
+def test_each_run_has_its_share_of_the_slots_less_what_it_has_in_flight() -> None:
+    batches = [
+        waiting("big", 50_000, in_flight=2048),
+        waiting("small", 60, run="s"),
+        waiting("older", 0, run="s", in_flight=12, weight=3.0),
+    ]
+    assert fair_shares(batches, slots=1024) == {"big": 256 - 2048, "s": 768 - 12}
+
+
+def test_only_the_highest_priority_has_shares_and_only_where_there_is_another() -> None:
+    assert fair_shares([waiting("big", 50_000, in_flight=100)], slots=1024) == {}
+    low, high = waiting("low", 50_000, in_flight=2048), waiting("high", 10, priority=9)
+    assert fair_shares([low, high], slots=1024) == {"high": 1024}
+    assert fair_shares([], slots=1024) == {}
 
 
 @given(
