@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import httpx
 import orjson
 
+from api.bench.environments import environments
 from api.bench.figures import Figure, percentile
 from api.bench.judges import judges
 from api.bench.lab import Lab, laboratory, weather_rows
@@ -332,6 +333,7 @@ ON_ONE_FARM: dict[str, Callable[[Lab, Repeats], list[Figure]]] = {
 }
 ON_THEIR_OWN: dict[str, Callable[[Repeats], list[Figure]]] = {
     "start": start_to_ready,
+    "environments": environments,
     "large": large_results,
     "judges": judges,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from gym.jsontypes import JsonObject
 class Figure:
     """One measured quantity. `target` is what it should reach, and `better` on which side of it.
 
-    `value` is the median of `repeats`; `detail` are numbers beside it, such as the split by process.
+    `value` is the median of `repeats`; `detail` are numbers beside it, such as the split by process. Where nothing can
+    be measured here, `repeats` is empty and `missing` says why.
     """
 
     case: str
@@ -24,16 +26,17 @@ class Figure:
     target: float | None = None
     better: Literal["lower", "higher"] = "lower"
     detail: JsonObject | None = None
+    missing: str | None = None
 
     @property
     def value(self) -> float:
-        """The median."""
-        return statistics.median(self.repeats)
+        """The median; NaN where nothing was measured."""
+        return statistics.median(self.repeats) if self.repeats else math.nan
 
     @property
     def reached(self) -> bool | None:
         """Whether the median reaches the target; None without one."""
-        if self.target is None:
+        if self.target is None or not self.repeats:
             return None
         return self.value <= self.target if self.better == "lower" else self.value >= self.target
 
@@ -43,14 +46,15 @@ class Figure:
             "case": self.case,
             "name": self.name,
             "unit": self.unit,
-            "median": self.value,
-            "min": min(self.repeats),
-            "max": max(self.repeats),
+            "median": self.value if self.repeats else None,
+            "min": min(self.repeats, default=None),
+            "max": max(self.repeats, default=None),
             "repeats": list(self.repeats),
             "target": self.target,
             "better": self.better,
             "reached": self.reached,
             "detail": self.detail,
+            "missing": self.missing,
         }
 
 

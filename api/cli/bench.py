@@ -94,6 +94,9 @@ def _table(figures: list[Figure]) -> object:
     for figure in figures:
         sign = "<=" if figure.better == "lower" else ">="
         mark = {None: "", True: " [green]ok[/]", False: " [yellow]missed[/]"}[figure.reached]
+        if figure.missing is not None:
+            table.add_row(figure.case, f"{figure.name}: {figure.missing}", "none", "", "", "")
+            continue
         table.add_row(
             figure.case,
             figure.name,
