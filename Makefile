@@ -39,13 +39,12 @@ $(VERIFIERS)/.installed: tests/adapters/verifiers.txt
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/adapters/verifiers.txt
 	@touch $@
 
-test: setup $(VERIFIERS)/.installed ## the tests, without the slow ones
+test: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow"
 
 test-all: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## all tests that need no GPU
 	$(BIN)/python -m pytest -m "not gpu and not vllm"
 
-# servers of other projects; that of openenv-core takes a minute to start on a busy machine, so its tests are slow ones
 $(OPENENV)/.installed: tests/adapters/openenv.txt
 	@$(OPENENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OPENENV)
 	$(OPENENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/adapters/openenv.txt

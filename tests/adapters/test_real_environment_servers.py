@@ -1,6 +1,6 @@
 """The adapters against real servers, each of which runs in a virtual environment of its own.
 
-`make .venv-nemo-gym/.installed` and `make .venv-openenv/.installed` make them; nemo-gym wants Python 3.13.
+`make test` installs openenv-core by itself; nemo-gym wants Python 3.13, so `make test-adapters` installs it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gym.wire.responses_reply import output_items
 HERE = Path(__file__).parent
 NEMO_GYM = HERE.parents[1] / ".venv-nemo-gym" / "bin" / "python"
 OPENENV = HERE.parents[1] / ".venv-openenv" / "bin" / "python"
-START_S = 180.0  # openenv-core imports for a minute on a loaded machine
+START_S = 180.0  # on a loaded machine
 CLASSES = {
     "example_single_tool_call": "SimpleWeatherResourcesServer",
     "example_multi_step": "ExampleMultiStepResourcesServer",
@@ -37,7 +37,7 @@ CLASSES = {
     "example_tool_call_multireward": "ToolCallMultiRewardResourcesServer",
 }
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 with_nemo_gym = pytest.mark.skipif(not NEMO_GYM.exists(), reason="make .venv-nemo-gym/.installed")
 with_openenv = pytest.mark.skipif(not OPENENV.exists(), reason="make .venv-openenv/.installed")
 
@@ -119,6 +119,7 @@ async def played(servers: dict[str, Server], name: str, row: JsonObject, *answer
     return await play(row, model=Answers(list(answers)), environment=environment, within_s=60)
 
 
+@pytest.mark.slow
 @with_nemo_gym
 async def test_nemo_gym_example_single_tool_call(resources_servers: dict[str, Server]) -> None:
     for row in rows_of("example_single_tool_call"):
@@ -129,6 +130,7 @@ async def test_nemo_gym_example_single_tool_call(resources_servers: dict[str, Se
         assert "The weather in Oslo is cold." in right.trajectory.tool_calls[0].output
 
 
+@pytest.mark.slow
 @with_nemo_gym
 async def test_nemo_gym_example_multi_step(resources_servers: dict[str, Server]) -> None:
     for row in rows_of("example_multi_step"):
@@ -144,6 +146,7 @@ async def test_nemo_gym_example_multi_step(resources_servers: dict[str, Server])
         assert values[:-1] == row["expected_synonym_values"]
 
 
+@pytest.mark.slow
 @with_nemo_gym
 async def test_nemo_gym_example_session_state_mgmt(resources_servers: dict[str, Server]) -> None:
     name = "example_session_state_mgmt"
@@ -160,6 +163,7 @@ async def test_nemo_gym_example_session_state_mgmt(resources_servers: dict[str, 
         await played(resources_servers, name, {"responses_create_params": {"input": "x"}})
 
 
+@pytest.mark.slow
 @with_nemo_gym
 async def test_nemo_gym_example_tool_call_multireward(resources_servers: dict[str, Server]) -> None:
     name = "example_tool_call_multireward"
@@ -172,6 +176,7 @@ async def test_nemo_gym_example_tool_call_multireward(resources_servers: dict[st
         assert found.reward == 2.0
 
 
+@pytest.mark.slow
 @with_nemo_gym
 async def test_a_restarted_nemo_gym_server_fails_the_sessions_that_it_had(resources_servers: dict[str, Server]) -> None:
     server = resources_servers["example_session_state_mgmt"]
