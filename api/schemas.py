@@ -176,25 +176,8 @@ class ResultAnswer(BaseModel):
     trajectory_dropped: TrajectoryDropped | None = None
 
 
-class UnfinishedRollout(BaseModel):
-    """A rollout that has not ended; `attempts` are those that failed."""
-
-    rollout_id: str
-    batch_id: str
-    run: str
-    group_id: str
-    task_id: str
-    sample_index: int
-    environment: str
-    state: Literal["queued", "running", "judging"]
-    attempt: int
-    outcome: None
-    worker: str | None
-    attempts: list[dict[str, Any]]
-
-
 class CapturedRollout(BaseModel):
-    """What the model proxy captured under an id of no batch: nobody has said how it ended, and nothing has scored it.
+    """What the model proxy captured: nobody has said how it ended, and nothing has scored it.
 
     `calls` and the conversation come with `view=full`, `segments` with `training` too. Of a call, `request_ranges` are
     its request's items, as [start, end) of the input and the output in a row; one that failed has an `error`, and as
@@ -215,6 +198,27 @@ class CapturedRollout(BaseModel):
     response: dict[str, Any] | None = None
     calls: list[dict[str, Any]] | None = None
     segments: list[dict[str, Any]] | None = None
+
+
+class UnfinishedRollout(BaseModel):
+    """A rollout that has not ended; `attempts` are those that failed.
+
+    `captured` is there while it runs: what an outside agent has asked the model in this attempt, null for other agents.
+    """
+
+    rollout_id: str
+    batch_id: str
+    run: str
+    group_id: str
+    task_id: str
+    sample_index: int
+    environment: str
+    state: Literal["queued", "running", "judging"]
+    attempt: int
+    outcome: None
+    worker: str | None
+    attempts: list[dict[str, Any]]
+    captured: CapturedRollout | None = None
 
 
 class ResultPage(BaseModel):

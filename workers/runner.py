@@ -21,6 +21,7 @@ import orjson
 from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.agents.replay import unpack
 from gym.batch import BatchSpec
+from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.process_session import new_session
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry
@@ -85,6 +86,7 @@ class Running:
     give_up_at: float = math.inf  # when that is done
     probe: BreakerKey | None = None  # the breaker that it was let through to try
     alone: bool = False  # nothing else runs in this worker
+    waits: CapacityWaits = dataclasses.field(default_factory=CapacityWaits)  # of its environment for its turn
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -97,8 +99,9 @@ class Running:
         task.cancel()
 
     def idle_s(self, now: float) -> float:
-        """Seconds since anything happened in it."""
-        return now - (self.episode.last_activity if self.episode is not None else self.began)
+        """Seconds since anything happened in it; waiting for its turn counts as something."""
+        since = self.episode.last_activity if self.episode is not None else self.began
+        return now - max(since, self.waits.last(now) or since)
 
 
 class Runner:
@@ -191,6 +194,7 @@ class Runner:
             running.earlier_s = replay.elapsed_s if replay is not None else 0.0
         try:
             began = time.monotonic()
+            listen_to_waits(running.waits)
             await session.setup()
             running.ready_at = time.monotonic()
             timing.environment_s = running.ready_at - began

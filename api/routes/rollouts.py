@@ -10,7 +10,9 @@ from api.routes.services import Farm
 from api.schemas import Cancelled, CapturedRollout, ResultAnswer, UnfinishedRollout
 from gym.errors import NotFound
 from gym.ids import is_id, parse_rollout_id
+from gym.jsontypes import JsonObject
 from gym.results.captured import captured_rollout
+from gym.rollout import RolloutState
 from gym.state.batches import rollout_not_found
 from gym.state.results import View
 
@@ -21,20 +23,24 @@ router = APIRouter(tags=["rollouts"])
 async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Response:
     """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`.
 
+    While an outside agent is at work on it, `captured` is what it has asked the model so far.
+
     An id of no batch, under which an agent called the model proxy, shows what was captured (`state` is `captured`).
     """
     rollout = parse_rollout_id(rollout_id)
     if rollout is not None:
         try:
-            return json_response(await farm.results.get(rollout, view))
+            known = await farm.results.get(rollout, view)
+            if known["state"] == RolloutState.RUNNING:
+                captured = await farm.captures.of_attempt(rollout_id, known["attempt"])
+                known["captured"] = _captured(rollout_id, *captured, view)
+            return json_response(known)
         except NotFound:
             pass  # of no batch; an agent of its own may have named it
     records, failures = await farm.captures.both(rollout_id) if is_id(rollout_id) else ([], [])
-    if not (records or failures):
+    shown = _captured(rollout_id, records, failures, view)
+    if shown is None:
         raise rollout_not_found(rollout_id)
-    shown = captured_rollout(
-        rollout_id, records, failures, conversation=view is View.FULL, segments=view is not View.LIGHT
-    )
     return json_response(shown)
 
 
@@ -47,3 +53,12 @@ async def cancel_rollout(rollout_id: str, farm: Farm) -> Response:
     known, stopped = await farm.batches.cancel_rollout(rollout)
     await count_cancelled(farm, stopped)
     return json_response({"rollout_id": rollout_id, "cancelled": stopped, "tombstone": not known})
+
+
+def _captured(rollout_id: str, records: list[JsonObject], failures: list[JsonObject], view: View) -> JsonObject | None:
+    """What was captured of a rollout, as much as the view shows; None where nothing was."""
+    if not (records or failures):
+        return None
+    return captured_rollout(
+        rollout_id, records, failures, conversation=view is View.FULL, segments=view is not View.LIGHT
+    )

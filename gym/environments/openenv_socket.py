@@ -18,6 +18,7 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from gym.environments.capacity import waiting_for_capacity
 from gym.errors import EnvironmentUnavailable
 from gym.jsontypes import JsonObject
 
@@ -167,7 +168,8 @@ async def begin(urls: Sequence[URL], reset: JsonObject, waits: Waits) -> tuple[O
         left_s = give_up_at - asyncio.get_running_loop().time()
         if left_s <= 0:
             raise EnvironmentUnavailable(f"no server had a free session within {waits.capacity_s:g} s: {full}")
-        await asyncio.sleep(min(left_s, wait_s * random.uniform(0.5, 1.5)))
+        with waiting_for_capacity():
+            await asyncio.sleep(min(left_s, wait_s * random.uniform(0.5, 1.5)))
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 

@@ -123,6 +123,8 @@ class ProcessSession(EnvironmentSession):
             self._processes.give_back(process, clean=clean)
 
     async def _ask(self, what: str, *args: Any) -> object:
+        stage = {"open": Stage.SETUP, "verify": Stage.VERIFY}.get(what, Stage.TOOL)
+        self._check_open(stage)  # the process may be another session's by now
         if self._process is None:
             raise RuntimeError("the session has not been set up")
         try:
@@ -132,7 +134,7 @@ class ProcessSession(EnvironmentSession):
             if what == "verify":
                 raise VerifierFailed(text) from error
             failed = EnvironmentFailed(text)
-            failed.stage = Stage.SETUP if what == "open" else Stage.TOOL
+            failed.stage = stage
             raise failed from error
         return read_answer(answer)
 

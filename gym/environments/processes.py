@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from gym.agents import process_tree
+from gym.environments.capacity import waiting_for_capacity
 from gym.environments.process_wire import HEAD_BYTES, MOST_BYTES, pack_call
 from gym.jsontypes import JsonObject
 
@@ -48,6 +49,7 @@ class EnvironmentProcess:
         """Raises ProcessGone where none can be started."""
         command = [sys.executable, str(Path(process_tree.__file__)), str(os.getpid())]
         command += [sys.executable, "-c", _START, orjson.dumps(sys.path).decode()]
+        # not settings of ours: what any child process has from its parent, PATH and HOME and the like
         known = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
         try:
             process = await asyncio.create_subprocess_exec(
@@ -151,7 +153,8 @@ class EnvironmentProcesses:
 
     async def take(self, source: str) -> EnvironmentProcess:
         """A process for one session of an environment; waits until there is a place. Raises ProcessGone."""
-        await self._places.acquire()
+        with waiting_for_capacity():
+            await self._places.acquire()
         try:
             process = self._waiting_for(source)
             if process is None:

@@ -91,7 +91,7 @@ class EnvironmentSession:
         try:
             await self._run(start, thread=cls.blocking)
             if is_async:
-                await self._run(self._ready().setup, thread=False)
+                await self._run(self._ready(Stage.SETUP).setup, thread=False)
         except RolloutError:
             raise
         except (Exception, SystemExit) as error:
@@ -170,7 +170,7 @@ class EnvironmentSession:
 
         Raises VerifierFailed, or the RolloutError that the verifier raised.
         """
-        environment = self._ready()
+        environment = self._ready(Stage.VERIFY)
         thread = environment.blocking and not inspect.iscoroutinefunction(environment.verify)
         try:
             result: Any = await self._run(functools.partial(environment.verify, trajectory), thread=thread)
@@ -207,10 +207,18 @@ class EnvironmentSession:
             if not settled and self._thread is not None:
                 self._thread.add_done_callback(self._close_late)
 
-    def _ready(self) -> Environment[Any]:
+    def _ready(self, stage: Stage = Stage.TOOL) -> Environment[Any]:
+        self._check_open(stage)
         if self._environment is None:
             raise RuntimeError("the session has not been set up")
         return self._environment
+
+    def _check_open(self, stage: Stage) -> None:
+        """Raises EnvironmentFailed, of that stage, after `close`."""
+        if self._closed:
+            failed = EnvironmentFailed(f"{self._type.name}: the session is closed")
+            failed.stage = stage
+            raise failed
 
     def _check_ask(self, ask: Ask) -> None:
         """Raises ValueError where it asks a judge that its class does not name: nobody could know of it beforehand."""

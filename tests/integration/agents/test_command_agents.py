@@ -218,6 +218,9 @@ def test_a_killed_workers_program_dies_and_the_next_attempt_begins_with_nothing(
     while not (first := processes_with(SLEEP)):
         assert time.monotonic() < give_up_at
         time.sleep(0.1)
+    shown = http.get(f"/v1/rollouts/{batch}:0:0").json()
+    assert (shown["state"], shown["captured"]["model_calls"]) == ("running", 1), "its calls are shown while it runs"
+    assert shown["captured"]["response"]["output"][0]["role"] == "assistant"
     [worker] = [each for each in psutil.Process(farm.process.pid).children() if each.cmdline()[-1] == "worker"]
     worker.kill()
     assert psutil.wait_procs(first, timeout=60)[1] == []
@@ -227,6 +230,7 @@ def test_a_killed_workers_program_dies_and_the_next_attempt_begins_with_nothing(
         page = http.get(f"/v1/batches/{batch}/results", params={"wait": "10", "view": "full"}).json()
         items = page["items"]
     [result] = items
+    assert "captured" not in http.get(f"/v1/rollouts/{batch}:0:0").json()
     assert (result["outcome"], result["attempt"], result["model_calls"]) == ("succeeded", 2, 2)
     assert [item["role"] for item in result["response"]["output"]] == ["assistant", "user", "assistant"]
 

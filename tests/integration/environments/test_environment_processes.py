@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from api.cli.local_farm import LocalFarm, local_farm
+from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.process_session import new_session
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import load_registry, load_source
@@ -156,12 +158,28 @@ async def test_the_errors_of_the_environment_keep_their_kind(open_apart: Open) -
 
 
 @pytest.mark.anyio
+async def test_after_close_a_session_reaches_nobody_elses_environment(open_apart: Open) -> None:
+    first, second = open_apart(), open_apart()
+    await first.setup()
+    await first.close()
+    await second.setup()
+    for call, stage in ((first.verify(EMPTY), Stage.VERIFY), (first.call_tool("where", "{}"), Stage.TOOL)):
+        with pytest.raises(EnvironmentFailed, match="risky: the session is closed") as caught:
+            await call
+        assert caught.value.stage is stage
+    await second.close()
+
+
+@pytest.mark.anyio
 async def test_there_are_never_more_processes_than_places(open_apart: Open, processes: EnvironmentProcesses) -> None:
     first, second, third = (open_apart() for _ in range(3))
     await first.setup()
     await second.setup()
+    waits = CapacityWaits()
+    listen_to_waits(waits)
     waiting = asyncio.create_task(third.setup())
     await asyncio.sleep(0)
+    assert waits.last(math.inf) == math.inf, "a rollout that waits does not stall"
     assert processes.load()["busy"] == 2
     assert not waiting.done()
     await first.close()

@@ -397,6 +397,14 @@ async def test_close_is_bounded_and_a_thread_that_outlasts_it_closes_the_environ
     assert environment.freed.wait(20)
 
 
+async def test_a_session_that_is_closed_says_so_and_where(session: EnvironmentSession) -> None:
+    await session.close()
+    for call, stage in ((session.verify(EMPTY), Stage.VERIFY), (session.call_tool("give", "{}"), Stage.TOOL)):
+        with pytest.raises(EnvironmentFailed, match="the session is closed") as caught:
+            await call
+        assert caught.value.stage is stage
+
+
 async def test_a_setup_that_is_cancelled_in_its_thread_is_closed_when_it_ends(open_session: Open) -> None:
     begun, gate, freed = threading.Event(), threading.Event(), threading.Event()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import psutil
 import pytest
 
+from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.openenv import OpenEnv
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
@@ -137,6 +139,25 @@ async def test_a_full_server_is_waited_for() -> None:
         await first.close()
         await (await second).close()
         assert server.seen["reset"] == 2
+
+
+@pytest.mark.anyio
+async def test_a_rollout_that_waits_for_a_full_server_does_not_stall() -> None:
+    waits = CapacityWaits()
+
+    async def later() -> OpenEnv:
+        listen_to_waits(waits)
+        return await seeded(guess(server))
+
+    async with serving(most=1) as server:
+        first = await seeded(guess(server))
+        second = asyncio.create_task(later())
+        await until(lambda: waits.last(math.inf) == math.inf)
+        await first.close()
+        await (await second).close()
+    ended_at = waits.last(math.inf)
+    assert ended_at is not None
+    assert ended_at < math.inf, "from then on it may stall"
 
 
 @pytest.mark.anyio
