@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -237,11 +238,15 @@ def of_environments(farm: LocalFarm) -> list[psutil.Process]:
 
 def test_on_a_farm_crashes_and_hangs_fail_their_own_rollouts_and_leave_nothing(isolated: LocalFarm) -> None:
     act = "[[call act {}]]\n---\n[[say done]]"
-    scripts = [act.format(json.dumps({"what": what})) for what in ("fine", "crash", "hang", "leave", "fine")]
-    found = batch_of(isolated, scripts, rollout_timeout_s=15)
-    assert [item["reward"] for item in found] == [1.0, None, None, 1.0, 1.0]
-    assert [item["error"] and item["error"]["kind"] for item in found[1:3]] == ["environment_error", "timeout"]
+    scripts = [act.format(json.dumps({"what": what})) for what in ("fine", "crash", "leave", "fine")]
+    hangs = act.format(json.dumps({"what": "hang"}))
+    with ThreadPoolExecutor() as beside:
+        hung = beside.submit(batch_of, isolated, [hangs], rollout_timeout_s=6)
+        found = batch_of(isolated, scripts)
+    assert [item["reward"] for item in found] == [1.0, None, 1.0, 1.0]
+    assert found[1]["error"]["kind"] == "environment_error"
     assert "code 7" in found[1]["error"]["message"]
+    assert [item["error"]["kind"] for item in hung.result()] == ["timeout"]
     before = of_environments(isolated)
     assert before, "some are kept for the next rollouts"
     assert not [each for each in psutil.process_iter(["cmdline"]) if LEFT in (each.info["cmdline"] or ())]
