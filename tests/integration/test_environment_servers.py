@@ -19,6 +19,7 @@ import pytest
 from api.cli.local_farm import LocalFarm, free_port, local_farm
 
 WAIT_S = 90.0
+POLICY = "policy"
 TOOL_NAMES = ("increment_counter", "get_counter_value")
 
 
@@ -152,13 +153,15 @@ def test_rows_of_a_resources_server_run_with_its_tools_and_its_reward(
 def test_a_killed_server_fails_the_rollouts_that_it_had_and_another_attempt_runs_them(
     http: httpx.Client, counters: list[Server]
 ) -> None:
-    script = '[[sleep 6]] [[call increment_counter {"count": 2}]]\n---\n[[say done]]'
+    script = '[[call increment_counter {"count": 2}]]\n---\n[[say done]]'
     rows = [counter_row(script) for _ in range(6)]
+    http.post(f"/v1/policies/{POLICY}/pause", json={"mode": "hold"}).raise_for_status()
     once = submitted(http, "counter", rows, limits={"max_attempts": 1})
     again = submitted(http, "counter", rows, limits={"max_attempts": 3})
     until(lambda: sum(server.state()["open"] for server in counters) == 12)
     counters[0].kill()
     counters[0].start()
+    http.post(f"/v1/policies/{POLICY}/resume", json={}).raise_for_status()
 
     first = results(http, once)
     failed = [item["error"] for item in first if item["outcome"] == "failed"]

@@ -39,7 +39,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", f"gym.testing.{module}", "--port", str(self.port)]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        until(self._answers)
+        try:
+            until(self._answers)
+        except BaseException:
+            self.kill()
+            raise
 
     def open(self) -> int:
         return int(httpx.get(f"{self.url}/admin/state", timeout=30).raise_for_status().json()["open"])
@@ -63,10 +67,12 @@ def until(holds: Callable[[], bool], within_s: float = WAIT_S) -> None:
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[Server]]:
-    started = [Server("resources_server"), Server("openenv_server")]
-    yield started
-    for server in started:
-        server.kill()
+    with contextlib.ExitStack() as ending:
+        started = []
+        for module in ("resources_server", "openenv_server"):
+            started.append(Server(module))
+            ending.callback(started[-1].kill)
+        yield started
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from api.cli.local_farm import LocalFarm, local_farm
@@ -64,6 +65,8 @@ def farm(mini: Path) -> Iterator[LocalFarm]:
         local_farm(Path(folder), options=["--workers", "1", "--no-flower"], settings=settings) as started,
     ):
         yield started
+        family = psutil.Process(started.process.pid).children(recursive=True)
+        assert [each.cmdline() for each in family if str(mini) in each.cmdline()] == [], "it ends with its rollout"
 
 
 def test_a_harness_from_pypi_runs_as_it_is_and_its_calls_are_the_trajectory(farm: LocalFarm) -> None:
