@@ -33,17 +33,23 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def boxed(folder: Path) -> Iterator[LocalFarm]:
+def ending() -> Iterator[contextlib.ExitStack]:
+    """Ends the farm `boxed`, where a test has not done so."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def boxed(folder: Path, ending: contextlib.ExitStack) -> LocalFarm:
     """A farm with little patience and temporary files of its own."""
     try:
         find_provider()
     except SandboxUnavailable as error:
         pytest.skip(str(error))
     (folder / "tmp").mkdir()
-    settings = {"FARM_SANDBOX_WALL_S": "4", "FARM_SANDBOX_WARM": "1", "TMPDIR": str(folder / "tmp")}
+    settings = {"FARM_SANDBOX_WALL_S": "4", "FARM_SANDBOX_WARM": "2", "TMPDIR": str(folder / "tmp")}
     options = ["--workers", "1", "--concurrency", "16", "--no-flower"]
-    with local_farm(folder / "data", options=options, settings=settings) as farm:
-        yield farm
+    return ending.enter_context(local_farm(folder / "data", options=options, settings=settings))
 
 
 def row(answer: str, *before: str) -> dict[str, Any]:
@@ -95,22 +101,18 @@ def test_answers_are_scored_and_an_endless_one_harms_no_other(boxed: LocalFarm) 
     assert sleepers() == []
 
 
-def test_nothing_is_left_when_the_farm_has_ended(folder: Path) -> None:
-    """Also the sandboxes that were kept warm are gone."""
-    (folder / "tmp2").mkdir()
-    settings = {"FARM_SANDBOX_WALL_S": "4", "FARM_SANDBOX_WARM": "2", "TMPDIR": str(folder / "tmp2")}
-    options = ["--workers", "1", "--concurrency", "16", "--no-flower"]
-    notes = folder / "tmp2" / f"rollout-farm-sandboxes-{os.geteuid()}"
-    with local_farm(folder / "again", options=options, settings=settings) as farm:
-        assert [each["reward"] for each in results_of(farm, [row(RIGHT), row(ENDLESS)])] == [1.0, 0.0]
-        give_up_at = time.monotonic() + WITHIN_S
-        while not (warm := list(notes.iterdir())):
-            assert time.monotonic() < give_up_at
-            time.sleep(0.05)
-        family = psutil.Process(farm.process.pid).children(recursive=True)
+def test_nothing_is_left_when_the_farm_has_ended(boxed: LocalFarm, ending: contextlib.ExitStack, folder: Path) -> None:
+    """Also the sandboxes that were kept warm are gone; the last test of this farm."""
+    notes = folder / "tmp" / f"rollout-farm-sandboxes-{os.geteuid()}"
+    assert [each["reward"] for each in results_of(boxed, [row(RIGHT)])] == [1.0]
+    give_up_at = time.monotonic() + WITHIN_S
+    while not list(notes.iterdir()):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.05)
+    family = psutil.Process(boxed.process.pid).children(recursive=True)
+    ending.close()
     _, left = psutil.wait_procs(family, timeout=30)
     assert left == []
-    assert len(warm) >= 1
     assert list(notes.iterdir()) == [], "each is forgotten by who closed it, and not left to be swept"
     assert sleepers() == []
 
