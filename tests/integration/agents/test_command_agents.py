@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,10 @@ def test_what_an_agent_printed_is_its_answer_and_its_failure_is_not_the_models(
 
 
 def test_a_program_is_killed_with_all_that_it_started(http: httpx.Client, folder: Path) -> None:
-    lingered, slept, cut = results_of(
-        http,
-        [row("odd", f"linger {SLEEP}"), row("hasty", f"sleep {SLEEP}"), row("odd", f"sleep {SLEEP}")],
-        limits={"rollout_timeout_s": 12},
-    )
+    with ThreadPoolExecutor() as beside:
+        cutting = beside.submit(results_of, http, [row("odd", f"sleep {SLEEP}")], limits={"rollout_timeout_s": 7})
+        lingered, slept = results_of(http, [row("odd", f"linger {SLEEP}"), row("hasty", f"sleep {SLEEP}")])
+    [cut] = cutting.result()
     assert lingered["outcome"] == "succeeded"
     assert (slept["error"]["kind"], slept["stop_reason"]) == ("timeout", "timeout")
     assert "hasty took longer than 3 s" in slept["error"]["message"]
