@@ -65,8 +65,8 @@ def farm(mini: Path) -> Iterator[LocalFarm]:
         local_farm(Path(folder), options=["--workers", "1", "--no-flower"], settings=settings) as started,
     ):
         yield started
-        family = psutil.Process(started.process.pid).children(recursive=True)
-        assert [each.cmdline() for each in family if str(mini) in each.cmdline()] == [], "it ends with its rollout"
+        commands = [each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"])]
+        assert [each for each in commands if str(mini) in each] == [], "it ends with its rollout"
 
 
 def test_a_harness_from_pypi_runs_as_it_is_and_its_calls_are_the_trajectory(farm: LocalFarm) -> None:
