@@ -24,7 +24,10 @@ class Rejudging(BaseModel):
 
 
 class JudgeAnswer(BaseModel):
-    """A judge. `version` is its configuration's; `waiting` and `asked` count rollouts, those with its workers apart."""
+    """A judge. `version` is its configuration's; `waiting` and `asked` count rollouts, those with its workers apart.
+
+    `parked` says why, since when and until when what waits is left alone, while the judge keeps failing.
+    """
 
     judge: str
     configured: bool
@@ -33,6 +36,7 @@ class JudgeAnswer(BaseModel):
     version: str | None
     waiting: int
     asked: int
+    parked: dict[str, Any] | None
     replicas: list[dict[str, Any]]
     workers: list[dict[str, Any]]
 

@@ -262,9 +262,10 @@ class JudgeFailed(RolloutError):
 
 
 class JudgeUnreachable(JudgeFailed):
-    """No replica of the judge answered; the trajectory is kept and can be judged later."""
+    """No replica of the judge answered; the trajectory is kept and can be judged later. `judge` is whose, if known."""
 
     retryable = True
+    judge: str | None = None
 
 
 class JudgeRefused(JudgeFailed):

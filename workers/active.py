@@ -19,6 +19,7 @@ class Batch:
     max_attempts: int
     deadline_at: int | None
     rollout_timeout_s: float
+    judge_timeout_s: float
     policy: BreakerKey
     held: bool = False  # all of it is parked, since its policy keeps failing
     parked: int = 0  # of those queued, by their environments

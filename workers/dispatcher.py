@@ -120,7 +120,7 @@ class Dispatcher:
             batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
         more = await self._fill_window()
-        await self._judges.fill(self._batches.values())
+        await self._judges.fill(self._batches.values(), self._parking.judges)
         return more
 
     async def _read_batches(self) -> None:
@@ -164,6 +164,7 @@ class Dispatcher:
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
             rollout_timeout_s=float(limits["rollout_timeout_s"]),
+            judge_timeout_s=float(limits["judge_timeout_s"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
             policy=policy_key(spec.get("policy")),
         )

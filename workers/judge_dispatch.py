@@ -1,17 +1,20 @@
 """The dispatcher's part in judging: sends rollouts to the judge workers, and takes back what got lost there.
 
 Invariant: of each judge at most its share is with the judge workers, so that one which is slow or away fills its own
-places and never another's. The rest waits in Redis, by the time when it may be tried again.
+places and never another's. The rest waits in Redis, by the time when it may be tried again. Of a judge that is parked
+nothing goes but a probe now and then, and what has waited for a whole `judge_timeout_s`, for its last try.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gym.config import Settings
+from gym.state.breakers import Breaker, BreakerKey, Breakers
 from gym.state.judging import Judging
 from gym.state.leases import WorkerStatus
 from gym.state.store import Store
@@ -30,6 +33,7 @@ class JudgeDispatch:
     def __init__(self, settings: Settings, store: Store) -> None:
         self._settings = settings
         self._judging = Judging(store)
+        self._breakers = Breakers(store, settings.breakers)
         self._publisher: Publisher | None = None
         self._per_judge = 0
         self._virtual_times: dict[str, dict[str, float]] = {}
@@ -41,8 +45,8 @@ class JudgeDispatch:
         if self._publisher is not None:
             self._publisher.close()
 
-    async def fill(self, batches: Iterable[Batch]) -> None:
-        """Send as many on their way as the judge workers have room for."""
+    async def fill(self, batches: Iterable[Batch], parked: Mapping[str, Breaker]) -> None:
+        """Send as many on their way as the judge workers have room for; `parked` are judges that keep failing."""
         judged = [batch for batch in batches if batch.judging]
         if not judged or not self._per_judge:
             return
@@ -50,6 +54,10 @@ class JudgeDispatch:
         jobs: list[JudgeJob] = []
         sent_ms = time.monotonic_ns() // 1_000_000 + self._server_ahead_ms  # before taking, as for the workers
         for judge in sorted({judge for judges in load.values() for judge in judges}):
+            if judge in parked:
+                waits = [batch for batch in judged if load[batch.batch_id].get(judge, (0, 0))[0]]
+                jobs += await self._of_parked(parked[judge], waits)
+                continue
             waiting = [_waiting(batch, load[batch.batch_id].get(judge, (0, 0))[0]) for batch in judged]
             asked = sum(judges.get(judge, (0, 0))[1] for judges in load.values())
             shares = plan(
@@ -65,6 +73,32 @@ class JudgeDispatch:
                     jobs.append(JudgeJob(batch_id=batch_id, judge=judge, members=taken))
         if jobs:
             await asyncio.to_thread(self._line().send, jobs, sent_ms)
+
+    async def _of_parked(self, breaker: Breaker, batches: list[Batch]) -> list[JudgeJob]:
+        """What may go although its judge is parked."""
+        jobs: list[JudgeJob] = []
+        judge = breaker.key.name
+        for batch in batches:
+            most = self._settings.dispatcher.slice_size
+            overdue = await self._judging.take(batch.batch_id, judge, most, overdue_s=batch.judge_timeout_s)
+            if overdue:
+                jobs.append(JudgeJob(batch_id=batch.batch_id, judge=judge, members=overdue, last=True))
+        if batches and breaker.next_probe_at <= time.monotonic_ns() // 1_000_000 + self._server_ahead_ms:
+            jobs += await self._probe(breaker.key, batches)
+        return jobs
+
+    async def _probe(self, key: BreakerKey, batches: list[Batch]) -> list[JudgeJob]:
+        """One rollout of any of these batches, where none is under way."""
+        if not await self._breakers.may_probe(key):
+            return []
+        for batch in random.sample(batches, len(batches)):
+            taken = await self._judging.take(batch.batch_id, key.name, 1)
+            if taken:
+                extra = {"action": "breaker_probe"}
+                _LOG.info("judge %s is probed with %s:%s", key.name, batch.batch_id, taken[0][0], extra=extra)
+                return [JudgeJob(batch_id=batch.batch_id, judge=key.name, members=taken, probe=True)]
+        await self._breakers.probe_soon(key)
+        return []
 
     async def look_after(
         self, batches: Collection[Batch], workers: Sequence[WorkerStatus], now: int, dead: Sequence[str]

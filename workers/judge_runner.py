@@ -46,6 +46,9 @@ class Judged:
     spec: BatchSpec
     began: float  # time.monotonic()
     committing: bool = False
+    probe: bool = False  # it was let through to try a judge that is parked
+    parked_by: str = ""  # why its judge was parked meanwhile
+    last: bool = False  # it has waited for a parked judge for as long as it may
 
     @property
     def ends_at(self) -> float:
@@ -71,6 +74,22 @@ class Undecided:
     error: RolloutError | None = None
 
 
+Found = Decided | Undecided | RolloutError
+
+
+def given_up(judged: Judged, found: Found) -> Found:
+    """What a rollout comes to that has waited too long for its parked judge: this try was its last."""
+    if isinstance(found, Undecided) and found.error is not None and judged.last:
+        return _given_up(found.error, f"judge {judged.claim.judge!r} has been parked for its whole time")
+    return found
+
+
+def _given_up(failure: RolloutError, why: str) -> RolloutError:
+    error = JudgeUnreachable(f"{failure.message}; {why}")
+    error.judge = failure.judge if isinstance(failure, JudgeUnreachable) else None
+    return error
+
+
 class JudgeRunner:
     """Runs claims; one per judge worker."""
 
@@ -80,7 +99,7 @@ class JudgeRunner:
         self._judging = judging
         self._blobs = blobs
 
-    async def run(self, judged: Judged) -> Decided | Undecided | RolloutError:
+    async def run(self, judged: Judged) -> Found:
         """Raises only CancelledError."""
         try:
             return await self._decide(judged)
@@ -90,7 +109,7 @@ class JudgeRunner:
             delay_s = back_off_s(min(len(tries), MOST_DOUBLINGS) + 1)
             if time.monotonic() + delay_s < judged.ends_at:
                 return Undecided(delay_s, failure)
-            return JudgeUnreachable(f"{failure.message}; before that: {tries[-1]['message']}") if tries else failure
+            return _given_up(failure, f"before that: {tries[-1]['message']}") if tries else failure
         except RolloutError as error:
             return error
         except Exception as error:  # noqa: BLE001  # the boundary: one rollout's fault is one failed result

@@ -18,9 +18,11 @@ from redis.exceptions import RedisError
 from gym.batch import BatchSpec
 from gym.config import Settings
 from gym.environments.registry import load_registry
+from gym.errors import JudgeUnreachable
 from gym.jsontypes import JsonObject
 from gym.judges.desk import Desk
 from gym.results.blobs import BlobStore
+from gym.state.breakers import Breakers
 from gym.state.judging import JudgeClaim, Judging
 from gym.state.keys import Keys
 from gym.state.replicas import ReplicaCache
@@ -28,7 +30,8 @@ from gym.state.rollouts import Commit, Rollouts
 from gym.state.store import Store, end_tasks, will_pass
 from gym.state.verdicts import StoredVerdicts
 from workers.committer import Committer
-from workers.judge_runner import Decided, Judged, JudgeRunner, Undecided
+from workers.judge_breakers import JudgeBreakers
+from workers.judge_runner import Decided, Judged, JudgeRunner, Undecided, given_up
 from workers.judged import judged_record, judged_sums, try_line, unjudged_record
 from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
@@ -52,6 +55,9 @@ class JudgingRuntime:
         self._committer = Committer(self._store)
         self._specs = Specs(self._store, draining=self._drains)
         self._replicas = ReplicaCache(self._store, settings.judges)
+        self._breakers = JudgeBreakers(
+            Breakers(self._store, settings.breakers), self._committer, replicas=self._replicas.urls, on_park=self._park
+        )
         self._desk = Desk(
             settings.judges,
             self._replicas,
@@ -83,6 +89,7 @@ class JudgingRuntime:
         self._services = [
             loop.create_task(self._committer.run(), name="committer"),
             loop.create_task(self._replicas.keep_fresh(), name="replicas"),
+            loop.create_task(self._breakers.keep_fresh(), name="breakers"),
             loop.create_task(self._watch(), name="watch"),
         ]
 
@@ -103,9 +110,16 @@ class JudgingRuntime:
             "judges": self._desk.load(),
         }
 
-    async def judge_slice(self, batch_id: str, wanted: Sequence[tuple[str, str]]) -> int:
-        """Claim what is still ours to judge, judge it side by side, and return how many that were."""
+    async def judge_slice(
+        self, batch_id: str, judge: str, wanted: Sequence[tuple[str, str]], *, probe: bool = False, last: bool = False
+    ) -> int:
+        """Claim what is still ours to judge, judge it side by side, and return how many that were.
+
+        Of a judge that is parked it is a `probe`, or the `last` try of rollouts that have waited for too long.
+        """
         started: list[asyncio.Task[None]] = []
+        if probe:
+            self._desk.reopen(judge)
         try:
             spec = None if self.draining else await self._specs.get(batch_id)
             if self.draining:
@@ -115,9 +129,11 @@ class JudgingRuntime:
                 if self._drains():  # since then
                     await self._hand_back([(batch_id, claim.member, claim.token) for claim in claims])
                 else:
-                    started = [self._start(claim, spec) for claim in claims]
+                    started = [self._start(claim, spec, probe=probe, last=last) for claim in claims]
         finally:
             self.slots.free(len(wanted) - len(started))
+        if probe and not started:
+            await self._breakers.probe_lost(judge)
         if started:
             await asyncio.wait(started)
         return len(started)
@@ -145,14 +161,21 @@ class JudgingRuntime:
         except (RedisError, TimeoutError) as error:
             _LOG.warning("%d not handed back: %s", len(items), error, extra={"action": "bounce_failed"})
 
-    def _start(self, claim: JudgeClaim, spec: BatchSpec) -> asyncio.Task[None]:
-        judged = Judged(claim, spec, time.monotonic())
+    def _start(self, claim: JudgeClaim, spec: BatchSpec, *, probe: bool, last: bool) -> asyncio.Task[None]:
+        judged = Judged(claim, spec, time.monotonic(), probe=probe, last=last)
         name = f"{claim.batch_id}:{claim.member}"
         task = asyncio.get_running_loop().create_task(self._judge(judged), name=name)
         self._running[task] = judged
         self._idle.clear()
         task.add_done_callback(self._on_done)
         return task
+
+    def _park(self, judge: str, why: str) -> None:
+        """What waits here for a judge that keeps failing goes back into its line."""
+        for task, judged in list(self._running.items()):
+            if judged.claim.judge == judge and not (judged.committing or judged.probe or judged.last):
+                judged.parked_by = judged.parked_by or why
+                task.cancel()
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
@@ -165,8 +188,16 @@ class JudgingRuntime:
 
     async def _judge(self, judged: Judged) -> None:
         claim = judged.claim
-        found = await self._runner.run(judged)
+        try:
+            found = given_up(judged, await self._runner.run(judged))
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not judged.parked_by or task is None:
+                raise
+            task.uncancel()
+            found = Undecided(0.0, JudgeUnreachable(f"judge {claim.judge!r} is parked: {judged.parked_by}"))
         judged.committing = True
+        await self._breakers.tried(claim, found, probe=judged.probe)
         took_s = time.monotonic() - judged.began
         match found:
             case Undecided(delay_s, error):

@@ -50,6 +50,11 @@ class Parking:
         return [breaker.key.name for breaker in self._open if breaker.key.kind is BreakerKind.ENVIRONMENT]
 
     @property
+    def judges(self) -> dict[str, Breaker]:
+        """Those whose lines are parked."""
+        return {breaker.key.name: breaker for breaker in self._open if breaker.key.kind is BreakerKind.JUDGE}
+
+    @property
     def fields(self) -> list[str]:
         """What to read of a batch's counters."""
         return [parked_field(name) for name in self.environments]
@@ -67,7 +72,7 @@ class Parking:
             await self._breakers.sweep()
 
     async def probes(self, batches: Sequence[ParkedBatch]) -> list[Job]:
-        """A job for each breaker whose pause is over and that holds something."""
+        """A job for each breaker whose pause is over and that holds something; `JudgeDispatch` probes judges."""
         if not self._open or time.monotonic() < self._probe_at:
             return []
         now = await self._store.now_ms()

@@ -60,11 +60,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeJob:
-    """A slice of a batch: (member, token) of rollouts that wait for one judge."""
+    """A slice of a batch: (member, token) of rollouts that wait for one judge.
+
+    Of a judge that is parked, a `probe`, or rollouts that have waited for as long as they may: their `last` try.
+    """
 
     batch_id: str
     judge: str
     members: Sequence[tuple[str, str]]
+    probe: bool = False
+    last: bool = False
     alone: bool = False
     urgent: bool = False
 
@@ -75,12 +80,13 @@ class JudgeJob:
 
     def arguments(self) -> JsonObject:
         """What the job is called with."""
-        return {
+        arguments: JsonObject = {
             "batch_id": self.batch_id,
             "judge": self.judge,
             "rollouts": [f"{self.batch_id}:{member}" for member, _ in self.members],
             "tokens": [token for _, token in self.members],
         }
+        return arguments | {name: True for name in ("probe", "last") if getattr(self, name)}
 
 
 class Publisher:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from api.judge_schemas import JudgeList, RejudgeBody, Rejudging
-from api.routes.batches import MAX_BODY_BYTES, members_ids
+from api.routes.batches import MAX_BODY_BYTES, breaker_answer, members_ids
 from api.routes.bodies import json_response, read_model
 from api.routes.services import Farm, Services
 from api.schemas import body_of
@@ -16,6 +16,7 @@ from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.proxy.urls import EndpointUrl
 from gym.state.batches import batch_not_found
+from gym.state.breakers import judge_key
 from gym.state.judging import Judging
 from gym.state.rejudge import rejudge
 from gym.state.replicas import Published, Replicas, shown
@@ -33,6 +34,7 @@ async def judges(farm: Farm) -> Response:
         for judge, (waits, with_workers) in load.items():
             waiting[judge] = waiting.get(judge, 0) + waits
             asked[judge] = asked.get(judge, 0) + with_workers
+    parked = {each.key: breaker_answer(each) for each in await farm.breakers.all() if each.open}
     published = await Replicas(farm.store).all()
     seen = [worker for worker in await farm.leases.workers() if worker.role == "judge" and worker.lease_ends_in_s > 0]
     known = {*farm.settings.judges, *waiting, *(each.replica.judge for each in published)}
@@ -41,6 +43,7 @@ async def judges(farm: Farm) -> Response:
             **_configured(farm, name),
             "waiting": waiting.get(name, 0),
             "asked": asked.get(name, 0),
+            "parked": parked.get(judge_key(name)),
             "replicas": _replicas(farm, name, published),
             "workers": [
                 {"worker": worker.worker, **worker.info["judges"][name]}

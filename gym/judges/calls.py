@@ -83,6 +83,10 @@ class JudgeCalls:
         async with self._in_flight(deadline):
             return await self._client.post(call)
 
+    def reopen(self) -> None:
+        """It may answer again: do not wait out what its replicas were ejected for."""
+        self._client.reopen(self.name)
+
     def endpoints(self) -> list[JsonObject]:
         """The replicas as this process sees them; nothing secret."""
         found: list[JsonObject] = []

@@ -83,6 +83,11 @@ class Desk:
             asking.append(_within(judge, case))
         return await together(asking)
 
+    def reopen(self, judge: str) -> None:
+        """A judge may answer again: its replicas are tried at once."""
+        if judge in self._calls:
+            self._calls[judge].reopen()
+
     def load(self) -> dict[str, JsonObject]:
         """By judge: calls in flight and its replicas as this process sees them."""
         return {
@@ -96,4 +101,9 @@ async def _within(judge: Judge, case: Case) -> Verdict:
         async with asyncio.timeout_at(case.deadline):
             return await judge.verdict(case)
     except TimeoutError:
-        raise JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time") from None
+        error = JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time")
+        error.judge = judge.name
+        raise error from None
+    except JudgeUnreachable as error:
+        error.judge = judge.name
+        raise

@@ -16,7 +16,7 @@ from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
-from gym.state.breakers import Breaker, Parked, parked_in, policy_key, read_breakers
+from gym.state.breakers import Breaker, Parked, lines_of, parked_in, policy_key, read_breakers
 from gym.state.store import CANCEL, REQUEUE, SEAL, Store, insisting
 
 CANCEL_CHUNK = 500
@@ -106,10 +106,11 @@ class Batches:
         pipeline.hgetall(keys.meta)
         pipeline.hgetall(keys.stats)
         pipeline.hgetall(self._store.keys.breakers)
-        meta, stats, breakers = await pipeline.execute()
+        pipeline.hgetall(keys.judges)
+        meta, stats, breakers, judges = await pipeline.execute()
         if not meta:
             raise batch_not_found(batch_id)
-        return _status(batch_id, meta, stats, read_breakers(breakers))
+        return _status(batch_id, meta, stats, read_breakers(breakers), judges)
 
     async def list(
         self, *, run: str | None = None, state: str | None = None, limit: int = 100, after: str | None = None
@@ -131,13 +132,15 @@ class Batches:
             pipeline = redis.pipeline(transaction=False)
             for batch_id in page:
                 pipeline.hgetall(self._store.keys.batch(batch_id).meta)
-            for batch_id, meta in zip(page, await pipeline.execute(), strict=True):
+                pipeline.hgetall(self._store.keys.batch(batch_id).judges)
+            answers = await pipeline.execute()
+            for batch_id, meta, judges in zip(page, answers[::2], answers[1::2], strict=True):
                 position += 1
                 if not meta:  # kept for as long as the settings say, then gone
                     await redis.zrem(self._store.keys.batches, batch_id)
                     position -= 1
                     continue
-                status = _status(batch_id, meta, {}, breakers)
+                status = _status(batch_id, meta, {}, breakers, judges)
                 if run not in (None, status.run) or state not in (None, status.state):
                     continue
                 found.append(status)
@@ -191,7 +194,11 @@ class Batches:
 
 
 def _status(
-    batch_id: str, meta: dict[bytes, bytes], stats: dict[bytes, bytes], breakers: Sequence[Breaker]
+    batch_id: str,
+    meta: dict[bytes, bytes],
+    stats: dict[bytes, bytes],
+    breakers: Sequence[Breaker],
+    judges: dict[bytes, bytes],
 ) -> BatchStatus:
     ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
     sealed = meta.get(b"sealed") == b"1"
@@ -218,18 +225,18 @@ def _status(
         created_at=int(meta[b"created_at"]),
         ended_at=ended_at,
         fenced=int(meta.get(b"fenced", 0)),
-        parked=_parked(meta, breakers) if breakers else Parked(),
+        parked=_parked(meta, breakers, judges) if breakers else Parked(),
         environments=environments,
     )
 
 
-def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker]) -> Parked:
+def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker], judges: dict[bytes, bytes]) -> Parked:
     waiting = int(meta.get(b"queued", 0)) - int(meta.get(b"dispatched", 0))
     policy = policy_key(orjson.loads(meta[b"spec"]).get("policy"))
     counted = {
         name.decode().partition("|")[2]: int(number) for name, number in meta.items() if name.startswith(b"parked|")
     }
-    return parked_in(waiting, policy, counted, breakers)
+    return parked_in(waiting, policy, counted, breakers, lines_of(judges))
 
 
 def batch_not_found(batch_id: str) -> NotFound:

@@ -5,7 +5,8 @@ row, whoever they happened to. After a pause one rollout is let through as a pro
 failure makes the next pause twice as long. Any sign of life closes it, the probe's or another's.
 
 Invariants: every change is one script; a success costs nothing here unless there were failures. Parking changes no
-state: what is parked is `queued`, can be cancelled and expires as ever, and is probed for as long as it waits.
+state: what is parked is `queued`, or `judging` in the line of its judge, can be cancelled and expires as ever, and is
+probed for as long as it waits.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """How many queued rollouts of a batch are parked, and the open breakers that hold them."""
+    """How many rollouts of a batch are parked, queued ones or judging ones, and the open breakers that hold them."""
 
     count: int = 0
     reasons: tuple[Breaker, ...] = ()
@@ -198,30 +199,57 @@ def environment_key(name: str) -> BreakerKey:
     return BreakerKey(BreakerKind.ENVIRONMENT, name)
 
 
+def judge_key(name: str) -> BreakerKey:
+    """The key of a judge."""
+    return BreakerKey(BreakerKind.JUDGE, name)
+
+
 def parked_field(environment: str) -> str:
     """Where a batch's `meta` counts the parked rollouts of an environment."""
     return f"parked|{environment}"
 
 
-def parked_in(waiting: int, policy: BreakerKey, counted: Mapping[str, int], breakers: Sequence[Breaker]) -> Parked:
-    """What is parked of a batch's `waiting` rollouts (queued and not in Celery), `counted` by environment."""
+def parked_in(
+    waiting: int,
+    policy: BreakerKey,
+    counted: Mapping[str, int],
+    breakers: Sequence[Breaker],
+    lines: Mapping[str, int],
+) -> Parked:
+    """What is parked of a batch's `waiting` rollouts (queued and not in Celery), `counted` by environment.
+
+    And of those that wait for a judge: `lines` counts them by judge.
+    """
     is_open = {breaker.key: breaker for breaker in breakers if breaker.open}
-    held = [
-        (is_open[environment_key(name)], n) for name, n in counted.items() if n and environment_key(name) in is_open
-    ]
-    reasons = tuple(breaker for breaker, _ in held)
+    by_key = {environment_key(name): n for name, n in counted.items()}
+    held = [(is_open[key], n) for key, n in by_key.items() if n and key in is_open]
+    judged = [(is_open[judge_key(name)], n) for name, n in lines.items() if n and judge_key(name) in is_open]
+    reasons = tuple(breaker for breaker, _ in (*held, *judged))
+    number = sum(n for _, n in held)
     if policy in is_open:
-        return Parked(waiting, (is_open[policy], *reasons)) if waiting else Parked()
-    return Parked(sum(number for _, number in held), reasons)
+        number, reasons = waiting, (is_open[policy], *reasons) if waiting else reasons
+    return Parked(number + sum(n for _, n in judged), reasons)
+
+
+def lines_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
+    """How many rollouts wait for each judge, from a batch's `judges`."""
+    return {
+        name.decode().rpartition("|")[0]: int(number) for name, number in counters.items() if name.endswith(b"|waiting")
+    }
 
 
 async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> Parked:
     """What is parked of a batch at this moment."""
+    keys = store.keys.batch(batch_id)
     names = [breaker.key.name for breaker in breakers if breaker.open and breaker.key.kind is BreakerKind.ENVIRONMENT]
     fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
-    spec, queued, dispatched, *counts = await store.redis.hmget(store.keys.batch(batch_id).meta, fields)
+    pipeline = store.redis.pipeline(transaction=False)
+    pipeline.hmget(keys.meta, fields)
+    pipeline.hgetall(keys.judges)
+    (spec, queued, dispatched, *counts), judges = await pipeline.execute()
     if spec is None:
         return Parked()
     counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
     policy = policy_key(orjson.loads(spec).get("policy"))
-    return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers)
+    waiting = int(queued or 0) - int(dispatched or 0)
+    return parked_in(waiting, policy, counted, breakers, lines_of(judges))

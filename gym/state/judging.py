@@ -115,9 +115,13 @@ class Judging:
         answers = await pipeline.execute() if batch_ids else []
         return {batch_id: _load(counters) for batch_id, counters in zip(batch_ids, answers, strict=True)}
 
-    async def take(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
-        """Send up to `most` rollouts on their way, each (member, token)."""
-        flat = await self._store.run(JUDGE_TAKE, self._keys(batch_id), [judge, most])
+    async def take(self, batch_id: str, judge: str, most: int, *, overdue_s: float = 0.0) -> list[tuple[str, str]]:
+        """Send up to `most` rollouts on their way, each (member, token).
+
+        `overdue_s` leaves those in line that may be tried for less than so long.
+        """
+        args: list[Argument] = [judge, most, int(overdue_s * 1000)]
+        flat = await self._store.run(JUDGE_TAKE, self._keys(batch_id), args)
         return [(flat[i].decode(), str(flat[i + 1])) for i in range(0, len(flat), 2)]
 
     async def claim(

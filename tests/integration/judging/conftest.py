@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -127,6 +130,8 @@ def judged_farm() -> Iterator[JudgedFarm]:
                 "FARM_JUDGES": json.dumps(judges),
                 "FARM_ENVIRONMENTS": json.dumps(environments),
                 "FARM_WORKER_LEASE_TTL_S": "2",
+                "FARM_BREAKERS_PROBE_AFTER_S": "0.5",
+                "FARM_BREAKERS_MAX_PROBE_AFTER_S": "1",
             }
             options = ["--workers", "1", "--concurrency", "8", "--no-flower"]
             with (
@@ -138,3 +143,25 @@ def judged_farm() -> Iterator[JudgedFarm]:
                 yield judged
     finally:
         judge.close()
+
+
+@pytest.fixture
+def embedding_server(judged_farm: JudgedFarm, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A replica of the judge `similarity`, found through the farm's data directory."""
+    command = [sys.executable, "-m", "api.cli.main", "judge-server", "--kind", "embedding", "--judge", "similarity"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--data-dir", str(judged_farm.farm.data_dir), "--batch-size", "16"],
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                assert process.wait(30) == 0, (tmp_path / "log").read_text()
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise

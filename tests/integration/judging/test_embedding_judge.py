@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,28 +19,6 @@ CLAIMS = (
     "is louder than you think",
 )
 REFERENCE = "Bread is made slowly, and its smell makes people happy."
-
-
-@pytest.fixture
-def embedding_server(judged_farm: Any, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A replica of the judge `similarity`, found through the farm's data directory."""
-    command = [sys.executable, "-m", "api.cli.main", "judge-server", "--kind", "embedding", "--judge", "similarity"]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--data-dir", str(judged_farm.farm.data_dir), "--batch-size", "16"],
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-        )
-        try:
-            yield process
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                assert process.wait(30) == 0, (tmp_path / "log").read_text()
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                raise
 
 
 def replicas(judged_farm: Any) -> list[dict[str, Any]]:
