@@ -164,7 +164,7 @@ class Dispatcher:
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
             rollout_timeout_s=float(limits["rollout_timeout_s"]),
-            judge_timeout_s=float(limits["judge_timeout_s"]),
+            judge_timeout_s=float(limits.get("judge_timeout_s", 600.0)),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
             policy=policy_key(spec.get("policy")),
         )

@@ -79,8 +79,9 @@ Found = Decided | Undecided | RolloutError
 
 def given_up(judged: Judged, found: Found) -> Found:
     """What a rollout comes to that has waited too long for its parked judge: this try was its last."""
-    if isinstance(found, Undecided) and found.error is not None and judged.last:
-        return _given_up(found.error, f"judge {judged.claim.judge!r} has been parked for its whole time")
+    error = found.error if isinstance(found, Undecided) else found
+    if judged.last and isinstance(error, RolloutError) and (error is not found or isinstance(error, JudgeUnreachable)):
+        return _given_up(error, f"judge {judged.claim.judge!r} has been parked for its whole time")
     return found
 
 

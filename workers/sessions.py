@@ -71,6 +71,7 @@ class SessionHost:
         self._worker = worker
         self._open: dict[str, _Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unstruck: list[SessionRecord] = []
 
     def __len__(self) -> int:
         return len(self._open)
@@ -101,10 +102,13 @@ class SessionHost:
             await self._strike(held)
 
     async def _strike(self, gone: list[_Open]) -> None:
-        """What Redis does not take now ends there by itself."""
+        """What Redis does not take now is tried again at the next sweep; without this worker it ends by itself."""
+        records = [*self._unstruck, *(each.record for each in gone)]
+        self._unstruck = []
         try:
-            await self._sessions.strike([each.record for each in gone])
+            await self._sessions.strike(records)
         except RedisError as error:
+            self._unstruck += records
             _LOG.warning("sessions not struck off: %s", error, extra={"action": "redis_unavailable"})
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
@@ -228,6 +232,7 @@ class SessionHost:
             await each.session.close()
         if idle:
             _LOG.info("%d idle sessions closed", len(idle), extra={"action": "sessions_expired"})
+        if idle or self._unstruck:
             await self._strike(idle)
 
 

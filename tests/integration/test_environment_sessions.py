@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.cli.local_farm import LocalFarm
 from api.sessions import SessionCalls, WantedSession
@@ -22,6 +23,7 @@ from gym.environments.threads import EnvironmentThreads
 from gym.errors import Invalid, NotFound, Overloaded
 from gym.jsontypes import JsonObject
 from gym.state.leases import Leases
+from gym.state.sessions import SessionRecord, Sessions
 from gym.state.store import Store, end_tasks
 from gym.trajectory import Trajectory
 from workers.sessions import SessionHost
@@ -227,6 +229,30 @@ async def test_idle_sessions_expire_and_used_ones_stay(redis_url: str) -> None:
         await calls.ask(used.session_id, "tool", tool="get_counter_value", arguments={})
         with pytest.raises(NotFound):
             await calls.ask(idle.session_id, "tool", tool="get_counter_value", arguments={})
+        await calls.close()
+
+
+@pytest.mark.anyio
+async def test_a_session_that_expires_while_redis_is_away_is_struck_off_when_it_is_back(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strike, refused = Sessions.strike, 0
+
+    async def refuse_once(self: Sessions, records: Sequence[SessionRecord]) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 1:
+            raise RedisConnectionError("away")
+        await strike(self, records)
+
+    monkeypatch.setattr(Sessions, "strike", refuse_once)
+    async with hosting(redis_url, idle_s=0.5) as farm:
+        calls = farm.api()
+        await calls.open(wanted())
+        async with asyncio.timeout(30):
+            while (await Sessions(farm.store).page(after=None, limit=10))[0]:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert refused == 2
         await calls.close()
 
 
