@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,10 +23,21 @@ class Rejudging(BaseModel):
     skipped: int
 
 
+class ParkedJudge(BaseModel):
+    """A judge that failed so many rollouts in a row that it is left alone but for a probe now and then."""
+
+    kind: Literal["judge"]
+    name: str
+    since: str
+    failures: int
+    error: str
+    next_probe_at: str
+
+
 class JudgeAnswer(BaseModel):
     """A judge. `version` is its configuration's; `waiting` and `asked` count rollouts, those with its workers apart.
 
-    `parked` says why, since when and until when what waits is left alone, while the judge keeps failing.
+    While it is `parked`, what waits is not sent to it.
     """
 
     judge: str
@@ -36,7 +47,7 @@ class JudgeAnswer(BaseModel):
     version: str | None
     waiting: int
     asked: int
-    parked: dict[str, Any] | None
+    parked: ParkedJudge | None
     replicas: list[dict[str, Any]]
     workers: list[dict[str, Any]]
 

@@ -87,7 +87,7 @@ class _Snapshot(Collector):
             return
         states = GaugeMetricFamily(
             "farm_rollouts_active",
-            "Rollouts of active batches; those dispatched and those parked are also queued.",
+            "Rollouts of active batches; those dispatched are also queued, those parked are also queued or judging.",
             labels=["state"],
         )
         for state, number in farm.states.items():

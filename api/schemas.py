@@ -90,7 +90,7 @@ class ParkedReason(BaseModel):
 
 
 class ParkedAnswer(BaseModel):
-    """How many of the queued rollouts are parked, and why; their attempts are not used up."""
+    """How many rollouts are parked, of those queued and those judging, and why; no attempts are used up."""
 
     count: int
     reasons: list[ParkedReason]

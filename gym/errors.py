@@ -259,13 +259,17 @@ class JudgeFailed(RolloutError):
 
     kind = ErrorKind.JUDGE_ERROR
     stage = Stage.JUDGE
+    judge: str = ""  # of several that were asked, the one that failed
 
 
 class JudgeUnreachable(JudgeFailed):
-    """No replica of the judge answered; the trajectory is kept and can be judged later. `judge` is whose, if known."""
+    """No replica of the judge answered; the trajectory is kept and can be judged later."""
 
     retryable = True
-    judge: str | None = None
+
+
+class JudgeParked(JudgeUnreachable):
+    """The judge keeps failing, so it was not asked."""
 
 
 class JudgeRefused(JudgeFailed):

@@ -39,7 +39,10 @@ class Limits(BaseModel):
     rollout_timeout_s: Seconds = 600.0
     stall_timeout_s: Seconds = 120.0
     judge_timeout_s: Annotated[
-        Seconds, Field(description="for judging, from the first time a judge is asked; the wait before is not counted")
+        Seconds,
+        Field(
+            description="for judging, from the first time a judge is asked or is parked; the wait before is not counted"
+        ),
     ] = 600.0
     max_turns: Annotated[int, Field(ge=1, le=10_000)] = 16
     max_attempts: Annotated[

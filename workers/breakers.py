@@ -8,22 +8,18 @@ bad luck: then the rollout is handed back as if it had not run.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable
 
-from redis.exceptions import RedisError
-
 from gym.batch import BatchSpec
 from gym.errors import EnvironmentUnavailable, ModelRejected, ModelUnreachable, RolloutError, Stage
-from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, Casualty, environment_key, policy_key
+from gym.state.breakers import BreakerKey, BreakerKind, Breakers, Casualty, environment_key, policy_key
 from gym.state.rollouts import Rollouts
 from workers.committer import Committer
+from workers.known_breakers import KnownBreakers, say_opened
 from workers.runner import Running
 
-REFRESH_S = 1.0
 MOST_REMEMBERED = 4096
-_LOG = logging.getLogger(__name__)
 
 
 class BreakerWatch:
@@ -32,26 +28,25 @@ class BreakerWatch:
     def __init__(
         self, breakers: Breakers, rollouts: Rollouts, committer: Committer, *, on_release: Callable[[BreakerKey], None]
     ) -> None:
-        self._on_release = on_release
+        self._known = KnownBreakers(breakers, on_release=on_release)
         self._breakers = breakers
         self._rollouts = rollouts
         self._committer = committer
-        self._known: dict[BreakerKey, tuple[float, Breaker]] = {}  # with the moment when it was first seen so
         self._alive_at: dict[BreakerKey, float] = {}
         self._set_up_at: dict[BreakerKey, float] = {}
         self._policies: dict[str, BreakerKey] = {}  # by batch
 
     def holds(self, batch_id: str, spec: BatchSpec, environment: str) -> bool:
         """Whether rollouts of this batch and environment are parked, as far as it is known here."""
-        if not self._known:
+        if not self._known.any:
             return False
         keys = (self._policy(batch_id, spec), environment_key(environment))
-        return any(key in self._known and self._known[key][1].open for key in keys)
+        return any(self._known.parked(key) is not None for key in keys)
 
     @property
     def any_open(self) -> bool:
         """Whether anything is parked."""
-        return any(breaker.open for _, breaker in self._known.values())
+        return self._known.any_open
 
     async def ended(self, running: Running, error: RolloutError | None, others: Iterable[Running]) -> bool:
         """An attempt is over; whether it is to be handed back unused, since its breaker is open or opens now."""
@@ -79,14 +74,7 @@ class BreakerWatch:
         )
         answer = self._breakers.failed(await self._committer.send(call))
         if answer.opened:
-            _LOG.warning(
-                "%s %s: rollouts are parked after %d failures in a row: %s",
-                key.kind,
-                key.name,
-                len(answer.before) + 1,
-                error.message,
-                extra={"action": "breaker_opened"},
-            )
+            say_opened(key, len(answer.before) + 1, error.message)
             self._committer.add_total("breakers_opened")
             owed = [
                 self._rollouts.refund_call(each.batch_id, each.member, each.attempt, each.token)
@@ -97,52 +85,16 @@ class BreakerWatch:
 
     async def keep_fresh(self, running: Callable[[], Iterable[Running]]) -> None:
         """Look what has failed elsewhere and report what works here, until cancelled."""
-        while True:
-            try:
-                self._learn(await self._breakers.all())
-                for key, (since, breaker) in list(self._known.items()):
-                    seen = self._alive(key, Stage(breaker.stage), running())
-                    if seen is not None and seen > since:
-                        await self._report(key)
-            except RedisError as error:
-                _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
-            await asyncio.sleep(REFRESH_S)
+        await self._known.keep_fresh(lambda breaker: self._alive(breaker.key, Stage(breaker.stage), running()))
 
     async def probe_lost(self, key: BreakerKey) -> None:
         """A probe came here and is not run: another may go at once."""
-        try:
-            await self._breakers.probe_soon(key)
-        except RedisError as error:
-            _LOG.warning("probe not given back: %s", error, extra={"action": "breakers_stale"})
-
-    async def _report(self, key: BreakerKey) -> None:
-        self._known.pop(key, None)
-        self._on_release(key)
-        if await self._breakers.alive(key):
-            _LOG.warning(
-                "%s %s works again: rollouts released", key.kind, key.name, extra={"action": "breaker_released"}
-            )
+        await self._known.probe_lost(key)
 
     async def _settle_probe(self, running: Running, key: BreakerKey) -> None:
         known = self._known.get(key)
-        seen = None if known is None else self._alive(key, Stage(known[1].stage), ())
-        try:
-            if seen is not None and seen >= running.began:
-                await self._report(key)
-            else:
-                await self._breakers.probe_missed(key)
-        except RedisError as error:
-            _LOG.warning("probe not reported: %s", error, extra={"action": "breakers_stale"})
-
-    def _learn(self, breakers: Iterable[Breaker]) -> None:
-        now = time.monotonic()
-        before, self._known = self._known, {}
-        for breaker in breakers:
-            since, earlier = before.get(breaker.key, (now, breaker))
-            self._known[breaker.key] = (since if earlier.opened_at == breaker.opened_at else now, breaker)
-        for key, (_, earlier) in before.items():
-            if earlier.open and (key not in self._known or not self._known[key][1].open):
-                self._on_release(key)
+        seen = None if known is None else self._alive(key, Stage(known.stage), ())
+        await self._known.settle_probe(key, alive=seen is not None and seen >= running.began)
 
     def _policy(self, batch_id: str, spec: BatchSpec) -> BreakerKey:
         key = self._policies.get(batch_id)

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.limits import Limits
 from gym.state.breakers import policy_key
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
@@ -37,6 +38,7 @@ LEAD_TTL_S = 3.0
 MIN_TICK_S = 0.02
 COMPLAIN_S = 10.0
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
+DEFAULTS = Limits()  # for what older batches do not say
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,9 +52,9 @@ class Dispatcher:
         self._rollouts = Rollouts(store)
         self._leases = Leases(store)
         self._publisher = publisher
-        self._judges = JudgeDispatch(settings, store)
-        self._housekeeping = Housekeeping(settings, store, publisher, self._judges)
         self._parking = Parking(settings, store)
+        self._judges = JudgeDispatch(settings, store, self._parking)
+        self._housekeeping = Housekeeping(settings, store, publisher, self._judges)
         self._alone = AloneJobs(store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
@@ -120,7 +122,7 @@ class Dispatcher:
             batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
         more = await self._fill_window()
-        await self._judges.fill(self._batches.values(), self._parking.judges)
+        await self._judges.fill(self._batches.values())
         return more
 
     async def _read_batches(self) -> None:
@@ -164,7 +166,7 @@ class Dispatcher:
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
             rollout_timeout_s=float(limits["rollout_timeout_s"]),
-            judge_timeout_s=float(limits.get("judge_timeout_s", 600.0)),
+            judge_timeout_s=float(limits.get("judge_timeout_s", DEFAULTS.judge_timeout_s)),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
             policy=policy_key(spec.get("policy")),
         )

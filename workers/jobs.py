@@ -39,13 +39,12 @@ def register_judge_jobs(app: Celery, loop: LoopThread, runtime: JudgingRuntime) 
     @app.task(name=JUDGE_JOB, ignore_result=True)
     def judge_rollouts(
         batch_id: str,
-        judge: str,
+        judge: str,  # noqa: ARG001  # carried to be read in Flower
         rollouts: list[str],
         tokens: list[str],
-        probe: bool = False,
-        last: bool = False,
+        probe: str | None = None,
     ) -> None:
-        """A slice of one batch that asks one judge, by the ids of its rollouts."""
+        """A slice of one batch that asks one judge, by the ids of its rollouts; `probe` as of `run_rollouts`."""
         members = [rollout.removeprefix(f"{batch_id}:") for rollout in rollouts]
-        wanted = list(zip(members, tokens, strict=True))
-        loop.submit(runtime.judge_slice(batch_id, judge, wanted, probe=probe, last=last)).result()
+        key = BreakerKey.parse(probe) if probe else None
+        loop.submit(runtime.judge_slice(batch_id, list(zip(members, tokens, strict=True)), key)).result()

@@ -1,7 +1,8 @@
-"""What a judge worker tells the breakers of its judges, and hears of them.
+"""What a judge worker tells the breakers of judges, and what it knows of them.
 
-A verdict costs no round trip: signs of life are noted here and reported only where a judge has failed lately. All tries
-of one rollout count as one failure, so that one alone never parks a judge's line.
+A rollout whose try at judging found no answer counts as one failure of the judge that gave none, however often it
+tries. An answer is any that the judge gave, a refusal and one that cannot be read too. No attempt is owed to anybody,
+since judging uses none up.
 """
 
 from __future__ import annotations
@@ -9,122 +10,114 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from gym.errors import JudgeFailed, JudgeUnreachable, VerifierFailed
+from gym.errors import JudgeParked, JudgeUnreachable, RolloutError
+from gym.judges.desk import Desk
+from gym.proxy.policies import PolicySource
 from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, Casualty, judge_key
-from gym.state.judging import JudgeClaim
 from workers.committer import Committer
-from workers.judge_runner import Decided, Found, Undecided
+from workers.judge_runner import Judged
+from workers.known_breakers import REFRESH_S, KnownBreakers, say_opened
 
-REFRESH_S = 1.0
-ANY_TRY = "judging"  # in place of a token: whichever of its tries failed
 _LOG = logging.getLogger(__name__)
 
 
-class JudgeBreakers:
-    """One per judge worker, on its event loop; `keep_fresh` is its task.
+class JudgeWatch:
+    """One per judge worker, on its event loop; `keep_fresh` and `watch_replicas` are its tasks."""
 
-    `replicas` says where a judge answers now: one that has come up is probed at once. `on_park` is told of a judge that
-    is parked, and why.
-    """
-
-    def __init__(
-        self,
-        breakers: Breakers,
-        committer: Committer,
-        *,
-        replicas: Callable[[str], tuple[str, ...]],
-        on_park: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, breakers: Breakers, committer: Committer, desk: Desk, replicas: PolicySource) -> None:
         self._breakers = breakers
         self._committer = committer
+        self._desk = desk
         self._replicas = replicas
-        self._on_park = on_park
-        self._known: dict[BreakerKey, Breaker] = {}
-        self._alive_at: dict[BreakerKey, float] = {}
-        self._seen_at: dict[BreakerKey, tuple[str, ...]] = {}  # replicas when it was last looked at
+        self._revisions: dict[str, int | None] = {}
+        self._known = KnownBreakers(breakers, on_open=self._park, on_release=self.reopen)
 
-    async def tried(self, claim: JudgeClaim, found: Found, *, probe: bool) -> None:
-        """A try is over."""
-        key = judge_key(claim.judge)
-        error = found.error if isinstance(found, Undecided) else found
-        if isinstance(error, JudgeUnreachable):
-            if error.judge == claim.judge:
-                await self._failed(key, claim, error, probe=probe)
-                return
-        elif _is_answer(found):
-            self._alive_at[key] = time.monotonic()
-            if probe or key in self._known:
-                await self._report(key)
-            return
-        if probe:
-            await self._bounded(self._breakers.probe_missed, key)
+    def parked(self, judge: str) -> Breaker | None:
+        """The open breaker of a judge, as far as it is known here."""
+        return self._known.parked(judge_key(judge)) if self._known.any else None
 
-    async def probe_lost(self, judge: str) -> None:
-        """A probe came here and was not tried: another may go at once."""
-        await self._bounded(self._breakers.probe_soon, judge_key(judge))
+    def reopen(self, key: BreakerKey) -> None:
+        """It is tried, or may be tried, again."""
+        if key.kind is BreakerKind.JUDGE:
+            self._desk.reopen(key.name)
+
+    async def ended(self, judged: Judged, error: RolloutError | None) -> None:
+        """A try is over, and is recorded after this: what its judges did is told where it matters to somebody."""
+        failed = self._blamed(error)
+        if failed is not None and error is not None:
+            await self._failed(failed, judged, error)
+        if self._known.any:
+            try:
+                await self._known.report_alive(self._alive_at)
+            except RedisError as away:  # `keep_fresh` says it when Redis is back
+                _LOG.warning("answer not reported: %s", away, extra={"action": "breakers_stale"})
+        probe = judged.probe
+        if probe is not None and probe != failed:
+            seen = self._desk.answered_at(probe.name)
+            await self._known.settle_probe(probe, alive=seen is not None and seen >= judged.began)
+
+    async def refresh(self) -> None:
+        """Read the breakers now, since much depends on it; without Redis the last copy stands."""
+        try:
+            await self._known.refresh()
+        except RedisError as error:
+            _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
 
     async def keep_fresh(self) -> None:
-        """Look what has failed elsewhere, and have a judge whose replicas have changed probed, until cancelled."""
+        """Look what has failed elsewhere and report what answers here, until cancelled."""
+        await self._known.keep_fresh(self._alive_at)
+
+    async def watch_replicas(self) -> None:
+        """A parked judge that has other replicas than it had is probed at once; until cancelled."""
         while True:
-            try:
-                known = await self._breakers.all()
-                self._known = {each.key: each for each in known if each.key.kind is BreakerKind.JUDGE}
-                for key, breaker in [each for each in self._known.items() if each[1].open]:
-                    self._on_park(key.name, breaker.error)
-                    replicas = self._replicas(key.name)
-                    if replicas and self._seen_at.setdefault(key, replicas) != replicas:
-                        await self._breakers.probe_soon(key)
-                    self._seen_at[key] = replicas
-                for key in self._seen_at.keys() - self._known.keys():
-                    del self._seen_at[key]
-            except RedisError as error:
-                _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
+            for _, breaker in self._known.all():
+                if breaker.open and breaker.key.kind is BreakerKind.JUDGE and self._has_news(breaker.key.name):
+                    await self._known.probe_lost(breaker.key)
             await asyncio.sleep(REFRESH_S)
 
-    async def _failed(self, key: BreakerKey, claim: JudgeClaim, error: JudgeUnreachable, *, probe: bool) -> None:
-        seen = self._alive_at.get(key)
-        who = Casualty(claim.batch_id, claim.member, claim.attempt, claim.token if probe else ANY_TRY)
+    async def probe_lost(self, key: BreakerKey) -> None:
+        """A probe came here and is not run: another may go at once."""
+        await self._known.probe_lost(key)
+
+    async def _failed(self, key: BreakerKey, judged: Judged, error: RolloutError) -> None:
+        claim, probe = judged.claim, judged.probe == key
+        seen = self._desk.answered_at(key.name)
         call = self._breakers.fail_call(
             key,
-            who,
+            Casualty(claim.batch_id, claim.member, claim.attempt, claim.token if probe else str(claim.over_at)),
             seen_s=None if seen is None else time.monotonic() - seen,
             probe=probe,
             stage=error.stage,
             error=error.message,
         )
-        known = self._known.get(key)
         answer = self._breakers.failed(await self._committer.send(call))
-        if answer.opened and not (known and known.open):
-            _LOG.warning(
-                "judge %s: rollouts are parked after %d failures in a row: %s",
-                key.name,
-                len(answer.before) + 1,
-                error.message,
-                extra={"action": "breaker_opened"},
-            )
+        if answer.opened:
+            say_opened(key, len(answer.before) + 1, error.message)
             self._committer.add_total("breakers_opened")
-        if answer.open:
-            self._on_park(key.name, error.message)
+        if answer.open and self._known.parked(key) is None:
+            await self.refresh()  # so that nothing more is sent from here
 
-    async def _report(self, key: BreakerKey) -> None:
-        self._known.pop(key, None)
-        if await self._bounded(self._breakers.alive, key):
-            _LOG.warning("judge %s answers again: rollouts released", key.name, extra={"action": "breaker_released"})
+    def _park(self, key: BreakerKey) -> None:
+        if key.kind is BreakerKind.JUDGE:
+            record = self._replicas.get(key.name)
+            self._revisions[key.name] = None if record is None else record.revision
+            self._desk.park(key.name)
 
-    async def _bounded(self, tell: Callable[[BreakerKey], object], key: BreakerKey) -> object:
-        try:
-            return await tell(key)  # type: ignore[misc]  # whichever of the calls on one breaker
-        except RedisError as error:
-            _LOG.warning("%s not told: %s", key, error, extra={"action": "breakers_stale"})
-            return None
+    def _alive_at(self, breaker: Breaker) -> float | None:
+        return self._desk.answered_at(breaker.key.name) if breaker.key.kind is BreakerKind.JUDGE else None
 
+    def _has_news(self, judge: str) -> bool:
+        record = self._replicas.get(judge)
+        revision = None if record is None else record.revision
+        before = self._revisions.get(judge)
+        self._revisions[judge] = revision
+        return revision is not None and revision != before
 
-def _is_answer(found: Found) -> bool:
-    """Whether the judge itself has said something, readable or not."""
-    if isinstance(found, Decided):
-        return not found.verdicts or any(not verdict.cached for verdict in found.verdicts)
-    return isinstance(found, (JudgeFailed, VerifierFailed))
+    @staticmethod
+    def _blamed(error: RolloutError | None) -> BreakerKey | None:
+        if isinstance(error, JudgeUnreachable) and not isinstance(error, JudgeParked) and error.judge:
+            return judge_key(error.judge)
+        return None

@@ -1,25 +1,25 @@
 """The dispatcher's part in judging: sends rollouts to the judge workers, and takes back what got lost there.
 
 Invariant: of each judge at most its share is with the judge workers, so that one which is slow or away fills its own
-places and never another's. The rest waits in Redis, by the time when it may be tried again. Of a judge that is parked
-nothing goes but a probe now and then, and what has waited for a whole `judge_timeout_s`, for its last try.
+places and never another's. The rest waits in Redis, by the time when it may be tried again; what waits for a judge that
+keeps failing is left to `workers.judge_parking`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from gym.config import Settings
-from gym.state.breakers import Breaker, BreakerKey, Breakers
-from gym.state.judging import Judging
+from gym.state.judging import Judging, Line
 from gym.state.leases import WorkerStatus
 from gym.state.store import Store
 from workers.active import Batch
 from workers.app import judging_queue_name
+from workers.judge_parking import JudgeParking
+from workers.parking import Parking
 from workers.publisher import JudgeJob, Publisher
 from workers.schedule import Waiting, plan
 
@@ -30,10 +30,11 @@ _LOG = logging.getLogger(__name__)
 class JudgeDispatch:
     """Connects when the first rollout waits for a judge: a farm without judges pays nothing."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, parking: Parking) -> None:
         self._settings = settings
         self._judging = Judging(store)
-        self._breakers = Breakers(store, settings.breakers)
+        self._parking = parking
+        self._parked = JudgeParking(settings, store)
         self._publisher: Publisher | None = None
         self._per_judge = 0
         self._virtual_times: dict[str, dict[str, float]] = {}
@@ -45,24 +46,25 @@ class JudgeDispatch:
         if self._publisher is not None:
             self._publisher.close()
 
-    async def fill(self, batches: Iterable[Batch], parked: Mapping[str, Breaker]) -> None:
-        """Send as many on their way as the judge workers have room for; `parked` are judges that keep failing."""
+    async def fill(self, batches: Iterable[Batch]) -> None:
+        """Send as many on their way as the judge workers have room for."""
         judged = [batch for batch in batches if batch.judging]
         if not judged or not self._per_judge:
             return
         load = await self._judging.load([batch.batch_id for batch in judged])
+        parked = self._parking.judges
         jobs: list[JudgeJob] = []
         sent_ms = time.monotonic_ns() // 1_000_000 + self._server_ahead_ms  # before taking, as for the workers
         for judge in sorted({judge for judges in load.values() for judge in judges}):
+            lines = [(batch, load[batch.batch_id].get(judge, Line())) for batch in judged]
+            room = self._per_judge - sum(line.asked for _, line in lines)
             if judge in parked:
-                waits = [batch for batch in judged if load[batch.batch_id].get(judge, (0, 0))[0]]
-                jobs += await self._of_parked(parked[judge], waits)
+                jobs += await self._parked.jobs(parked[judge], lines, room)
                 continue
-            waiting = [_waiting(batch, load[batch.batch_id].get(judge, (0, 0))[0]) for batch in judged]
-            asked = sum(judges.get(judge, (0, 0))[1] for judges in load.values())
+            await self._parked.release(judge, lines)
             shares = plan(
-                waiting,
-                room=self._per_judge - asked,
+                [_waiting(batch, line.waiting) for batch, line in lines],
+                room=room,
                 slice_size=self._settings.dispatcher.slice_size,
                 virtual_times=self._virtual_times.get(judge, {}),
             )
@@ -73,32 +75,6 @@ class JudgeDispatch:
                     jobs.append(JudgeJob(batch_id=batch_id, judge=judge, members=taken))
         if jobs:
             await asyncio.to_thread(self._line().send, jobs, sent_ms)
-
-    async def _of_parked(self, breaker: Breaker, batches: list[Batch]) -> list[JudgeJob]:
-        """What may go although its judge is parked."""
-        jobs: list[JudgeJob] = []
-        judge = breaker.key.name
-        for batch in batches:
-            most = self._settings.dispatcher.slice_size
-            overdue = await self._judging.take(batch.batch_id, judge, most, overdue_s=batch.judge_timeout_s)
-            if overdue:
-                jobs.append(JudgeJob(batch_id=batch.batch_id, judge=judge, members=overdue, last=True))
-        if batches and breaker.next_probe_at <= time.monotonic_ns() // 1_000_000 + self._server_ahead_ms:
-            jobs += await self._probe(breaker.key, batches)
-        return jobs
-
-    async def _probe(self, key: BreakerKey, batches: list[Batch]) -> list[JudgeJob]:
-        """One rollout of any of these batches, where none is under way."""
-        if not await self._breakers.may_probe(key):
-            return []
-        for batch in random.sample(batches, len(batches)):
-            taken = await self._judging.take(batch.batch_id, key.name, 1)
-            if taken:
-                extra = {"action": "breaker_probe"}
-                _LOG.info("judge %s is probed with %s:%s", key.name, batch.batch_id, taken[0][0], extra=extra)
-                return [JudgeJob(batch_id=batch.batch_id, judge=key.name, members=taken, probe=True)]
-        await self._breakers.probe_soon(key)
-        return []
 
     async def look_after(
         self, batches: Collection[Batch], workers: Sequence[WorkerStatus], now: int, dead: Sequence[str]
@@ -122,6 +98,7 @@ class JudgeDispatch:
                     resent,
                     extra={"action": "judging_recovered"},
                 )
+                await self._parked.probe_soon(self._parking.judges)  # a probe may have been among them
 
     def _line(self) -> Publisher:
         if self._publisher is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gym.batch import BatchSpec
@@ -16,6 +17,8 @@ from gym.environments.registry import Registry
 from gym.errors import (
     BadRow,
     Internal,
+    JudgeFailed,
+    JudgeParked,
     JudgeUnreachable,
     NotFound,
     RolloutError,
@@ -30,7 +33,9 @@ from gym.judges.desk import Desk
 from gym.judges.settings import PairwiseJudge
 from gym.results.blobs import BlobStore
 from gym.reward import Reward
+from gym.state.breakers import Breaker, BreakerKey
 from gym.state.judging import JudgeClaim, Judging
+from gym.state.results import rfc3339
 from workers.retries import back_off_s
 
 GROUP_LOOK_S = 10.0
@@ -45,10 +50,8 @@ class Judged:
     claim: JudgeClaim
     spec: BatchSpec
     began: float  # time.monotonic()
+    probe: BreakerKey | None = None  # the breaker that it was let through to try
     committing: bool = False
-    probe: bool = False  # it was let through to try a judge that is parked
-    parked_by: str = ""  # why its judge was parked meanwhile
-    last: bool = False  # it has waited for a parked judge for as long as it may
 
     @property
     def ends_at(self) -> float:
@@ -74,43 +77,48 @@ class Undecided:
     error: RolloutError | None = None
 
 
-Found = Decided | Undecided | RolloutError
+@dataclass(frozen=True, slots=True)
+class Held:
+    """It was not asked, since this judge of it is parked."""
 
-
-def given_up(judged: Judged, found: Found) -> Found:
-    """What a rollout comes to that has waited too long for its parked judge: this try was its last."""
-    error = found.error if isinstance(found, Undecided) else found
-    if judged.last and isinstance(error, RolloutError) and (error is not found or isinstance(error, JudgeUnreachable)):
-        return _given_up(error, f"judge {judged.claim.judge!r} has been parked for its whole time")
-    return found
-
-
-def _given_up(failure: RolloutError, why: str) -> RolloutError:
-    error = JudgeUnreachable(f"{failure.message}; {why}")
-    error.judge = failure.judge if isinstance(failure, JudgeUnreachable) else None
-    return error
+    judge: str
 
 
 class JudgeRunner:
-    """Runs claims; one per judge worker."""
+    """Runs claims; one per judge worker. `parked` gives a judge's breaker where that is open."""
 
-    def __init__(self, *, registry: Registry, desk: Desk, judging: Judging, blobs: BlobStore) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        desk: Desk,
+        judging: Judging,
+        blobs: BlobStore,
+        parked: Callable[[str], Breaker | None],
+    ) -> None:
         self._registry = registry
         self._desk = desk
         self._judging = judging
         self._blobs = blobs
+        self._parked = parked
 
-    async def run(self, judged: Judged) -> Found:
+    async def run(self, judged: Judged) -> Decided | Undecided | Held | RolloutError:
         """Raises only CancelledError."""
         try:
             return await self._decide(judged)
+        except JudgeParked as parked:
+            return self._held(judged, parked)
         except (JudgeUnreachable, Unavailable) as error:
             failure = error if isinstance(error, RolloutError) else Internal(f"what was asked: {error.message}")
             tries = judged.claim.tries
             delay_s = back_off_s(min(len(tries), MOST_DOUBLINGS) + 1)
             if time.monotonic() + delay_s < judged.ends_at:
                 return Undecided(delay_s, failure)
-            return _given_up(failure, f"before that: {tries[-1]['message']}") if tries else failure
+            if not tries:
+                return failure
+            final = JudgeUnreachable(f"{failure.message}; before that: {tries[-1]['message']}")
+            final.judge = failure.judge if isinstance(failure, JudgeFailed) else ""
+            return final
         except RolloutError as error:
             return error
         except Exception as error:  # noqa: BLE001  # the boundary: one rollout's fault is one failed result
@@ -128,12 +136,16 @@ class JudgeRunner:
             raise Internal("what its verifier asked is not stored any more")
         ask = Ask.unpack(packed)
         instead = claim.judge if claim.replaced else None
+        self._hold_back(judged, [instead] if instead else [question.judge for question in ask.questions])
         rivals: list[list[Question]] = []
         for number, question in enumerate(ask.questions):
             found = await self._rivals(claim, number, instead or question.judge)
             if isinstance(found, Undecided):
                 return found
             rivals.append(found)
+        if time.monotonic() >= judged.ends_at:  # which is no fault of the judge's
+            limit_s = judged.spec.limits.judge_timeout_s
+            raise JudgeUnreachable(f"judge_timeout_s ({limit_s:g} s) was over before its judge could be asked")
         try:
             verdicts = await self._desk.verdicts(
                 ask,
@@ -150,6 +162,30 @@ class JudgeRunner:
                 raise
             return Decided([], None, error.message)
         return Decided(verdicts, self._reward(claim, ask, verdicts))
+
+    def _hold_back(self, judged: Judged, judges: Iterable[str]) -> None:
+        """Raises JudgeParked where one of them is parked and this is no probe."""
+        for judge in judges:
+            if judged.probe is None and self._parked(judge) is not None:
+                error = JudgeParked(f"judge {judge!r} keeps failing")
+                error.judge = judge
+                raise error
+
+    def _held(self, judged: Judged, parked: JudgeParked) -> Held | RolloutError:
+        """It waits for the judge, or the judge's clock is over: then it fails, with what the judge failed of."""
+        if time.monotonic() < judged.ends_at:
+            return Held(parked.judge)
+        breaker = self._parked(parked.judge)
+        since = failure = ""
+        if breaker is not None and breaker.opened_at is not None:
+            since = f" since {rfc3339(breaker.opened_at)}, when {breaker.failures} rollouts in a row got no answer"
+            failure = f"; its last failure: {breaker.error}"
+        limit_s = judged.spec.limits.judge_timeout_s
+        error = JudgeParked(
+            f"judge {parked.judge!r} was parked{since}, until judge_timeout_s ({limit_s:g} s) was over{failure}"
+        )
+        error.judge = parked.judge
+        return error
 
     def _reward(self, claim: JudgeClaim, ask: Ask, verdicts: list[Verdict]) -> Reward:
         try:

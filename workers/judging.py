@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import orjson
 from redis.exceptions import RedisError
@@ -18,11 +19,11 @@ from redis.exceptions import RedisError
 from gym.batch import BatchSpec
 from gym.config import Settings
 from gym.environments.registry import load_registry
-from gym.errors import JudgeUnreachable
+from gym.errors import JudgeFailed, RolloutError
 from gym.jsontypes import JsonObject
 from gym.judges.desk import Desk
 from gym.results.blobs import BlobStore
-from gym.state.breakers import Breakers
+from gym.state.breakers import BreakerKey, Breakers
 from gym.state.judging import JudgeClaim, Judging
 from gym.state.keys import Keys
 from gym.state.replicas import ReplicaCache
@@ -30,8 +31,8 @@ from gym.state.rollouts import Commit, Rollouts
 from gym.state.store import Store, end_tasks, will_pass
 from gym.state.verdicts import StoredVerdicts
 from workers.committer import Committer
-from workers.judge_breakers import JudgeBreakers
-from workers.judge_runner import Decided, Judged, JudgeRunner, Undecided, given_up
+from workers.judge_breakers import JudgeWatch
+from workers.judge_runner import Decided, Held, Judged, JudgeRunner, Undecided
 from workers.judged import judged_record, judged_sums, try_line, unjudged_record
 from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
@@ -55,20 +56,21 @@ class JudgingRuntime:
         self._committer = Committer(self._store)
         self._specs = Specs(self._store, draining=self._drains)
         self._replicas = ReplicaCache(self._store, settings.judges)
-        self._breakers = JudgeBreakers(
-            Breakers(self._store, settings.breakers), self._committer, replicas=self._replicas.urls, on_park=self._park
-        )
         self._desk = Desk(
             settings.judges,
             self._replicas,
             published_version=self._replicas.version,
             store=StoredVerdicts(self._store, keep_s=settings.judging.keep_verdicts_s),
         )
+        self._breakers = JudgeWatch(
+            Breakers(self._store, settings.breakers), self._committer, self._desk, self._replicas
+        )
         self._runner = JudgeRunner(
             registry=load_registry(settings.environments, sandbox=settings.sandbox),
             desk=self._desk,
             judging=self._judging,
             blobs=BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes),
+            parked=self._breakers.parked,
         )
         self._running: dict[asyncio.Task[None], Judged] = {}
         self._services: list[asyncio.Task[None]] = []
@@ -90,6 +92,7 @@ class JudgingRuntime:
             loop.create_task(self._committer.run(), name="committer"),
             loop.create_task(self._replicas.keep_fresh(), name="replicas"),
             loop.create_task(self._breakers.keep_fresh(), name="breakers"),
+            loop.create_task(self._breakers.watch_replicas(), name="replicas of what is parked"),
             loop.create_task(self._watch(), name="watch"),
         ]
 
@@ -111,15 +114,10 @@ class JudgingRuntime:
         }
 
     async def judge_slice(
-        self, batch_id: str, judge: str, wanted: Sequence[tuple[str, str]], *, probe: bool = False, last: bool = False
+        self, batch_id: str, wanted: Sequence[tuple[str, str]], probe: BreakerKey | None = None
     ) -> int:
-        """Claim what is still ours to judge, judge it side by side, and return how many that were.
-
-        Of a judge that is parked it is a `probe`, or the `last` try of rollouts that have waited for too long.
-        """
+        """Claim what is still ours to judge, judge it side by side, and return how many that were."""
         started: list[asyncio.Task[None]] = []
-        if probe:
-            self._desk.reopen(judge)
         try:
             spec = None if self.draining else await self._specs.get(batch_id)
             if self.draining:
@@ -129,11 +127,11 @@ class JudgingRuntime:
                 if self._drains():  # since then
                     await self._hand_back([(batch_id, claim.member, claim.token) for claim in claims])
                 else:
-                    started = [self._start(claim, spec, probe=probe, last=last) for claim in claims]
+                    started = await self._begin(claims, spec, probe)
         finally:
             self.slots.free(len(wanted) - len(started))
-        if probe and not started:
-            await self._breakers.probe_lost(judge)
+        if probe is not None and not started:
+            await self._breakers.probe_lost(probe)
         if started:
             await asyncio.wait(started)
         return len(started)
@@ -161,21 +159,26 @@ class JudgingRuntime:
         except (RedisError, TimeoutError) as error:
             _LOG.warning("%d not handed back: %s", len(items), error, extra={"action": "bounce_failed"})
 
-    def _start(self, claim: JudgeClaim, spec: BatchSpec, *, probe: bool, last: bool) -> asyncio.Task[None]:
-        judged = Judged(claim, spec, time.monotonic(), probe=probe, last=last)
+    async def _begin(
+        self, claims: Sequence[JudgeClaim], spec: BatchSpec, probe: BreakerKey | None
+    ) -> list[asyncio.Task[None]]:
+        began = time.monotonic()
+        judged = [Judged(claim, spec, began, probe) for claim in claims]
+        # before a probe, what waits here is parked; and what comes too late is told why
+        if probe is not None or any(each.ends_at <= began for each in judged):
+            await self._breakers.refresh()
+        if probe is not None:
+            self._breakers.reopen(probe)
+        return [self._start(each) for each in judged]
+
+    def _start(self, judged: Judged) -> asyncio.Task[None]:
+        claim = judged.claim
         name = f"{claim.batch_id}:{claim.member}"
         task = asyncio.get_running_loop().create_task(self._judge(judged), name=name)
         self._running[task] = judged
         self._idle.clear()
         task.add_done_callback(self._on_done)
         return task
-
-    def _park(self, judge: str, why: str) -> None:
-        """What waits here for a judge that keeps failing goes back into its line."""
-        for task, judged in list(self._running.items()):
-            if judged.claim.judge == judge and not (judged.committing or judged.probe or judged.last):
-                judged.parked_by = judged.parked_by or why
-                task.cancel()
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
@@ -188,22 +191,20 @@ class JudgingRuntime:
 
     async def _judge(self, judged: Judged) -> None:
         claim = judged.claim
-        try:
-            found = given_up(judged, await self._runner.run(judged))
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not judged.parked_by or task is None:
-                raise
-            task.uncancel()
-            found = Undecided(0.0, JudgeUnreachable(f"judge {claim.judge!r} is parked: {judged.parked_by}"))
+        found = await self._runner.run(judged)
         judged.committing = True
-        await self._breakers.tried(claim, found, probe=judged.probe)
         took_s = time.monotonic() - judged.began
+        failure = found.error if isinstance(found, Undecided) else found if isinstance(found, RolloutError) else None
+        await self._breakers.ended(judged, failure)
+        again = partial(self._judging.again_call, claim.batch_id, claim.member, claim.token)
         match found:
+            case Held(judge):
+                await self._committer.send(again(b"", 0, judge=judge, clock_goes_on=True))
             case Undecided(delay_s, error):
                 line = b"" if error is None else try_line(claim, error, self.worker)
-                call = self._judging.again_call(claim.batch_id, claim.member, claim.token, line, delay_s)
-                await self._committer.send(call)
+                # it waits in the line of the judge that it waits for
+                judge = error.judge if isinstance(error, JudgeFailed) else ""
+                await self._committer.send(again(line, delay_s, judge=judge))
                 if error is not None:
                     self._committer.add_total("judge_retries")
             case Decided():

@@ -51,7 +51,7 @@ class Parking:
 
     @property
     def judges(self) -> dict[str, Breaker]:
-        """Those whose lines are parked."""
+        """The judges whose lines are parked; `workers.judge_parking` looks after those."""
         return {breaker.key.name: breaker for breaker in self._open if breaker.key.kind is BreakerKind.JUDGE}
 
     @property
@@ -72,7 +72,7 @@ class Parking:
             await self._breakers.sweep()
 
     async def probes(self, batches: Sequence[ParkedBatch]) -> list[Job]:
-        """A job for each breaker whose pause is over and that holds something; `JudgeDispatch` probes judges."""
+        """A job for each breaker whose pause is over and that holds something."""
         if not self._open or time.monotonic() < self._probe_at:
             return []
         now = await self._store.now_ms()

@@ -60,16 +60,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeJob:
-    """A slice of a batch: (member, token) of rollouts that wait for one judge.
-
-    Of a judge that is parked, a `probe`, or rollouts that have waited for as long as they may: their `last` try.
-    """
+    """A slice of a batch: (member, token) of rollouts that wait for one judge; `probe` as of `Job`."""
 
     batch_id: str
     judge: str
     members: Sequence[tuple[str, str]]
-    probe: bool = False
-    last: bool = False
+    probe: BreakerKey | None = None
     alone: bool = False
     urgent: bool = False
 
@@ -86,7 +82,9 @@ class JudgeJob:
             "rollouts": [f"{self.batch_id}:{member}" for member, _ in self.members],
             "tokens": [token for _, token in self.members],
         }
-        return arguments | {name: True for name in ("probe", "last") if getattr(self, name)}
+        if self.probe is not None:
+            arguments["probe"] = str(self.probe)
+        return arguments
 
 
 class Publisher:

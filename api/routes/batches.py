@@ -126,7 +126,7 @@ def batch_answer(batch: BatchStatus) -> JsonObject:
 
 
 def parked_answer(parked: Parked) -> JsonObject:
-    """How many queued rollouts are parked, and why."""
+    """How many rollouts are parked, of those queued and those judging, and why."""
     return {"count": parked.count, "reasons": [breaker_answer(breaker) for breaker in parked.reasons]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +17,7 @@ from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.proxy.urls import EndpointUrl
 from gym.state.batches import batch_not_found
-from gym.state.breakers import judge_key
+from gym.state.breakers import BreakerKind
 from gym.state.judging import Judging
 from gym.state.rejudge import rejudge
 from gym.state.replicas import Published, Replicas, shown
@@ -26,24 +27,28 @@ router = APIRouter(tags=["judges"])
 
 @router.get("/v1/judges", response_model=JudgeList)
 async def judges(farm: Farm) -> Response:
-    """The judges of the settings and whoever serves others, their replicas, load, and how many rollouts wait."""
+    """The judges of the settings and whoever serves others: replicas, load, how many rollouts wait, who is parked."""
     names = [name.decode() for name in await farm.store.redis.zrange(farm.store.keys.active, 0, -1)]
-    waiting: dict[str, int] = {}
-    asked: dict[str, int] = {}
-    for load in (await Judging(farm.store).load(names)).values():
-        for judge, (waits, with_workers) in load.items():
-            waiting[judge] = waiting.get(judge, 0) + waits
-            asked[judge] = asked.get(judge, 0) + with_workers
-    parked = {each.key: breaker_answer(each) for each in await farm.breakers.all() if each.open}
+    waiting: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    for lines in (await Judging(farm.store).load(names)).values():
+        for judge, line in lines.items():
+            waiting[judge] += line.waiting
+            asked[judge] += line.asked
+    parked = {
+        breaker.key.name: breaker_answer(breaker) | {"failures": breaker.failures}
+        for breaker in await farm.breakers.all()
+        if breaker.open and breaker.key.kind is BreakerKind.JUDGE
+    }
     published = await Replicas(farm.store).all()
     seen = [worker for worker in await farm.leases.workers() if worker.role == "judge" and worker.lease_ends_in_s > 0]
-    known = {*farm.settings.judges, *waiting, *(each.replica.judge for each in published)}
+    known = {*farm.settings.judges, *waiting, *parked, *(each.replica.judge for each in published)}
     items = [
         {
             **_configured(farm, name),
-            "waiting": waiting.get(name, 0),
-            "asked": asked.get(name, 0),
-            "parked": parked.get(judge_key(name)),
+            "waiting": waiting[name],
+            "asked": asked[name],
+            "parked": parked.get(name),
             "replicas": _replicas(farm, name, published),
             "workers": [
                 {"worker": worker.worker, **worker.info["judges"][name]}

@@ -90,7 +90,8 @@ async def alarms(farm: Farm) -> Response:
 async def queues(farm: Farm) -> Response:
     """What waits and runs, for each batch that has not ended.
 
-    Of `queued`, `dispatched` are in Celery and `parked` wait until what keeps failing works again: the `breakers`.
+    Of `queued`, `dispatched` are in Celery. Of `queued` and `judging`, `parked` wait until what keeps failing works
+    again: the `breakers`.
     """
     found, breakers = await active_counters(farm.store)
     batches = [(name, {field: counters[field] for field in (*MOVING, "parked")}) for name, counters in found]

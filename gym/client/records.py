@@ -120,7 +120,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
-    """Queued rollouts that wait until what keeps failing works again; `reasons` say what, with its last error."""
+    """Rollouts that wait, queued or judging, until what keeps failing works again; `reasons` say what that is."""
 
     count: int = 0
     reasons: tuple[JsonObject, ...] = ()

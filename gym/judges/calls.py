@@ -6,13 +6,14 @@ The errors of that code become the judge's: a judge that does not answer is not 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from gym.config import ModelSettings
-from gym.errors import JudgeRefused, JudgeUnreachable, ModelRejected, ModelUnreachable
+from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, ModelRejected, ModelUnreachable
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
 from gym.proxy.client import PolicyClient
@@ -43,6 +44,8 @@ class JudgeCalls:
         self._free = asyncio.Semaphore(settings.concurrency)
         self._call_timeout_s = settings.call_timeout_s
         self.in_flight = 0
+        self.answered_at = -math.inf  # loop.time() of its last answer, a refusal too
+        self._parkings = 0
         model = ModelSettings(
             connect_timeout_s=connect_timeout_s,
             call_timeout_s=settings.call_timeout_s,
@@ -70,7 +73,7 @@ class JudgeCalls:
     async def chat(self, messages: list[JsonObject], sampling: JsonObject, *, deadline: float, request_id: str) -> str:
         """The text that a chat model answers; its reasoning is left out. Raises JudgeUnreachable, JudgeRefused."""
         call = await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
-        async with self._in_flight(deadline):
+        async with self._in_flight(call):
             reply = await self._client.complete(call)
         if isinstance(reply, ContextOverflow):
             raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
@@ -80,12 +83,8 @@ class JudgeCalls:
     async def post(self, path: str, body: JsonObject, *, deadline: float, request_id: str) -> JsonObject:
         """What a judge server answers. Raises JudgeUnreachable, JudgeRefused."""
         call = await self._call(body, deadline=deadline, request_id=request_id, path=path)
-        async with self._in_flight(deadline):
+        async with self._in_flight(call):
             return await self._client.post(call)
-
-    def reopen(self) -> None:
-        """It may answer again: do not wait out what its replicas were ejected for."""
-        self._client.reopen(self.name)
 
     def endpoints(self) -> list[JsonObject]:
         """The replicas as this process sees them; nothing secret."""
@@ -94,11 +93,34 @@ class JudgeCalls:
             found += lane["endpoints"]
         return found
 
+    def park(self) -> None:
+        """Turn back the calls that wait for a place, a replica or its health; those being answered go on.
+
+        It is no lasting state: what is asked from now on, such as a probe, goes its way.
+        """
+        self._parkings += 1
+
+    def reopen(self) -> None:
+        """It may work again: do not wait out what its replicas were ejected for."""
+        self._client.reopen(self.name)
+
     async def _call(self, body: JsonObject, *, deadline: float, request_id: str, path: str | None = None) -> ChatCall:
-        record = await self._record(deadline)
+        began = self._parkings
+
+        def turn_back() -> None:
+            if self._parkings != began:
+                raise JudgeParked(f"judge {self.name!r} keeps failing")
+
+        record = await self._record(deadline, turn_back)
         # no stickiness: a key of its own sends each call to the least loaded replica
         return ChatCall(
-            policy=record, body=body, sticky_key=request_id, deadline=deadline, request_id=request_id, path=path
+            policy=record,
+            body=body,
+            sticky_key=request_id,
+            deadline=deadline,
+            request_id=request_id,
+            path=path,
+            on_held=turn_back,
         )
 
     def get(self, name: str) -> PolicyRecord | None:
@@ -106,7 +128,7 @@ class JudgeCalls:
         self._last = self._replicas.get(name) or self._last
         return self._last
 
-    async def _record(self, deadline: float) -> PolicyRecord:
+    async def _record(self, deadline: float, on_held: Callable[[], None]) -> PolicyRecord:
         """Where it answers; waits for a replica as the proxy's code waits for one to become healthy."""
         loop = asyncio.get_running_loop()
         until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
@@ -117,13 +139,14 @@ class JudgeCalls:
                     f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
                 )
             await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
+            on_held()
         return record
 
     @asynccontextmanager
-    async def _in_flight(self, deadline: float) -> AsyncIterator[None]:
-        """Wait for a free place, and name the judge in what goes wrong."""
+    async def _in_flight(self, call: ChatCall) -> AsyncIterator[None]:
+        """Wait for a free place, note that it answers, and name the judge in what goes wrong."""
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(call.deadline):
                 await self._free.acquire()
         except TimeoutError:
             raise JudgeUnreachable(
@@ -131,12 +154,15 @@ class JudgeCalls:
             ) from None
         self.in_flight += 1
         try:
+            if call.on_held is not None:
+                call.on_held()
             yield
         except ModelUnreachable as error:
             raise JudgeUnreachable(_renamed(error.message)) from error
         except ModelRejected as error:
             raise JudgeRefused(_renamed(error.message)) from error
         finally:
+            self.answered_at = max(self.answered_at, self._client.last_answer(self.name))
             self.in_flight -= 1
             self._free.release()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from gym.errors import JudgeUnreachable
+from gym.errors import JudgeFailed, JudgeUnreachable
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Case, Judge, Question, Verdict
 from gym.judges.cache import VerdictCache, VerdictStore
@@ -70,9 +71,11 @@ class Desk:
             name = instead or question.judge
             judge = self._judges.get(name)
             if judge is None:
-                raise JudgeUnreachable(
+                unknown = JudgeUnreachable(
                     f"there is no judge {name!r}; the settings have {', '.join(sorted(self._judges)) or 'none'}"
                 )
+                unknown.judge = name
+                raise unknown
             case = Case(
                 question,
                 deadline,
@@ -83,8 +86,18 @@ class Desk:
             asking.append(_within(judge, case))
         return await together(asking)
 
+    def answered_at(self, judge: str) -> float | None:
+        """When a judge gave an answer last, of `loop.time()`: a refusal or a 429 is one too, 5xx is not."""
+        answered = self._calls[judge].answered_at if judge in self._calls else -math.inf
+        return answered if answered > -math.inf else None
+
+    def park(self, judge: str) -> None:
+        """A judge keeps failing: what waits to be sent to it ends with JudgeParked."""
+        if judge in self._calls:
+            self._calls[judge].park()
+
     def reopen(self, judge: str) -> None:
-        """A judge may answer again: its replicas are tried at once."""
+        """A judge may work again: its replicas are tried at once."""
         if judge in self._calls:
             self._calls[judge].reopen()
 
@@ -96,14 +109,14 @@ class Desk:
 
 
 async def _within(judge: Judge, case: Case) -> Verdict:
-    """The verdict, or an error at the deadline, whatever the judge waits for."""
+    """The verdict, or an error at the deadline, whatever the judge waits for; an error says which judge it was."""
     try:
         async with asyncio.timeout_at(case.deadline):
             return await judge.verdict(case)
     except TimeoutError:
-        error = JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time")
-        error.judge = judge.name
-        raise error from None
-    except JudgeUnreachable as error:
+        late = JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time")
+        late.judge = judge.name
+        raise late from None
+    except JudgeFailed as error:
         error.judge = judge.name
         raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import socket
 from collections.abc import Callable
@@ -227,6 +228,11 @@ class PolicyClient:
         """The policy may work again: do not wait out what its endpoints were ejected for."""
         if policy in self._pools:
             self._pools[policy][1].reopen()
+
+    def last_answer(self, policy: str) -> float:
+        """When one of its endpoints answered a call last, of `loop.time()`; -inf where none did, 5xx is no answer."""
+        endpoints = self._pools[policy][1].endpoints if policy in self._pools else []
+        return max((endpoint.last_answer for endpoint in endpoints), default=-math.inf)
 
     async def post(self, call: ChatCall) -> JsonObject:
         """The answer to a call of another path than Chat Completions. Raises ModelUnreachable, ModelRejected."""

@@ -5,7 +5,7 @@ row, whoever they happened to. After a pause one rollout is let through as a pro
 failure makes the next pause twice as long. Any sign of life closes it, the probe's or another's.
 
 Invariants: every change is one script; a success costs nothing here unless there were failures. Parking changes no
-state: what is parked is `queued`, or `judging` in the line of its judge, can be cancelled and expires as ever, and is
+state: what is parked is `queued`, or `judging` where its judge fails, can be cancelled and expires as ever, and is
 probed for as long as it waits.
 """
 
@@ -74,7 +74,10 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Casualty:
-    """An attempt that failed for want of infrastructure, as the breaker remembers it."""
+    """An attempt that failed for want of infrastructure, as the breaker remembers it.
+
+    `token` is the claim's; of a judging it is the same for all of its tries, which count once, but not as a probe.
+    """
 
     batch_id: str
     member: str
@@ -105,7 +108,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """How many rollouts of a batch are parked, queued ones or judging ones, and the open breakers that hold them."""
+    """How many rollouts of a batch are parked, queued or judging, and the open breakers that hold them."""
 
     count: int = 0
     reasons: tuple[Breaker, ...] = ()
@@ -214,42 +217,43 @@ def parked_in(
     policy: BreakerKey,
     counted: Mapping[str, int],
     breakers: Sequence[Breaker],
-    lines: Mapping[str, int],
+    judged: Mapping[str, int] | None = None,
 ) -> Parked:
     """What is parked of a batch's `waiting` rollouts (queued and not in Celery), `counted` by environment.
 
-    And of those that wait for a judge: `lines` counts them by judge.
+    `judged` are those that wait for judges, by judge.
     """
     is_open = {breaker.key: breaker for breaker in breakers if breaker.open}
-    by_key = {environment_key(name): n for name, n in counted.items()}
-    held = [(is_open[key], n) for key, n in by_key.items() if n and key in is_open]
-    judged = [(is_open[judge_key(name)], n) for name, n in lines.items() if n and judge_key(name) in is_open]
-    reasons = tuple(breaker for breaker, _ in (*held, *judged))
-    number = sum(n for _, n in held)
+    held = _held(is_open, {environment_key(name): number for name, number in counted.items()})
     if policy in is_open:
-        number, reasons = waiting, (is_open[policy], *reasons) if waiting else reasons
-    return Parked(number + sum(n for _, n in judged), reasons)
+        held = {is_open[policy].key: waiting, **dict.fromkeys(held, 0)} if waiting else {}
+    held |= _held(is_open, {judge_key(name): number for name, number in (judged or {}).items()})
+    return Parked(sum(held.values()), tuple(is_open[key] for key in held))
 
 
-def lines_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
-    """How many rollouts wait for each judge, from a batch's `judges`."""
-    return {
-        name.decode().rpartition("|")[0]: int(number) for name, number in counters.items() if name.endswith(b"|waiting")
-    }
+def _held(is_open: Mapping[BreakerKey, Breaker], numbers: Mapping[BreakerKey, int]) -> dict[BreakerKey, int]:
+    return {key: number for key, number in numbers.items() if number and key in is_open}
 
 
 async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> Parked:
     """What is parked of a batch at this moment."""
-    keys = store.keys.batch(batch_id)
-    names = [breaker.key.name for breaker in breakers if breaker.open and breaker.key.kind is BreakerKind.ENVIRONMENT]
+    names = open_names(breakers, BreakerKind.ENVIRONMENT)
+    judges = open_names(breakers, BreakerKind.JUDGE)
     fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
+    keys = store.keys.batch(batch_id)
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.hmget(keys.meta, fields)
-    pipeline.hgetall(keys.judges)
-    (spec, queued, dispatched, *counts), judges = await pipeline.execute()
+    if judges:
+        pipeline.hmget(keys.judges, [f"{name}|waiting" for name in judges])
+    (spec, queued, dispatched, *counts), *lines = await pipeline.execute()
     if spec is None:
         return Parked()
     counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
+    judged = {name: int(count or 0) for name, count in zip(judges, *lines, strict=True)} if judges else {}
     policy = policy_key(orjson.loads(spec).get("policy"))
-    waiting = int(queued or 0) - int(dispatched or 0)
-    return parked_in(waiting, policy, counted, breakers, lines_of(judges))
+    return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers, judged)
+
+
+def open_names(breakers: Sequence[Breaker], kind: BreakerKind) -> list[str]:
+    """The names of what is parked, of one kind."""
+    return [breaker.key.name for breaker in breakers if breaker.open and breaker.key.kind is kind]

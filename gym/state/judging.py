@@ -1,21 +1,34 @@
 """Rollouts on their way to a verdict: left to judges by workers, sent out by the dispatcher, claimed by judge workers.
 
 The conversation is over and stored, so a judge that is slow or away costs no slot and no attempt: a rollout waits, is
-tried, waits again, until its judge's clock runs out. That clock starts with the first try, not with the waiting.
+tried, waits again, until its judge's clock runs out. That clock starts with the first try, or when its judge is parked
+(`gym.state.breakers`), not with the waiting. What is parked waits apart, until its judge works or the clock is over.
 A judge worker names a rollout by (member, attempt, token) as a worker does, and commits through `Rollouts.commit_call`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from gym.jsontypes import JsonObject
 from gym.state.rollouts import OUTCOME_LETTER, Claim
-from gym.state.store import ASK_JUDGE, JUDGE_AGAIN, JUDGE_CLAIM, JUDGE_RECOVER, JUDGE_TAKE, REJUDGE, ScriptCall, Store
+from gym.state.store import (
+    ASK_JUDGE,
+    JUDGE_AGAIN,
+    JUDGE_CLAIM,
+    JUDGE_PARK,
+    JUDGE_RECOVER,
+    JUDGE_RELEASE,
+    JUDGE_TAKE,
+    REJUDGE,
+    Script,
+    ScriptCall,
+    Store,
+)
 
 Argument = str | bytes | int | float
 CHUNK = 200
@@ -79,6 +92,17 @@ class Rejudged:
     record: bytes
 
 
+class Line(NamedTuple):
+    """How many of a batch's rollouts wait for a judge, are with its workers or on their way, and are parked.
+
+    What is parked is also waiting.
+    """
+
+    waiting: int = 0
+    asked: int = 0
+    parked: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Sibling:
     """A rollout of a group as judging sees it; `over` where its conversation is, `ask` where it asked a judge."""
@@ -107,22 +131,33 @@ class Judging:
         ]
         return ScriptCall(ASK_JUDGE, self._keys(claim.batch_id), args)
 
-    async def load(self, batch_ids: Sequence[str]) -> dict[str, dict[str, tuple[int, int]]]:
-        """By batch and judge: how many rollouts wait, and how many are with the judge's workers or on their way."""
+    async def load(self, batch_ids: Sequence[str]) -> dict[str, dict[str, Line]]:
+        """The lines by batch and judge, those where there is somebody."""
         pipeline = self._store.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
             pipeline.hgetall(self._store.keys.batch(batch_id).judges)
         answers = await pipeline.execute() if batch_ids else []
-        return {batch_id: _load(counters) for batch_id, counters in zip(batch_ids, answers, strict=True)}
+        return {batch_id: read_lines(counters) for batch_id, counters in zip(batch_ids, answers, strict=True)}
 
-    async def take(self, batch_id: str, judge: str, most: int, *, overdue_s: float = 0.0) -> list[tuple[str, str]]:
-        """Send up to `most` rollouts on their way, each (member, token).
+    async def take(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
+        """Send up to `most` rollouts on their way, each (member, token); none that is parked."""
+        return await self._take(batch_id, judge, most, "due")
 
-        `overdue_s` leaves those in line that may be tried for less than so long.
-        """
-        args: list[Argument] = [judge, most, int(overdue_s * 1000)]
-        flat = await self._store.run(JUDGE_TAKE, self._keys(batch_id), args)
-        return [(flat[i].decode(), str(flat[i + 1])) for i in range(0, len(flat), 2)]
+    async def take_over(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
+        """As `take`, of those that are parked and whose judge's clock is over, to be ended."""
+        return await self._take(batch_id, judge, most, "over")
+
+    async def probe(self, batch_id: str, judge: str, *, seed: int) -> list[tuple[str, str]]:
+        """As `take`, one of those that are parked and have time left, where there is one."""
+        return await self._take(batch_id, judge, 1, str(seed))
+
+    async def park(self, batch_id: str, judge: str, clock_s: float) -> None:
+        """Park all that waits for a judge, whose clock is of so many seconds; repeatable, for what comes later."""
+        await self._all_of(JUDGE_PARK, batch_id, judge, int(clock_s * 1000))
+
+    async def release(self, batch_id: str, judge: str) -> None:
+        """Let all that waits for a judge be sent at once, also what was to wait a while before its next try."""
+        await self._all_of(JUDGE_RELEASE, batch_id, judge)
 
     async def claim(
         self, batch_id: str, worker: str, claim_id: str, wanted: Sequence[tuple[str, str]]
@@ -134,12 +169,22 @@ class Judging:
         now, *items = await self._store.run(JUDGE_CLAIM, self._keys(batch_id), args)
         return [_claim(batch_id, int(now), item) for item in items]
 
-    def again_call(self, batch_id: str, member: str, token: str, error_line: bytes, delay_s: float) -> ScriptCall:
-        """The script call that lets it wait for another try.
+    def again_call(
+        self,
+        batch_id: str,
+        member: str,
+        token: str,
+        error_line: bytes,
+        delay_s: float,
+        *,
+        judge: str = "",
+        clock_goes_on: bool = False,
+    ) -> ScriptCall:
+        """The script call that lets it wait for another try, before `judge` where that is given.
 
-        Without an error line the try was not used, and the judge's clock is set back.
+        Without an error line the try was not used, and the judge's clock is set back unless `clock_goes_on`.
         """
-        args: list[Argument] = [member, token, error_line, int(delay_s * 1000)]
+        args: list[Argument] = [member, token, error_line, int(delay_s * 1000), judge, int(clock_goes_on)]
         return ScriptCall(JUDGE_AGAIN, self._keys(batch_id), args)
 
     async def recover(self, batch_id: str, *, overdue_ms: int, dead_workers: Iterable[str]) -> tuple[int, int]:
@@ -173,14 +218,24 @@ class Judging:
             for sample, (state, ended, ask) in enumerate(zip(live, done, asks, strict=True))
         ]
 
+    async def _take(self, batch_id: str, judge: str, most: int, which: str) -> list[tuple[str, str]]:
+        flat = await self._store.run(JUDGE_TAKE, self._keys(batch_id), [judge, most, which])
+        return [(flat[i].decode(), str(flat[i + 1])) for i in range(0, len(flat), 2)]
+
+    async def _all_of(self, script: Script, batch_id: str, judge: str, *args: Argument) -> None:
+        """A script over a judge's line, in bounded steps."""
+        while await self._store.run(script, self._keys(batch_id), [judge, *args, CHUNK]):
+            pass
+
     def _keys(self, batch_id: str) -> list[str]:
         return self._store.keys.batch(batch_id).scripted()
 
 
-def _load(counters: dict[bytes, bytes]) -> dict[str, tuple[int, int]]:
+def read_lines(counters: Mapping[bytes, bytes]) -> dict[str, Line]:
+    """The lines of a batch by judge, as Redis counts them."""
     numbers = {name.decode(): int(value) for name, value in counters.items()}
     judges = {name.rpartition("|")[0] for name, number in numbers.items() if number}
-    return {judge: (numbers.get(f"{judge}|waiting", 0), numbers.get(f"{judge}|asked", 0)) for judge in judges}
+    return {judge: Line(*(numbers.get(f"{judge}|{field}", 0) for field in Line._fields)) for judge in judges}
 
 
 def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:

@@ -20,10 +20,10 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | parked | zset | `ENVIRONMENT|ROW:FROM:TO` (row in 12 digits) that wait until their environment works again |
 | suspects | hash | member that was present at several deaths of a worker → token of its last run alone |
 | tombs | set | what was cancelled before it came: `*`, row numbers, members |
-| awaiting | zset | `JUDGE/DUE_MS/MEMBER` (bars for slashes) that wait for a judge, all with score 0, so in this order |
+| awaiting | zset | `JUDGE/DUE_MS/MEMBER` (bars for slashes) that wait for a judge, in order; `pDUE_MS` where parked |
 | judging | hash | member → a line of JSON on its judging, its record so far, then a line for each failed try |
 | asks | hash | member → what its verifier asked a judge, or a pointer to it; kept, to be asked again |
-| judges | hash | `JUDGE/waiting`, `JUDGE/asked` (bars for slashes) → how many wait, and are with its workers |
+| judges | hash | `JUDGE/waiting`, `/asked`, `/parked` (bars for slashes) → how many wait, are with workers, parked |
 | staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
 | feeds | hash | consumer → when it had acknowledged everything in ms, empty before |
 | feed:C | hash | of consumer C: `unit` that it leases, `cursor` in the log up to where it was handed results |

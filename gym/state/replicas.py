@@ -121,12 +121,6 @@ class ReplicaCache:
         """Where a judge answers; `None` where nothing that is ready was published."""
         return self._records.get(name)
 
-    def urls(self, name: str) -> tuple[str, ...]:
-        """Where a judge's published replicas answer that are ready."""
-        record = self._records.get(name)
-        settings = self._judges.get(name)
-        return () if record is None or settings is None or settings.base_urls else tuple(record.spec.base_urls)
-
     def version(self, name: str) -> str:
         """The version that a judge's replicas published, empty where they differ or do not say."""
         return self._versions.get(name, "")

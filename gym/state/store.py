@@ -82,6 +82,8 @@ ASK_JUDGE = load_script("ask_judge")
 JUDGE_TAKE = load_script("judge_take")
 JUDGE_CLAIM = load_script("judge_claim")
 JUDGE_AGAIN = load_script("judge_again")
+JUDGE_PARK = load_script("judge_park")
+JUDGE_RELEASE = load_script("judge_release")
 JUDGE_RECOVER = load_script("judge_recover")
 REJUDGE = load_script("rejudge")
 

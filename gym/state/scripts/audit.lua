@@ -39,7 +39,7 @@ for i = 1, #values, 2 do
   local state = place[live.state] or 3
   if states then states[state] = states[state] + 1 end
   -- in judging the worker stands behind the judge, and is empty where it waits
-  local worker = state ~= 1 and string.match(live.worker, '[^/]*$') or ''
+  local worker = state ~= 1 and not is_parked(live) and string.match(live.worker, '[^/]*$') or ''
   if worker ~= '' then
     local owned = owners[worker]
     if not owned then

@@ -22,11 +22,13 @@ for i = 1, #entries, 2 do
     end
     leave_judging(member, live)
     enter_judging(member, 'w', live.attempt, live.token, now, live.environment, live.judge, '')
-    live.state = 'w'
+    live.state, live.worker = 'w', live.judge .. '/'
   end
   if live.judge then
     local counter = live.judge .. (live.state == 'w' and '|waiting' or '|asked')
     load[counter] = (load[counter] or 0) + 1
+    local parked = live.judge .. '|parked'
+    if is_parked(live) then load[parked] = (load[parked] or 0) + 1 end
   end
 end
 -- what is counted of judges is what is there, whatever befell the counters

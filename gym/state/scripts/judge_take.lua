@@ -1,17 +1,21 @@
--- Move up to ARGV[2] rollouts whose time has come from the line before judge ARGV[1] to Celery, of those that may be tried
--- since ARGV[3] ms (0 where it is left out).
+-- Move rollouts from the line before a judge to Celery.
+-- ARGV: judge, how many at most, then which: `due` (whose time has come), `over` (parked, and the judge's clock is over),
+--   or a number: one parked rollout, by that number, whose clock goes on
 -- Returns {member, token, ...}
-local judge, wanted = ARGV[1], tonumber(ARGV[2])
+local judge, wanted, which = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local now = now_ms()
+local at = string.format('%013d', now)
+local from, to, skip = '[' .. judge .. '|0', '[' .. judge .. '|' .. at .. '|~', 0
+if which == 'over' then
+  from, to = '[' .. judge .. '|p', '[' .. judge .. '|p' .. at .. '|~'
+elseif which ~= 'due' then
+  from, to = '(' .. judge .. '|p' .. at .. '|~', '(' .. judge .. '|q'
+  skip = tonumber(which) % math.max(1, redis.call('ZLEXCOUNT', AWAITING, from, to))
+end
 local taken = {}
-local until_now = '[' .. judge .. '|' .. string.format('%013d', now - (ARGV[3] or 0)) .. '|~'
-for _, entry in ipairs(redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|', until_now, 'LIMIT', 0, wanted)) do
-  local member = string.match(entry, '|(%d+:%d+)$')
-  local value = redis.call('HGET', LIVE, member)
-  local live = value and parse_live(value)
-  if not live or live.state ~= 'w' then  -- lost from where it is held, see adopt.lua
-    redis.call('ZREM', AWAITING, entry)
-  else
+for _, entry in ipairs(redis.call('ZRANGEBYLEX', AWAITING, from, to, 'LIMIT', skip, wanted)) do
+  local member, live = who_waits(entry)
+  if member then
     local token = redis.call('HINCRBY', META, 'fence', 1)
     leave_judging(member, live)
     enter_judging(member, 's', live.attempt, token, now, live.environment, judge, '')

@@ -1,6 +1,7 @@
 -- Names and rules that every script of a batch shares; put in front of each of them.
 -- A live value is STATE|ATTEMPT|TOKEN|SINCE|ENVIRONMENT[|WORKER]; STATE is d (in Celery) or r (running), and of judging
--- w (waits until SINCE), s (sent to Celery) or j (with a judge worker). Of those three, WORKER is JUDGE/[WORKER].
+-- w (waits until SINCE), s (sent to Celery) or j (with a judge worker). Of those three, WORKER is JUDGE/[WORKER]; it is
+-- JUDGE/parked of a w whose judge keeps failing, and SINCE is then when its judge's clock is over.
 local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, STATS, TOMBS, STAGING =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local PARKED, SUSPECTS = KEYS[15], KEYS[16]
@@ -30,21 +31,40 @@ local function parse_live(value)
            environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
 end
 
+local function is_parked(live)
+  return live.state == 'w' and string.sub(live.worker, -7) == '/parked'
+end
+
+-- The place in the line before a judge. What is parked lies behind the rest, where only its own scripts look.
+local function place_in_line(member, live)
+  return live.judge .. (is_parked(live) and '|p' or '|') .. string.format('%013d', live.since) .. '|' .. member
+end
+
+local function count_judging(live, by)
+  redis.call('HINCRBY', JUDGES, live.judge .. (live.state == 'w' and '|waiting' or '|asked'), by)
+  if is_parked(live) then redis.call('HINCRBY', JUDGES, live.judge .. '|parked', by) end
+end
+
 -- Put a rollout into one of the three states of judging: its live value, its place in the line, the judge's counters.
 local function enter_judging(member, state, attempt, token, since, environment, judge, worker)
-  redis.call('HSET', LIVE, member,
-    table.concat({ state, attempt, token, since, environment, judge .. '/' .. worker }, '|'))
-  if state == 'w' then
-    redis.call('ZADD', AWAITING, 0, judge .. '|' .. string.format('%013d', since) .. '|' .. member)
-  end
-  redis.call('HINCRBY', JUDGES, judge .. (state == 'w' and '|waiting' or '|asked'), 1)
+  local live = { state = state, since = since, judge = judge, worker = judge .. '/' .. worker }
+  redis.call('HSET', LIVE, member, table.concat({ state, attempt, token, since, environment, live.worker }, '|'))
+  if state == 'w' then redis.call('ZADD', AWAITING, 0, place_in_line(member, live)) end
+  count_judging(live, 1)
 end
 
 local function leave_judging(member, live)
-  if live.state == 'w' then
-    redis.call('ZREM', AWAITING, live.judge .. '|' .. string.format('%013d', live.since) .. '|' .. member)
-  end
-  redis.call('HINCRBY', JUDGES, live.judge .. (live.state == 'w' and '|waiting' or '|asked'), -1)
+  if live.state == 'w' then redis.call('ZREM', AWAITING, place_in_line(member, live)) end
+  count_judging(live, -1)
+end
+
+-- What lies at a place in the line before a judge: member and live value. A place that holds nothing any more goes.
+local function who_waits(entry)
+  local member = string.match(entry, '|(%d+:%d+)$')
+  local value = redis.call('HGET', LIVE, member)
+  local live = value and parse_live(value)
+  if live and live.state == 'w' and entry == place_in_line(member, live) then return member, live end
+  redis.call('ZREM', AWAITING, entry)  -- lost from where it is held, see adopt.lua
 end
 
 -- What is known of a judging, and the lines behind it: the record so far and the failed tries.

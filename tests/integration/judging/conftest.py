@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
 
 from api.cli.local_farm import LocalFarm, local_farm
 from gym.testing.model_server import ScriptedModelServer
@@ -58,12 +59,50 @@ class JudgeModel:
         self.loop.close()
 
 
+class FragileJudge:
+    """A judge that says EQUAL, or while it is `away` drops its connections; it notes what it was asked and when."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.away = False
+        self.asked: list[tuple[float, str]] = []  # time.monotonic() and the first line of the question
+        self._loop = loop
+        self._runner: web.AppRunner | None = None
+        self.url = asyncio.run_coroutine_threadsafe(self._start(), loop).result(30)
+
+    async def _start(self) -> str:
+        app = web.Application()
+        app.add_routes([web.post("/v1/chat/completions", self._chat), web.get("/{path:.*}", self._health)])
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append((time.monotonic(), body["messages"][-1]["content"].partition("\n")[0]))
+        message = {"role": "assistant", "content": "Verdict: EQUAL"}
+        return self._answer(request, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return self._answer(request, {})
+
+    def _answer(self, request: web.Request, body: dict[str, Any]) -> web.Response:
+        if self.away and request.transport is not None:
+            request.transport.abort()
+        return web.json_response(body)
+
+    def close(self) -> None:
+        assert self._runner is not None
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(30)
+
+
 @dataclass(frozen=True, slots=True)
 class JudgedFarm:
-    """A farm with its judge, and what tests do with it."""
+    """A farm with its judges, and what tests do with it."""
 
     farm: LocalFarm
     judge: JudgeModel
+    fragile: FragileJudge
     http: httpx.Client
 
     def submit(self, rows: list[dict[str, Any]], **options: Any) -> str:
@@ -110,7 +149,9 @@ class JudgedFarm:
 def judged_farm() -> Iterator[JudgedFarm]:
     """One farm for all these tests, with one judge worker and 8 slots in one worker."""
     judge = JudgeModel()
+    fragile = FragileJudge(judge.loop)
     judges = {
+        "fragile": EQUALITY | {"base_urls": [fragile.url], "max_retries": 0},
         "equality": EQUALITY | {"base_urls": [judge.url], "call_timeout_s": 5, "max_retries": 0},
         "other": EQUALITY | {"base_urls": [judge.url], "votes": 3},
         "similarity": {"kind": "embedding", "batch_size": 8},
@@ -125,12 +166,13 @@ def judged_farm() -> Iterator[JudgedFarm]:
     }
     try:
         with tempfile.TemporaryDirectory(prefix="farm-judging-") as folder:
-            environments = [f"{Path(__file__).with_name('contest.py')}:Contest"]
+            folder_here = Path(__file__).parent
+            environments = [f"{folder_here / 'contest.py'}:Contest", f"{folder_here / 'asking.py'}:Asking"]
             settings = {
                 "FARM_JUDGES": json.dumps(judges),
                 "FARM_ENVIRONMENTS": json.dumps(environments),
                 "FARM_WORKER_LEASE_TTL_S": "2",
-                "FARM_BREAKERS_PROBE_AFTER_S": "0.5",
+                "FARM_BREAKERS_PROBE_AFTER_S": "0.3",
                 "FARM_BREAKERS_MAX_PROBE_AFTER_S": "1",
             }
             options = ["--workers", "1", "--concurrency", "8", "--no-flower"]
@@ -138,10 +180,11 @@ def judged_farm() -> Iterator[JudgedFarm]:
                 local_farm(Path(folder), options=options, settings=settings) as farm,
                 httpx.Client(base_url=farm.url, timeout=60) as http,
             ):
-                judged = JudgedFarm(farm, judge, http)
+                judged = JudgedFarm(farm, judge, fragile, http)
                 judged.until(lambda: any(w.get("per_judge") for w in http.get("/v1/workers").json()["items"]))
                 yield judged
     finally:
+        fragile.close()
         judge.close()
 
 

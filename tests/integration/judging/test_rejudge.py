@@ -99,7 +99,7 @@ def test_judges_are_listed_with_kind_version_and_load(judged_farm: Any) -> None:
     listed = judged_farm.http.get("/v1/judges").json()
     assert listed["judge_workers"] == 1
     found = {judge["judge"]: judge for judge in listed["items"]}
-    assert set(found) == {"equality", "other", "away", "similarity", "ranked"}
+    assert set(found) == {"equality", "fragile", "other", "away", "similarity", "ranked"}
     assert found["equality"]["kind"] == "remote"
     assert found["equality"]["replicas"] == [{"url": f"{judged_farm.judge.url}/v1", "state": "fixed"}]
     assert found["equality"]["version"] != found["other"]["version"]

@@ -31,6 +31,7 @@ MAX_ATTEMPTS = 2
 SUSPECT_AFTER = 2
 SAMPLES = 3
 ENVIRONMENTS = ("weather", "sql")  # of even and odd rows
+JUDGE = st.sampled_from(["j", "k"])
 PARKED = st.sets(st.sampled_from(ENVIRONMENTS))
 FINAL = {state for state in RolloutState if state in ("succeeded", "failed", "cancelled", "expired")}
 _numbers = itertools.count()
@@ -55,7 +56,9 @@ class Farm(RuleBasedStateMachine):
         self.suspects: dict[str, str] = {}  # and the token of the last run alone
         self.owed: dict[str, int] = {}  # by member, the attempt that it gets back when it is given up next
         self.claims: list[tuple[str, Claim]] = []  # of every claim ever made, void ones too
-        self.place: dict[str, str] = {}  # of what is judging: w waits, s sent, j with a judge worker
+        self.place: dict[str, str] = {}  # of what is judging: w waits, p is parked, s sent, j with a judge worker
+        self.line: dict[str, str] = {}  # of what is judging: before which judge
+        self.over: set[str] = set()  # of what is parked: whose judge's clock is over
         self.before: dict[str, RolloutState] = {}  # of what is judged again: how it had ended
         self.asked: set[str] = set()
         self.sent: list[tuple[str, str]] = []
@@ -89,9 +92,10 @@ class Farm(RuleBasedStateMachine):
         self.state[member] = to
         self.handed_over.discard(member)
         if to is RolloutState.JUDGING:
-            self.place[member] = "w"
+            self.place[member], self.line[member] = "w", "j"
         else:
             self.place.pop(member, None)
+            self.line.pop(member, None)
             self.before.pop(member, None)
 
     def _stands(self, claim: Claim) -> bool:
@@ -229,15 +233,42 @@ class Farm(RuleBasedStateMachine):
         else:
             assert 1 not in answers
 
-    @rule(most=st.integers(1, 4))
-    def judge_take(self, most: int) -> None:
-        taken = self._do(self.judging.take(self.batch_id, "j", most))
-        waiting = [member for member, place in self.place.items() if place == "w"]
+    @rule(most=st.integers(1, 4), judge=JUDGE)
+    def judge_take(self, most: int, judge: str) -> None:
+        self._sent(self._do(self.judging.take(self.batch_id, judge, most)), most, self._in_line(judge, "w"))
+
+    def _in_line(self, judge: str, place: str) -> set[str]:
+        return {member for member, where in self.place.items() if where == place and self.line[member] == judge}
+
+    def _sent(self, taken: list[tuple[str, str]], most: int, waiting: set[str]) -> None:
         assert len(taken) == min(most, len(waiting))
         for member, token in taken:
             assert member in waiting
             self.place[member] = "s"
             self.sent.append((member, token))
+
+    @rule(judge=JUDGE, clock_s=st.sampled_from([-1.0, 1000.0]))
+    def judge_park(self, judge: str, clock_s: float) -> None:
+        """A judge keeps failing; the clock of those with a negative one is over at once."""
+        self._do(self.judging.park(self.batch_id, judge, clock_s))
+        for member in self._in_line(judge, "w"):
+            self.place[member] = "p"
+            (self.over.add if clock_s < 0 else self.over.discard)(member)
+
+    @rule(judge=JUDGE)
+    def judge_release(self, judge: str) -> None:
+        self._do(self.judging.release(self.batch_id, judge))
+        self.place |= dict.fromkeys(self._in_line(judge, "p"), "w")
+
+    @rule(judge=JUDGE, most=st.integers(1, 4))
+    def judge_take_over(self, judge: str, most: int) -> None:
+        taken = self._do(self.judging.take_over(self.batch_id, judge, most))
+        self._sent(taken, most, self._in_line(judge, "p") & self.over)
+
+    @rule(judge=JUDGE, seed=st.integers(0, 100))
+    def judge_probe(self, judge: str, seed: int) -> None:
+        taken = self._do(self.judging.probe(self.batch_id, judge, seed=seed))
+        self._sent(taken, 1, self._in_line(judge, "p") - self.over)
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), worker=st.sampled_from(["j1", "j2"]), again=st.booleans(), twice=st.booleans())
@@ -271,15 +302,19 @@ class Farm(RuleBasedStateMachine):
         self._commit(claim, outcome, stands=self._judges(claim), twice=twice, early_stop=0 if again else 2)
 
     @precondition(lambda self: self.judge_claims)
-    @rule(data=st.data(), used_up=st.booleans())
-    def judge_again(self, data: st.DataObject, used_up: bool) -> None:
-        """A try at judging fails, or is handed back."""
+    @rule(data=st.data(), used_up=st.booleans(), judge=st.just("") | JUDGE, goes_on=st.booleans())
+    def judge_again(self, data: st.DataObject, used_up: bool, judge: str, goes_on: bool) -> None:
+        """A try at judging fails, or is handed back, perhaps to the line before another judge."""
         _, claim = data.draw(st.sampled_from(self.judge_claims))
         stands = self._judges(claim)
-        call = self.judging.again_call(self.batch_id, claim.member, claim.token, b"{}" if used_up else b"", 0)
+        line = b"{}" if used_up else b""
+        call = self.judging.again_call(
+            self.batch_id, claim.member, claim.token, line, 0, judge=judge, clock_goes_on=goes_on
+        )
         assert self._do(self.store.run_many([call])) == [int(stands)]
         if stands:
             self.place[claim.member] = "w"
+            self.line[claim.member] = judge or self.line[claim.member]
 
     @rule(worker=st.sampled_from(["j1", "j2"]), resend=st.booleans())
     def judge_recover(self, worker: str, resend: bool) -> None:
@@ -480,10 +515,12 @@ class Farm(RuleBasedStateMachine):
     @invariant()
     def lines_before_judges_agree(self) -> None:
         places = Counter(self.place.values())
-        load = self._do(self.judging.load([self.batch_id]))[self.batch_id].get("j", (0, 0))
-        assert load == (places["w"], places["s"] + places["j"])
+        load = self._do(self.judging.load([self.batch_id]))[self.batch_id]
+        for judge in ("j", "k"):
+            waiting, sent, judged, parked = (len(self._in_line(judge, place)) for place in "wsjp")
+            assert load.get(judge, (0, 0, 0)) == (waiting + parked, sent + judged, parked)
         keys = self.store.keys.batch(self.batch_id)
-        assert self._do(self.store.redis.zcard(keys.awaiting)) == places["w"]
+        assert self._do(self.store.redis.zcard(keys.awaiting)) == places["w"] + places["p"]
         assert self._do(self.store.redis.hlen(keys.judging)) == len(self.place)
 
     @invariant()

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from pydantic import TypeAdapter
 
-from gym.errors import JudgeRefused, JudgeUnreachable, VerdictUnreadable
+from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, VerdictUnreadable
 from gym.judges.base import Ask, Question, Verdict
 from gym.judges.desk import Desk
 from gym.judges.settings import JudgeSettings
@@ -223,3 +223,62 @@ async def test_an_answer_without_rivals_has_no_score() -> None:
     async with desk_of(j={"kind": "pairwise", "model": "m", "base_urls": [DEAD]}) as desk:
         with pytest.raises(VerdictUnreadable, match="no other one"):
             await ask(desk, "j", "x")
+
+
+async def test_what_waits_for_a_place_is_turned_back_when_the_judge_is_parked_and_what_is_asked_goes_on() -> None:
+    async with ScriptedModelServer() as model:
+        model.behave(latency_s=0.3)
+        async with desk_of(j=SAYS | {"base_urls": [model.url], "concurrency": 1}) as desk:
+            asked = [asyncio.create_task(ask(desk, "j", f"{number}", "[[say Verdict: EQUAL]]")) for number in range(3)]
+            async with asyncio.timeout(20):
+                while not model.stats["in_flight"]:  # noqa: ASYNC110  the server has no event for it
+                    await asyncio.sleep(0.01)
+            desk.park("j")
+            first, *others = await asyncio.gather(*asked, return_exceptions=True)
+            assert isinstance(first, Verdict)
+            assert [(type(other), getattr(other, "judge", None)) for other in others] == [(JudgeParked, "j")] * 2
+            assert (await ask(desk, "j", "a probe", "[[say Verdict: EQUAL]]")).score == 1.0
+            assert model.stats["requests"] == 2
+
+
+class Nobody:
+    """No replica is ready."""
+
+    looks = 0
+
+    def get(self, name: str) -> PolicyRecord | None:
+        self.looks += 1
+        return None
+
+
+async def test_what_waits_for_a_replica_is_turned_back_when_the_judge_is_parked() -> None:
+    judges = {"j": TypeAdapter[Any](JudgeSettings).validate_python({"kind": "llm", "model": "m"})}
+    nobody = Nobody()
+    async with Desk(judges, nobody) as desk, asyncio.timeout(20):
+        waits = asyncio.create_task(ask(desk, "j", "x", within_s=60.0))
+        while not nobody.looks:  # noqa: ASYNC110  it has no event for it
+            await asyncio.sleep(0)
+        desk.park("j")
+        with pytest.raises(JudgeParked):
+            await waits
+
+
+async def test_an_answer_is_noted_be_it_a_refusal_and_none_is_not() -> None:
+    async with ScriptedModelServer() as model, desk_of(j=SAYS | {"base_urls": [model.url]}) as desk:
+        assert desk.answered_at("j") is None
+        model.behave(error_rate=1.0)
+        with pytest.raises(JudgeUnreachable):
+            await ask(desk, "j", "x")
+        assert desk.answered_at("j") is None
+        model.behave(error_rate=0.0)
+        with pytest.raises(VerdictUnreadable):
+            await ask(desk, "j", "x", "[[say maybe]]")
+        assert desk.answered_at("j") is not None
+
+
+async def test_a_judge_that_is_full_has_answered() -> None:
+    async with ScriptedModelServer() as model, desk_of(j=SAYS | {"base_urls": [model.url]}) as desk:
+        model.behave(rate_limit_rate=1.0)
+        with pytest.raises(JudgeUnreachable):
+            await ask(desk, "j", "x")
+        assert desk.answered_at("j") is not None

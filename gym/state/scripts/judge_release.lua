@@ -1,0 +1,19 @@
+-- Let all that waits for a judge go at once: what was parked, and what would have waited before its next try.
+-- ARGV: judge, how many at most
+-- Returns how many were looked at
+even_when_full()
+local judge, most = ARGV[1], tonumber(ARGV[2])
+local now = now_ms()
+local entries = redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|p', '(' .. judge .. '|q', 'LIMIT', 0, most)
+if #entries == 0 then
+  local later = '(' .. judge .. '|' .. string.format('%013d', now) .. '|~'
+  entries = redis.call('ZRANGEBYLEX', AWAITING, later, '(' .. judge .. '|:', 'LIMIT', 0, most)
+end
+for _, entry in ipairs(entries) do
+  local member, live = who_waits(entry)
+  if member then
+    leave_judging(member, live)
+    enter_judging(member, 'w', live.attempt, live.token, now, live.environment, judge, '')
+  end
+end
+return #entries

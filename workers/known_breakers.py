@@ -1,0 +1,140 @@
+"""A worker's copy of the breakers, read about once a second, so that a success costs no round trip.
+
+What has failed somewhere lately is compared with what was seen at work here since, and that is reported; what opens or
+closes is passed on. `workers.breakers` and `workers.judge_breakers` know what a sign of life is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from redis.exceptions import RedisError
+
+from gym.state.breakers import Breaker, BreakerKey, Breakers
+
+REFRESH_S = 1.0
+_LOG = logging.getLogger(__name__)
+
+
+class KnownBreakers:
+    """One per worker, on its event loop. `on_open` and `on_release` hear of what is parked, and may be tried again."""
+
+    def __init__(
+        self,
+        breakers: Breakers,
+        *,
+        on_release: Callable[[BreakerKey], None],
+        on_open: Callable[[BreakerKey], None] | None = None,
+    ) -> None:
+        self._breakers = breakers
+        self._on_release = on_release
+        self._on_open = on_open
+        self._known: dict[BreakerKey, tuple[float, Breaker]] = {}  # with the moment when it was first seen so
+
+    @property
+    def any(self) -> bool:
+        """Whether anything has failed lately."""
+        return bool(self._known)
+
+    @property
+    def any_open(self) -> bool:
+        """Whether anything is parked."""
+        return any(breaker.open for _, breaker in self._known.values())
+
+    def all(self) -> list[tuple[float, Breaker]]:
+        """What has failed lately, each with the moment (`time.monotonic()`) when it was first seen as it is."""
+        return list(self._known.values())
+
+    def get(self, key: BreakerKey) -> Breaker | None:
+        """One of them."""
+        known = self._known.get(key)
+        return None if known is None else known[1]
+
+    def parked(self, key: BreakerKey) -> Breaker | None:
+        """One of them if it is open."""
+        breaker = self.get(key)
+        return breaker if breaker is not None and breaker.open else None
+
+    async def keep_fresh(self, alive_at: Callable[[Breaker], float | None]) -> None:
+        """Look what has failed elsewhere and report what works here, until cancelled.
+
+        `alive_at` says when something was last seen at work here, of `time.monotonic()`.
+        """
+        while True:
+            try:
+                await self.refresh()
+                await self.report_alive(alive_at)
+            except RedisError as error:
+                _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
+            await asyncio.sleep(REFRESH_S)
+
+    async def refresh(self) -> None:
+        """Read them now. Raises redis-py's errors."""
+        self._learn(await self._breakers.all())
+
+    async def report_alive(self, alive_at: Callable[[Breaker], float | None]) -> None:
+        """Report what was seen at work since it was known to fail. Raises redis-py's errors."""
+        for since, breaker in self.all():
+            seen = alive_at(breaker)
+            if seen is not None and seen > since:
+                await self.report(breaker.key)
+
+    async def report(self, key: BreakerKey) -> None:
+        """It works. Raises redis-py's errors."""
+        known = self._known.pop(key, None)  # it is reported once, whatever else ends meanwhile
+        self._on_release(key)
+        try:
+            was_open = await self._breakers.alive(key)
+        except RedisError:
+            if known is not None:
+                self._known.setdefault(key, known)
+            raise
+        if was_open:
+            _LOG.warning(
+                "%s %s works again: rollouts released", key.kind, key.name, extra={"action": "breaker_released"}
+            )
+
+    async def settle_probe(self, key: BreakerKey, *, alive: bool) -> None:
+        """A probe ended without a failure that counts: it has shown a sign of life, or nothing."""
+        try:
+            if alive:
+                await self.report(key)
+            else:
+                await self._breakers.probe_missed(key)
+        except RedisError as error:
+            _LOG.warning("probe not reported: %s", error, extra={"action": "breakers_stale"})
+
+    async def probe_lost(self, key: BreakerKey) -> None:
+        """A probe came here and is not run, or there is news of what it would try: another may go at once."""
+        try:
+            await self._breakers.probe_soon(key)
+        except RedisError as error:
+            _LOG.warning("probe not given back: %s", error, extra={"action": "breakers_stale"})
+
+    def _learn(self, breakers: Iterable[Breaker]) -> None:
+        now = time.monotonic()
+        before, self._known = self._known, {}
+        for breaker in breakers:
+            since, earlier = before.get(breaker.key, (now, breaker))
+            self._known[breaker.key] = (since if earlier.opened_at == breaker.opened_at else now, breaker)
+        for key, (_, earlier) in before.items():
+            if earlier.open and self.parked(key) is None:
+                self._on_release(key)
+        for key, (_, breaker) in self._known.items():
+            if breaker.open and self._on_open is not None and not (key in before and before[key][1].open):
+                self._on_open(key)
+
+
+def say_opened(key: BreakerKey, failures: int, error: str) -> None:
+    """Log that a failure opened a breaker."""
+    _LOG.warning(
+        "%s %s: rollouts are parked after %d failures in a row: %s",
+        key.kind,
+        key.name,
+        failures,
+        error,
+        extra={"action": "breaker_opened"},
+    )
