@@ -226,3 +226,12 @@ async def test_other_replicas_of_a_parked_judge_are_probed_at_once(store: Store)
                     await asyncio.sleep(0.05)
         finally:
             watching.cancel()
+
+
+async def test_a_judge_that_is_full_but_answers_others_or_says_so_is_not_parked(store: Store) -> None:
+    async with working(store) as worker:
+        for member in range(10):
+            worker.desk.answers["j"] = time.monotonic()
+            await worker.fails(member)
+            assert worker.watch.parked("j") is None
+            await asyncio.sleep(0.002)  # times are of whole milliseconds
