@@ -262,10 +262,14 @@ class JudgeFailed(RolloutError):
 
 
 class JudgeUnreachable(JudgeFailed):
-    """No replica of the judge answered; the trajectory is kept and can be judged later. `judge` is whose, if known."""
+    """The judge gave no verdict; the trajectory is kept and can be judged later. `judge` is whose, if known.
+
+    `away`: no replica answered at all, not even that it is full or with an error.
+    """
 
     retryable = True
     judge: str | None = None
+    away = False
 
 
 class JudgeRefused(JudgeFailed):

@@ -1,5 +1,6 @@
 """What a judge worker tells the breakers of its judges, and hears of them.
 
+What counts as a failure is that no replica answered: one that is full, or slow, or answers with errors is not away.
 A verdict costs no round trip: signs of life are noted here and reported only where a judge has failed lately. All tries
 of one rollout count as one failure, so that one alone never parks a judge's line.
 """
@@ -52,7 +53,7 @@ class JudgeBreakers:
         key = judge_key(claim.judge)
         error = found.error if isinstance(found, Undecided) else found
         if isinstance(error, JudgeUnreachable):
-            if error.judge == claim.judge:
+            if error.away and error.judge == claim.judge:
                 await self._failed(key, claim, error, probe=probe)
                 return
         elif _is_answer(found):

@@ -112,10 +112,12 @@ class JudgeCalls:
         until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
         while (record := self._replicas.get(self.name)) is None:
             if loop.time() >= until:
-                raise JudgeUnreachable(
+                away = JudgeUnreachable(
                     f"judge {self.name!r} has no replica that is ready; start one, as with "
                     f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
                 )
+                away.away = True
+                raise away
             await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
         return record
 
@@ -133,7 +135,9 @@ class JudgeCalls:
         try:
             yield
         except ModelUnreachable as error:
-            raise JudgeUnreachable(_renamed(error.message)) from error
+            unreachable = JudgeUnreachable(_renamed(error.message))
+            unreachable.away = error.away
+            raise unreachable from error
         except ModelRejected as error:
             raise JudgeRefused(_renamed(error.message)) from error
         finally:

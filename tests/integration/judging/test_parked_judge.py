@@ -37,9 +37,10 @@ CLAIM = JudgeClaim(
 )
 
 
-def away(judge: str = "equality") -> Undecided:
+def away(judge: str = "equality", *, answers: bool = False) -> Undecided:
     error = JudgeUnreachable("nobody answers")
     error.judge = judge
+    error.away = not answers
     return Undecided(1.0, error)
 
 
@@ -77,6 +78,8 @@ async def test_the_tries_of_one_rollout_count_once_and_those_of_several_park_the
         await watch.tried(claim(0, token), away(), probe=False)
     await watch.tried(claim(1), away(), probe=False)
     await watch.tried(claim(2), away("another"), probe=False)
+    for row in range(2, 8):
+        await watch.tried(claim(row), away(answers=True), probe=False)  # full, or slow
     assert not await is_open(store)
     await watch.tried(claim(2), away(), probe=False)
     assert await is_open(store)
