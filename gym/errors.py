@@ -268,8 +268,11 @@ class JudgeUnreachable(JudgeFailed):
     """
 
     retryable = True
-    judge: str | None = None
-    away = False
+
+    def __init__(self, message: str, *, judge: str | None = None, away: bool = False) -> None:
+        super().__init__(message)
+        self.judge = judge
+        self.away = away
 
 
 class JudgeRefused(JudgeFailed):

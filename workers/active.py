@@ -19,10 +19,10 @@ class Batch:
     max_attempts: int
     deadline_at: int | None
     rollout_timeout_s: float
+    judge_timeout_s: float
     policy: BreakerKey
     held: bool = False  # all of it is parked, since its policy keeps failing
     parked: int = 0  # of those queued, by their environments
-    judge_timeout_s: float = 600.0
     queued: int = 0
     dispatched: int = 0
     running: int = 0

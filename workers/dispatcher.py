@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.limits import Limits
 from gym.state.breakers import policy_key
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
@@ -153,7 +154,7 @@ class Dispatcher:
             await self._store.redis.zrem(self._store.keys.active, batch_id)
             return None
         spec = orjson.loads(values[0])
-        limits = spec["limits"]
+        limits = Limits().model_dump() | spec["limits"]
         created_at = int(values[4])
         deadline_s = limits.get("deadline_s")
         return Batch(
@@ -164,7 +165,7 @@ class Dispatcher:
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
             rollout_timeout_s=float(limits["rollout_timeout_s"]),
-            judge_timeout_s=float(limits.get("judge_timeout_s", 600.0)),
+            judge_timeout_s=float(limits["judge_timeout_s"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
             policy=policy_key(spec.get("policy")),
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
@@ -116,9 +116,9 @@ class JudgeBreakers:
         if await self._bounded(self._breakers.alive, key):
             _LOG.warning("judge %s answers again: rollouts released", key.name, extra={"action": "breaker_released"})
 
-    async def _bounded(self, tell: Callable[[BreakerKey], object], key: BreakerKey) -> object:
+    async def _bounded(self, tell: Callable[[BreakerKey], Awaitable[object]], key: BreakerKey) -> object:
         try:
-            return await tell(key)  # type: ignore[misc]  # whichever of the calls on one breaker
+            return await tell(key)
         except RedisError as error:
             _LOG.warning("%s not told: %s", key, error, extra={"action": "breakers_stale"})
             return None

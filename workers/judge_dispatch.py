@@ -52,7 +52,7 @@ class JudgeDispatch:
             return
         load = await self._judging.load([batch.batch_id for batch in judged])
         jobs: list[JudgeJob] = []
-        sent_ms = time.monotonic_ns() // 1_000_000 + self._server_ahead_ms  # before taking, as for the workers
+        sent_ms = self._server_ms()  # before taking, as for the workers
         for judge in sorted({judge for judges in load.values() for judge in judges}):
             if judge in parked:
                 waits = [batch for batch in judged if load[batch.batch_id].get(judge, (0, 0))[0]]
@@ -74,6 +74,9 @@ class JudgeDispatch:
         if jobs:
             await asyncio.to_thread(self._line().send, jobs, sent_ms)
 
+    def _server_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000 + self._server_ahead_ms
+
     async def _of_parked(self, breaker: Breaker, batches: list[Batch]) -> list[JudgeJob]:
         """What may go although its judge is parked."""
         jobs: list[JudgeJob] = []
@@ -83,7 +86,7 @@ class JudgeDispatch:
             overdue = await self._judging.take(batch.batch_id, judge, most, overdue_s=batch.judge_timeout_s)
             if overdue:
                 jobs.append(JudgeJob(batch_id=batch.batch_id, judge=judge, members=overdue, last=True))
-        if batches and breaker.next_probe_at <= time.monotonic_ns() // 1_000_000 + self._server_ahead_ms:
+        if batches and breaker.next_probe_at <= self._server_ms():
             jobs += await self._probe(breaker.key, batches)
         return jobs
 

@@ -79,16 +79,14 @@ Found = Decided | Undecided | RolloutError
 
 def given_up(judged: Judged, found: Found) -> Found:
     """What a rollout comes to that has waited too long for its parked judge: this try was its last."""
-    error = found.error if isinstance(found, Undecided) else found
-    if judged.last and isinstance(error, RolloutError) and (error is not found or isinstance(error, JudgeUnreachable)):
-        return _given_up(error, f"judge {judged.claim.judge!r} has been parked for its whole time")
+    match found:
+        case Undecided(_, RolloutError() as error) | (JudgeUnreachable() as error) if judged.last:
+            return _given_up(error, f"judge {judged.claim.judge!r} has been parked for its whole time")
     return found
 
 
 def _given_up(failure: RolloutError, why: str) -> RolloutError:
-    error = JudgeUnreachable(f"{failure.message}; {why}")
-    error.judge = failure.judge if isinstance(failure, JudgeUnreachable) else None
-    return error
+    return JudgeUnreachable(f"{failure.message}; {why}")
 
 
 class JudgeRunner:

@@ -112,12 +112,12 @@ class JudgeCalls:
         until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
         while (record := self._replicas.get(self.name)) is None:
             if loop.time() >= until:
-                away = JudgeUnreachable(
+                raise JudgeUnreachable(
                     f"judge {self.name!r} has no replica that is ready; start one, as with "
-                    f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
+                    f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings",
+                    judge=self.name,
+                    away=True,
                 )
-                away.away = True
-                raise away
             await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
         return record
 
@@ -129,15 +129,13 @@ class JudgeCalls:
                 await self._free.acquire()
         except TimeoutError:
             raise JudgeUnreachable(
-                f"judge {self.name!r} was busy until the deadline: {self.in_flight} calls in flight"
+                f"judge {self.name!r} was busy until the deadline: {self.in_flight} calls in flight", judge=self.name
             ) from None
         self.in_flight += 1
         try:
             yield
         except ModelUnreachable as error:
-            unreachable = JudgeUnreachable(_renamed(error.message))
-            unreachable.away = error.away
-            raise unreachable from error
+            raise JudgeUnreachable(_renamed(error.message), judge=self.name, away=error.away) from error
         except ModelRejected as error:
             raise JudgeRefused(_renamed(error.message)) from error
         finally:

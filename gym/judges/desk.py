@@ -101,9 +101,4 @@ async def _within(judge: Judge, case: Case) -> Verdict:
         async with asyncio.timeout_at(case.deadline):
             return await judge.verdict(case)
     except TimeoutError:
-        error = JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time")
-        error.judge = judge.name
-        raise error from None
-    except JudgeUnreachable as error:
-        error.judge = judge.name
-        raise
+        raise JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time", judge=judge.name) from None

@@ -16,7 +16,8 @@ from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
-from gym.state.breakers import Breaker, Parked, lines_of, parked_in, policy_key, read_breakers
+from gym.state.breakers import Breaker, Parked, parked_in, policy_key, read_breakers
+from gym.state.judging import lines_of
 from gym.state.store import CANCEL, REQUEUE, SEAL, Store, insisting
 
 CANCEL_CHUNK = 500

@@ -22,6 +22,7 @@ from gym.config import BreakerSettings
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.policies import inline_record
+from gym.state.judging import lines_of
 from gym.state.store import BREAKER, Argument, ScriptCall, Store
 
 PROBE_TTL_S = 120.0  # after which a probe that has not said anything counts as lost
@@ -221,21 +222,12 @@ def parked_in(
     And of those that wait for a judge: `lines` counts them by judge.
     """
     is_open = {breaker.key: breaker for breaker in breakers if breaker.open}
-    by_key = {environment_key(name): n for name, n in counted.items()}
-    held = [(is_open[key], n) for key, n in by_key.items() if n and key in is_open]
-    judged = [(is_open[judge_key(name)], n) for name, n in lines.items() if n and judge_key(name) in is_open]
-    reasons = tuple(breaker for breaker, _ in (*held, *judged))
-    number = sum(n for _, n in held)
-    if policy in is_open:
-        number, reasons = waiting, (is_open[policy], *reasons) if waiting else reasons
-    return Parked(number + sum(n for _, n in judged), reasons)
-
-
-def lines_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
-    """How many rollouts wait for each judge, from a batch's `judges`."""
-    return {
-        name.decode().rpartition("|")[0]: int(number) for name, number in counters.items() if name.endswith(b"|waiting")
-    }
+    by_environment = {environment_key(name): n for name, n in counted.items()}
+    by_judge = {judge_key(name): n for name, n in lines.items()}
+    held = {key: n for key, n in (by_environment | by_judge).items() if n and key in is_open}
+    queued = waiting if policy in is_open else sum(held.get(key, 0) for key in by_environment)
+    reasons = [policy, *held] if policy in is_open and waiting else [*held]
+    return Parked(queued + sum(held.get(key, 0) for key in by_judge), tuple(is_open[key] for key in reasons))
 
 
 async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> Parked:

@@ -177,6 +177,11 @@ class Judging:
         return self._store.keys.batch(batch_id).scripted()
 
 
+def lines_of(counters: dict[bytes, bytes]) -> dict[str, int]:
+    """How many rollouts wait for each judge, from a batch's `judges`."""
+    return {judge: waiting for judge, (waiting, _) in _load(counters).items()}
+
+
 def _load(counters: dict[bytes, bytes]) -> dict[str, tuple[int, int]]:
     numbers = {name.decode(): int(value) for name, value in counters.items()}
     judges = {name.rpartition("|")[0] for name, number in numbers.items() if number}

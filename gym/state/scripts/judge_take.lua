@@ -1,10 +1,10 @@
--- Move up to ARGV[2] rollouts whose time has come from the line before judge ARGV[1] to Celery, of those that may be tried
--- since ARGV[3] ms (0 where it is left out).
+-- Move up to ARGV[2] rollouts whose time has come from the line before judge ARGV[1] to Celery, of those that
+-- may be tried since ARGV[3] ms.
 -- Returns {member, token, ...}
 local judge, wanted = ARGV[1], tonumber(ARGV[2])
 local now = now_ms()
 local taken = {}
-local until_now = '[' .. judge .. '|' .. string.format('%013d', now - (ARGV[3] or 0)) .. '|~'
+local until_now = '[' .. judge .. '|' .. string.format('%013d', now - ARGV[3]) .. '|~'
 for _, entry in ipairs(redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|', until_now, 'LIMIT', 0, wanted)) do
   local member = string.match(entry, '|(%d+:%d+)$')
   local value = redis.call('HGET', LIVE, member)

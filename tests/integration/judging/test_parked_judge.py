@@ -38,21 +38,11 @@ CLAIM = JudgeClaim(
 
 
 def away(judge: str = "equality", *, answers: bool = False) -> Undecided:
-    error = JudgeUnreachable("nobody answers")
-    error.judge = judge
-    error.away = not answers
-    return Undecided(1.0, error)
+    return Undecided(1.0, JudgeUnreachable("nobody answers", judge=judge, away=not answers))
 
 
 def claim(row: int, token: str = "1") -> JudgeClaim:
     return dataclasses.replace(CLAIM, member=f"{row}:0", token=token)
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
-    store = Store.connect(redis_url)
-    yield store
-    await store.close()
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ class Audited:
     async def look(self, times: int = 2) -> None:
         batch = Batch(
             batch_id=self.batch_id, run="r", priority=5, weight=1.0, created_at=0, max_attempts=3, deadline_at=None,
-            rollout_timeout_s=600.0, policy=policy_key("p"),
+            rollout_timeout_s=600.0, judge_timeout_s=600.0, policy=policy_key("p"),
         )  # fmt: skip
         workers = [WorkerStatus(worker=name, lease_ends_in_s=5, info={"concurrency": 8}) for name in self.workers]
         for _ in range(times):
