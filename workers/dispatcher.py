@@ -155,7 +155,7 @@ class Dispatcher:
             await self._store.redis.zrem(self._store.keys.active, batch_id)
             return None
         spec = orjson.loads(values[0])
-        limits = spec["limits"]
+        limits = Limits().model_dump() | spec["limits"]
         created_at = int(values[4])
         deadline_s = limits.get("deadline_s")
         return Batch(
@@ -191,17 +191,28 @@ class Dispatcher:
         waiting = [batch for batch in active if batch.backlog or batch.in_flight]
         window = int(self._housekeeping.slots * self._settings.dispatcher.window)
         free = window - sum(batch.in_flight for batch in active)
-        room = min(free, MOST_AT_ONCE)
-        if room <= 0 or not any(batch.backlog for batch in waiting):
+        if not any(batch.backlog for batch in waiting):
+            return False
+        left = shares(waiting, slots=self._housekeeping.slots)
+        owed = sum(number for number in left.values() if number > 0)
+        # a window that is full of others' work does not keep out what a run is owed
+        room = min(free if free > 0 else owed, MOST_AT_ONCE)
+        if room <= 0:
             return False
         if self._virtual_times is None:
             stored = await self._store.redis.hgetall(self._store.keys.share)
             self._virtual_times = {run.decode(): float(value) for run, value in stored.items()}
         plan_now = plan(
-            waiting, room=room, slice_size=self._slice_size(room, waiting), virtual_times=self._virtual_times
+            waiting,
+            room=room,
+            slice_size=self._slice_size(room, waiting),
+            virtual_times=self._virtual_times,
+            most=None if free > 0 else left,
         )
+        if not plan_now.takes:
+            return False
         self._virtual_times = plan_now.virtual_times
-        await self._dispatch(plan_now.takes, shares(waiting, slots=self._housekeeping.slots))
+        await self._dispatch(plan_now.takes, left)
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.delete(self._store.keys.share)
         pipeline.hset(self._store.keys.share, mapping=dict(self._virtual_times))

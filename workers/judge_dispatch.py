@@ -54,7 +54,7 @@ class JudgeDispatch:
         load = await self._judging.load([batch.batch_id for batch in judged])
         parked = self._parking.judges
         jobs: list[JudgeJob] = []
-        sent_ms = time.monotonic_ns() // 1_000_000 + self._server_ahead_ms  # before taking, as for the workers
+        sent_ms = self._server_ms()  # before taking, as for the workers
         for judge in sorted({judge for judges in load.values() for judge in judges}):
             lines = [(batch, load[batch.batch_id].get(judge, Line())) for batch in judged]
             room = self._per_judge - sum(line.asked for _, line in lines)

@@ -11,7 +11,6 @@ A worker that was idle starts low and doubles while its loop answers at once, a 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from functools import partial
 
 from workers.slots import Slots
@@ -29,7 +28,7 @@ class Pace:
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
-        self._delays: deque[float] = deque(maxlen=SAMPLES)
+        self._delays: list[float] = []
         self._rising = True  # nothing has stood in the way since it was last idle
         slots.limit_to(min(FIRST, slots.total))
 
@@ -53,9 +52,8 @@ class Pace:
             fewer = int(min(slots.limit, slots.taken) * max(0.5, TARGET_S / median))
             slots.limit_to(min(slots.limit, max(LEAST, fewer)))
         elif median < TARGET_S / 2:
-            slots.limit_to(
-                min(slots.total, 2 * slots.limit if median < TARGET_S / 8 else slots.limit + slots.limit // 4)
-            )
+            more = slots.limit if median < TARGET_S / 8 else slots.limit // 4
+            slots.limit_to(min(slots.total, slots.limit + more))
         self._delays.clear()
 
 

@@ -153,7 +153,6 @@ class Runtime:
         """What the worker says of itself with its lease; called from the lease's thread."""
         return {
             "concurrency": self.slots.total,
-            "slots": self.slots.limit,
             "running": len(self._running),
             "taken": self.slots.taken,
             "ended": self._ended,

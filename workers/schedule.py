@@ -49,9 +49,20 @@ def shares(batches: Sequence[Waiting], *, slots: int) -> dict[str, int]:
     return {run: int(slots * weight / total) - in_flight[run] for run, weight in weights.items()}
 
 
-def plan(waiting: Sequence[Waiting], *, room: int, slice_size: int, virtual_times: Mapping[str, float]) -> Plan:
-    """Share `room` rollouts out in slices. Virtual times of runs that are not waiting are forgotten."""
+def plan(
+    waiting: Sequence[Waiting],
+    *,
+    room: int,
+    slice_size: int,
+    virtual_times: Mapping[str, float],
+    most: Mapping[str, int] | None = None,
+) -> Plan:
+    """Share `room` rollouts out in slices, by run no more than `most` where that is given.
+
+    Virtual times of runs that are not waiting are forgotten.
+    """
     takes: list[tuple[str, int]] = []
+    left = None if most is None else dict(most)
     active = [batch for batch in waiting if batch.backlog > 0]
     weights, in_flight = _by_run(waiting)
     ahead = {batch.run: in_flight[batch.run] / weights[batch.run] for batch in active}
@@ -61,7 +72,7 @@ def plan(waiting: Sequence[Waiting], *, room: int, slice_size: int, virtual_time
     for priority in sorted({batch.priority for batch in active}, reverse=True):
         if room <= 0:
             break
-        room = _share([batch for batch in active if batch.priority == priority], room, slice_size, times, takes)
+        room = _share([batch for batch in active if batch.priority == priority], room, slice_size, times, takes, left)
     return Plan(takes, times)
 
 
@@ -76,7 +87,12 @@ def _by_run(batches: Sequence[Waiting]) -> tuple[dict[str, float], Counter[str]]
 
 
 def _share(
-    batches: list[Waiting], room: int, slice_size: int, times: dict[str, float], takes: list[tuple[str, int]]
+    batches: list[Waiting],
+    room: int,
+    slice_size: int,
+    times: dict[str, float],
+    takes: list[tuple[str, int]],
+    left: dict[str, int] | None,
 ) -> int:
     queues: dict[str, list[list[int | str]]] = {}
     weights: dict[str, float] = {}
@@ -89,6 +105,11 @@ def _share(
         _, run = heapq.heappop(heap)
         head = queues[run][0]
         given = min(slice_size, room, int(head[1]))
+        if left is not None:
+            given = min(given, left.get(run, 0))
+            left[run] = left.get(run, 0) - given
+        if given <= 0:
+            continue
         takes.append((str(head[0]), given))
         room -= given
         times[run] += given / weights[run]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import httpx
 import orjson
 
 from api.bench.figures import Figure
-from api.bench.lab import WAIT_S, Lab, laboratory
+from api.bench.lab import WAIT_S, Lab, laboratory, run_program
 from gym.jsontypes import JsonObject
 
 JUDGE = "similarity"
@@ -48,7 +47,7 @@ def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
             lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
         for _ in range(repeats):
             with lab.cpu() as called:
-                client = _bare_calls(url, rollouts)
+                client = run_program("api.bench.judges", url, str(rollouts))
             without = _run(lab, plain)
             before = _counters(url)
             with_judge = _run(lab, judged)
@@ -97,13 +96,6 @@ def _replica(lab: Lab) -> str:
 def _counters(url: str) -> dict[str, int]:
     told: dict[str, int] = httpx.get(f"{url}/v1/judge", timeout=30).raise_for_status().json()
     return told
-
-
-def _bare_calls(url: str, count: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "api.bench.judges", url, str(count)]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)  # noqa: S603 - this program
-    used: dict[str, float] = orjson.loads(done.stdout)
-    return used
 
 
 async def _ask(url: str, count: int) -> None:

@@ -67,10 +67,7 @@ class Lab:
     def bare_loop(self, rollouts: int, *, concurrency: int = 256) -> dict[str, float]:
         """What the same model calls cost a bare loop: `cpu_s` and `wall_s`."""
         url = f"{self.farm.model_url}/v1/chat/completions"
-        command = [sys.executable, "-m", "api.bench.bare", url, str(rollouts), str(concurrency)]
-        done = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)  # noqa: S603 - this program
-        used: dict[str, float] = orjson.loads(done.stdout)
-        return used
+        return run_program("api.bench.bare", url, str(rollouts), str(concurrency))
 
     def model_behaves(self, **behaviour: float) -> None:
         """Change the mock model while it runs."""
@@ -83,6 +80,14 @@ class Lab:
             while page := model.get("/admin/requests", params={"after": after}).json()["items"]:
                 yield from page
                 after = page[-1]["number"]
+
+
+def run_program(module: str, *arguments: str) -> dict[str, float]:
+    """What a module says that is run as a program of its own; its costs are not mixed with this one's."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)  # noqa: S603 - this program
+    said: dict[str, float] = orjson.loads(done.stdout)
+    return said
 
 
 @contextmanager

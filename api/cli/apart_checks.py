@@ -12,9 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from api.cli.checks import WAIT_S, Check, Level
-
-HTTP_PORTS = {"http": 80, "https": 443}
+from api.cli.checks import WAIT_S, Check, Level, port_of
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -22,7 +20,7 @@ def address_of(url: str) -> tuple[str, int]:
     parts = urlsplit(url)
     if parts.hostname is None:
         raise ValueError(f"{url!r} is no URL such as http://farm:8700")
-    return parts.hostname, parts.port or HTTP_PORTS.get(parts.scheme, 80)
+    return parts.hostname, port_of(parts)
 
 
 def is_apart(url: str) -> bool:

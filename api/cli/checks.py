@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
@@ -19,6 +19,7 @@ from gym.errors import FarmError, SettingsError, Unavailable
 if TYPE_CHECKING:
     from gym.config import Settings
 
+HTTP_PORTS = {"http": 80, "https": 443}
 WAIT_S = 3.0
 OLDEST_PYTHON = (3, 11)
 OLDEST_REDIS = (6, 2)
@@ -207,6 +208,11 @@ def check_policies(settings: Settings, url: str, api_key: str | None) -> Iterato
         yield check_endpoint(name, base_url, key)
 
 
+def port_of(parts: SplitResult) -> int:
+    """The TCP port of a URL, its scheme's where it names none. Raises ValueError."""
+    return parts.port or HTTP_PORTS.get(parts.scheme, 80)
+
+
 def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
     """Whether a model server answers: `/health` beside its `/v1`, else `/v1/models`."""
     root = base_url.removesuffix("/").removesuffix("/v1")
@@ -221,8 +227,8 @@ def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
         if status == 200:
             return _ok(f"policy {name}", f"{base_url} answers")
         seen = f"{path} is answered {status}"
-    where = urlsplit(root)
-    port = f"TCP port {where.port or 80} of {where.hostname}"
+    parts = urlsplit(root)
+    port = f"TCP port {port_of(parts)} of {parts.hostname}"
     advice = f"is the model server up, and reachable from this machine? If it is up, open {port} to this machine"
     return _fail(f"policy {name}", f"{base_url}: {seen}", advice)
 

@@ -136,7 +136,9 @@ class JudgeCalls:
             if loop.time() >= until:
                 raise JudgeUnreachable(
                     f"judge {self.name!r} has no replica that is ready; start one, as with "
-                    f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings"
+                    f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings",
+                    judge=self.name,
+                    away=True,
                 )
             await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
             on_held()
@@ -150,7 +152,7 @@ class JudgeCalls:
                 await self._free.acquire()
         except TimeoutError:
             raise JudgeUnreachable(
-                f"judge {self.name!r} was busy until the deadline: {self.in_flight} calls in flight"
+                f"judge {self.name!r} was busy until the deadline: {self.in_flight} calls in flight", judge=self.name
             ) from None
         self.in_flight += 1
         try:
@@ -158,7 +160,7 @@ class JudgeCalls:
                 call.on_held()
             yield
         except ModelUnreachable as error:
-            raise JudgeUnreachable(_renamed(error.message)) from error
+            raise JudgeUnreachable(_renamed(error.message), judge=self.name, away=error.away) from error
         except ModelRejected as error:
             raise JudgeRefused(_renamed(error.message)) from error
         finally:

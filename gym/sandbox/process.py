@@ -177,7 +177,7 @@ class Sandbox:
                 return
             error = b"it has no process namespace of its own"
         except (TimeoutError, OSError, EOFError, ValueError) as failure:
-            error = str(failure).encode()
+            error = f"it ended or did not answer while it started: {failure!r}".encode()
             if self._process.stderr is not None and not isinstance(failure, TimeoutError):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(5):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,6 +20,9 @@ from gym.relay.address import DEFAULT_PREFIX, farm_channels
 from gym.relay.caller import Answer, Ask, Lost
 from gym.relay.frames import AskScope
 from gym.state.embedded import EmbeddedRedis
+from gym.state.store import Store
+
+EndFamily = Callable[[subprocess.Popen[bytes], float], None]
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +38,34 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     with Redis.from_url(redis_server.url) as redis:
         redis.flushall()
     return redis_server.url
+
+
+@pytest.fixture
+async def store(redis_url: str) -> AsyncIterator[Store]:
+    """The farm's store on a Redis that holds nothing."""
+    store = Store.connect(redis_url)
+    yield store
+    await store.close()
+
+
+@pytest.fixture(scope="session")
+def end_family() -> EndFamily:
+    """Ends a process, and fails where anything that it started is left; `end_family(process, within_s)`."""
+    return _end_family
+
+
+def _end_family(process: subprocess.Popen[bytes], within_s: float) -> None:
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, left = psutil.wait_procs(family, timeout=within_s)
+    for one in left:
+        one.kill()
+    assert not left, [one.pid for one in left]
 
 
 @pytest.fixture(scope="session")

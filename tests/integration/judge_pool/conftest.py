@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from redis import Redis
 
@@ -59,17 +58,18 @@ class RunningPool:
         return self.process.wait(WAIT_S), self.log.read_text()
 
 
+EndFamily = Callable[[subprocess.Popen[bytes], float], None]
 RunPool = Callable[[dict[str, Any]], AbstractContextManager[RunningPool]]
 
 
 @pytest.fixture
-def run_pool(tmp_path: Path, redis_url: str) -> RunPool:
+def run_pool(tmp_path: Path, redis_url: str, end_family: EndFamily) -> RunPool:
     """Runs `farm judge` with the section `pool` of the settings; nothing of it may be left at the end."""
-    return lambda pool: _run_pool(tmp_path, redis_url, pool)
+    return lambda pool: _run_pool(tmp_path, redis_url, pool, end_family)
 
 
 @contextmanager
-def _run_pool(tmp_path: Path, redis_url: str, pool: dict[str, Any]) -> Iterator[RunningPool]:
+def _run_pool(tmp_path: Path, redis_url: str, pool: dict[str, Any], end_family: EndFamily) -> Iterator[RunningPool]:
     environment = pool.pop("environment", {})
     given = {f"FARM_POOL_{name.upper()}": v if isinstance(v, str) else json.dumps(v) for name, v in pool.items()}
     given["FARM_JUDGES"] = json.dumps({judge: {"kind": "embedding"} for judge in pool["judges"]})
@@ -86,17 +86,7 @@ def _run_pool(tmp_path: Path, redis_url: str, pool: dict[str, Any]) -> Iterator[
         with Redis.from_url(redis_url) as redis:
             yield RunningPool(process, log, redis)
     finally:
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        _, left = psutil.wait_procs(family, timeout=20)
-        for one in left:
-            one.kill()
-    assert not left, [one.pid for one in left]
+        end_family(process, 20)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
@@ -30,6 +29,8 @@ CONFIG = ROOT / "configs" / "separate_clusters.yaml"
 KEY = "a-key-for-these-tests"
 POLICY_PORT = 9000
 READY_S = 60.0
+END_S = 10.0
+EndFamily = Callable[[subprocess.Popen[bytes], float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Apart:
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[Apart]:
+def both(end_family: EndFamily) -> Iterator[Apart]:
     """A farm and a policy's server, ready."""
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="farm-apart-")))
@@ -108,7 +109,7 @@ def both() -> Iterator[Apart]:
             farm, trainer = Machine("127.0.0.1"), Machine("127.0.0.2")
             ports = (free_port(), free_port(), free_port())
         else:
-            farm, trainer = _cabled(running)
+            farm, trainer = _cabled(running, end_family)
             written: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
             ports = (written["api"]["port"], written["proxy"]["port"], POLICY_PORT)
         config = _config(folder, farm.address if why_not else "0.0.0.0", ports)
@@ -116,9 +117,9 @@ def both() -> Iterator[Apart]:
         model = trainer.start(
             folder / "model.log", *program, "mock-model", "--host", trainer.address, "--port", str(ports[2])
         )
-        running.callback(_end, model)
+        running.callback(end_family, model, END_S)
         up = farm.start(folder / "up.log", *program, "up", "--workers", "1", "--config", str(config))
-        running.callback(_end, up)
+        running.callback(end_family, up, END_S)
         apart = Apart(farm, trainer, *ports, config, why_not)
         _wait(apart, up, folder / "up.log")
         yield apart
@@ -132,12 +133,12 @@ def apart(both: Apart) -> Iterator[Apart]:
     both.open_all()
 
 
-def _cabled(running: ExitStack) -> tuple[Machine, Machine]:
+def _cabled(running: ExitStack, end_family: EndFamily) -> tuple[Machine, Machine]:
     """Two namespaces with a cable, each in the hands of a process that sleeps."""
     machines = []
     for address in ("10.77.0.1", "10.77.0.2"):
         holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
-        running.callback(_end, holder)
+        running.callback(end_family, holder, END_S)
         machines.append(Machine(address, ("nsenter", f"--net=/proc/{holder.pid}/ns/net", "--")))
         own = Path(f"/proc/{holder.pid}/ns/net")
         _until(lambda own=own: own.readlink() != Path("/proc/self/ns/net").readlink())
@@ -202,17 +203,3 @@ def _until(found: Any) -> None:
     while not found():
         assert time.monotonic() < give_up_at, "it did not come to pass in time"
         time.sleep(0.1)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _, left = psutil.wait_procs(family, timeout=10)
-    for one in left:
-        one.kill()
-    assert not left, [one.pid for one in left]

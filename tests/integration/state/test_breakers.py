@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -25,13 +24,6 @@ pytestmark = pytest.mark.anyio
 
 KEY = environment_key("sandboxed")
 SETTINGS = BreakerSettings(failures=3, probe_after_s=0.05, max_probe_after_s=0.15)
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
-    store = Store.connect(redis_url)
-    yield store
-    await store.close()
 
 
 @pytest.fixture

@@ -160,7 +160,8 @@ def frames(*answers: str) -> str:
         ("echo 'no namespaces for you' >&2; exit 1", "no namespaces for you"),
         (frames('{"ready": 77}') + "sleep 5", "it has no process namespace of its own"),
         (frames('{"ready": 1}', '{"broken": "no memory"}') + "sleep 5", "the trial failed.*no memory"),
-        (frames('{"ready": 1}'), "the trial failed"),
+        ('read size; head -c "$size" >/dev/null;' + frames('{"ready": 1}'), "the trial failed"),
+        ("exec 0<&-", "it ended or did not answer while it started"),
         (
             frames(
                 '{"ready": 1}',

@@ -53,6 +53,12 @@ def test_shares_even_out_over_plans_since_virtual_times_are_kept() -> None:
     assert abs(total["a"] - total["b"]) <= 3
 
 
+def test_no_run_is_given_more_than_its_most_and_what_is_not_named_gets_nothing() -> None:
+    batches = [waiting("a", 100), waiting("b", 100), waiting("c", 100)]
+    given = shares(plan(batches, room=90, slice_size=16, virtual_times={}, most={"a": 20, "b": -5}).takes)
+    assert given == {"a": 20}
+
+
 def test_a_run_that_comes_later_is_not_owed_for_the_time_before() -> None:
     times = plan([waiting("old", 10_000)], room=5000, slice_size=16, virtual_times={}).virtual_times
     both = [waiting("old", 10_000), waiting("new", 10_000)]
