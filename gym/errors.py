@@ -259,7 +259,10 @@ class JudgeFailed(RolloutError):
 
     kind = ErrorKind.JUDGE_ERROR
     stage = Stage.JUDGE
-    judge: str = ""  # of several that were asked, the one that failed
+
+    def __init__(self, message: str, *, judge: str = "") -> None:
+        super().__init__(message)
+        self.judge = judge
 
 
 class JudgeUnreachable(JudgeFailed):

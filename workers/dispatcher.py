@@ -38,7 +38,6 @@ LEAD_TTL_S = 3.0
 MIN_TICK_S = 0.02
 COMPLAIN_S = 10.0
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
-DEFAULTS = Limits()  # for what older batches do not say
 _LOG = logging.getLogger(__name__)
 
 
@@ -166,7 +165,7 @@ class Dispatcher:
             created_at=created_at,
             max_attempts=int(limits["max_attempts"]),
             rollout_timeout_s=float(limits["rollout_timeout_s"]),
-            judge_timeout_s=float(limits.get("judge_timeout_s", DEFAULTS.judge_timeout_s)),
+            judge_timeout_s=float(limits["judge_timeout_s"]),
             deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
             policy=policy_key(spec.get("policy")),
         )

@@ -76,6 +76,9 @@ class JudgeDispatch:
         if jobs:
             await asyncio.to_thread(self._line().send, jobs, sent_ms)
 
+    def _server_ms(self) -> int:
+        return time.monotonic_ns() // 1_000_000 + self._server_ahead_ms
+
     async def look_after(
         self, batches: Collection[Batch], workers: Sequence[WorkerStatus], now: int, dead: Sequence[str]
     ) -> None:

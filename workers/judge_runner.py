@@ -116,9 +116,10 @@ class JudgeRunner:
                 return Undecided(delay_s, failure)
             if not tries:
                 return failure
-            final = JudgeUnreachable(f"{failure.message}; before that: {tries[-1]['message']}")
-            final.judge = failure.judge if isinstance(failure, JudgeFailed) else ""
-            return final
+            return JudgeUnreachable(
+                f"{failure.message}; before that: {tries[-1]['message']}",
+                judge=failure.judge if isinstance(failure, JudgeFailed) else "",
+            )
         except RolloutError as error:
             return error
         except Exception as error:  # noqa: BLE001  # the boundary: one rollout's fault is one failed result
@@ -167,9 +168,7 @@ class JudgeRunner:
         """Raises JudgeParked where one of them is parked and this is no probe."""
         for judge in judges:
             if judged.probe is None and self._parked(judge) is not None:
-                error = JudgeParked(f"judge {judge!r} keeps failing")
-                error.judge = judge
-                raise error
+                raise JudgeParked(f"judge {judge!r} keeps failing", judge=judge)
 
     def _held(self, judged: Judged, parked: JudgeParked) -> Held | RolloutError:
         """It waits for the judge, or the judge's clock is over: then it fails, with what the judge failed of."""
@@ -181,11 +180,10 @@ class JudgeRunner:
             since = f" since {rfc3339(breaker.opened_at)}, when {breaker.failures} rollouts in a row got no answer"
             failure = f"; its last failure: {breaker.error}"
         limit_s = judged.spec.limits.judge_timeout_s
-        error = JudgeParked(
-            f"judge {parked.judge!r} was parked{since}, until judge_timeout_s ({limit_s:g} s) was over{failure}"
+        return JudgeParked(
+            f"judge {parked.judge!r} was parked{since}, until judge_timeout_s ({limit_s:g} s) was over{failure}",
+            judge=parked.judge,
         )
-        error.judge = parked.judge
-        return error
 
     def _reward(self, claim: JudgeClaim, ask: Ask, verdicts: list[Verdict]) -> Reward:
         try:

@@ -109,7 +109,7 @@ class JudgeCalls:
 
         def turn_back() -> None:
             if self._parkings != began:
-                raise JudgeParked(f"judge {self.name!r} keeps failing")
+                raise JudgeParked(f"judge {self.name!r} keeps failing", judge=self.name)
 
         record = await self._record(deadline, turn_back)
         # no stickiness: a key of its own sends each call to the least loaded replica
@@ -138,7 +138,6 @@ class JudgeCalls:
                     f"judge {self.name!r} has no replica that is ready; start one, as with "
                     f"`farm judge-server --judge {self.name} …`, or give its base_urls in the settings",
                     judge=self.name,
-                    away=True,
                 )
             await asyncio.sleep(min(LOOK_S, max(0.0, until - loop.time())))
             on_held()
@@ -160,9 +159,9 @@ class JudgeCalls:
                 call.on_held()
             yield
         except ModelUnreachable as error:
-            raise JudgeUnreachable(_renamed(error.message), judge=self.name, away=error.away) from error
+            raise JudgeUnreachable(_renamed(error.message), judge=self.name) from error
         except ModelRejected as error:
-            raise JudgeRefused(_renamed(error.message)) from error
+            raise JudgeRefused(_renamed(error.message), judge=self.name) from error
         finally:
             self.answered_at = max(self.answered_at, self._client.last_answer(self.name))
             self.in_flight -= 1

@@ -71,11 +71,10 @@ class Desk:
             name = instead or question.judge
             judge = self._judges.get(name)
             if judge is None:
-                unknown = JudgeUnreachable(
-                    f"there is no judge {name!r}; the settings have {', '.join(sorted(self._judges)) or 'none'}"
+                raise JudgeUnreachable(
+                    f"there is no judge {name!r}; the settings have {', '.join(sorted(self._judges)) or 'none'}",
+                    judge=name,
                 )
-                unknown.judge = name
-                raise unknown
             case = Case(
                 question,
                 deadline,
@@ -114,9 +113,7 @@ async def _within(judge: Judge, case: Case) -> Verdict:
         async with asyncio.timeout_at(case.deadline):
             return await judge.verdict(case)
     except TimeoutError:
-        late = JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time")
-        late.judge = judge.name
-        raise late from None
+        raise JudgeUnreachable(f"judge {judge.name!r} gave no verdict in time", judge=judge.name) from None
     except JudgeFailed as error:
         error.judge = judge.name
         raise

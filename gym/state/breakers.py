@@ -22,7 +22,6 @@ from gym.config import BreakerSettings
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.policies import inline_record
-from gym.state.judging import lines_of
 from gym.state.store import BREAKER, Argument, ScriptCall, Store
 
 PROBE_TTL_S = 120.0  # after which a probe that has not said anything counts as lost
