@@ -102,8 +102,10 @@ class RolloutFarm:
             line = await self._in_thread(self._process.stdout.readline, READY_S)  # type: ignore[union-attr]  # a pipe
         word, _, self._url = line.decode().strip().partition(" ")
         if word != "ready":
-            await self.stop()
-            raise FarmFailed(f"the farm did not start:\n{self._tail()}")
+            await self._end()
+            said = self._tail()
+            self._forget()
+            raise FarmFailed(f"the farm did not start:\n{said}")
         return self._url
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
@@ -124,6 +126,11 @@ class RolloutFarm:
 
     async def stop(self) -> int | None:
         """Drain the farm and end it; its exit status, 0 after a drain."""
+        status = await self._end()
+        self._forget()
+        return status
+
+    async def _end(self) -> int | None:
         if self._process is None:
             return None
         with contextlib.suppress(ProcessLookupError):
@@ -134,9 +141,11 @@ class RolloutFarm:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             status = await self._in_thread(self._process.wait, CALL_S)
+        return status
+
+    def _forget(self) -> None:
         if self._temporary:
             shutil.rmtree(self._data_dir, ignore_errors=True)
-        return status
 
     async def _in_thread(self, work: Any, seconds: float) -> Any:
         async with asyncio.timeout(seconds):
