@@ -35,7 +35,7 @@ from workers.publisher import Job, Publisher
 from workers.schedule import Waiting, plan, shares
 
 LEAD_TTL_S = 3.0
-MIN_TICK_S = 0.02
+MIN_TICK_S = 0.05
 COMPLAIN_S = 10.0
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
 _LOG = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """What it costs to ask a judge through the farm, over asking the same server bare. As a program: the bare calls.
 
 The pool path is all of it: the judging queue, the judge worker, the pool on Ray, the server. What the same rollouts
-cost without a judge is taken off, and what the bare calls cost their server and their client.
+cost without a judge is taken off, what the bare calls cost their server and their client, and what farm and Ray use of
+the time that judging takes though nothing is asked of them, as measured beside the bare calls.
 """
 
 from __future__ import annotations
@@ -46,14 +47,19 @@ def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
         for rows in (judged[:200], plain[:200]):
             lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
         for _ in range(repeats):
+            began = time.monotonic()
             with lab.cpu() as called:
                 client = run_program("api.bench.judges", url, str(rollouts))
-            without = _run(lab, plain)
+            took_s = time.monotonic() - began
+            idle = {role: cpu_s / took_s for role, cpu_s in called.items() if role != "judge-server"}
+            without, without_s = _run(lab, plain)
             before = _counters(url)
-            with_judge = _run(lab, judged)
+            with_judge, with_s = _run(lab, judged)
             after = _counters(url)
             each = {
-                role: (with_judge.get(role, 0.0) - without.get(role, 0.0)) / rollouts * 1000
+                role: (with_judge.get(role, 0.0) - without.get(role, 0.0) - idle.get(role, 0.0) * (with_s - without_s))
+                / rollouts
+                * 1000
                 for role in with_judge.keys() | without.keys()
             }
             bare.append((called["judge-server"] + client["cpu_s"]) / rollouts * 1000)
@@ -71,10 +77,12 @@ def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
     ]
 
 
-def _run(lab: Lab, rows: Sequence[JsonObject]) -> dict[str, float]:
+def _run(lab: Lab, rows: Sequence[JsonObject]) -> tuple[dict[str, float], float]:
+    """CPU seconds by role, and how long it took, s."""
+    began = time.monotonic()
     with lab.cpu() as used:
         lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
-    return used
+    return used, time.monotonic() - began
 
 
 def _row(said: str, **task: str) -> JsonObject:
