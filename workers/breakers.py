@@ -16,7 +16,7 @@ from gym.errors import EnvironmentUnavailable, ModelRejected, ModelUnreachable, 
 from gym.state.breakers import BreakerKey, BreakerKind, Breakers, Casualty, environment_key, policy_key
 from gym.state.rollouts import Rollouts
 from workers.committer import Committer
-from workers.known_breakers import KnownBreakers, say_opened
+from workers.known_breakers import KnownBreakers
 from workers.runner import Running
 
 MOST_REMEMBERED = 4096
@@ -28,8 +28,7 @@ class BreakerWatch:
     def __init__(
         self, breakers: Breakers, rollouts: Rollouts, committer: Committer, *, on_release: Callable[[BreakerKey], None]
     ) -> None:
-        self._known = KnownBreakers(breakers, on_release=on_release)
-        self._breakers = breakers
+        self._known = KnownBreakers(breakers, committer, on_release=on_release)
         self._rollouts = rollouts
         self._committer = committer
         self._alive_at: dict[BreakerKey, float] = {}
@@ -64,18 +63,8 @@ class BreakerWatch:
         claim = running.claim
         who = Casualty(claim.batch_id, claim.member, claim.attempt, claim.token)
         seen = self._alive(key, error.stage, others)
-        call = self._breakers.fail_call(
-            key,
-            who,
-            seen_s=None if seen is None else time.monotonic() - seen,
-            probe=running.probe == key,
-            stage=error.stage,
-            error=error.message,
-        )
-        answer = self._breakers.failed(await self._committer.send(call))
+        answer = await self._known.failed(key, who, seen=seen, probe=running.probe == key, error=error)
         if answer.opened:
-            say_opened(key, len(answer.before) + 1, error.message)
-            self._committer.add_total("breakers_opened")
             owed = [
                 self._rollouts.refund_call(each.batch_id, each.member, each.attempt, each.token)
                 for each in answer.before

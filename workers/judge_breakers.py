@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from redis.exceptions import RedisError
 
@@ -19,7 +18,7 @@ from gym.proxy.policies import PolicySource
 from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, Casualty, judge_key
 from workers.committer import Committer
 from workers.judge_runner import Judged
-from workers.known_breakers import REFRESH_S, KnownBreakers, say_opened
+from workers.known_breakers import REFRESH_S, KnownBreakers
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,12 +27,10 @@ class JudgeWatch:
     """One per judge worker, on its event loop; `keep_fresh` and `watch_replicas` are its tasks."""
 
     def __init__(self, breakers: Breakers, committer: Committer, desk: Desk, replicas: PolicySource) -> None:
-        self._breakers = breakers
-        self._committer = committer
         self._desk = desk
         self._replicas = replicas
         self._revisions: dict[str, int | None] = {}
-        self._known = KnownBreakers(breakers, on_open=self._park, on_release=self.reopen)
+        self._known = KnownBreakers(breakers, committer, on_open=self._park, on_release=self.reopen)
 
     def parked(self, judge: str) -> Breaker | None:
         """The open breaker of a judge, as far as it is known here."""
@@ -85,18 +82,8 @@ class JudgeWatch:
     async def _failed(self, key: BreakerKey, judged: Judged, error: RolloutError) -> None:
         claim, probe = judged.claim, judged.probe == key
         seen = self._desk.answered_at(key.name)
-        call = self._breakers.fail_call(
-            key,
-            Casualty(claim.batch_id, claim.member, claim.attempt, claim.token if probe else str(claim.over_at)),
-            seen_s=None if seen is None else time.monotonic() - seen,
-            probe=probe,
-            stage=error.stage,
-            error=error.message,
-        )
-        answer = self._breakers.failed(await self._committer.send(call))
-        if answer.opened:
-            say_opened(key, len(answer.before) + 1, error.message)
-            self._committer.add_total("breakers_opened")
+        who = Casualty(claim.batch_id, claim.member, claim.attempt, claim.token if probe else str(claim.over_at))
+        answer = await self._known.failed(key, who, seen=seen, probe=probe, error=error)
         if answer.open and self._known.parked(key) is None:
             await self.refresh()  # so that nothing more is sent from here
 

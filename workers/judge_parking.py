@@ -6,7 +6,6 @@ judge's clock is over, sent to be ended. What is parked stands in the books, so 
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,8 @@ from gym.state.breakers import Breaker, Breakers
 from gym.state.judging import Judging, Line
 from gym.state.store import Store
 from workers.active import Batch
+from workers.parking import LOOK_AGAIN_S, say_probed
 from workers.publisher import JudgeJob
-
-LOOK_AGAIN_S = 1.0
-_LOG = logging.getLogger(__name__)
 
 Lines = Sequence[tuple[Batch, Line]]
 """The line before one judge: that of each batch."""
@@ -79,9 +76,7 @@ class JudgeParking:
             return []
         for batch in random.sample(batches, len(batches)):
             for member, token in await self._judging.probe(batch.batch_id, key.name, seed=random.randrange(2**31)):
-                _LOG.info(
-                    "judge %s is probed with %s:%s", key.name, batch.batch_id, member, extra={"action": "breaker_probe"}
-                )
+                say_probed(key, batch.batch_id, member)
                 return [JudgeJob(batch_id=batch.batch_id, judge=key.name, members=[(member, token)], probe=key)]
         await self._breakers.probe_soon(key)
         return []

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable
 
 from redis.exceptions import RedisError
 
-from gym.state.breakers import Breaker, BreakerKey, Breakers
+from gym.errors import RolloutError
+from gym.state.breakers import Breaker, BreakerKey, Breakers, Casualty, Failed
+from workers.committer import Committer
 
 REFRESH_S = 1.0
 _LOG = logging.getLogger(__name__)
@@ -25,11 +27,13 @@ class KnownBreakers:
     def __init__(
         self,
         breakers: Breakers,
+        committer: Committer,
         *,
         on_release: Callable[[BreakerKey], None],
         on_open: Callable[[BreakerKey], None] | None = None,
     ) -> None:
         self._breakers = breakers
+        self._committer = committer
         self._on_release = on_release
         self._on_open = on_open
         self._known: dict[BreakerKey, tuple[float, Breaker]] = {}  # with the moment when it was first seen so
@@ -97,6 +101,31 @@ class KnownBreakers:
                 "%s %s works again: rollouts released", key.kind, key.name, extra={"action": "breaker_released"}
             )
 
+    async def failed(
+        self, key: BreakerKey, who: Casualty, *, seen: float | None, probe: bool, error: RolloutError
+    ) -> Failed:
+        """Count a failure; `seen` is when it was last seen at work here, of `time.monotonic()`."""
+        call = self._breakers.fail_call(
+            key,
+            who,
+            seen_s=None if seen is None else time.monotonic() - seen,
+            probe=probe,
+            stage=error.stage,
+            error=error.message,
+        )
+        answer = self._breakers.failed(await self._committer.send(call))
+        if answer.opened:
+            _LOG.warning(
+                "%s %s: rollouts are parked after %d failures in a row: %s",
+                key.kind,
+                key.name,
+                len(answer.before) + 1,
+                error.message,
+                extra={"action": "breaker_opened"},
+            )
+            self._committer.add_total("breakers_opened")
+        return answer
+
     async def settle_probe(self, key: BreakerKey, *, alive: bool) -> None:
         """A probe ended without a failure that counts: it has shown a sign of life, or nothing."""
         try:
@@ -126,15 +155,3 @@ class KnownBreakers:
         for key, (_, breaker) in self._known.items():
             if breaker.open and self._on_open is not None and not (key in before and before[key][1].open):
                 self._on_open(key)
-
-
-def say_opened(key: BreakerKey, failures: int, error: str) -> None:
-    """Log that a failure opened a breaker."""
-    _LOG.warning(
-        "%s %s: rollouts are parked after %d failures in a row: %s",
-        key.kind,
-        key.name,
-        failures,
-        error,
-        extra={"action": "breaker_opened"},
-    )

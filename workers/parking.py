@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gym.config import Settings
-from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, parked_field
+from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, open_names, parked_field
 from gym.state.rollouts import Rollouts
 from gym.state.store import Store
 from workers.publisher import Job
@@ -47,7 +47,7 @@ class Parking:
     @property
     def environments(self) -> list[str]:
         """Those whose rollouts are parked."""
-        return [breaker.key.name for breaker in self._open if breaker.key.kind is BreakerKind.ENVIRONMENT]
+        return open_names(self._open, BreakerKind.ENVIRONMENT)
 
     @property
     def judges(self) -> dict[str, Breaker]:
@@ -101,15 +101,13 @@ class Parking:
             for taken in await self._rollouts.probe(
                 batch.batch_id, environment=environment, seed=seed, parked=self.environments
             ):
-                _LOG.info(
-                    "%s %s is probed with %s:%s",
-                    key.kind,
-                    key.name,
-                    batch.batch_id,
-                    taken.member,
-                    extra={"action": "breaker_probe"},
-                )
+                say_probed(key, batch.batch_id, taken.member)
                 member = [(taken.member, taken.attempt)]
                 return [Job(batch_id=batch.batch_id, environment=taken.environment, members=member, probe=key)]
         await self._breakers.probe_soon(key)
         return []
+
+
+def say_probed(key: BreakerKey, batch_id: str, member: str) -> None:
+    """Log that a rollout is let through."""
+    _LOG.info("%s %s is probed with %s:%s", key.kind, key.name, batch_id, member, extra={"action": "breaker_probe"})

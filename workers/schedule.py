@@ -62,10 +62,10 @@ def plan(
     Virtual times of runs that are not waiting are forgotten.
     """
     takes: list[tuple[str, int]] = []
-    left = None if most is None else dict(most)
     active = [batch for batch in waiting if batch.backlog > 0]
     weights, in_flight = _by_run(waiting)
     ahead = {batch.run: in_flight[batch.run] / weights[batch.run] for batch in active}
+    left = {run: room if most is None else most.get(run, 0) for run in ahead}
     known = [virtual_times[run] - ahead[run] for run in ahead if run in virtual_times]
     floor = min(known, default=0.0)
     times = {run: virtual_times.get(run, floor + held) for run, held in ahead.items()}
@@ -92,7 +92,7 @@ def _share(
     slice_size: int,
     times: dict[str, float],
     takes: list[tuple[str, int]],
-    left: dict[str, int] | None,
+    left: dict[str, int],
 ) -> int:
     queues: dict[str, list[list[int | str]]] = {}
     weights: dict[str, float] = {}
@@ -104,12 +104,10 @@ def _share(
     while heap and room > 0:
         _, run = heapq.heappop(heap)
         head = queues[run][0]
-        given = min(slice_size, room, int(head[1]))
-        if left is not None:
-            given = min(given, left.get(run, 0))
-            left[run] = left.get(run, 0) - given
+        given = min(slice_size, room, int(head[1]), left[run])
         if given <= 0:
             continue
+        left[run] -= given
         takes.append((str(head[0]), given))
         room -= given
         times[run] += given / weights[run]

@@ -17,6 +17,7 @@ from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
 from gym.state.breakers import Breaker, BreakerKind, Parked, open_names, parked_in, policy_key, read_breakers
+from gym.state.judging import waiting_of
 from gym.state.store import CANCEL, REQUEUE, SEAL, Store, insisting
 
 CANCEL_CHUNK = 500
@@ -125,7 +126,7 @@ class Batches:
                 raise Invalid("invalid_cursor", f"`after` {after!r} is not a cursor of this list", {"field": "after"})
             position = int(rank) + 1
         breakers = read_breakers(await redis.hgetall(self._store.keys.breakers))
-        fields = [f"{name}|waiting" for name in open_names(breakers, BreakerKind.JUDGE)]
+        judges_fail = bool(open_names(breakers, BreakerKind.JUDGE))
         while True:
             page = [name.decode() for name in await redis.zrevrange(self._store.keys.batches, position, position + 199)]
             if not page:
@@ -133,17 +134,16 @@ class Batches:
             pipeline = redis.pipeline(transaction=False)
             for batch_id in page:
                 pipeline.hgetall(self._store.keys.batch(batch_id).meta)
-            for batch_id in page if fields else ():
-                pipeline.hmget(self._store.keys.batch(batch_id).judges, fields)
+            for batch_id in page if judges_fail else ():
+                pipeline.hgetall(self._store.keys.batch(batch_id).judges)
             answers = await pipeline.execute()
-            lines = answers[len(page) :] or [[]] * len(page)
-            for batch_id, meta, counts in zip(page, answers[: len(page)], lines, strict=True):
+            lines = answers[len(page) :] or [{}] * len(page)
+            for batch_id, meta, judges in zip(page, answers[: len(page)], lines, strict=True):
                 position += 1
                 if not meta:  # kept for as long as the settings say, then gone
                     await redis.zrem(self._store.keys.batches, batch_id)
                     position -= 1
                     continue
-                judges = dict(zip(map(str.encode, fields), counts, strict=True))
                 status = _status(batch_id, meta, {}, breakers, judges)
                 if run not in (None, status.run) or state not in (None, status.state):
                     continue
@@ -202,7 +202,7 @@ def _status(
     meta: dict[bytes, bytes],
     stats: dict[bytes, bytes],
     breakers: Sequence[Breaker],
-    judges: dict[bytes, bytes | None],
+    judges: dict[bytes, bytes],
 ) -> BatchStatus:
     ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
     sealed = meta.get(b"sealed") == b"1"
@@ -234,18 +234,13 @@ def _status(
     )
 
 
-def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker], judges: dict[bytes, bytes | None]) -> Parked:
+def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker], judges: dict[bytes, bytes]) -> Parked:
     waiting = int(meta.get(b"queued", 0)) - int(meta.get(b"dispatched", 0))
     policy = policy_key(orjson.loads(meta[b"spec"]).get("policy"))
     counted = {
         name.decode().partition("|")[2]: int(number) for name, number in meta.items() if name.startswith(b"parked|")
     }
-    judged = {
-        name.decode().removesuffix("|waiting"): int(number or 0)
-        for name, number in judges.items()
-        if name.endswith(b"|waiting")
-    }
-    return parked_in(waiting, policy, counted, breakers, judged)
+    return parked_in(waiting, policy, counted, breakers, waiting_of(judges))
 
 
 def batch_not_found(batch_id: str) -> NotFound:

@@ -22,6 +22,7 @@ from gym.config import BreakerSettings
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.policies import inline_record
+from gym.state.judging import waiting_of
 from gym.state.store import BREAKER, Argument, ScriptCall, Store
 
 PROBE_TTL_S = 120.0  # after which a probe that has not said anything counts as lost
@@ -217,7 +218,7 @@ def parked_in(
     policy: BreakerKey,
     counted: Mapping[str, int],
     breakers: Sequence[Breaker],
-    judged: Mapping[str, int] | None = None,
+    judged: Mapping[str, int],
 ) -> Parked:
     """What is parked of a batch's `waiting` rollouts (queued and not in Celery), `counted` by environment.
 
@@ -227,7 +228,7 @@ def parked_in(
     held = _held(is_open, {environment_key(name): number for name, number in counted.items()})
     if policy in is_open:
         held = {is_open[policy].key: waiting, **dict.fromkeys(held, 0)} if waiting else {}
-    held |= _held(is_open, {judge_key(name): number for name, number in (judged or {}).items()})
+    held |= _held(is_open, {judge_key(name): number for name, number in judged.items()})
     return Parked(sum(held.values()), tuple(is_open[key] for key in held))
 
 
@@ -238,20 +239,18 @@ def _held(is_open: Mapping[BreakerKey, Breaker], numbers: Mapping[BreakerKey, in
 async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> Parked:
     """What is parked of a batch at this moment."""
     names = open_names(breakers, BreakerKind.ENVIRONMENT)
-    judges = open_names(breakers, BreakerKind.JUDGE)
     fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
     keys = store.keys.batch(batch_id)
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.hmget(keys.meta, fields)
-    if judges:
-        pipeline.hmget(keys.judges, [f"{name}|waiting" for name in judges])
+    if open_names(breakers, BreakerKind.JUDGE):
+        pipeline.hgetall(keys.judges)
     (spec, queued, dispatched, *counts), *lines = await pipeline.execute()
     if spec is None:
         return Parked()
     counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
-    judged = {name: int(count or 0) for name, count in zip(judges, *lines, strict=True)} if judges else {}
     policy = policy_key(orjson.loads(spec).get("policy"))
-    return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers, judged)
+    return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers, waiting_of(*lines or [{}]))
 
 
 def open_names(breakers: Sequence[Breaker], kind: BreakerKind) -> list[str]:

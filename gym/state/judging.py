@@ -231,6 +231,11 @@ class Judging:
         return self._store.keys.batch(batch_id).scripted()
 
 
+def waiting_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
+    """How many rollouts of a batch wait for each judge, as Redis counts them."""
+    return {judge: line.waiting for judge, line in read_lines(counters).items()}
+
+
 def read_lines(counters: Mapping[bytes, bytes]) -> dict[str, Line]:
     """The lines of a batch by judge, as Redis counts them."""
     numbers = {name.decode(): int(value) for name, value in counters.items()}

@@ -69,8 +69,7 @@ class Worker:
         """Another try of a rollout is over; each is a claim of its own."""
         self._tokens += 1
         if error is None:
-            error = JudgeUnreachable(f"failure {self._tokens}")
-            error.judge = "j"
+            error = JudgeUnreachable(f"failure {self._tokens}", judge="j")
         await self.watch.ended(_judged(member, self._tokens, probe), error)
 
     async def succeeds(self, member: int, probe: BreakerKey | None = None) -> None:
@@ -108,13 +107,6 @@ async def working(store: Store, **settings: Any) -> AsyncIterator[Worker]:
     committing = asyncio.create_task(worker.committer.run())
     yield worker
     committing.cancel()
-
-
-@pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[Store]:
-    store = Store.connect(redis_url)
-    yield store
-    await store.close()
 
 
 async def test_rollouts_in_a_row_without_an_answer_park_their_judge(store: Store) -> None:
@@ -157,9 +149,7 @@ async def test_an_answer_between_failures_begins_the_count_anew(store: Store, re
 
 async def test_what_says_nothing_about_the_judge_does_not_count(store: Store) -> None:
     async with working(store, failures=1) as worker:
-        parked = JudgeParked("not asked")
-        parked.judge = "j"
-        await worker.fails(0, parked)
+        await worker.fails(0, JudgeParked("not asked", judge="j"))
         await worker.fails(1, JudgeUnreachable("no time left to ask"))
         assert await worker.breaker() is None
 

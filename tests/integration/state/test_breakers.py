@@ -10,11 +10,11 @@ from gym.config import BreakerSettings
 from gym.state.breakers import (
     Breaker,
     BreakerKey,
-    BreakerKind,
     Breakers,
     Casualty,
     Failed,
     environment_key,
+    judge_key,
     parked_in,
     policy_key,
 )
@@ -148,10 +148,12 @@ def test_an_open_policy_parks_all_that_waits_and_an_environment_its_own() -> Non
     def breaker(key: BreakerKey, opened_at: int | None = 1) -> Breaker:
         return Breaker(key=key, failures=3, stage="setup", error="e", opened_at=opened_at, next_probe_at=2)
 
-    policy, sql, judge = policy_key("p"), environment_key("sql"), BreakerKey(BreakerKind.JUDGE, "p")
+    policy, sql, judge = policy_key("p"), environment_key("sql"), judge_key("p")
     counted = {"sql": 4, "weather": 2, "released": 1}
-    some = parked_in(10, policy, counted, [breaker(sql), breaker(judge)])
+    some = parked_in(10, policy, counted, [breaker(sql), breaker(judge)], {})
     assert (some.count, [each.key for each in some.reasons]) == (4, [sql])
-    everything = parked_in(10, policy, counted, [breaker(sql), breaker(policy)])
+    everything = parked_in(10, policy, counted, [breaker(sql), breaker(policy)], {})
     assert (everything.count, [each.key for each in everything.reasons]) == (10, [policy, sql])
-    assert parked_in(10, policy, counted, [breaker(policy, None), breaker(policy_key("other"))]).count == 0
+    assert parked_in(10, policy, counted, [breaker(policy, None), breaker(policy_key("other"))], {}).count == 0
+    judging = parked_in(10, policy, {}, [breaker(judge)], {"p": 3, "other": 5})
+    assert (judging.count, [each.key for each in judging.reasons]) == (3, [judge])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
@@ -40,8 +39,7 @@ class Books:
 
 
 @pytest.fixture
-async def books(redis_url: str) -> AsyncIterator[Books]:
-    store = Store.connect(redis_url)
+async def books(store: Store) -> Books:
     rollouts, judging = Rollouts(store), Judging(store)
     staging = Staging(store, "b")
     header = RowHeader(task_id=None, environment="essay", num_samples=4)
@@ -52,8 +50,7 @@ async def books(redis_url: str) -> AsyncIterator[Books]:
     claims = await rollouts.claim("b", "w", [(one.member, one.attempt) for one in taken])
     handover = Handover(judge="j", record=b"{}", ask=b"iask", trajectory=b"itrajectory")
     await store.run_many([judging.ask_call(claim, handover) for claim in claims])
-    yield Books(store, judging)
-    await store.close()
+    return Books(store, judging)
 
 
 async def test_what_is_parked_is_taken_by_probes_only_until_it_is_released(books: Books) -> None:

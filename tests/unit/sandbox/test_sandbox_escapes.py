@@ -59,7 +59,7 @@ async def test_memory_of_all_processes_together_is_limited(sandbox: Sandbox) -> 
 async def test_memory_that_is_no_address_space_cannot_be_had(sandbox: Sandbox) -> None:
     code = "import os\ntry: os.memfd_create('x')\nexcept PermissionError: print('no')"
     assert (await python(sandbox, code)).stdout == "no\n"
-    filled = await bash(sandbox, "for i in 1 2 3 4; do head -c 7M /dev/zero > /work/$i; done; du -sm /work | cut -f1")
+    filled = await bash(sandbox, "for i in 1 2 3 4; do head -c 7M /dev/zero > ~/$i; done; du -sm ~ | cut -f1")
     assert "No space left" in filled.stderr
     assert int(filled.stdout) <= 17
 
