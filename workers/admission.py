@@ -15,6 +15,8 @@ from celery.signals import task_received
 
 from workers.slots import Slots
 
+IDLE_WAIT_S = 5  # for a job, in one request to Redis; kombu's own second would only wake an idle worker more often
+
 
 def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
     """A consumer step bound to these slots, for `app.steps["consumer"]`."""
@@ -29,6 +31,7 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
             channel = c.task_consumer.channel
             # a job in hand when the broker goes is sent again; kombu would write it to a temporary file and leave that
             channel.do_restore = False
+            channel.brpop_timeout = IDLE_WAIT_S
             qos = channel.qos
             can_consume = qos.can_consume
             qos.can_consume = lambda: slots.has_room() and can_consume()

@@ -74,7 +74,10 @@ class BreakerWatch:
 
     async def keep_fresh(self, running: Callable[[], Iterable[Running]]) -> None:
         """Look what has failed elsewhere and report what works here, until cancelled."""
-        await self._known.keep_fresh(lambda breaker: self._alive(breaker.key, Stage(breaker.stage), running()))
+        await self._known.keep_fresh(
+            lambda breaker: self._alive(breaker.key, Stage(breaker.stage), running()),
+            busy=lambda: any(True for _ in running()),
+        )
 
     async def probe_lost(self, key: BreakerKey) -> None:
         """A probe came here and is not run: another may go at once."""

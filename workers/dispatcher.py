@@ -36,6 +36,7 @@ from workers.schedule import Waiting, plan, shares
 
 LEAD_TTL_S = 3.0
 MIN_TICK_S = 0.05
+IDLE_TICK_S = 1.0  # where no batch is active; what comes wakes it
 COMPLAIN_S = 10.0
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
 _LOG = logging.getLogger(__name__)
@@ -111,7 +112,9 @@ class Dispatcher:
     async def _sleep_until_woken(self) -> None:
         if self._stopping.is_set():
             return
-        await self._store.redis.blpop([self._store.keys.wake], timeout=self._settings.dispatcher.tick_s)
+        tick_s = self._settings.dispatcher.tick_s
+        wait_s = tick_s if self._batches else max(tick_s, IDLE_TICK_S)
+        await self._store.redis.blpop([self._store.keys.wake], timeout=wait_s)
 
     async def _tick(self) -> bool:
         """Whether there is more to send at once."""
@@ -219,9 +222,13 @@ class Dispatcher:
         return free > room < sum(batch.backlog for batch in waiting)
 
     def _slice_size(self, room: int, waiting: list[Waiting]) -> int:
-        """Small slices when there is little to share, so that it spreads over the workers."""
+        """Small slices when there is little to do, so that it spreads over the workers.
+
+        What the workers have counts, too: where they are busy, the little that has ended since the last tick is not
+        cut up, since a job costs as much as a few rollouts.
+        """
         most = self._settings.dispatcher.slice_size
-        work = min(room, sum(batch.backlog for batch in waiting))
+        work = min(room, sum(batch.backlog for batch in waiting)) + sum(batch.in_flight for batch in waiting)
         return max(1, min(most, work // max(1, 4 * self._housekeeping.workers)))
 
     async def _dispatch(self, takes: list[tuple[str, int]], shares_left: dict[str, int]) -> None:

@@ -18,6 +18,7 @@ from gym.state.breakers import Breaker, BreakerKey, Breakers, Casualty, Failed
 from workers.committer import Committer
 
 REFRESH_S = 1.0
+IDLE_REFRESH_S = 4.0  # where nothing runs that could fail or show that something works
 _LOG = logging.getLogger(__name__)
 
 
@@ -62,10 +63,12 @@ class KnownBreakers:
         breaker = self.get(key)
         return breaker if breaker is not None and breaker.open else None
 
-    async def keep_fresh(self, alive_at: Callable[[Breaker], float | None]) -> None:
+    async def keep_fresh(
+        self, alive_at: Callable[[Breaker], float | None], *, busy: Callable[[], bool] = lambda: True
+    ) -> None:
         """Look what has failed elsewhere and report what works here, until cancelled.
 
-        `alive_at` says when something was last seen at work here, of `time.monotonic()`.
+        `alive_at` says when something was last seen at work here, of `time.monotonic()`; `busy` whether anything runs.
         """
         while True:
             try:
@@ -73,7 +76,7 @@ class KnownBreakers:
                 await self.report_alive(alive_at)
             except RedisError as error:
                 _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
-            await asyncio.sleep(REFRESH_S)
+            await asyncio.sleep(REFRESH_S if self._known or busy() else IDLE_REFRESH_S)
 
     async def refresh(self) -> None:
         """Read them now. Raises redis-py's errors."""

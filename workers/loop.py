@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-WATCHDOG_S = 1.0
+WATCHDOG_S = 5.0
 STDERR = 2  # itself, not what Celery puts in its place
 Result = TypeVar("Result")
 

@@ -34,6 +34,7 @@ from workers.runtime import Runtime
 from workers.slots import Slots
 
 EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only what failed restarts this too
+HEARTBEAT_S = 5.0  # of Celery's events, which Flower alone reads
 GC_AFTER = 20_000  # objects that hold others, made and not freed
 _LOG = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ def _run(
         loglevel=settings.log_level.upper(),
         without_gossip=True,
         without_mingle=True,
+        heartbeat_interval=HEARTBEAT_S,
         optimization="fair",
         quiet=True,
     )

@@ -171,10 +171,12 @@ def serve(app: Any, host: str, port: int) -> int:
     """Serve an ASGI app until SIGTERM or SIGINT; open requests get a few seconds."""
     import uvicorn
 
+    from api.cli.serving import QuietServer
+
     # uvicorn hands a signal on to the handler before it once it has shut down; the exit status shall be its own
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    server = uvicorn.Server(
+    server = QuietServer(
         uvicorn.Config(
             app,
             host=host,

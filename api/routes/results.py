@@ -21,7 +21,7 @@ from api.schemas import ResultPage
 from gym.ids import is_id
 from gym.results.record import pack_page
 from gym.state.batches import batch_not_found
-from gym.state.results import Page, Results, View
+from gym.state.results import Page, Results, View, gather_s
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -69,6 +69,7 @@ async def get_results(
         return StreamingResponse(result_lines(farm.results, batch_id, first, view), media_type=NDJSON)
     packed = wanted == MSGPACK
     ends_at = time.monotonic() + wait
+    await asyncio.sleep(min(wait, gather_s(after)))
     while True:
         page = await _page(farm.results, batch_id, after=after, limit=limit, view=view, packed=packed)
         left_s = ends_at - time.monotonic()
@@ -147,7 +148,9 @@ async def portions(
         if page.done:
             return
         try:
-            if not page.records:
+            if page.records:
+                await asyncio.sleep(gather_s(page.next_after))
+            else:
                 await results.wait(batch_id, after=page.next_after, timeout_s=wait_s)
             page = await _portion(results, batch_id, after=page.next_after, limit=LIGHT_PORTION, view=view)
             seen_redis_at = time.monotonic()

@@ -333,6 +333,11 @@ class Keys:
         return f"{self.prefix}:policies-revision"
 
     @property
+    def policies_changes(self) -> str:
+        """stream: an entry for the newest change of a policy, by which processes that wait for one are woken."""
+        return f"{self.prefix}:policies-changes"
+
+    @property
     def breakers(self) -> str:
         """hash: `KIND|NAME` → the failures in a row of a policy, an environment or a judge, JSON; empty as a rule."""
         return f"{self.prefix}:breakers"

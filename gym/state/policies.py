@@ -1,8 +1,8 @@
 """Where policies are served, whether they are paused, and which version is announced: in Redis, for every process.
 
-A process asks for the revision often and for the records when it has grown, so a change is seen within `REFRESH_S`;
-it says in turn which revision it has seen and what it has in flight, so that a pause knows when it is obeyed. One that
-has nothing new to say says so only as often as it must not to be forgotten.
+A process waits for a change and reads the records when the revision has grown; it says in turn which revision it has
+seen and what it has in flight, so that a pause knows when it is obeyed. One that has nothing new to say says so only as
+often as it must not to be forgotten, and would then see a change, too, that it was not woken for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import orjson
 from redis.exceptions import RedisError
@@ -22,10 +22,10 @@ from gym.policy import PolicySpec
 from gym.proxy.policies import Pause, PolicyRecord
 from gym.state.store import POLICY_REPORT, Argument, Store, insisting
 
-REFRESH_S = 0.4
+BUSY_S = 0.4  # between reports of a process that has calls in flight
 REPORT_S = 1.6
 REPORT_TTL_MS = 5000
-POLL_S = 0.1
+POLL_S = 0.05
 _LOG = logging.getLogger(__name__)
 
 Lanes = Mapping[str, tuple[int, int]]  # policy → calls in flight, calls held
@@ -54,7 +54,7 @@ class Policies:
         pipeline.eval(*insisting(keys.policies, "HSET", name, text))
         if spec.version is not None:
             pipeline.eval(*insisting(keys.policies_version, "HSET", name, spec.version))
-        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
+        self._tell(pipeline)
         await pipeline.execute()
         return await self.get(name)
 
@@ -93,7 +93,7 @@ class Policies:
         pipeline.hdel(keys.policies, name)
         pipeline.hdel(keys.policies_paused, name)
         pipeline.hdel(keys.policies_version, name)
-        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
+        self._tell(pipeline)
         return bool((await pipeline.execute())[0])
 
     async def pause(self, name: str, mode: Pause, *, timeout_s: float) -> PolicyLoad:
@@ -104,7 +104,7 @@ class Policies:
         await self.get(name)
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.eval(*insisting(self._store.keys.policies_paused, "HSET", name, mode))
-        pipeline.eval(*insisting(self._store.keys.policies_revision, "INCR"))
+        self._tell(pipeline)
         revision = int((await pipeline.execute())[1])
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
@@ -123,13 +123,25 @@ class Policies:
         if version is not None:
             pipeline.eval(*insisting(keys.policies_version, "HSET", name, version))
         pipeline.hdel(keys.policies_paused, name)
-        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
+        self._tell(pipeline)
         await pipeline.execute()
         return await self.get(name)
+
+    def _tell(self, pipeline: Any) -> None:
+        """Say with a change that there is one."""
+        keys = self._store.keys
+        pipeline.eval(*insisting(keys.policies_revision, "INCR"))
+        pipeline.eval(*insisting(keys.policies_changes, "XADD", "MAXLEN", 1, "*", "changed", 1))
 
     async def revision(self) -> int:
         """Grows with every change."""
         return int(await self._store.redis.get(self._store.keys.policies_revision) or 0)
+
+    async def changed(self, seen: str, *, wait_s: float) -> str:
+        """The mark of the newest change, once it is another than `seen`, at the latest after `wait_s`."""
+        block_ms = max(1, int(wait_s * 1000))
+        answer = await self._store.redis.xread({self._store.keys.policies_changes: seen}, count=1, block=block_ms)
+        return str(answer[0][1][-1][0].decode()) if answer else seen
 
     async def report(self, process: str, revision: int, lanes: Lanes, *, ttl_ms: int = REPORT_TTL_MS) -> int:
         """What a process has seen and has under way; forgotten when it stops saying so. Returns the newest revision."""
@@ -164,6 +176,7 @@ class PolicyCache:
         self._revision = -1
         self._reported: tuple[int, Lanes] | None = None
         self._report_at = 0.0
+        self._change = "0-0"
 
     def get(self, name: str) -> PolicyRecord | None:
         """The record as it was within the last moments."""
@@ -182,9 +195,11 @@ class PolicyCache:
         while True:
             try:
                 await self._look(lanes)
+                busy = any(any(calls) for calls in lanes().values())
+                self._change = await self._policies.changed(self._change, wait_s=BUSY_S if busy else REPORT_S)
             except RedisError as error:
                 _LOG.warning("policies not refreshed: %s", error, extra={"action": "policies_stale"})
-            await asyncio.sleep(REFRESH_S)
+                await asyncio.sleep(BUSY_S)
 
     async def _look(self, lanes: Callable[[], Lanes]) -> None:
         """Hear of changes and say what is new here; a change is said to be obeyed as soon as it is."""

@@ -7,6 +7,7 @@ is added where the view asks for it. What the farm itself ended (cancelled, expi
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,8 @@ from gym.state.store import Store
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
 START = "0-0"
 WAIT_SLICE_S = 1.0
+GATHER_S = 0.02
+FRESH_S = 0.1
 LogEntry = tuple[bytes, dict[bytes, bytes]]  # its id, its fields
 
 
@@ -48,6 +51,18 @@ class Page:
     cursors: list[str]
     next_after: str
     done: bool
+
+
+def gather_s(after: str | None) -> float:
+    """How long whoever reads right behind a busy feed is to wait, so that an answer holds several results.
+
+    Each answer costs as much as many results, and a reader that is woken for each one takes them no sooner. Behind a
+    result that is not fresh, or none, nobody waits.
+    """
+    if after is None or not _CURSOR.fullmatch(after):
+        return 0.0
+    entered_ms = int(after.partition("-")[0])
+    return GATHER_S if time.time() - entered_ms / 1000 < FRESH_S else 0.0
 
 
 class Results:
