@@ -16,7 +16,6 @@ from gym.state.batches import cancel
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
 from gym.state.store import Store
-from gym.state.submission import sweep_staged
 from workers.active import Batch
 from workers.audit import Auditor
 from workers.judge_dispatch import JudgeDispatch
@@ -75,7 +74,9 @@ class Housekeeping:
         self.workers = sum(worker.role == "worker" for worker in alive)
         now = await self._store.now_ms()
         self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
-        overdue_ms = await asyncio.to_thread(self._overdue_before, now)
+        overdue_ms = 0
+        if any(batch.dispatched for batch in batches.values()):
+            overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in list(batches.values()):
             if batch.ended:
                 del batches[batch.batch_id]
@@ -84,7 +85,6 @@ class Housekeeping:
                 await self._look_after(batch, now, overdue_ms, dead)
         await self._judges.look_after(batches.values(), workers, now, dead)
         await self._auditor.run_when_due(batches, workers)
-        await sweep_staged(self._store, now)
         await self._retention.run_when_due()
         for worker in dead:
             _LOG.warning("worker %s is gone", worker, extra={"action": "worker_lost"})

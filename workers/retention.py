@@ -13,6 +13,7 @@ from gym.config import Settings
 from gym.results.blobs import BlobStore
 from gym.state.kept import DropReason, Ended, Kept
 from gym.state.store import Store
+from gym.state.submission import sweep_staged
 
 INTERVAL_S = 5.0
 BATCHES_AT_ONCE = 20
@@ -49,6 +50,7 @@ class Retention:
     async def run(self) -> None:
         """Remove what is too old, then drop trajectories that have been acknowledged, or that are too many."""
         now = await self._store.now_ms()
+        await sweep_staged(self._store, now)
         await self._remove(now - int(self._settings.keep_s * 1000))
         if self._settings.keep_acknowledged_s is None and self._settings.max_bytes is None:
             return

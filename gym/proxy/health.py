@@ -35,6 +35,7 @@ MOST_PER_S = 32.0  # checks of one process
 LONG_BACK_OFF_S = 2.0
 # in multiples of health_check_s
 TICK = 0.2
+IDLE_TICK = 0.5  # while no endpoint has a call in flight that it could hang on
 CONTROL = 1.0  # within which another endpoint has to answer the same question
 SILENT = 1.5
 HANGS = 4.0
@@ -99,7 +100,8 @@ class HealthChecks:
         async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as self._session:
             try:
                 while True:
-                    await asyncio.sleep(TICK * self._unit_s)
+                    busy = any(endpoint.in_flight for _, pool in self._served() for endpoint in pool.endpoints)
+                    await asyncio.sleep((TICK if busy else IDLE_TICK) * self._unit_s)
                     self._look()
             finally:
                 for check in self._checks:

@@ -38,19 +38,20 @@ class Leases:
 
     async def workers(self) -> list[WorkerStatus]:
         """Every worker whose lease is in the books, those that ran out included (negative seconds)."""
-        redis, keys = self._store.redis, self._store.keys
-        now = await self._store.now_ms()
-        leases = await redis.zrange(keys.workers, 0, -1, withscores=True)
-        if not leases:
-            return []
-        infos = await redis.hmget(keys.worker_info, [name for name, _ in leases])
+        keys = self._store.keys
+        pipeline = self._store.redis.pipeline(transaction=False)
+        pipeline.time()
+        pipeline.zrange(keys.workers, 0, -1, withscores=True)
+        pipeline.hgetall(keys.worker_info)
+        (seconds, micros), leases, infos = await pipeline.execute()
+        now = seconds * 1000 + micros // 1000
         return [
             WorkerStatus(
                 worker=name.decode(),
                 lease_ends_in_s=(ends - now) / 1000,
-                info=orjson.loads(info) if info else {},
+                info=orjson.loads(infos.get(name, b"{}")),
             )
-            for (name, ends), info in zip(leases, infos, strict=True)
+            for name, ends in leases
         ]
 
     async def forget_worker(self, worker: str) -> None:
