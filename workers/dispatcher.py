@@ -32,7 +32,7 @@ from workers.housekeeping import Housekeeping
 from workers.judge_dispatch import JudgeDispatch
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
-from workers.schedule import Waiting, plan, shares
+from workers.schedule import Waiting, plan, shares, slice_size
 
 LEAD_TTL_S = 3.0
 MIN_TICK_S = 0.05
@@ -207,7 +207,12 @@ class Dispatcher:
         plan_now = plan(
             waiting,
             room=room,
-            slice_size=self._slice_size(room, waiting),
+            slice_size=slice_size(
+                waiting,
+                room=room,
+                workers=self._housekeeping.workers,
+                most=self._settings.dispatcher.slice_size,
+            ),
             virtual_times=self._virtual_times,
             most=None if free > 0 else left,
         )
@@ -220,16 +225,6 @@ class Dispatcher:
         pipeline.hset(self._store.keys.share, mapping=dict(self._virtual_times))
         await pipeline.execute()
         return free > room < sum(batch.backlog for batch in waiting)
-
-    def _slice_size(self, room: int, waiting: list[Waiting]) -> int:
-        """Small slices when there is little to do, so that it spreads over the workers.
-
-        What the workers have counts, too: where they are busy, the little that has ended since the last tick is not
-        cut up, since a job costs as much as a few rollouts.
-        """
-        most = self._settings.dispatcher.slice_size
-        work = min(room, sum(batch.backlog for batch in waiting)) + sum(batch.in_flight for batch in waiting)
-        return max(1, min(most, work // max(1, 4 * self._housekeeping.workers)))
 
     async def _dispatch(self, takes: list[tuple[str, int]], shares_left: dict[str, int]) -> None:
         """Take as planned and send one job for each slice of one environment, and others for suspects.

@@ -49,6 +49,16 @@ def shares(batches: Sequence[Waiting], *, slots: int) -> dict[str, int]:
     return {run: int(slots * weight / total) - in_flight[run] for run, weight in weights.items()}
 
 
+def slice_size(waiting: Sequence[Waiting], *, room: int, workers: int, most: int) -> int:
+    """How many rollouts one job is to carry: few when there is little to do, so that it spreads over the workers.
+
+    What the workers have counts, too: where they are busy, the little that has ended since the last tick is not cut
+    up, since a job costs as much as a few rollouts.
+    """
+    work = min(room, sum(batch.backlog for batch in waiting)) + sum(batch.in_flight for batch in waiting)
+    return max(1, min(most, work // max(1, 4 * workers)))
+
+
 def plan(
     waiting: Sequence[Waiting],
     *,

@@ -25,24 +25,32 @@ JUDGE = "similarity"
 REFERENCE = "Bread rises slowly."
 CONCURRENCY = 64
 NOBODY = {"kind": "remote", "model": "none", "base_urls": ["http://127.0.0.1:9"]}  # `equivalence` wants it, never asks
-SETTINGS = {
-    "FARM_JUDGES": json.dumps({JUDGE: {"kind": "embedding", "cache": False}, "equality": NOBODY}),
-    "FARM_POOL_JUDGES": json.dumps({JUDGE: {}}),
-}
+CLASSIFIER, EMBEDDING = "reward_model", "embedding"
 
 
 def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
-    """Rollouts scored by an embedding judge on the farm's own Ray: CPU over bare calls of that server; batch sizes."""
+    """Rollouts scored by a judge on the farm's own Ray: CPU over bare calls of that server; batch sizes.
+
+    The target is held against the classifier, whose own work is small: an embedding takes ten times the overhead, and
+    its scatter alone is as much as that.
+    """
+    return [*_over_bare(CLASSIFIER, repeats, rollouts, target=1.5), *_over_bare(EMBEDDING, repeats, rollouts)]
+
+
+def _over_bare(kind: str, repeats: int, rollouts: int, *, target: float | None = None) -> list[Figure]:
     texts = [f"Loaf {number} rose." for number in range(rollouts)]
     judged = [_row(text, environment="essay_similarity", reference=REFERENCE) for text in texts]
     plain = [_row(text, environment="equivalence", expected_answer=text) for text in texts]
-    over: list[float] = []
+    settings = {
+        "FARM_JUDGES": json.dumps({JUDGE: {"kind": kind, "cache": False}, "equality": NOBODY}),
+        "FARM_POOL_JUDGES": json.dumps({JUDGE: {}}),
+    }
     bare: list[float] = []
     path: list[float] = []
     workers: list[float] = []
     sizes: list[float] = []
     detail: JsonObject = {}
-    with laboratory("--no-flower", settings=SETTINGS, warm_up=False) as lab:
+    with laboratory("--no-flower", settings=settings, warm_up=False) as lab:
         url = _replica(lab)
         for rows in (judged[:200], plain[:200]):
             lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
@@ -64,16 +72,17 @@ def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
             }
             bare.append((called["judge-server"] + client["cpu_s"]) / rollouts * 1000)
             path.append(sum(each.values()))
-            over.append(path[-1] - bare[-1])
             workers.append(each["judge-worker"])
             sizes.append((after["items"] - before["items"]) / (after["batches"] - before["batches"]))
             detail = {role: round(value, 3) for role, value in sorted(each.items())}
+    over = tuple(whole - call for whole, call in zip(path, bare, strict=True))
+    case = "judges"
     return [
-        Figure(case="judges", name="CPU per request, bare call, server and client", unit="ms", repeats=tuple(bare)),
-        Figure(case="judges", name="CPU per request, pool path", unit="ms", repeats=tuple(path), detail=detail),
-        Figure(case="judges", name="pool path over bare call", unit="ms", repeats=tuple(over), target=1.5),
-        Figure(case="judges", name="of it in the judge worker", unit="ms", repeats=tuple(workers)),
-        Figure(case="judges", name="texts in a batch", unit="", repeats=tuple(sizes), better="higher"),
+        Figure(case=case, name=f"{kind}: bare call, server and client", unit="ms", repeats=tuple(bare)),
+        Figure(case=case, name=f"{kind}: pool path", unit="ms", repeats=tuple(path), detail=detail),
+        Figure(case=case, name=f"{kind}: pool path over bare call", unit="ms", repeats=over, target=target),
+        Figure(case=case, name=f"{kind}: of it in the judge worker", unit="ms", repeats=tuple(workers)),
+        Figure(case=case, name=f"{kind}: texts in a batch", unit="", repeats=tuple(sizes), better="higher"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 
 import msgpack
@@ -12,7 +13,7 @@ from redis.exceptions import ResponseError
 
 from api.routes.results import answer_type, items_json, result_lines
 from gym.results.record import add_trajectory, pack_page, pack_record, pack_trajectory, pack_with_trajectory
-from gym.state.results import Page, View
+from gym.state.results import Page, View, gather_s
 from gym.trajectory import Segment
 
 RECORD = orjson.dumps({"rollout_id": "b:0:0", "reward": 1.0})
@@ -119,3 +120,10 @@ async def test_a_stream_outlives_a_moment_without_redis_but_not_a_mistake() -> N
     assert (await lines_of(RedisConnectionError("away"), last, heartbeat_s=0))[-1] == b'{"a":3}\n'
     with pytest.raises(ResponseError):
         await lines_of(ResponseError("ERR wrong"), last)
+
+
+def test_only_a_reader_right_behind_a_busy_feed_waits_for_more() -> None:
+    now_ms = time.time_ns() // 1_000_000
+    assert gather_s(f"{now_ms}-0") > 0
+    assert gather_s(f"{now_ms - 1000}-3") == 0
+    assert gather_s(None) == gather_s("no cursor") == gather_s("0-0") == 0

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.schedule import Waiting, plan
+from workers.schedule import Waiting, plan, slice_size
 from workers.schedule import shares as fair_shares
 
 
@@ -115,3 +115,17 @@ def test_room_is_used_up_or_nothing_waits_and_no_slice_is_too_large(
     assert all(0 < number <= slice_size for _, number in takes)
     given = shares(takes)
     assert all(given[batch.batch_id] <= batch.backlog for batch in batches)
+
+
+def test_a_small_batch_on_idle_workers_is_cut_up_so_that_each_gets_a_part() -> None:
+    assert slice_size([waiting("small", 24)], room=1000, workers=2, most=16) == 3
+    assert slice_size([waiting("tiny", 1)], room=1000, workers=8, most=16) == 1
+
+
+def test_the_little_that_busy_workers_have_room_for_goes_in_one_job() -> None:
+    batches = [waiting("big", 50_000, in_flight=1000)]
+    assert slice_size(batches, room=20, workers=2, most=16) == 16
+
+
+def test_slices_are_no_larger_than_the_settings_say() -> None:
+    assert slice_size([waiting("big", 50_000)], room=1000, workers=2, most=4) == 4
