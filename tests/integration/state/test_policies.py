@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 import pytest
 
 from gym.policy import PolicySpec
-from gym.state.policies import REPORT_S, Policies, PolicyCache
+from gym.state.policies import Policies, PolicyCache
 from gym.state.store import Store, end_tasks
 
 pytestmark = pytest.mark.anyio
@@ -17,8 +17,14 @@ LONG_S = 60.0
 
 
 @pytest.fixture
-async def policies(store: Store) -> AsyncIterator[Policies]:
-    yield Policies(store)
+async def policies(store: Store) -> Policies:
+    return Policies(store)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(LONG_S / 2):
+        while not holds():  # noqa: ASYNC110 - a cache has no event for it
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("change", ["put", "pause", "resume", "delete"])
@@ -61,17 +67,13 @@ async def test_an_idle_process_obeys_a_pause_and_hears_of_one_that_nobody_announ
     cache = PolicyCache(store, "idle")
     keeps = asyncio.create_task(cache.keep_fresh(dict))
     try:
-        async with asyncio.timeout(LONG_S / 2):
-            while cache.get("p") is None:
-                await asyncio.sleep(0.01)
+        await until(lambda: cache.get("p") is not None)
         assert (await policies.pause("p", "hold", timeout_s=LONG_S)).obeyed
         record = cache.get("p")
         assert record is not None
         assert record.paused == "hold"
         await store.redis.hset(store.keys.policies_version, "p", 8)  # as by a process that knows of no announcements
         await store.redis.incr(store.keys.policies_revision)
-        async with asyncio.timeout(REPORT_S + LONG_S / 2):
-            while (record := cache.get("p")) is None or record.version != 8:
-                await asyncio.sleep(0.05)
+        await until(lambda: (now := cache.get("p")) is not None and now.version == 8)
     finally:
         await end_tasks([keeps])
