@@ -92,7 +92,10 @@ def answer_type(accept: str) -> str:
 
 def items_json(records: list[bytes], **rest: object) -> bytes:
     """`{items, …}` around records that are JSON already."""
-    return b'{"items":[' + b",".join(records) + b"]," + orjson.dumps(rest)[1:]
+    parts = [b'{"items":[']
+    for record in records:
+        parts += (b",", record) if len(parts) > 1 else (record,)
+    return b"".join([*parts, b"],", orjson.dumps(rest)[1:]])  # a page is large, so it is copied once
 
 
 async def _portion(

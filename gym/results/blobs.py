@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from gym.errors import Unavailable
@@ -39,18 +40,29 @@ class BlobStore:
 
     async def read(self, value: bytes | None) -> bytes | None:
         """The packed trajectory, `None` where there was none. Raises Unavailable where its file cannot be read."""
-        if not value:
-            return None
-        if value[:1] == b"i":
-            return value[1:]
+        [packed] = await self.read_many([value])
+        return packed
+
+    async def read_many(self, values: Sequence[bytes | None]) -> list[bytes | None]:
+        """As `read` of each, with one thread for all of their files."""
+        if any(value and value[:1] != b"i" for value in values):
+            return await asyncio.to_thread(self._read_all, values)
+        return self._read_all(values)
+
+    def _read_all(self, values: Sequence[bytes | None]) -> list[bytes | None]:
+        return [None if not value else value[1:] if value[:1] == b"i" else self._read_file(value) for value in values]
+
+    def _read_file(self, value: bytes) -> bytes:
         if self._root is None:
             raise Unavailable("blob_unreachable", "this trajectory lies in the data directory of another machine")
-        path = self._root / value.decode().partition(" ")[2]
+        path = f"{self._root}/{value.decode().partition(' ')[2]}"
         try:
-            return await asyncio.to_thread(path.read_bytes)
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs as much as the reading
+                return file.read()
         except OSError as error:
+            name = path.rpartition("/")[2]
             raise Unavailable(
-                "blob_unreachable", f"the trajectory file {path.name} cannot be read: {error.strerror}", retry_after_s=5
+                "blob_unreachable", f"the trajectory file {name} cannot be read: {error.strerror}", retry_after_s=5
             ) from error
 
     async def discard(self, batch_id: str) -> bool:

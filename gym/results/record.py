@@ -19,6 +19,8 @@ from gym.jsontypes import JsonObject
 from gym.trajectory import ModelCall, Segment, StepTaken, Trajectory
 
 VERSION = 1
+_TRAINING = frozenset({"segments", "steps"})
+_FULL = _TRAINING | {"response", "calls", "params"}
 
 
 def pack_trajectory(
@@ -133,8 +135,38 @@ def pack_with_trajectory(
     record: bytes, packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None = None
 ) -> bytes:
     """As `add_trajectory`, as msgpack with the arrays of the segments as they are stored."""
-    result: bytes = msgpack.packb(orjson.loads(record) | _trajectory_fields(packed, row, full=full, dropped=dropped))
-    return result
+    known = orjson.loads(record)
+    if packed is None or dropped is not None:
+        result: bytes = msgpack.packb(known | _trajectory_fields(packed, row, full=full, dropped=dropped))
+        return result
+    added = _packed_fields(packed, _FULL if full else _TRAINING)
+    if full:
+        given = added.pop("params", None)
+        row_params = orjson.loads(row).get("responses_create_params", {})
+        added["responses_create_params"] = given or msgpack.packb(row_params)
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_map_header(len(known) + len(added))
+    for name, value in known.items():
+        packer.pack(name)
+        packer.pack(value)
+    parts: list[bytes] = [packer.bytes()]
+    for name, value in added.items():
+        parts += (msgpack.packb(name), value)
+    return b"".join(parts)
+
+
+def _packed_fields(packed: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
+    """Fields of a packed trajectory, each still packed: what goes on as it is need not be made into objects."""
+    unpacker = msgpack.Unpacker(max_buffer_size=len(packed))
+    unpacker.feed(packed)
+    fields: dict[str, bytes] = {}
+    for _ in range(unpacker.read_map_header()):
+        name = unpacker.unpack()
+        begins = unpacker.tell()
+        unpacker.skip()
+        if name in wanted:
+            fields[name] = packed[begins : unpacker.tell()]
+    return fields
 
 
 def pack_page(records: list[bytes], **rest: object) -> bytes:
@@ -143,9 +175,8 @@ def pack_page(records: list[bytes], **rest: object) -> bytes:
     packer.pack_map_header(1 + len(rest))
     packer.pack("items")
     packer.pack_array_header(len(records))
-    head: bytes = packer.bytes()
-    tail: bytes = b"".join(msgpack.packb(value) for pair in rest.items() for value in pair)
-    return head + b"".join(records) + tail
+    tail = [msgpack.packb(value) for pair in rest.items() for value in pair]
+    return b"".join([packer.bytes(), *records, *tail])
 
 
 def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None) -> JsonObject:

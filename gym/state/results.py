@@ -154,16 +154,17 @@ class Results:
         rows = await self._store.redis.hmget(keys.rows, [member.partition(":")[0] for member in members])
         blobs = await self._store.redis.hmget(keys.traj, members)
         dropped = None if all(blobs) else await self._store.redis.hget(keys.meta, "dropped")
+        trajectories = await self._blobs.read_many(blobs)
         add = pack_with_trajectory if packed else add_trajectory
         return [
             add(
                 record,
-                await self._blobs.read(blob),
+                trajectory,
                 row.partition(b"\n")[2],
                 full=view is View.FULL,
                 dropped=_dropped(dropped, record) if dropped and not blob else None,
             )
-            for record, blob, row in zip(light, blobs, rows, strict=True)
+            for record, blob, trajectory, row in zip(light, blobs, trajectories, rows, strict=True)
         ]
 
     async def _facts(self, keys: BatchKeys, members: list[str]) -> tuple[list[bytes], list[bytes | None]]:

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from api.routes.results import answer_type, items_json, result_lines
 from gym.results.record import add_trajectory, pack_page, pack_record, pack_trajectory, pack_with_trajectory
 from gym.state.results import Page, View, gather_s
-from gym.trajectory import Segment
+from gym.trajectory import Segment, StepTaken
 
 RECORD = orjson.dumps({"rollout_id": "b:0:0", "reward": 1.0})
 ROW = orjson.dumps({"responses_create_params": {"input": "hi"}})
@@ -24,6 +24,7 @@ SEGMENT = Segment(
     logprobs=array("f", [0.0, -0.5]),
     policy_versions=[(0, 2, 7)],
 )
+STEP = StepTaken(turn=0, action={"go": 1}, reward=0.5, done=False)
 PACKED = pack_trajectory({"id": "resp"}, [{"call": 1}], [SEGMENT])
 
 
@@ -127,3 +128,20 @@ def test_only_a_reader_right_behind_a_busy_feed_waits_for_more() -> None:
     assert gather_s(f"{now_ms}-0") > 0
     assert gather_s(f"{now_ms - 1000}-3") == 0
     assert gather_s(None) == gather_s("no cursor") == gather_s("0-0") == 0
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_page_of_any_number_of_records_is_json(count: int) -> None:
+    assert orjson.loads(items_json([b'{"a":1}'] * count, done=True)) == {"items": [{"a": 1}] * count, "done": True}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("params", [None, {"input": "another"}])
+def test_packed_fields_are_those_of_the_json_view(full: bool, params: dict[str, str] | None) -> None:
+    stored = pack_trajectory({"id": "resp"}, [{"call": 1}], [SEGMENT], [STEP], params=params)
+    packed = msgpack.unpackb(pack_with_trajectory(RECORD, stored, ROW, full=full))
+    shown = orjson.loads(add_trajectory(RECORD, stored, ROW, full=full))
+    assert packed.pop("segments")[0]["token_ids"] == SEGMENT.token_ids.tobytes()
+    assert shown.pop("segments")[0]["token_ids"] == SEGMENT.token_ids.tolist()
+    assert packed == shown
+    assert packed["steps"][0]["action"] == {"go": 1}
