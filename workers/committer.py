@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from typing import Any
 
@@ -16,6 +17,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from gym.state.store import ScriptCall, Store, insisting, will_pass
 
 MAX_BATCH = 256
+GATHER_S = 0.02
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,10 +46,14 @@ class Committer:
         self._some.set()
 
     async def run(self) -> None:
-        """Send until cancelled."""
+        """Send until cancelled: at once what comes after a pause, and together what comes within `GATHER_S` of it."""
+        loop = asyncio.get_running_loop()
+        sent_at = -math.inf
         while True:
             await self._some.wait()
+            await asyncio.sleep(max(0.0, sent_at + GATHER_S - loop.time()))
             self._some.clear()
+            sent_at = loop.time()
             while self._waiting or self.totals:
                 batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 await self._send(batch)

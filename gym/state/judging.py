@@ -129,7 +129,7 @@ class Judging:
             handover.ask,
             handover.trajectory,
         ]
-        return ScriptCall(ASK_JUDGE, self._keys(claim.batch_id), args)
+        return ScriptCall(ASK_JUDGE, self._keys(claim.batch_id), args, joins=True)
 
     async def load(self, batch_ids: Sequence[str]) -> dict[str, dict[str, Line]]:
         """The lines by batch and judge, those where there is somebody."""

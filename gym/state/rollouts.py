@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import orjson
+
 from gym.rollout import RolloutState
 from gym.state.store import ALONE, BOUNCE, CLAIM, COMMIT, PROBE, RECOVER, REFUND, RETRY, TAKE, ScriptCall, Store
 
@@ -168,10 +170,9 @@ class Rollouts:
             commit.trajectory,
             int(commit.usable),
             commit.early_stop,
+            orjson.dumps(commit.sums),
         ]
-        for name, number in commit.sums.items():
-            args += [name, number]
-        return ScriptCall(COMMIT, self._store.keys.batch(claim.batch_id).scripted(), args)
+        return ScriptCall(COMMIT, self._store.keys.batch(claim.batch_id).scripted(), args, joins=True)
 
     @staticmethod
     def committed(answer: Sequence[int]) -> Committed:

@@ -16,13 +16,24 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ClusterError, NoScriptError, ReadOnlyError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    ClusterError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gym.state.keys import Keys
 
 Argument = str | bytes | int | float
+
+MOST_JOINED = 64
+"""Calls that go as one: of results that are kept in Redis about a megabyte, and a few milliseconds of its time."""
 
 RedisAway = (RedisConnectionError, RedisTimeoutError)
 # answers of a server that is there but cannot serve; redis-py has no class for these
@@ -95,11 +106,16 @@ def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ScriptCall:
-    """One run of a script, for sending several in one round trip."""
+    """One run of a script, for sending several in one round trip.
+
+    Calls that `join` may go as one where they have script and keys in common: the script takes the arguments of each,
+    one after the other, and gives an answer of each.
+    """
 
     script: Script
     keys: Sequence[str]
     args: Sequence[Argument]
+    joins: bool = False
 
 
 class Store:
@@ -135,10 +151,33 @@ class Store:
             return await self.redis.eval(script.text, len(keys), *keys, *args)
 
     async def run_many(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """The answers of several scripts, sent in one round trip and each run by itself.
+        """The answers of several scripts, sent in one round trip; what can be joined is run as one.
 
-        An answer may be an exception of redis-py, which the caller must look for.
+        The order of calls is kept among those that are not joined. An answer may be an exception of redis-py, which the
+        caller must look for.
         """
+        groups = _joined(calls)
+        answers: list[Any] = [None] * len(calls)
+        apart: list[int] = []
+        for group, answer in zip(
+            groups, await self._run_each([_as_one(calls, group) for group in groups]), strict=True
+        ):
+            if not isinstance(answer, Exception) and calls[group[0]].joins:
+                each = answer
+            elif len(group) > 1 and not will_pass(answer) and not isinstance(answer, OutOfMemoryError):
+                apart += group  # one of them is at fault, and the others are not to suffer for it
+                continue
+            else:
+                each = [answer] * len(group)
+            for number, one in zip(group, each, strict=True):
+                answers[number] = one
+        for number, answer in zip(apart, await self._run_each([calls[number] for number in apart]), strict=True):
+            answers[number] = answer if isinstance(answer, Exception) else answer[0]
+        return answers
+
+    async def _run_each(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        if not calls:
+            return []
         if len(calls) == 1:
             try:
                 return [await self.run(calls[0].script, calls[0].keys, calls[0].args)]
@@ -176,6 +215,29 @@ class Store:
         """The server's clock, which all times in the farm are of."""
         seconds, micros = await self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
+
+
+def _joined(calls: Sequence[ScriptCall]) -> list[list[int]]:
+    """The numbers of the calls, those together that go as one."""
+    groups: list[list[int]] = []
+    by_target: dict[tuple[str, str], list[int]] = {}
+    for number, call in enumerate(calls):
+        target = (call.script.sha, call.keys[0] if call.keys else "")
+        group = by_target.get(target) if call.joins else None
+        if group is None or len(group) >= MOST_JOINED:
+            group = []
+            groups.append(group)
+            if call.joins:
+                by_target[target] = group
+        group.append(number)
+    return groups
+
+
+def _as_one(calls: Sequence[ScriptCall], group: Sequence[int]) -> ScriptCall:
+    first = calls[group[0]]
+    if len(group) == 1:
+        return first
+    return ScriptCall(first.script, first.keys, [arg for number in group for arg in calls[number].args])
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[Any]], *, again_s: float = 0.5) -> None:

@@ -1,39 +1,56 @@
 -- A worker starts rollouts that were dispatched to it.
--- ARGV: worker, then member, attempt, ...
+-- ARGV: worker, then member, attempt, ...; no member twice
 -- Repeatable, since an answer may be lost: what this worker holds already is answered as it was.
 -- Returns {now, {member, attempt, token, tries, replay}, ..., then {row number, row, ...}}; what is not there was not
 -- claimed. `replay` are the model calls of an attempt that was handed back.
 local worker = ARGV[1]
 local now = now_ms()
-local claimed = { tostring(now) }
-local rows, seen = {}, {}
+local asked = {}
+for i = 2, #ARGV, 2 do asked[#asked + 1] = ARGV[i] end
+
+local members, lives, replays, rows, seen = {}, {}, {}, {}, {}
 local moved = 0
-for i = 2, #ARGV, 2 do
-  local member, attempt = ARGV[i], ARGV[i + 1]
-  local value = redis.call('HGET', LIVE, member)
+for number, value in ipairs(#asked > 0 and redis.call('HMGET', LIVE, unpack(asked)) or {}) do
   local live = value and parse_live(value)
-  local fresh = live and live.state == 'd'
-  local again = live and live.state == 'r' and live.worker == worker
-  if (fresh or again) and live.attempt == attempt then
-    local token = live.token
-    if fresh then
-      token = redis.call('HINCRBY', META, 'fence', 1)
-      redis.call('HSET', LIVE, member,
-        'r|' .. attempt .. '|' .. token .. '|' .. now .. '|' .. live.environment .. '|' .. worker)
-      moved = moved + 1
-    end
-    claimed[#claimed + 1] = { member, attempt, tostring(token), redis.call('HGET', TRIES, member) or '',
-      redis.call('HGET', TRAJ, replay_of(member)) or '' }
+  local ours = live and (live.state == 'd' or live.state == 'r' and live.worker == worker)
+  if ours and live.attempt == ARGV[2 * number + 1] then
+    local member = asked[number]
+    members[#members + 1], lives[#lives + 1], replays[#replays + 1] = member, live, replay_of(member)
+    if live.state == 'd' then moved = moved + 1 end
     local row = string.match(member, '^(%d+):')
-    if not seen[row] then
-      seen[row] = true
-      rows[#rows + 1] = row
-      rows[#rows + 1] = redis.call('HGET', ROWS, row) or ''
-    end
+    if not seen[row] then rows[#rows + 1] = row end
+    seen[row] = true
   end
 end
-count('queued', -moved)
-count('dispatched', -moved)
-count('running', moved)
-claimed[#claimed + 1] = rows
+if #members == 0 then return { tostring(now), {} } end
+
+if moved > 0 then
+  local token = redis.call('HINCRBY', META, 'fence', moved) - moved
+  local changes = {}
+  for number, live in ipairs(lives) do
+    if live.state == 'd' then
+      token = token + 1
+      live.token = string.format('%d', token)
+      changes[#changes + 1] = members[number]
+      changes[#changes + 1] =
+        table.concat({ 'r', live.attempt, live.token, now, live.environment, worker }, '|')
+    end
+  end
+  redis.call('HSET', LIVE, unpack(changes))
+  count('queued', -moved)
+  count('dispatched', -moved)
+  count('running', moved)
+end
+
+local claimed = { tostring(now) }
+local tries, kept = redis.call('HMGET', TRIES, unpack(members)), redis.call('HMGET', TRAJ, unpack(replays))
+for number, live in ipairs(lives) do
+  claimed[#claimed + 1] = { members[number], live.attempt, live.token, tries[number] or '', kept[number] or '' }
+end
+local texts = {}
+for number, text in ipairs(redis.call('HMGET', ROWS, unpack(rows))) do
+  texts[#texts + 1] = rows[number]
+  texts[#texts + 1] = text or ''
+end
+claimed[#claimed + 1] = texts
 return claimed

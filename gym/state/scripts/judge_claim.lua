@@ -4,6 +4,7 @@
 local worker, claim = ARGV[1], ARGV[2]
 local now = now_ms()
 local claimed = { tostring(now) }
+gather()
 for i = 3, #ARGV, 2 do
   local member, sent = ARGV[i], ARGV[i + 1]
   local value = redis.call('HGET', LIVE, member)
@@ -24,4 +25,5 @@ for i = 3, #ARGV, 2 do
     end
   end
 end
+settle()
 return claimed

@@ -13,6 +13,7 @@ elseif which ~= 'due' then
   skip = tonumber(which) % math.max(1, redis.call('ZLEXCOUNT', AWAITING, from, to))
 end
 local taken = {}
+gather()
 for _, entry in ipairs(redis.call('ZRANGEBYLEX', AWAITING, from, to, 'LIMIT', skip, wanted)) do
   local member, live = who_waits(entry)
   if member then
@@ -23,4 +24,5 @@ for _, entry in ipairs(redis.call('ZRANGEBYLEX', AWAITING, from, to, 'LIMIT', sk
     taken[#taken + 1] = token
   end
 end
+settle()
 return taken

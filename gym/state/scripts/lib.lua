@@ -20,8 +20,33 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
+-- Counters by key and field, between `gather` and `settle`: a script that moves many rollouts writes each counter once.
+local gathered
+local function gather()
+  gathered = {}
+end
+
+local function settle()
+  for key, counters in pairs(gathered) do
+    for field, by in pairs(counters) do
+      if by ~= 0 then redis.call('HINCRBY', key, field, by) end
+    end
+  end
+  gathered = nil
+end
+
+local function count_in(key, field, by)
+  if gathered then
+    local counters = gathered[key] or {}
+    gathered[key] = counters
+    counters[field] = (counters[field] or 0) + by
+  elseif by ~= 0 then
+    redis.call('HINCRBY', key, field, by)
+  end
+end
+
 local function count(field, by)
-  if by ~= 0 then redis.call('HINCRBY', META, field, by) end
+  count_in(META, field, by)
 end
 
 local function parse_live(value)
@@ -41,8 +66,8 @@ local function place_in_line(member, live)
 end
 
 local function count_judging(live, by)
-  redis.call('HINCRBY', JUDGES, live.judge .. (live.state == 'w' and '|waiting' or '|asked'), by)
-  if is_parked(live) then redis.call('HINCRBY', JUDGES, live.judge .. '|parked', by) end
+  count_in(JUDGES, live.judge .. (live.state == 'w' and '|waiting' or '|asked'), by)
+  if is_parked(live) then count_in(JUDGES, live.judge .. '|parked', by) end
 end
 
 -- Put a rollout into one of the three states of judging: its live value, its place in the line, the judge's counters.

@@ -22,7 +22,7 @@ from gym.state.audit import Audits
 from gym.state.batches import Batches, activate
 from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
 from gym.state.rollouts import Claim, Commit, Rollouts, Taken
-from gym.state.store import Store
+from gym.state.store import ScriptCall, Store
 from gym.state.submission import NewBatch, StagedRow, Staging
 from gym.task import RowHeader
 from workers.suspicion import Surroundings, examine
@@ -189,23 +189,29 @@ class Farm(RuleBasedStateMachine):
     def _commit(
         self, claim: Claim | JudgeClaim, outcome: str, *, stands: bool, twice: bool, early_stop: int = 2
     ) -> None:
+        call = self._commit_call(claim, outcome, early_stop)
+        answers = self._do(self.store.run_many([call, call] if twice else [call]))
+        if not stands:
+            assert [answer[0] for answer in answers].count(1) == 0
+            return
+        assert [answer[0] for answer in answers] == ([1, 2] if twice else [1])
+        self._committed(claim.member, outcome, early_stop)
+
+    def _commit_call(self, claim: Claim | JudgeClaim, outcome: str, early_stop: int) -> ScriptCall:
         commit = Commit(
             outcome=outcome,
             record=b"{}",
             trajectory=b"",
             usable=outcome == "succeeded",
             early_stop=early_stop,
-            sums={},
+            sums={"run": 1, "total_s": 0.5},
         )
-        call = self.rollouts.commit_call(claim, commit)
-        answers = self._do(self.store.run_many([call, call] if twice else [call]))
-        if not stands:
-            assert [answer[0] for answer in answers].count(1) == 0
-            return
-        assert [answer[0] for answer in answers] == ([1, 2] if twice else [1])
-        self._move(claim.member, RolloutState(outcome))
-        self.replays.pop(claim.member, None)
-        row = claim.member.partition(":")[0]
+        return self.rollouts.commit_call(claim, commit)
+
+    def _committed(self, member: str, outcome: str, early_stop: int) -> None:
+        self._move(member, RolloutState(outcome))
+        self.replays.pop(member, None)
+        row = member.partition(":")[0]
         if outcome == "succeeded" and early_stop:
             self.usable[row] += 1
             if self.usable[row] == 2:
@@ -216,6 +222,19 @@ class Farm(RuleBasedStateMachine):
             if self.state[member] not in FINAL:
                 self._move(member, self.before.get(member, RolloutState.CANCELLED))
                 self.replays.pop(member, None)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def commit_together(self, data: st.DataObject) -> None:
+        """A worker sends what ended within a moment in one call; zombies and repeats may be among it."""
+        chosen = data.draw(st.lists(st.sampled_from(self.claims), min_size=2, max_size=6))
+        outcomes = [data.draw(st.sampled_from(["succeeded", "failed"])) for _ in chosen]
+        calls = [self._commit_call(claim, outcome, 2) for (_, claim), outcome in zip(chosen, outcomes, strict=True)]
+        answers = self._do(self.store.run_many(calls))
+        for (_, claim), outcome, answer in zip(chosen, outcomes, answers, strict=True):
+            assert (answer[0] == 1) == self._stands(claim)
+            if answer[0] == 1:
+                self._committed(claim.member, outcome, 2)
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), twice=st.booleans())
