@@ -51,6 +51,8 @@ class ProcessTree:
 
 def _role(process: psutil.Process) -> str:
     words = process.cmdline()
+    if "api.cli.fork_server" in words:
+        return "fork-server"
     named = next((word for word in words if word in ROLES), None)
     if named is not None:
         return named

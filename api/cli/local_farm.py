@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from api.cli.up import ADDRESSES_FILE, READY_TIMEOUT_S, NotReady
+from gym.orphans import end_with_parent
 from gym.policy import PolicySpec
-from gym.state.embedded import end_with_parent
 
 MODEL_NAME = "mock"
 MODEL_TIMEOUT_S = 30.0

@@ -49,21 +49,24 @@ def up(
 
     Prints `ready http://…` when a batch can be submitted. State stays in the data directory for the next time.
     """
-    from api.cli.judges import read_judges
-    from api.cli.up import run
+    from api.cli.forking import fork_server_running
 
-    settings = settings_from(
-        config,
-        data_dir=data_dir,
-        host=host,
-        api={"port": api_port},
-        proxy={"port": proxy_port},
-        flower={"port": flower_port, "enabled": False if no_flower else None},
-        redis={"url": redis_url},
-        worker={"processes": workers, "concurrency": concurrency},
-        judges=None if judges is None else read_judges(judges),
-    )
-    raise typer.Exit(run(settings, verbose=verbose))
+    with fork_server_running() as fork_server:  # first of all, since it imports while this process does
+        from api.cli.judges import read_judges
+        from api.cli.up import run
+
+        settings = settings_from(
+            config,
+            data_dir=data_dir,
+            host=host,
+            api={"port": api_port},
+            proxy={"port": proxy_port},
+            flower={"port": flower_port, "enabled": False if no_flower else None},
+            redis={"url": redis_url},
+            worker={"processes": workers, "concurrency": concurrency},
+            judges=None if judges is None else read_judges(judges),
+        )
+        raise typer.Exit(run(settings, verbose=verbose, fork_server=fork_server))
 
 
 def demo(

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from api.cli.forking import ForkServer, NotForked, Process
 from gym.errors import FarmError
-from gym.state.embedded import end_with_parent
+from gym.orphans import end_with_parent
 
 TAIL_LINES = 20
 LINE_BYTES = 64 * 1024
@@ -60,6 +61,8 @@ class ChildSpec:
     """Exit statuses that mean, in the first life, however long it took, that it cannot work as it is configured."""
     niceness: int = 0
     """Above 0: it takes the processor time that the others leave."""
+    forked: Sequence[str] = ()
+    """What to order from the fork server, where there is one, instead of running the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ class Child:
         self.log = log
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.starts = 0
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Process | None = None
         self.task: asyncio.Task[None] | None = None
         self.stopping = False
 
@@ -147,13 +150,21 @@ class Supervisor:
     `failed` is set to a ChildFailed when a child cannot be kept running; the caller then stops the others.
     """
 
-    def __init__(self, log_dir: Path, *, echo: bool = False, restarts: Restarts = Restarts()) -> None:
+    def __init__(
+        self,
+        log_dir: Path,
+        *,
+        echo: bool = False,
+        restarts: Restarts = Restarts(),
+        fork_server: ForkServer | None = None,
+    ) -> None:
         log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.log_dir = log_dir
         self.children: dict[str, Child] = {}
         self.failed: asyncio.Future[ChildFailed] = asyncio.get_running_loop().create_future()
         self._echo = echo
         self._restarts = restarts
+        self._fork_server = fork_server
         self.killed = False
 
     async def start(self, *specs: ChildSpec) -> None:
@@ -204,16 +215,7 @@ class Supervisor:
         kept = {name: value for name, value in os.environ.items() if name not in spec.dropped}
         output, output_end = os.pipe()
         try:
-            child.process = await asyncio.create_subprocess_exec(
-                *spec.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output_end,
-                stderr=output_end,
-                env={**kept, **spec.environment},
-                start_new_session=True,
-                pass_fds=spec.inherited_fds,
-                preexec_fn=end_with_parent(spec.orphan_signal, niceness=spec.niceness),
-            )
+            child.process = await self._begin(child, {**kept, **spec.environment}, output_end)
         except BaseException:
             os.close(output)
             raise
@@ -223,6 +225,31 @@ class Supervisor:
         if child.stopping:
             child.signal_group(signal.SIGKILL)
         return asyncio.create_task(self._forward(child, output), name=f"output of {spec.name}")
+
+    async def _begin(self, child: Child, environment: Mapping[str, str], output: int) -> Process:
+        spec = child.spec
+        if spec.forked and self._fork_server is not None:
+            try:
+                return await self._fork_server.fork(
+                    spec.forked,
+                    environment=environment,
+                    output=output,
+                    orphan_signal=spec.orphan_signal,
+                    niceness=spec.niceness,
+                )
+            except NotForked as error:
+                self._fork_server = None
+                self._note(child, f"and others are started without the fork server from now on: {error}")
+        return await asyncio.create_subprocess_exec(
+            *spec.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(environment),
+            start_new_session=True,
+            pass_fds=spec.inherited_fds,
+            preexec_fn=end_with_parent(spec.orphan_signal, niceness=spec.niceness),
+        )
 
     async def _keep(self, child: Child, output: asyncio.Task[None]) -> None:
         quick_deaths = own_deaths = 0

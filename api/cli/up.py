@@ -22,6 +22,8 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from api.cli import dashboard
+from api.cli.fork_server import MODULES
+from api.cli.forking import ForkServer
 from api.cli.processes import GRACE_S
 from api.cli.supervisor import ChildSpec, Supervisor
 from gym.config import Settings, base_url, proxy_url
@@ -55,10 +57,16 @@ class NotReady(FarmError):
     """The farm was started and cannot take work."""
 
 
-def run(settings: Settings, *, verbose: bool = False, children: Children | None = None) -> int:
+def run(
+    settings: Settings,
+    *,
+    verbose: bool = False,
+    children: Children | None = None,
+    fork_server: ForkServer | None = None,
+) -> int:
     """Run the farm until a signal; the exit status is 0 after a drain.
 
-    `children` says what runs beside Redis, `children_of` unless a test has stand-ins.
+    `children` says what runs beside Redis, `children_of` unless a test has stand-ins; the caller has the `fork_server`.
     Raises SettingsError before anything is started, NotReady and ChildFailed after everything has been stopped.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
@@ -73,7 +81,8 @@ def run(settings: Settings, *, verbose: bool = False, children: Children | None 
     settings = with_ports(settings)
     lock = DataDirLock.take(settings.data_dir)
     try:
-        return asyncio.run(_Farm(settings, lock, children or children_of, verbose=verbose).run())
+        farm = _Farm(settings, lock, children or children_of, verbose=verbose, fork_server=fork_server)
+        return asyncio.run(farm.run())
     finally:
         lock.release()
 
@@ -100,16 +109,25 @@ def environment_of(settings: Settings) -> dict[str, str]:
 class _Farm:
     """One life of `farm up`."""
 
-    def __init__(self, settings: Settings, lock: DataDirLock, children: Children, *, verbose: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lock: DataDirLock,
+        children: Children,
+        *,
+        verbose: bool,
+        fork_server: ForkServer | None,
+    ) -> None:
         self._settings = settings
         self._lock = lock
         self._children = children
         self._verbose = verbose
+        self._fork_server = fork_server
         self._console = Console(stderr=True, highlight=False)
         self._syncing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        supervisor = Supervisor(self._settings.data_dir / "logs", echo=self._verbose)
+        supervisor = Supervisor(self._settings.data_dir / "logs", echo=self._verbose, fork_server=self._fork_server)
         asked: asyncio.Future[signal.Signals] = asyncio.get_running_loop().create_future()
 
         def on_signal(number: signal.Signals) -> None:
@@ -213,7 +231,10 @@ class _Farm:
 
 
 def children_of(settings: Settings) -> Iterator[ChildSpec]:
-    """What runs beside Redis. The api needs longest to start and goes first."""
+    """What runs beside Redis.
+
+    The workers go first: they set themselves up while the fork server imports what the others need.
+    """
     environment = environment_of(settings)
     ours = frozenset(name for name in os.environ if name.startswith("FARM_"))
 
@@ -231,10 +252,10 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
             orphan_signal=signal.SIGKILL,
             niceness=niceness,
             final_statuses=frozenset() if final is None else frozenset({final}),
+            forked=[command] if command in MODULES else (),
         )
 
     drain_s = settings.worker.drain_s + HAND_BACK_S
-    yield child("api", "api", INTAKE, 2 * GRACE_S)
     for number in range(1, settings.worker.processes + 1):
         yield child(f"worker-{number}", "worker", WORK, drain_s)
     for number in range(1, settings.judging.processes + 1 if settings.judges else 1):
@@ -244,6 +265,7 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
         yield child("judge", "judge", WORK, pool_drain_s, final=POOL_BAD_INPUT)
     yield child("dispatcher", "dispatcher", INTAKE, 2 * GRACE_S)
     yield child("proxy", "proxy", WORK, drain_s)
+    yield child("api", "api", INTAKE, 2 * GRACE_S)
     if settings.flower.enabled:
         yield child("flower", "flower", INTAKE, GRACE_S, niceness=FLOWER_NICENESS)
 

@@ -9,7 +9,6 @@ programs.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -18,9 +17,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +31,7 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from gym.errors import SettingsError
+from gym.orphans import end_with_parent
 from gym.state.data_dir import DataDirLock, write_private
 
 OLDEST = (6, 2)
@@ -42,7 +41,6 @@ STOP_TIMEOUT_S = 30.0
 FIND_TIMEOUT_S = 10.0
 POLL_S = 0.02
 
-_PR_SET_PDEATHSIG = 1
 _VERSION = re.compile(rb"v=(\d+)\.(\d+)(\S*)")
 
 
@@ -227,26 +225,6 @@ def embedded_url(data_dir: Path, timeout_s: float = FIND_TIMEOUT_S) -> str:
                 "give --redis-url or FARM_REDIS_URL, or start one with `farm redis`"
             )
         time.sleep(0.1)
-
-
-def end_with_parent(sent: signal.Signals, *, niceness: int = 0) -> Callable[[], None]:
-    """What a child calls between fork and exec so that it gets `sent` when its parent dies, however that happens.
-
-    The signal is sent when the thread that forked ends, so fork in the main thread. Outside Linux nothing is sent.
-    `niceness` is added to the child's.
-    """
-    parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def tie() -> None:
-        if niceness:
-            os.nice(niceness)
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, int(sent), 0, 0, 0)
-            if os.getppid() != parent:
-                os.kill(os.getpid(), sent)
-
-    return tie
 
 
 def _candidates() -> Iterator[Path]:

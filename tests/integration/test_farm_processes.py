@@ -87,6 +87,25 @@ def test_a_farm_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     assert left == []
 
 
+def test_a_farm_whose_fork_server_died_still_restarts_what_dies(tmp_path: Path) -> None:
+    def answers(url: str) -> bool:
+        try:
+            return httpx.get(f"{url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    with local_farm(tmp_path, options=["--no-flower", "--workers", "1"]) as farm:
+        children = psutil.Process(farm.process.pid).children()
+        [forks] = [child for child in children if "api.cli.fork_server" in child.cmdline()]
+        roles = {child.cmdline()[-1]: child for child in children}
+        assert {"api", "proxy", "dispatcher", "worker"} <= roles.keys()
+        for killed in (forks, roles["api"]):
+            killed.kill()
+        until(lambda: not roles["api"].is_running(), "the api is gone")
+        until(lambda: answers(farm.url), "the api is back")
+        assert roles["worker"].is_running()
+
+
 def test_the_demo_leaves_its_results_and_no_process(tmp_path: Path) -> None:
     answer = subprocess.run(
         [

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from api.cli.local_farm import LocalFarm
-from gym.state.embedded import end_with_parent
+from gym.orphans import end_with_parent
 from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
 from gym.testing.request_log import RequestRecord
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from gym.errors import SettingsError
+from gym.orphans import end_with_parent
 from gym.state.data_dir import DataDirLock
-from gym.state.embedded import ServerState, embedded_url, end_with_parent, server_state
+from gym.state.embedded import ServerState, embedded_url, server_state
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ import psutil
 import pytest
 
 from gym.errors import SettingsError
+from gym.orphans import end_with_parent
 from gym.state.data_dir import DataDirLock
-from gym.state.embedded import embedded_url, end_with_parent
+from gym.state.embedded import embedded_url
 
 PROGRAM = """
 import http.server, sys

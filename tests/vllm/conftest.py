@@ -21,10 +21,10 @@ import httpx
 import pytest
 
 from gym.config import ModelSettings
+from gym.orphans import end_with_parent
 from gym.policy import PolicySpec
 from gym.proxy.client import PolicyClient
 from gym.proxy.policies import PolicyRecord, inline_record
-from gym.state.embedded import end_with_parent
 
 VENV = Path(__file__).parents[2] / ".venv-vllm"
 MODEL = VENV / "model"

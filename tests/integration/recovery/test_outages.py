@@ -18,7 +18,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from gym.state.embedded import end_with_parent
+from gym.orphans import end_with_parent
 
 CLOCK_THAT_JUMPS = """
 import runpy, sys, time
