@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import secrets
@@ -20,6 +19,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
 from gym.errors import SettingsError
+from gym.garbage import collect_garbage_less
 from gym.sandbox.choose import require_named
 from gym.state.server import require_noeviction
 from workers.admission import admission_step, count_received
@@ -35,7 +35,6 @@ from workers.slots import Slots
 
 EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only what failed restarts this too
 HEARTBEAT_S = 5.0  # of Celery's events, which Flower alone reads
-GC_AFTER = 20_000  # objects that hold others, made and not freed
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,13 +64,6 @@ def run_judging(settings: Settings) -> int:
         worker_concurrency=slots.total,
     )
     return _run(settings, app, runtime, partial(register_judge_jobs, runtime=runtime))
-
-
-def collect_garbage_less() -> None:
-    """What is loaded stays loaded, and conversations are freed by their counts: few look-overs find anything."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_AFTER, 20, 50)
 
 
 def _redis_url(settings: Settings) -> str:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import httpx
 import orjson
@@ -18,7 +19,7 @@ import orjson
 from api.bench.environments import environments
 from api.bench.figures import Figure, percentile
 from api.bench.judges import judges
-from api.bench.lab import Lab, laboratory, weather_rows
+from api.bench.lab import WAIT_S, Lab, laboratory, weather_rows
 from api.bench.profile import profile
 from api.bench.scale import scale
 from gym.jsontypes import JsonObject
@@ -116,28 +117,35 @@ def latency_bound(lab: Lab, repeats: Repeats, *, rollouts: int = 1000) -> list[F
 
 
 def conversation(lab: Lab, repeats: Repeats) -> list[Figure]:
-    """One rollout of 100 turns and about 50k tokens with its tokens captured: CPU, and the size of its result."""
+    """One rollout of 100 turns and about 50k tokens with its tokens captured: CPU, and the size of its result.
+
+    What a turn takes is the time from one answer of the model to the next call, of a rollout that runs alone.
+    """
     argument = "word " * 100
     prompt = f'[[repeat-calls 99 get_weather {{"city": "{argument}"}}]]'
     row = {"responses_create_params": {"input": [{"role": "user", "content": prompt}]}}
-    together = 4
+    together, limits = 4, {"max_turns": 128}
     costs: list[float] = []
     sizes: list[float] = []
     flat: list[float] = []
     for _ in range(repeats):
         with lab.cpu() as used:
-            batch_id = lab.submit([row] * together, limits={"max_turns": 128})
+            batch_id = lab.submit([row] * together, limits=limits)
             lab.follow(batch_id)
         costs.append(sum(used.values()) / together)
         url = f"/v1/batches/{batch_id}/results"
         sizes.append(len(lab.http.get(url, params={"view": "training", "limit": 1}).content) / MB)
-        [item] = lab.http.get(url, params={"view": "full", "limit": 1}).json()["items"]
-        turns = [call["duration_s"] for call in item["calls"]]
-        flat.append(sum(turns[-10:]) / sum(turns[:10]))
+        seen = max((call["number"] for call in lab.model_calls()), default=0)
+        lab.follow(lab.submit([row], limits=limits))
+        calls = [call for call in lab.model_calls() if call["number"] > seen]
+        between = [after["started"] - before["ended"] for before, after in pairwise(calls)]
+        flat.append(sum(between[-10:]) / sum(between[:10]))
     return [
         Figure(case="conversation", name="CPU, 100 turns", unit="s", repeats=tuple(costs), target=1.5),
         Figure(case="conversation", name="training result", unit="MB", repeats=tuple(sizes), target=2.0),
-        Figure(case="conversation", name="last 10 turns over first 10, wall", unit="x", repeats=tuple(flat)),
+        Figure(
+            case="conversation", name="last 10 turns over first 10, wall", unit="x", repeats=tuple(flat), target=1.2
+        ),
     ]
 
 
@@ -196,28 +204,39 @@ def submit_stream(lab: Lab, repeats: Repeats, *, rows: int = 100_000) -> list[Fi
 
 
 def backlog(lab: Lab, repeats: Repeats, *, sizes: Sequence[int] = (1000, 10_000, 100_000)) -> list[Figure]:
-    """CPU per rollout with a backlog of 1k, 10k and 100k: 1,000 rollouts run while so many others wait."""
-    figures = []
-    base: float | None = None
-    away = {"base_urls": ["http://127.0.0.1:9"], "model": "none"}
-    for size in sizes:
-        options = {"environment": "weather", "sealed": False, "policy": away, "priority": 0}
-        behind = lab.http.post("/v1/batches", json=options).raise_for_status().json()["batch_id"]
-        lab.http.post(
-            f"/v1/batches/{behind}/rows", content=_lines(size), headers={"content-type": "application/x-ndjson"}
-        ).raise_for_status()
-        costs = []
-        for _ in range(repeats):
+    """CPU per rollout while 1k, 10k and 100k wait, by turns: from the first tenth on, of at most 4,000 rollouts."""
+    costs: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(repeats):
+        for size in sizes:
+            batch_id = lab.submit(weather_rows(1), sealed=False)
+            lab.http.post(
+                f"/v1/batches/{batch_id}/rows", content=_lines(size), headers={"content-type": "application/x-ndjson"}
+            ).raise_for_status()
+            _until_ended(lab, batch_id, min(size // 10, 1000))
             with lab.cpu() as used:
-                lab.follow(lab.submit(weather_rows(1000), priority=9))
-            costs.append(sum(used.values()))
-        _cancel(lab, behind)
-        figure = Figure(case="backlog", name=f"CPU per rollout, {size:,} waiting", unit="ms", repeats=tuple(costs))
-        base = base or figure.value
-        figures.append(figure)
-    grown = figures[-1].value / (base or 1.0)
+                before = _until_ended(lab, batch_id, 0)
+                after = _until_ended(lab, batch_id, before + min(size * 8 // 10, 4000))
+            costs[size].append(sum(used.values()) / (after - before) * 1000)
+            _cancel(lab, batch_id)
+    figures = [
+        Figure(case="backlog", name=f"CPU per rollout, {size:,} waiting", unit="ms", repeats=tuple(costs[size]))
+        for size in sizes
+    ]
+    grown = figures[-1].value / figures[0].value
     name = f"{sizes[-1]:,} waiting over {sizes[0]:,}"
     return [*figures, Figure(case="backlog", name=name, unit="x", repeats=(grown,), target=1.1)]
+
+
+def _until_ended(lab: Lab, batch_id: str, wanted: int) -> int:
+    """How many rollouts of a batch have ended, once it is so many. Raises RuntimeError."""
+    ends_at = time.monotonic() + WAIT_S
+    while time.monotonic() < ends_at:
+        ledger = lab.http.get(f"/v1/batches/{batch_id}").raise_for_status().json()["ledger"]
+        ended = int(ledger["succeeded"] + ledger["failed"])
+        if ended >= wanted:
+            return ended
+        time.sleep(0.2)
+    raise RuntimeError(f"{wanted} rollouts of batch {batch_id} did not end within {WAIT_S:g} s")
 
 
 def large_results(repeats: Repeats, *, rollouts: int = 1000) -> list[Figure]:
@@ -230,6 +249,7 @@ def large_results(repeats: Repeats, *, rollouts: int = 1000) -> list[Figure]:
         lab.follow(batch_id)
         grown = lab.tree.pss_bytes()["redis"] - empty
         memory = (empty + grown * 10_000 / rollouts) / MB
+        _read_packed(lab, batch_id)
         rates: list[float] = []
         size = 0
         for _ in range(repeats):

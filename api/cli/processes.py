@@ -175,7 +175,9 @@ def serve(app: Any, host: str, port: int) -> int:
     import uvicorn
 
     from api.cli.serving import QuietServer
+    from gym.garbage import collect_garbage_less
 
+    collect_garbage_less()
     # uvicorn hands a signal on to the handler before it once it has shut down; the exit status shall be its own
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
