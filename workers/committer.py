@@ -45,6 +45,11 @@ class Committer:
         self.totals[name] = self.totals.get(name, 0) + by
         self._some.set()
 
+    async def settled(self) -> None:
+        """Wait until everything has been sent; the caller bounds it."""
+        while self._waiting or self.totals:  # noqa: ASYNC110 - it is waited for once, at the end
+            await asyncio.sleep(GATHER_S / 4)
+
     async def run(self) -> None:
         """Send until cancelled: at once what comes after a pause, and together what comes within `GATHER_S` of it."""
         loop = asyncio.get_running_loop()

@@ -32,7 +32,7 @@ from typing import Any
 from api.cli.main import FAMILIES
 from gym.orphans import end_with_parent
 
-ADOPTED_WITHIN_S = 20.0
+ADOPTED_WITHIN_S = 5.0
 MOST_DESCRIPTORS = 8
 _COMMANDS = (*FAMILIES, "api.cli.main", "api.cli.logs", "gym.config", "typer._adapters", "encodings.idna")
 _ENVIRONMENTS = tuple(

@@ -32,8 +32,8 @@ from gym.state.keys import Keys
 
 Argument = str | bytes | int | float
 
-MOST_JOINED = 64
-"""Calls that go as one: of results that are kept in Redis about a megabyte, and a few milliseconds of its time."""
+MOST_JOINED, MOST_JOINED_BYTES = 64, 2**21
+"""Calls that go as one, a few milliseconds of Redis's time, and their arguments, but for those of a single call."""
 
 RedisAway = (RedisConnectionError, RedisTimeoutError)
 # answers of a server that is there but cannot serve; redis-py has no class for these
@@ -153,8 +153,8 @@ class Store:
     async def run_many(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """The answers of several scripts, sent in one round trip; what can be joined is run as one.
 
-        The order of calls is kept among those that are not joined. An answer may be an exception of redis-py, which the
-        caller must look for.
+        Calls of different scripts on the same keys keep their order. An answer may be an exception of redis-py, which
+        the caller must look for.
         """
         groups = _joined(calls)
         answers: list[Any] = [None] * len(calls)
@@ -220,16 +220,17 @@ class Store:
 def _joined(calls: Sequence[ScriptCall]) -> list[list[int]]:
     """The numbers of the calls, those together that go as one."""
     groups: list[list[int]] = []
-    by_target: dict[tuple[str, str], list[int]] = {}
+    latest: dict[str, tuple[Script, list[int], int]] = {}  # by the first key: script, group, bytes
     for number, call in enumerate(calls):
-        target = (call.script.sha, call.keys[0] if call.keys else "")
-        group = by_target.get(target) if call.joins else None
-        if group is None or len(group) >= MOST_JOINED:
-            group = []
+        target = call.keys[0] if call.keys else ""
+        size = sum(len(arg) for arg in call.args if isinstance(arg, str | bytes))
+        script, group, held = latest.get(target, (None, [], 0))
+        fits = len(group) < MOST_JOINED and held + size <= MOST_JOINED_BYTES
+        if not call.joins or script is not call.script or not fits:
+            group, held = [], 0
             groups.append(group)
-            if call.joins:
-                by_target[target] = group
         group.append(number)
+        latest[target] = (call.script, group, held + size)
     return groups
 
 

@@ -1,5 +1,5 @@
 -- A worker starts rollouts that were dispatched to it.
--- ARGV: worker, then member, attempt, ...; no member twice
+-- ARGV: worker, then member, attempt, ...
 -- Repeatable, since an answer may be lost: what this worker holds already is answered as it was.
 -- Returns {now, {member, attempt, token, tries, replay}, ..., then {row number, row, ...}}; what is not there was not
 -- claimed. `replay` are the model calls of an attempt that was handed back.
@@ -8,13 +8,14 @@ local now = now_ms()
 local asked = {}
 for i = 2, #ARGV, 2 do asked[#asked + 1] = ARGV[i] end
 
-local members, lives, replays, rows, seen = {}, {}, {}, {}, {}
+local members, lives, replays, rows, seen, named = {}, {}, {}, {}, {}, {}
 local moved = 0
 for number, value in ipairs(#asked > 0 and redis.call('HMGET', LIVE, unpack(asked)) or {}) do
   local live = value and parse_live(value)
   local ours = live and (live.state == 'd' or live.state == 'r' and live.worker == worker)
-  if ours and live.attempt == ARGV[2 * number + 1] then
-    local member = asked[number]
+  local member = asked[number]
+  if ours and live.attempt == ARGV[2 * number + 1] and not named[member] then
+    named[member] = true
     members[#members + 1], lives[#lives + 1], replays[#replays + 1] = member, live, replay_of(member)
     if live.state == 'd' then moved = moved + 1 end
     local row = string.match(member, '^(%d+):')

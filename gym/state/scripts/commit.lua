@@ -2,14 +2,19 @@
 -- ARGV: of each: member, attempt, token, outcome letter, record, trajectory, usable (0 | 1), early stop (0 = none),
 --   what it adds to the sums of its environment, JSON
 -- Returns {verdict, ended, stopped} of each: 1 committed, 2 was committed by this very attempt, 0 fenced off
-local answers, sums = {}, {}
+local answers, sums, added = {}, {}, {}
+-- what could fail is done before anything is written
+for i = 9, #ARGV, 9 do
+  added[i] = cjson.decode(ARGV[i])
+  for field, by in pairs(added[i]) do assert(type(by) == 'number', field .. ' is no number') end
+end
 
 local function add(field, by)
   sums[field] = (sums[field] or 0) + by
 end
 
 -- The verdict, and how many others an early stop has ended.
-local function commit(member, attempt, token, letter, record, trajectory, usable, early_stop, added)
+local function commit(added, member, attempt, token, letter, record, trajectory, usable, early_stop)
   local value = redis.call('HGET', LIVE, member)
   local live = value and parse_live(value)
   if not live or (live.state ~= 'r' and live.state ~= 'j') or live.attempt ~= attempt or live.token ~= token then
@@ -22,7 +27,7 @@ local function commit(member, attempt, token, letter, record, trajectory, usable
   keep_trajectory(member, trajectory)
   finish(member, letter, attempt, token, { 'j', record })
   add(live.environment .. '|ended', 1)
-  for field, by in pairs(cjson.decode(added)) do add(live.environment .. '|' .. field, by) end
+  for field, by in pairs(added) do add(live.environment .. '|' .. field, by) end
   local wanted = tonumber(early_stop)
   if wanted > 0 and usable == '1' then
     local row = string.match(member, '^(%d+):')
@@ -34,14 +39,15 @@ end
 even_when_full()
 gather()
 for i = 1, #ARGV, 9 do
-  local verdict, stopped = commit(unpack(ARGV, i, i + 8))
+  local verdict, stopped = commit(added[i + 8], unpack(ARGV, i, i + 7))
   answers[#answers + 1] = { verdict, 0, stopped }
 end
 settle()
 for field, by in pairs(sums) do
   -- whole numbers cost a third, as long as the sum is one too
   local sum = by == math.floor(by) and redis.pcall('HINCRBY', STATS, field, by)
-  if type(sum) ~= 'number' then redis.call('HINCRBYFLOAT', STATS, field, by) end
+  -- a sum that no number can hold stays as it was
+  if type(sum) ~= 'number' then redis.pcall('HINCRBYFLOAT', STATS, field, by) end
 end
 local ended = mark_end()
 for _, answer in ipairs(answers) do
