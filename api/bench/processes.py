@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 
 import psutil
@@ -35,15 +36,22 @@ class ProcessTree:
 
     def rss_bytes(self, role: str) -> int:
         """Resident memory of the processes of one role."""
-        return sum(process.memory_info().rss for process in self._all() if _role(process) == role)
+        return sum(process.memory_info().rss for process in self._of(role))
 
     def pids(self, role: str) -> list[int]:
         """The processes of one role."""
-        return [process.pid for process in self._all() if _role(process) == role]
+        return [process.pid for process in self._of(role)]
 
     def count(self) -> int:
         """How many processes there are."""
         return len(self._all())
+
+    def _of(self, role: str) -> Iterator[psutil.Process]:
+        """Those of one role, but for what has ended just now, such as what Redis forks to write its file anew."""
+        for process in self._all():
+            with suppress(psutil.Error):
+                if _role(process) == role:
+                    yield process
 
     def _all(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
