@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from gym.errors import FarmError
@@ -24,6 +25,7 @@ from gym.orphans import end_with_parent
 ORDER_S = 60.0
 """From an order to its child; the first one of a role waits for the role's imports."""
 END_S = 5.0
+BURY_S = 0.1
 LABEL = "forks-for-farm-up"  # long enough for the command lines that take the place of the server's
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -155,12 +157,16 @@ class ForkServer:
             socket.send_fds(control, [b"order"], [text, output, wait])
             if await self._answer(control) != b"ready":
                 raise ValueError("it has no such role")
+            before, ours = _children(), set[int]()
             _adopt_orphans(True)  # from whatever process, so not for longer than this takes
             try:
                 control.send(b"fork")
                 process = ForkedProcess(int(await self._answer(control)))
+                ours.add(process.pid)
             finally:
                 _adopt_orphans(False)
+                for stray in _children() - before - ours:
+                    _bury(stray)
             os.write(go, b"g")
             return process
 
@@ -180,6 +186,34 @@ class ForkServer:
         self.give_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
+
+
+def _children() -> set[int]:
+    """The children of the main thread, which is the one that adopts."""
+    try:
+        return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+    except OSError:
+        return set()
+
+
+def _bury(stray: int) -> None:
+    """Reap a process that came to us by chance, once it has ended; who waits for one of ours has done so by then."""
+    loop = asyncio.get_running_loop()
+    try:
+        descriptor = os.pidfd_open(stray)
+    except ProcessLookupError:
+        return
+
+    def reap() -> None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(stray, os.WNOHANG)
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        loop.call_later(BURY_S, reap)
+
+    loop.add_reader(descriptor, ended)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -130,6 +131,26 @@ async def test_who_gives_up_an_order_gets_no_child(orders: Orders) -> None:
     await until(lambda: {child.pid for child in psutil.Process().children()} <= before)
     with pytest.raises(NotForked):
         await orders.fork("worker")
+
+
+async def test_an_orphan_of_others_that_comes_with_a_child_is_reaped(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, orphans = ForkServer._answer, list[int]()
+
+    async def answer_beside_an_orphan(server: ForkServer, control: socket.socket) -> bytes:
+        said = await answer(server, control)
+        if said != b"ready":
+            command = ["sh", "-c", "sleep 0.5 >/dev/null & echo $!"]
+            left = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, check=True)
+            orphans.append(int(left.stdout))
+        return said
+
+    monkeypatch.setattr(ForkServer, "_answer", answer_beside_an_orphan)
+    forked = await orders.fork("worker", "--help")
+    assert psutil.Process(orphans[0]).ppid() == os.getpid()
+    assert await forked.wait() == 0
+    await until(lambda: not psutil.pid_exists(orphans[0]))
 
 
 async def test_the_end_of_the_fork_server_harms_no_child_and_the_next_ones_are_started_without_it(
