@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import random
+from contextlib import suppress
 from typing import Any
 
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -18,6 +19,7 @@ from gym.state.store import ScriptCall, Store, insisting, will_pass
 
 MAX_BATCH = 256
 GATHER_S = 0.02
+SETTLE_S = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -45,10 +47,12 @@ class Committer:
         self.totals[name] = self.totals.get(name, 0) + by
         self._some.set()
 
-    async def settled(self) -> None:
-        """Wait until everything has been sent; the caller bounds it."""
-        while self._waiting or self.totals:  # noqa: ASYNC110 - it is waited for once, at the end
-            await asyncio.sleep(GATHER_S / 4)
+    async def settle(self) -> None:
+        """Wait until everything has been sent, but not for longer than `SETTLE_S`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                while self._waiting or self.totals:  # noqa: ASYNC110 - it is waited for once, at the end
+                    await asyncio.sleep(GATHER_S / 4)
 
     async def run(self) -> None:
         """Send until cancelled: at once what comes after a pause, and together what comes within `GATHER_S` of it."""

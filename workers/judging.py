@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 
 import orjson
@@ -39,7 +38,6 @@ from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
 
 WATCH_S = 0.5
-SETTLE_S = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -100,8 +98,7 @@ class JudgingRuntime:
 
     async def close(self) -> None:
         """Stop the services; `drain` comes first."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._committer.settled(), SETTLE_S)
+        await self._committer.settle()
         await end_tasks(self._services)
         await self._desk.__aexit__(None, None, None)
         await self._store.close()

@@ -47,7 +47,6 @@ WATCH_S = 0.5
 VOID_CLAIMS_S = 3.0
 HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
 HAND_BACK_BYTES = 64 * 2**20
-SETTLE_S = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -138,8 +137,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Stop the services; `drain` comes first."""
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._committer.settled(), SETTLE_S)
+        await self._committer.settle()
         await end_tasks(self._services)
         await self._sessions.close()
         await close_loop_pool()

@@ -103,9 +103,9 @@ def latency_bound(lab: Lab, repeats: Repeats, *, rollouts: int = 1000) -> list[F
     try:
         for _ in range(repeats):
             bare.append(2 * LATENCY_S / lab.bare_loop(rollouts, concurrency=rollouts)["wall_s"] * 100)
-            seen = max((call["number"] for call in lab.model_calls()), default=0)
+            seen = lab.newest_call()
             lab.follow(lab.submit(weather_rows(rollouts)))
-            calls = [call for call in lab.model_calls() if call["number"] > seen]
+            calls = list(lab.model_calls(seen))
             took = max(call["ended"] for call in calls) - min(call["started"] for call in calls)
             shares.append(2 * LATENCY_S / took * 100)
     finally:
@@ -135,9 +135,9 @@ def conversation(lab: Lab, repeats: Repeats) -> list[Figure]:
         costs.append(sum(used.values()) / together)
         url = f"/v1/batches/{batch_id}/results"
         sizes.append(len(lab.http.get(url, params={"view": "training", "limit": 1}).content) / MB)
-        seen = max((call["number"] for call in lab.model_calls()), default=0)
+        seen = lab.newest_call()
         lab.follow(lab.submit([row], limits=limits))
-        calls = [call for call in lab.model_calls() if call["number"] > seen]
+        calls = list(lab.model_calls(seen))
         between = [after["started"] - before["ended"] for before, after in pairwise(calls)]
         flat.append(sum(between[-10:]) / sum(between[:10]))
     return [
@@ -156,10 +156,10 @@ def first_call(lab: Lab, repeats: Repeats, *, samples: int = 50) -> list[Figure]
     for _ in range(repeats):
         waits: list[float] = []
         for row in weather_rows(samples):
-            seen = max((call["number"] for call in lab.model_calls()), default=0)
+            seen = lab.newest_call()
             began = time.time()
             lab.follow(lab.submit([row]))
-            first = min(call["started"] for call in lab.model_calls() if call["number"] > seen)
+            first = min(call["started"] for call in lab.model_calls(seen))
             waits.append((first - began) * 1000)
         halves.append(percentile(waits, 0.5))
         tails.append(percentile(waits, 0.95))
@@ -191,9 +191,7 @@ def submit_stream(lab: Lab, repeats: Repeats, *, rows: int = 100_000) -> list[Fi
         batch_id = lab.http.post("/v1/batches", json=options).raise_for_status().json()["batch_id"]
         before = lab.tree.rss_bytes("api")
         began = time.perf_counter()
-        lab.http.post(
-            f"/v1/batches/{batch_id}/rows", content=_lines(rows), headers={"content-type": "application/x-ndjson"}
-        ).raise_for_status()
+        _add_rows(lab, batch_id, rows)
         times.append(time.perf_counter() - began)
         grown.append((lab.tree.rss_bytes("api") - before) / MB)
         _cancel(lab, batch_id)
@@ -209,9 +207,7 @@ def backlog(lab: Lab, repeats: Repeats, *, sizes: Sequence[int] = (1000, 10_000,
     for _ in range(repeats):
         for size in sizes:
             batch_id = lab.submit(weather_rows(1), sealed=False)
-            lab.http.post(
-                f"/v1/batches/{batch_id}/rows", content=_lines(size), headers={"content-type": "application/x-ndjson"}
-            ).raise_for_status()
+            _add_rows(lab, batch_id, size)
             _until_ended(lab, batch_id, min(size // 10, 1000))
             with lab.cpu() as used:
                 before = _until_ended(lab, batch_id, 0)
@@ -269,9 +265,7 @@ def fair_share(lab: Lab, repeats: Repeats) -> list[Figure]:
     for _ in range(repeats):
         alone = _timed(lambda: lab.follow(lab.submit(weather_rows(100))))
         big = lab.submit(weather_rows(1), sealed=False)
-        lab.http.post(
-            f"/v1/batches/{big}/rows", content=_lines(50_000), headers={"content-type": "application/x-ndjson"}
-        ).raise_for_status()
+        _add_rows(lab, big, 50_000)
         behind = _timed(lambda: lab.follow(lab.submit(weather_rows(100))))
         _cancel(lab, big)
         ratios.append(behind / alone)
@@ -321,6 +315,12 @@ def _read_packed(lab: Lab, batch_id: str) -> int:
         after = {"after": page["next_after"]}
         if page["done"]:
             return size
+
+
+def _add_rows(lab: Lab, batch_id: str, rows: int) -> None:
+    """In one streamed request."""
+    headers = {"content-type": "application/x-ndjson"}
+    lab.http.post(f"/v1/batches/{batch_id}/rows", content=_lines(rows), headers=headers).raise_for_status()
 
 
 def _lines(rows: int) -> Iterator[bytes]:

@@ -25,7 +25,6 @@ JUDGE = "similarity"
 REFERENCE = "Bread rises slowly."
 CONCURRENCY = 64
 NOBODY = {"kind": "remote", "model": "none", "base_urls": ["http://127.0.0.1:9"]}  # `equivalence` wants it, never asks
-CLASSIFIER, EMBEDDING = "reward_model", "embedding"
 
 
 def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
@@ -34,7 +33,7 @@ def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
     The target is held against the classifier, whose own work is small: an embedding takes ten times the overhead, and
     its scatter alone is as much as that.
     """
-    return [*_over_bare(CLASSIFIER, repeats, rollouts, target=1.5), *_over_bare(EMBEDDING, repeats, rollouts)]
+    return [*_over_bare("reward_model", repeats, rollouts, target=1.5), *_over_bare("embedding", repeats, rollouts)]
 
 
 def _over_bare(kind: str, repeats: int, rollouts: int, *, target: float | None = None) -> list[Figure]:

@@ -73,9 +73,12 @@ class Lab:
         """Change the mock model while it runs."""
         httpx.post(f"{self.farm.model_url}/admin/behaviour", json=behaviour, timeout=30).raise_for_status()
 
-    def model_calls(self) -> Iterator[JsonObject]:
-        """The calls that the mock model remembers, in order."""
-        after = 0
+    def newest_call(self) -> int:
+        """The number of the last call that the mock model remembers, 0 where there is none."""
+        return max((call["number"] for call in self.model_calls()), default=0)
+
+    def model_calls(self, after: int = 0) -> Iterator[JsonObject]:
+        """The calls that the mock model remembers, in order, from the one after a number on."""
         with httpx.Client(base_url=self.farm.model_url, timeout=30) as model:
             while page := model.get("/admin/requests", params={"after": after}).json()["items"]:
                 yield from page

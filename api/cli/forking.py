@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,8 +53,7 @@ class ForkedProcess:
         self.pid = pid
         self.returncode: int | None = None
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._descriptor = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._descriptor, self._reap)
+        _when_ended(pid, self._reap)
 
     async def wait(self) -> int:
         """The exit status; below 0 it was a signal."""
@@ -68,17 +67,10 @@ class ForkedProcess:
 
     def _reap(self) -> None:
         try:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:
-            pid, status = self.pid, -signal.SIGKILL  # somebody else has reaped it
-        else:
-            status = os.waitstatus_to_exitcode(status) if pid else status
-        if not pid:
-            return
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
-        self.returncode = status
-        self._ended.set_result(status)
+            self.returncode = -signal.SIGKILL  # somebody else has reaped it
+        self._ended.set_result(self.returncode)
 
 
 class ForkServer:
@@ -156,7 +148,7 @@ class ForkServer:
             opened.callback(os.close, go)
             socket.send_fds(control, [b"order"], [text, output, wait])
             if await self._answer(control) != b"ready":
-                raise ValueError("it has no such role")
+                raise ValueError("it did not get ready")
             before, ours = _children(), set[int]()
             _adopt_orphans(True)  # from whatever process, so not for longer than this takes
             try:
@@ -196,24 +188,29 @@ def _children() -> set[int]:
         return set()
 
 
+def _when_ended(pid: int, then: Callable[[], object]) -> None:
+    """Call this in the loop once a process has ended. Raises ProcessLookupError where nobody knows it any more."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(pid)
+
+    def ended() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        then()
+
+    loop.add_reader(descriptor, ended)
+
+
 def _bury(stray: int) -> None:
     """Reap a process that came to us by chance, once it has ended; who waits for one of ours has done so by then."""
     loop = asyncio.get_running_loop()
-    try:
-        descriptor = os.pidfd_open(stray)
-    except ProcessLookupError:
-        return
 
     def reap() -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(stray, os.WNOHANG)
 
-    def ended() -> None:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-        loop.call_later(BURY_S, reap)
-
-    loop.add_reader(descriptor, ended)
+    with contextlib.suppress(ProcessLookupError):
+        _when_ended(stray, lambda: loop.call_later(BURY_S, reap))
 
 
 @contextlib.contextmanager

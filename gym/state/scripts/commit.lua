@@ -2,11 +2,11 @@
 -- ARGV: of each: member, attempt, token, outcome letter, record, trajectory, usable (0 | 1), early stop (0 = none),
 --   what it adds to the sums of its environment, JSON
 -- Returns {verdict, ended, stopped} of each: 1 committed, 2 was committed by this very attempt, 0 fenced off
-local answers, sums, added = {}, {}, {}
+local answers, sums, addends = {}, {}, {}
 -- what could fail is done before anything is written
 for i = 9, #ARGV, 9 do
-  added[i] = cjson.decode(ARGV[i])
-  for field, by in pairs(added[i]) do assert(type(by) == 'number', field .. ' is no number') end
+  addends[i] = cjson.decode(ARGV[i])
+  for field, by in pairs(addends[i]) do assert(type(by) == 'number', field .. ' is no number') end
 end
 
 local function add(field, by)
@@ -39,7 +39,7 @@ end
 even_when_full()
 gather()
 for i = 1, #ARGV, 9 do
-  local verdict, stopped = commit(added[i + 8], unpack(ARGV, i, i + 7))
+  local verdict, stopped = commit(addends[i + 8], unpack(ARGV, i, i + 7))
   answers[#answers + 1] = { verdict, 0, stopped }
 end
 settle()
