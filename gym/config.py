@@ -117,7 +117,7 @@ class DispatcherSettings(Section):
     window: Annotated[
         float, Field(ge=1, le=16, description="rollouts in Celery and running, in multiples of slots")
     ] = 2.0
-    slice_size: Annotated[int, Field(ge=1, le=16, description="rollouts that one job carries")] = 16
+    slice_size: Annotated[int, Field(ge=1, le=64, description="most rollouts that one job carries")] = 64
     resend_after_s: Seconds = 10.0
     no_progress_s: Annotated[
         Seconds, Field(description="an alarm when work and free slots exist and nothing moves for so long")

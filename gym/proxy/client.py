@@ -11,20 +11,18 @@ import asyncio
 import logging
 import math
 import random
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import aiohttp
 import orjson
-from aiohttp.abc import AbstractCookieJar
 
 from gym.config import ModelSettings
 from gym.errors import BadRow, ModelRejected, Stage
 from gym.jsontypes import JsonObject
 from gym.proxy.capture import Capture, read_tokenized, tokenize_request
+from gym.proxy.connections import Connections, HttpError
 from gym.proxy.endpoints import EndpointPool
 from gym.proxy.forward import Answer, ChatCall, ContextOverflow, Forwarder, request_headers
 from gym.proxy.gate import Gate
@@ -114,25 +112,18 @@ class PolicyClient:
         self._policies = policies
         self._gate = Gate(policies)
         self._pools: dict[str, Served] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
         self._forwarder: Forwarder | None = None
         self._health: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Make the connection pool."""
-        cookies: AbstractCookieJar = aiohttp.DummyCookieJar()
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0,
-                limit_per_host=self._settings.connections_per_endpoint,
-                keepalive_timeout=KEEP_ALIVE_S,
-                socket_factory=_socket,
-            ),
-            cookie_jar=cookies,
-            # `connect` would count the wait for a free connection; whole calls are bounded by the forwarder
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_timeout_s),
+        self._connections = Connections(
+            per_server=self._settings.connections_per_endpoint,
+            connect_timeout_s=self._settings.connect_timeout_s,
+            idle_s=KEEP_ALIVE_S,
         )
-        self._forwarder = Forwarder(self._session, self._settings, self._gate, self._pool_of, jitter=self._jitter)
+        self._forwarder = Forwarder(self._connections, self._settings, self._gate, self._pool_of, jitter=self._jitter)
         if self._settings.health_check_s:
             checks = HealthChecks(self._settings, self._policies, self._pools.values, jitter=self._jitter)
             self._health = asyncio.create_task(checks.run(), name="health checks")
@@ -145,8 +136,8 @@ class PolicyClient:
         if self._health is not None:
             self._health.cancel()
             await asyncio.wait({self._health})
-        if self._session is not None:
-            await self._session.close()
+        if self._connections is not None:
+            self._connections.close()
 
     async def respond(self, request: ModelRequest) -> ModelReply:
         """One model call. Raises ModelUnreachable, ModelRejected, and BadRow where the request cannot be translated."""
@@ -312,34 +303,19 @@ class PolicyClient:
 
     async def _tokenize(self, answer: Answer, call: ChatCall) -> Any:
         """What `/tokenize` says of the call's prompt; None where it says nothing. Its failure costs the tokens only."""
-        if self._session is None:
+        if self._connections is None:
             return None
         loop = asyncio.get_running_loop()
         endpoint = answer.endpoint
+        body = orjson.dumps(tokenize_request(answer.body))
+        headers = request_headers(answer.policy, endpoint)
         try:
             async with (
                 asyncio.timeout_at(min(call.deadline, loop.time() + self._settings.call_timeout_s)),
-                self._session.post(
-                    endpoint.url.tokenize,
-                    data=orjson.dumps(tokenize_request(answer.body)),
-                    headers=request_headers(answer.policy, endpoint),
-                    allow_redirects=False,
-                ) as response,
+                self._connections.post(endpoint.url.tokenize, body, headers) as response,
             ):
                 if response.status in (403, 404, 405, 501):
                     endpoint.capture.tokenizes = False
                 return orjson.loads(await response.read()) if response.status == 200 else None
-        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError):
+        except (HttpError, TimeoutError, orjson.JSONDecodeError):
             return None
-
-
-def _socket(address: Any) -> socket.socket:
-    """A socket whose peer is asked now and then whether it still lives, since an answer may be minutes away."""
-    family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    return made

@@ -13,14 +13,11 @@ calls that wait for room, too.
 from __future__ import annotations
 
 import asyncio
-import io
 import logging
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-import aiohttp
 import orjson
 from yarl import URL
 
@@ -29,6 +26,7 @@ from gym.jsontypes import JsonObject
 from gym.proxy import response_tokens
 from gym.proxy.answers import Answer, Attempt, ContextOverflow, Dialect, blame, capture_of, meaning
 from gym.proxy.capture import with_asks
+from gym.proxy.connections import Connections, Exchange, HttpError
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.endpoints import EndpointPool
 from gym.proxy.gate import Gate
@@ -44,7 +42,6 @@ from gym.wire.errors import BadCompletion
 
 __all__ = ["Answer", "ChatCall", "ContextOverflow", "Forwarder", "request_headers"]
 
-LARGE_BODY_BYTES = 2**20  # aiohttp wants larger ones in pieces
 _LOG = logging.getLogger(__name__)
 
 
@@ -76,14 +73,14 @@ class Forwarder:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        connections: Connections,
         settings: ModelSettings,
         gate: Gate,
         pool_of: Callable[[PolicyRecord], EndpointPool],
         *,
         jitter: Callable[[], float],
     ) -> None:
-        self._session = session
+        self._connections = connections
         self._settings = settings
         self._gate = gate
         self._pool_of = pool_of
@@ -161,7 +158,7 @@ class Forwarder:
         except BadCompletion as problem:
             outcome, error = "erred", problem.message
             return attempt.failure(f"broke off or gave no completion: {error}")
-        except aiohttp.ClientError as problem:
+        except HttpError as problem:
             outcome, error = "failed", str(problem) or type(problem).__name__
             return attempt.failure(f"failed: {error}")
         except TimeoutError:
@@ -231,7 +228,7 @@ class Forwarder:
         async with self._post(attempt, url.chat if call.path is None else url.under(call.path), body) as response:
             if call.on_chunks is not None and response.status == 200:
                 return 200, None, await read_stream(response, deliver)
-            return response.status, response.headers.get("Retry-After"), await response.read()
+            return response.status, response.header("retry-after"), await response.read()
 
     async def _respond(
         self, attempt: Attempt, on_events: OnChunks | None
@@ -241,7 +238,7 @@ class Forwarder:
         async with self._post(attempt, attempt.endpoint.url.responses, body) as response:
             if on_events is not None and response.status == 200:
                 return 200, None, await read_response(response, on_events)
-            return response.status, response.headers.get("Retry-After"), await response.read()
+            return response.status, response.header("retry-after"), await response.read()
 
     async def _from_tokens(
         self, attempt: Attempt, body: JsonObject, call: ChatCall, on_chunks: OnChunks | None
@@ -250,14 +247,14 @@ class Forwarder:
 
         async def post(url: URL, body: JsonObject) -> Answered:
             async with self._post(attempt, url, body) as response:
-                return response.status, response.headers.get("Retry-After"), await response.read()
+                return response.status, response.header("retry-after"), await response.read()
 
         async def stream(url: URL, body: JsonObject, on_events: OnChunks) -> Answered:
             async with self._post(attempt, url, body) as response:
                 if response.status == 200:
                     await read_events(response, on_events)
                     return 200, None, b""
-                return response.status, response.headers.get("Retry-After"), await response.read()
+                return response.status, response.header("retry-after"), await response.read()
 
         token_call = TokenCall(
             spec=attempt.policy.spec,
@@ -281,18 +278,10 @@ class Forwarder:
             )
         return 200, None, completion
 
-    def _post(
-        self, attempt: Attempt, url: URL, body: JsonObject
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        data = orjson.dumps(body)
+    def _post(self, attempt: Attempt, url: URL, body: JsonObject) -> Exchange:
         headers = request_headers(attempt.policy, attempt.endpoint)
         headers["x-request-id"] = attempt.request_id
-        return self._session.post(
-            url,
-            data=data if len(data) < LARGE_BODY_BYTES else io.BytesIO(data),
-            headers=headers,
-            allow_redirects=False,  # a redirect would lead past the check of hosts, with the key
-        )
+        return self._connections.post(url, orjson.dumps(body), headers)
 
 
 def request_headers(policy: PolicyRecord, endpoint: Endpoint) -> dict[str, str]:

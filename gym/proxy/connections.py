@@ -1,0 +1,495 @@
+"""HTTP/1.1 to model servers: pooled connections, each a thin protocol over the parser of httptools.
+
+For this alone, since a general client costs more than all else that the farm does for a call (docs/performance.md). No
+redirects, cookies, compression or proxies: what a server sends is read as it is.
+
+Invariants. A connection carries one exchange at a time, and is used again only after an answer that was complete and
+had nothing behind it. An exchange that is left or cancelled before its end closes its connection, at which a server
+stops generating. Who waits for a connection gets one in order of arrival. A reader that is slow makes the server wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, cast
+
+import aiohappyeyeballs
+import httptools
+from yarl import URL
+
+HEAD_BYTES = 2**16  # the most that the head of an answer may be
+UNREAD_BYTES = 2**18  # after so much that nobody has read the server is made to wait
+NAMES_S = 10.0  # how long the addresses of a name are remembered
+HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
+
+
+class HttpError(Exception):
+    """A connection that could not be made or broke, or an answer that is no HTTP."""
+
+
+class ConnectFailed(HttpError):
+    """There is no connection to the server."""
+
+
+class Server(NamedTuple):
+    """Whom a connection is to."""
+
+    host: str
+    port: int
+    tls: bool
+
+
+class Connection(asyncio.Protocol):
+    """One exchange after the other with a server; used by `Connections` alone."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.idle_since = 0.0
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._wants: Literal["head", "data", "end"] = "head"
+        self._open = False  # an exchange is under way
+        self._begin()
+
+    def _begin(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._unread = 0
+        self._head_bytes = 0
+        self._headed = self._done = self._paused = False
+        self._again = False  # the connection may be used for another exchange
+        self._error: HttpError | None = None
+        self.status = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the exchange is over and another may follow."""
+        return self._done and self._again and not self._paused and not self.closed
+
+    @property
+    def closed(self) -> bool:
+        """Whether either side has closed it."""
+        return self._transport is None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """At once: what is on its way is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def send(self, request: bytes) -> None:
+        """Begin an exchange; returns when the answer's head is there. Raises HttpError."""
+        if self._transport is None or self.closed:
+            raise HttpError("Server disconnected")
+        self._begin()
+        self._open = True
+        self._transport.write(request)
+        await self._until("head")
+
+    def header(self, name: str) -> str | None:
+        """The first header of a name, given in lower case."""
+        wanted = name.encode()
+        found = next((value for each, value in self._headers if each.lower() == wanted), None)
+        return None if found is None else found.decode("latin-1")
+
+    async def read(self) -> bytes:
+        """All of the body that has not been read. Raises HttpError where it breaks off."""
+        await self._until("end")
+        return self._taken()
+
+    async def data(self) -> bytes:
+        """What has come of the body by now, waiting for some; empty at its end. Raises HttpError."""
+        await self._until("data")
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._unread = 0
+        return body
+
+    async def _until(self, wanted: Literal["head", "data", "end"]) -> None:
+        self._wants = wanted
+        if self._paused and self._transport is not None and (wanted == "end" or not self._body):
+            self._paused = False
+            self._transport.resume_reading()
+        while not self._has() and self._error is None:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._error is not None and not (wanted == "data" and self._body):
+            raise self._error
+
+    def _has(self) -> bool:
+        if self._wants == "head":
+            return self._headed
+        return self._done or (self._wants == "data" and bool(self._body))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done() and (self._error is not None or self._has()):
+            self._waiter.set_result(None)
+
+    def _fail(self, text: str) -> None:
+        self._again = self._open = False
+        self.close()
+        if not self._done and self._error is None:
+            self._error = HttpError(text)
+            self._wake()
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer; any that nobody has asked for end the connection."""
+        if not self._open:
+            self.close()
+            return
+        if not self._headed:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("the server switched to another protocol")
+        except httptools.HttpParserError as error:
+            self._fail(f"the answer is no HTTP: {error}")
+        else:
+            if not self._headed and self._head_bytes > HEAD_BYTES:
+                self._fail(f"the head of the answer is larger than {HEAD_BYTES} bytes")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It was closed, here or there."""
+        if self._open:
+            if exc is None and self._headed and not self._framed():
+                self.on_message_complete()
+            else:
+                self._fail("Server disconnected" if exc is None else f"Server disconnected: {exc}")
+        self._again = False
+
+    # what the parser calls
+
+    def on_message_begin(self) -> None:
+        """Another answer behind the one that was asked for is not read."""
+        self._again = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer."""
+        if not self._headed:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is there; one of 1xx is another answer's forerunner (RFC 9110, 15.2)."""
+        status = self._parser.get_status_code()
+        if self._done:
+            return
+        if status < 200:
+            self._headers.clear()
+            return
+        self.status = status
+        self._headed = True
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if self._done:
+            return
+        self._body.append(body)
+        self._unread += len(body)
+        if self._unread > UNREAD_BYTES and self._wants != "end" and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        """The answer is whole."""
+        if not self._headed or self._done:
+            return
+        self._done = True
+        self._again = self._framed() and self._parser.should_keep_alive()
+        self._open = False
+        self._wake()
+
+    def _framed(self) -> bool:
+        """Whether the head says where the body ends; else the end of the connection is it (RFC 9112, 6.3)."""
+        if self.status in (204, 304):
+            return True
+        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+
+
+class Answer:
+    """The answer to a request, whose body may still be on its way."""
+
+    __slots__ = ("_connection", "status")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.status = connection.status
+
+    def header(self, name: str) -> str | None:
+        """The first header of a name, given in lower case."""
+        return self._connection.header(name)
+
+    async def read(self) -> bytes:
+        """The body. Raises HttpError where it breaks off."""
+        return await self._connection.read()
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        """The body as it comes, in pieces of any size. Raises HttpError where it breaks off."""
+        while piece := await self._connection.data():
+            yield piece
+
+
+class Exchange:
+    """`async with` gives the answer once its head is there. Raises HttpError."""
+
+    __slots__ = ("_connection", "_connections", "_request", "_server")
+
+    def __init__(self, connections: Connections, server: Server, request: bytes) -> None:
+        self._connections = connections
+        self._server = server
+        self._request = request
+        self._connection: Connection | None = None
+
+    async def __aenter__(self) -> Answer:
+        """Send the request on a connection of its own."""
+        connection = await self._connections.take(self._server)
+        try:
+            await connection.send(self._request)
+        except BaseException:
+            self._connections.give_back(connection)
+            raise
+        self._connection = connection
+        return Answer(connection)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the connection back; it is closed where the answer had not ended."""
+        if self._connection is not None:
+            self._connections.give_back(self._connection)
+
+
+class _Pool:
+    """The connections to one server; `count` has those that are being made, too."""
+
+    __slots__ = ("count", "idle", "waiting")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.idle: deque[Connection] = deque()  # that were used last are at the right
+        self.waiting: deque[asyncio.Future[Connection | None]] = deque()
+
+
+class Connections:
+    """All connections of one event loop; `per_server` is the most that one server gets.
+
+    Certificates are checked as the system has it where no other context is given.
+    """
+
+    def __init__(
+        self, *, per_server: int, connect_timeout_s: float, idle_s: float, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._per_server = per_server
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_s = idle_s
+        self._tls = tls
+        self._loop = asyncio.get_running_loop()
+        self._pools: dict[Server, _Pool] = {}
+        self._busy: set[Connection] = set()
+        self._names: dict[Server, tuple[float, asyncio.Task[list[Any]]]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Close all connections; exchanges under way fail, and others cannot begin."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for pool in self._pools.values():
+            for connection in pool.idle:
+                connection.close()
+        for connection in self._busy:
+            connection.close()
+
+    def post(self, url: URL, body: bytes, headers: Mapping[str, str]) -> Exchange:
+        """A POST. Raises ValueError for a header that would break out of its line."""
+        server, head = _target(url)
+        lines = "".join([f"{name}: {_printable(value)}\r\n" for name, value in headers.items()])
+        request = f"{head}{lines}Content-Length: {len(body)}\r\n\r\n".encode()
+        return Exchange(self, server, request + body)
+
+    async def take(self, server: Server) -> Connection:
+        """A connection that nobody else uses; `give_back` must follow. Raises ConnectFailed."""
+        if self._closed:
+            raise RuntimeError("the connections are closed")
+        pool = self._pools.get(server)
+        if pool is None:
+            pool = self._pools[server] = _Pool()
+        connection = self._idle(pool)
+        if connection is None:
+            if pool.count < self._per_server:
+                pool.count += 1
+            else:
+                connection = await self._turn(server, pool)
+            if connection is None:
+                try:
+                    connection = await self._connect(server)
+                except BaseException:
+                    self._end(server, pool)
+                    raise
+        self._busy.add(connection)
+        return connection
+
+    def give_back(self, connection: Connection) -> None:
+        """Its exchange is over, or given up."""
+        self._busy.discard(connection)
+        pool = self._pools[connection.server]
+        if not connection.reusable:
+            connection.close()
+            self._end(connection.server, pool)
+            return
+        connection.idle_since = self._loop.time()
+        if not _hand_on(pool, connection):
+            pool.idle.append(connection)
+            if self._sweep is None:
+                self._sweep = self._loop.call_later(self._idle_s, self._close_idle)
+
+    def _idle(self, pool: _Pool) -> Connection | None:
+        oldest = self._loop.time() - self._idle_s
+        while pool.idle:
+            connection = pool.idle.pop()
+            if not connection.closed and connection.idle_since > oldest:
+                return connection
+            connection.close()
+            pool.count -= 1
+        return None
+
+    async def _turn(self, server: Server, pool: _Pool) -> Connection | None:
+        """A connection that another has given back, or none: then one may be made."""
+        waiter: asyncio.Future[Connection | None] = self._loop.create_future()
+        pool.waiting.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled() or not waiter.done():
+                pool.waiting.remove(waiter)
+            elif (given := waiter.result()) is not None:
+                self.give_back(given)
+            else:
+                self._end(server, pool)
+            raise
+
+    def _end(self, server: Server, pool: _Pool) -> None:
+        """A connection is no more; who waits may make another."""
+        if not _hand_on(pool, None):
+            pool.count -= 1
+            if not pool.count:
+                del self._pools[server]
+
+    def _close_idle(self) -> None:
+        """Before the server does it, since a request on its way would be lost then."""
+        self._sweep = None
+        now = self._loop.time()
+        for server, pool in list(self._pools.items()):
+            while pool.idle and (pool.idle[0].closed or now - pool.idle[0].idle_since >= self._idle_s):
+                pool.idle.popleft().close()
+                self._end(server, pool)
+        since = [pool.idle[0].idle_since for pool in self._pools.values() if pool.idle]
+        if since:
+            self._sweep = self._loop.call_at(min(since) + self._idle_s, self._close_idle)
+
+    async def _connect(self, server: Server) -> Connection:
+        where = f"{server.host}:{server.port}"
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                made = await aiohappyeyeballs.start_connection(
+                    await self._addresses(server),
+                    happy_eyeballs_delay=HAPPY_EYEBALLS_S,
+                    interleave=1,
+                    loop=self._loop,
+                    socket_factory=_socket,
+                )
+                options: dict[str, Any] = (
+                    {"ssl": self._tls or _tls(), "server_hostname": server.host} if server.tls else {}
+                )
+                try:
+                    _, connection = await self._loop.create_connection(lambda: Connection(server), sock=made, **options)
+                except BaseException:
+                    made.close()
+                    raise
+        except TimeoutError:
+            raise ConnectFailed(f"Connection timeout to host {where}") from None
+        except OSError as error:
+            raise ConnectFailed(f"Cannot connect to host {where} [{error.strerror or error}]") from error
+        return connection
+
+    async def _addresses(self, server: Server) -> list[Any]:
+        """What a name stands for; looked up once for all who ask at the same time."""
+        now = self._loop.time()
+        known = self._names.get(server)
+        if known is None or (known[0] <= now and known[1].done()):
+            self._names = {each: entry for each, entry in self._names.items() if entry[0] > now}
+            found = self._loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+            looking = asyncio.ensure_future(found)
+            looking.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # perhaps nobody waits any more
+            known = self._names[server] = (now + NAMES_S, looking)
+        try:
+            return await asyncio.shield(known[1])
+        except OSError:
+            self._names.pop(server, None)
+            raise
+
+
+def _hand_on(pool: _Pool, connection: Connection | None) -> bool:
+    """Give it, or the right to make one, to who has waited longest; whether there was somebody."""
+    while pool.waiting:
+        waiter = pool.waiting.popleft()
+        if not waiter.done():
+            waiter.set_result(connection)
+            return True
+    return False
+
+
+@lru_cache(maxsize=4096)
+def _target(url: URL) -> tuple[Server, str]:
+    """Whom a URL names, and the head of a request for it as far as the URL decides it."""
+    server = Server(url.raw_host or "", url.port or 0, url.scheme == "https")
+    head = f"POST {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\nAccept: */*\r\n"
+    return server, head + "User-Agent: rollout-farm\r\n"
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("a header must not hold line breaks or other control characters")
+    return value
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _socket(address: Any) -> socket.socket:
+    """A socket whose peer is asked now and then whether it still lives, since an answer may be minutes away."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
