@@ -38,7 +38,8 @@ class TurnTokens:
     """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token.
 
     `source` is `tokenize` where the server gave the prompt's ids in another call than the one that generated.
-    `ended` is whether the last token is an end mark that the model wrote, None where that is not known.
+    `ended` is whether the last token is an end mark that the model wrote, None where that is not known. `text` are all
+    ids as the server would write them, for the turn that follows (`gym.proxy.prompt_text`).
     """
 
     prompt_ids: Sequence[int]
@@ -46,6 +47,7 @@ class TurnTokens:
     logprobs: Sequence[float]
     source: Literal["server", "tokenize"] = "server"
     ended: bool | None = None
+    text: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

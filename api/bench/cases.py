@@ -119,24 +119,27 @@ def latency_bound(lab: Lab, repeats: Repeats, *, rollouts: int = 1000) -> list[F
 def conversation(lab: Lab, repeats: Repeats) -> list[Figure]:
     """One rollout of 100 turns and about 50k tokens with its tokens captured: CPU, and the size of its result.
 
-    What a turn takes is the time from one answer of the model to the next call, of a rollout that runs alone.
+    The CPU of its last ten turns is that of 100 turns without that of 90. By wall clock a turn takes the time from one
+    answer of the model to the next call, in a rollout that runs alone; the model server's own share is in that.
     """
-    argument = "word " * 100
-    prompt = f'[[repeat-calls 99 get_weather {{"city": "{argument}"}}]]'
-    row = {"responses_create_params": {"input": [{"role": "user", "content": prompt}]}}
     together, limits = 4, {"max_turns": 128}
     costs: list[float] = []
     sizes: list[float] = []
+    grown: list[float] = []
     flat: list[float] = []
     for _ in range(repeats):
-        with lab.cpu() as used:
-            batch_id = lab.submit([row] * together, limits=limits)
-            lab.follow(batch_id)
-        costs.append(sum(used.values()) / together)
+        used_by: dict[int, float] = {}
+        for turns in (10, 90, 100):
+            with lab.cpu() as used:
+                batch_id = lab.submit([_long_row(turns)] * together, limits=limits)
+                lab.follow(batch_id)
+            used_by[turns] = sum(used.values()) / together
+        costs.append(used_by[100])
+        grown.append((used_by[100] - used_by[90]) / used_by[10])
         url = f"/v1/batches/{batch_id}/results"
         sizes.append(len(lab.http.get(url, params={"view": "training", "limit": 1}).content) / MB)
         seen = lab.newest_call()
-        lab.follow(lab.submit([row], limits=limits))
+        lab.follow(lab.submit([_long_row(100)], limits=limits))
         calls = list(lab.model_calls(seen))
         between = [after["started"] - before["ended"] for before, after in pairwise(calls)]
         flat.append(sum(between[-10:]) / sum(between[:10]))
@@ -144,9 +147,19 @@ def conversation(lab: Lab, repeats: Repeats) -> list[Figure]:
         Figure(case="conversation", name="CPU, 100 turns", unit="s", repeats=tuple(costs), target=1.5),
         Figure(case="conversation", name="training result", unit="MB", repeats=tuple(sizes), target=2.0),
         Figure(
+            case="conversation", name="last 10 turns over first 10, CPU", unit="x", repeats=tuple(grown), target=1.2
+        ),
+        Figure(
             case="conversation", name="last 10 turns over first 10, wall", unit="x", repeats=tuple(flat), target=1.2
         ),
     ]
+
+
+def _long_row(turns: int) -> JsonObject:
+    """A row of so many turns, each of 500 tokens."""
+    argument = "word " * 100
+    prompt = f'[[repeat-calls {turns - 1} get_weather {{"city": "{argument}"}}]]'
+    return {"responses_create_params": {"input": [{"role": "user", "content": prompt}]}}
 
 
 def first_call(lab: Lab, repeats: Repeats, *, samples: int = 50) -> list[Figure]:

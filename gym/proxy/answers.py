@@ -14,8 +14,10 @@ from gym.proxy.capture import Capture, Level
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.overflow import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
+from gym.proxy.prompt_text import cut_prompt
 from gym.proxy.response_tokens import ResponseCapture
 from gym.proxy.retry import Failure, retry_after_s
+from gym.trajectory import TurnTokens
 from gym.wire.completion import choice_of, finish_of, told_of_cut
 from gym.wire.errors import BadCompletion
 from gym.wire.passed_reply import to_completion
@@ -59,7 +61,10 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object."""
+    """A call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object.
+
+    Unless its completion is wanted `whole`, the prompt's ids in that are PromptIds; `earlier` is the turn before.
+    """
 
     body: JsonObject
     request_id: str
@@ -70,6 +75,8 @@ class Attempt:
     number: int
     path: str | None = None
     dialect: Dialect = "chat"
+    whole: bool = True
+    earlier: TurnTokens | None = None
 
     def clean(self, text: str) -> str:
         """A text for an error message: short, and without the key, which some servers repeat."""
@@ -127,8 +134,12 @@ def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
 
 
 def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
+    completion: Any
     try:
-        completion = body if isinstance(body, dict) else orjson.loads(body)
+        if isinstance(body, dict):
+            completion = body
+        else:
+            completion = orjson.loads(body) if attempt.whole else _with_prompt_ids(body, attempt.earlier)
         if not isinstance(completion, dict):
             return attempt.failure("answered 200 with something that is no JSON object")
         if attempt.dialect == "responses":
@@ -151,6 +162,17 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
         attempt.number,
         attempt.dialect,
     )
+
+
+def _with_prompt_ids(body: bytes, earlier: TurnTokens | None) -> Any:
+    """A completion whose `prompt_token_ids` are PromptIds where they could be read by themselves."""
+    rest, prompt = cut_prompt(body, earlier)
+    completion = orjson.loads(rest)
+    if prompt is None:
+        return completion
+    if isinstance(completion, dict) and completion.get("prompt_token_ids") == []:
+        return completion | {"prompt_token_ids": prompt}
+    return orjson.loads(body)
 
 
 def _max_tokens(body: JsonObject) -> int | None:

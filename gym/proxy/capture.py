@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from gym.jsontypes import JsonObject
 from gym.proxy.overflow import Refusal
+from gym.proxy.prompt_text import PromptIds
 from gym.trajectory import TurnTokens
 from gym.wire.completion import ID_MARK
 
@@ -53,6 +54,7 @@ class Generated:
     token_ids: array[int]
     logprobs: array[float]
     ended: bool | None = None
+    text: bytes | None = None
 
     def with_prompt(self, prompt_ids: array[int]) -> TurnTokens:
         """The turn, with a prompt that the server tokenised in another call."""
@@ -62,7 +64,7 @@ class Generated:
         """The turn, if the server gave all of it; no prompt is without tokens."""
         if not self.prompt_ids:
             return None
-        return TurnTokens(self.prompt_ids, self.token_ids, self.logprobs, ended=self.ended)
+        return TurnTokens(self.prompt_ids, self.token_ids, self.logprobs, ended=self.ended, text=self.text)
 
 
 class Capture:
@@ -112,18 +114,22 @@ def read_generated(completion: JsonObject) -> tuple[Generated | None, Level | No
     if not isinstance(content, list):
         return None, None
     ids, prompt = choice.get("token_ids"), completion.get("prompt_token_ids")
-    level: Level = "native" if isinstance(ids, list) and isinstance(prompt, list) else "text"
+    level: Level = "native" if isinstance(ids, list) and isinstance(prompt, list | PromptIds) else "text"
     try:
         token_ids = array("i", ids) if isinstance(ids, list) else _ids_of_texts(content)
         if token_ids is None:
             return None, None
-        prompt_ids = array("i", prompt) if isinstance(prompt, list) else None
+        if isinstance(prompt, PromptIds):
+            prompt_ids: array[int] | None = prompt.ids
+        else:
+            prompt_ids = array("i", prompt) if isinstance(prompt, list) else None
         values = array("f", [entry["logprob"] for entry in content])
     except _UNREADABLE:
         return None, level
     if len(values) != len(token_ids):
         return None, level
-    return Generated(prompt_ids, token_ids, values, choice.get("ended")), level
+    text = prompt.continued(token_ids) if isinstance(prompt, PromptIds) else None
+    return Generated(prompt_ids, token_ids, values, choice.get("ended"), text), level
 
 
 def _has_alternatives(completion: JsonObject) -> bool:

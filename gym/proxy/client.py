@@ -160,6 +160,7 @@ class PolicyClient:
                 on_held=request.on_held,
                 prefix=request.prefix,
                 dialect="responses" if passed else "chat",
+                whole=passed,
             )
         )
         if isinstance(reply, ContextOverflow):

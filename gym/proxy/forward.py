@@ -53,6 +53,7 @@ class ChatCall:
     `on_chunks` the answer is streamed: it gets the chunks as they come, and once it has been called the call is not
     sent again. `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
     In the dialect `responses` body and chunks are those of the Responses API, for a server that has it.
+    In a completion that is not wanted `whole` the prompt's ids may be PromptIds, for who reads nothing but them.
     With `path` it is a call of that path below the base URL instead, whose answer may be any JSON object.
     """
 
@@ -66,6 +67,7 @@ class ChatCall:
     prefix: TurnTokens | None = None
     path: str | None = None
     dialect: Dialect = "chat"
+    whole: bool = True
 
 
 class Forwarder:
@@ -206,7 +208,18 @@ class Forwarder:
         extra = endpoint.prefix.asks(policy.spec, body, call.prefix)
         if extra:
             body |= extra
-        return Attempt(body, request_id, policy, endpoint, asked, bool(extra), number, call.path)
+        return Attempt(
+            body,
+            request_id,
+            policy,
+            endpoint,
+            asked,
+            bool(extra),
+            number,
+            call.path,
+            whole=call.whole,
+            earlier=call.prefix,
+        )
 
     async def _exchange(
         self, attempt: Attempt, progress: Progress, call: ChatCall

@@ -16,6 +16,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+import orjson
+
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.overflow import Refusal
@@ -47,7 +49,8 @@ class PrefixSupport:
             return {}
         if spec.required_prefix is False or (spec.required_prefix is None and self.given_up):
             return {}
-        return {FIELD: prefix_of(earlier).tolist()}
+        text = earlier.text
+        return {FIELD: prefix_of(earlier).tolist() if text is None else orjson.Fragment(b"[%b]" % text)}
 
     def learn(self, earlier: TurnTokens, prompt_ids: Sequence[int]) -> None:
         """What the prompt was of a call that carried the prefix."""
