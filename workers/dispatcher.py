@@ -32,10 +32,9 @@ from workers.housekeeping import Housekeeping
 from workers.judge_dispatch import JudgeDispatch
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
-from workers.schedule import Waiting, plan, shares, slice_size
+from workers.schedule import Waiting, plan, shares, slice_size, tick_gap_s
 
 LEAD_TTL_S = 3.0
-MIN_TICK_S = 0.05
 IDLE_TICK_S = 1.0  # where no batch is active; what comes wakes it
 COMPLAIN_S = 10.0
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
@@ -70,9 +69,11 @@ class Dispatcher:
         """Lead when nobody else does, tick when woken or from time to time."""
         while not self._stopping.is_set():
             began = time.monotonic()
+            more = False
             try:
                 if await self._lead():
-                    if not await self._tick():
+                    more = await self._tick()
+                    if not more:
                         await self._sleep_until_woken()
                 else:
                     self._virtual_times = None
@@ -81,7 +82,9 @@ class Dispatcher:
             except RedisError as error:
                 self._complain(error)
                 await self._pause(0.5)
-            await self._pause(max(0.0, MIN_TICK_S - (time.monotonic() - began)))
+            if not more:
+                at_work = sum(batch.dispatched + batch.running + batch.judging for batch in self._batches.values())
+                await self._pause(max(0.0, began + tick_gap_s(at_work) - time.monotonic()))
         self._judges.close()
         try:
             await self._leases.resign(self.name)

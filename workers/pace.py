@@ -15,11 +15,11 @@ from functools import partial
 
 from workers.slots import Slots
 
-TARGET_S = 0.02
+TARGET_S = 0.01
 SAMPLE_S = 0.05
 SAMPLES = 10
 LEAST = 32
-"""Rollouts that are always taken: two slices, so that one is at hand while the other runs."""
+"""Rollouts that are always taken, so that there is work while the next slice is fetched."""
 FIRST = 64
 
 

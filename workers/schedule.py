@@ -12,6 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+IDLE_GAP_S = 0.005
+BUSY_GAP_S = 0.05
+MUCH_AT_WORK = 64  # rollouts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
@@ -47,6 +51,13 @@ def shares(batches: Sequence[Waiting], *, slots: int) -> dict[str, int]:
         return {}
     total = sum(weights.values())
     return {run: int(slots * weight / total) - in_flight[run] for run, weight in weights.items()}
+
+
+def tick_gap_s(at_work: int) -> float:
+    """Seconds from one look at the backlog to the next: few where little is at work and somebody waits for it, more
+    where much ends all the time, since a look costs as much as a few rollouts.
+    """
+    return min(BUSY_GAP_S, max(IDLE_GAP_S, BUSY_GAP_S * at_work / MUCH_AT_WORK))
 
 
 def slice_size(waiting: Sequence[Waiting], *, room: int, workers: int, most: int) -> int:

@@ -27,13 +27,13 @@ class CpuMeter:
         for process in self._me.children(recursive=True):
             with suppress(psutil.Error, OSError):
                 reaped = process.cpu_times()
-                used = time.clock_gettime(_clock_of(process.pid)) + reaped.children_user + reaped.children_system
+                used = cpu_of_s(process.pid) + reaped.children_user + reaped.children_system
                 self._used[process] = max(used, self._used.get(process, 0.0))
         spent = began - self._own + sum(self._used.values())
         self._own += time.process_time() - began
         return spent
 
 
-def _clock_of(pid: int) -> int:
-    """The clock of a process's CPU time, as clock_getcpuclockid(3) makes it on Linux."""
-    return (~pid << 3) | _CPUCLOCK_SCHED
+def cpu_of_s(pid: int) -> float:
+    """User and system time of a live process, by its own clock, as clock_getcpuclockid(3) finds it. Raises OSError."""
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)

@@ -8,6 +8,8 @@ from contextlib import suppress
 
 import psutil
 
+from api.bench.meter import cpu_of_s
+
 ROLES = ("up", "api", "proxy", "dispatcher", "worker", "flower", "judge", "judge-worker", "judge-server")
 
 
@@ -21,9 +23,8 @@ class ProcessTree:
         """CPU seconds so far, by role."""
         used: dict[str, float] = defaultdict(float)
         for process in self._all():
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                used[_role(process)] += times.user + times.system
+            with suppress(psutil.Error, OSError):
+                used[_role(process)] += cpu_of_s(process.pid)
         return used
 
     def pss_bytes(self) -> dict[str, float]:

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.schedule import Waiting, plan, slice_size
+from workers.schedule import Waiting, plan, slice_size, tick_gap_s
 from workers.schedule import shares as fair_shares
 
 
@@ -129,3 +129,8 @@ def test_the_little_that_busy_workers_have_room_for_goes_in_one_job() -> None:
 
 def test_slices_are_no_larger_than_the_settings_say() -> None:
     assert slice_size([waiting("big", 50_000)], room=1000, workers=2, most=4) == 4
+
+
+def test_the_backlog_is_looked_at_less_often_the_more_is_at_work():
+    assert tick_gap_s(0) == tick_gap_s(1) == 0.005
+    assert tick_gap_s(0) < tick_gap_s(32) < tick_gap_s(64) == tick_gap_s(100_000) == 0.05
