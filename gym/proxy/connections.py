@@ -176,6 +176,7 @@ class Connection(asyncio.Protocol):
             else:
                 self._fail("Server disconnected" if exc is None else f"Server disconnected: {exc}")
         self._again = False
+        del self._parser  # it holds this
 
     # what the parser calls
 
