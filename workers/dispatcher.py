@@ -222,20 +222,21 @@ class Dispatcher:
         if not plan_now.takes:
             return False
         self._virtual_times = plan_now.virtual_times
-        await self._dispatch(plan_now.takes, left)
+        taken = await self._dispatch(plan_now.takes, left)
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.delete(self._store.keys.share)
         pipeline.hset(self._store.keys.share, mapping=dict(self._virtual_times))
         await pipeline.execute()
-        return free > room < sum(batch.backlog for batch in waiting)
+        return taken > 0 and free > room < sum(batch.backlog for batch in waiting)
 
-    async def _dispatch(self, takes: list[tuple[str, int]], shares_left: dict[str, int]) -> None:
+    async def _dispatch(self, takes: list[tuple[str, int]], shares_left: dict[str, int]) -> int:
         """Take as planned and send one job for each slice of one environment, and others for suspects.
 
-        What a run gets within its fair share of the slots is urgent.
+        What a run gets within its fair share of the slots is urgent. Returns how many rollouts were taken.
         """
         sent_ms = self._housekeeping.server_ms()  # before taking: no rollout is older than the job that carries it
         jobs: list[Job] = []
+        total = 0
         for batch_id, wanted in takes:
             suspects = await self._alone.may_go(self._housekeeping.workers)
             taken = await self._rollouts.take(batch_id, wanted, parked=self._parking.environments, suspects=suspects)
@@ -244,7 +245,9 @@ class Dispatcher:
             shares_left[run] = shares_left.get(run, 0) - len(taken)
             self._alone.sent(found)
             jobs += found
+            total += len(taken)
         await self._send(jobs, sent_ms)
+        return total
 
     async def _send(self, jobs: list[Job], sent_ms: int) -> None:
         if jobs:

@@ -14,7 +14,7 @@ from gym.proxy.capture import Capture, Level
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.overflow import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
-from gym.proxy.prompt_text import cut_prompt
+from gym.proxy.prompt_text import MARK, cut_prompt
 from gym.proxy.response_tokens import ResponseCapture
 from gym.proxy.retry import Failure, retry_after_s
 from gym.trajectory import TurnTokens
@@ -170,7 +170,7 @@ def _with_prompt_ids(body: bytes, earlier: TurnTokens | None) -> Any:
     completion = orjson.loads(rest)
     if prompt is None:
         return completion
-    if isinstance(completion, dict) and completion.get("prompt_token_ids") == []:
+    if isinstance(completion, dict) and completion.get("prompt_token_ids") == MARK:
         return completion | {"prompt_token_ids": prompt}
     return orjson.loads(body)
 

@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self.server = server
         self.idle_since = 0.0
+        self.abandoned = False  # nobody waits for it to be made
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -72,7 +73,10 @@ class Connection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether the exchange is over and another may follow."""
-        return self._done and self._again and not self._paused and not self.closed
+        if self._transport is None or self._paused or not (self._done and self._again):
+            return False
+        # an answer may come before the whole request was sent, whose rest would be read as the next one
+        return not self._transport.is_closing() and not self._transport.get_write_buffer_size()
 
     @property
     def closed(self) -> bool:
@@ -148,8 +152,10 @@ class Connection(asyncio.Protocol):
     # what the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
+        """The connection stands, perhaps too late for who wanted it."""
         self._transport = cast("asyncio.Transport", transport)
+        if self.abandoned:
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         """Bytes of an answer; any that nobody has asked for end the connection."""
@@ -168,15 +174,23 @@ class Connection(asyncio.Protocol):
             if not self._headed and self._head_bytes > HEAD_BYTES:
                 self._fail(f"the head of the answer is larger than {HEAD_BYTES} bytes")
 
+    def eof_received(self) -> None:
+        """The server sends nothing more, though it may still take what has not been sent."""
+        self._end(None)
+        self.close()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """It was closed, here or there."""
+        self._end(exc)
+        del self._parser  # it holds this
+
+    def _end(self, error: Exception | None) -> None:
         if self._open:
-            if exc is None and self._headed and not self._framed():
+            if error is None and self._headed and not self._framed():
                 self.on_message_complete()
             else:
-                self._fail("Server disconnected" if exc is None else f"Server disconnected: {exc}")
+                self._fail("Server disconnected" if error is None else f"Server disconnected: {error}")
         self._again = False
-        del self._parser  # it holds this
 
     # what the parser calls
 
@@ -203,7 +217,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        if self._done:
+        if self._done or not self._headed:
             return
         self._body.append(body)
         self._unread += len(body)
@@ -225,7 +239,10 @@ class Connection(asyncio.Protocol):
         """Whether the head says where the body ends; else the end of the connection is it (RFC 9112, 6.3)."""
         if self.status in (204, 304):
             return True
-        return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self._headers)
+        coding = self.header("transfer-encoding")
+        if coding is not None:
+            return coding.lower().endswith("chunked")
+        return self.header("content-length") is not None
 
 
 class Answer:
@@ -332,8 +349,7 @@ class Connections:
 
     async def take(self, server: Server) -> Connection:
         """A connection that nobody else uses; `give_back` must follow. Raises ConnectFailed."""
-        if self._closed:
-            raise RuntimeError("the connections are closed")
+        self._check_open()
         pool = self._pools.get(server)
         if pool is None:
             pool = self._pools[server] = _Pool()
@@ -343,6 +359,8 @@ class Connections:
                 pool.count += 1
             else:
                 connection = await self._turn(server, pool)
+                if connection is not None and connection.closed:
+                    connection = None  # its place is ours
             if connection is None:
                 try:
                     connection = await self._connect(server)
@@ -351,6 +369,10 @@ class Connections:
                     raise
         self._busy.add(connection)
         return connection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the connections are closed")
 
     def give_back(self, connection: Connection) -> None:
         """Its exchange is over, or given up."""
@@ -383,8 +405,9 @@ class Connections:
         try:
             return await waiter
         except asyncio.CancelledError:
-            if waiter.cancelled() or not waiter.done():
-                pool.waiting.remove(waiter)
+            if waiter.cancelled():
+                if waiter in pool.waiting:
+                    pool.waiting.remove(waiter)
             elif (given := waiter.result()) is not None:
                 self.give_back(given)
             else:
@@ -412,7 +435,9 @@ class Connections:
 
     async def _connect(self, server: Server) -> Connection:
         where = f"{server.host}:{server.port}"
+        fresh = Connection(server)
         try:
+            self._check_open()
             async with asyncio.timeout(self._connect_timeout_s):
                 made = await aiohappyeyeballs.start_connection(
                     await self._addresses(server),
@@ -422,18 +447,21 @@ class Connections:
                     socket_factory=_socket,
                 )
                 options: dict[str, Any] = (
-                    {"ssl": self._tls or _tls(), "server_hostname": server.host} if server.tls else {}
+                    {"ssl": self._tls or _tls(), "server_hostname": server.host.rstrip(".")} if server.tls else {}
                 )
                 try:
-                    _, connection = await self._loop.create_connection(lambda: Connection(server), sock=made, **options)
-                except BaseException:
-                    made.close()
+                    await self._loop.create_connection(lambda: fresh, sock=made, **options)
+                    self._check_open()
+                except BaseException:  # the socket is the loop's by now
+                    fresh.abandoned = True
+                    fresh.close()
                     raise
         except TimeoutError:
             raise ConnectFailed(f"Connection timeout to host {where}") from None
-        except OSError as error:
-            raise ConnectFailed(f"Cannot connect to host {where} [{error.strerror or error}]") from error
-        return connection
+        except (OSError, RuntimeError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConnectFailed(f"Cannot connect to host {where} [{reason}]") from error
+        return fresh
 
     async def _addresses(self, server: Server) -> list[Any]:
         """What a name stands for; looked up once for all who ask at the same time."""
@@ -443,13 +471,12 @@ class Connections:
             self._names = {each: entry for each, entry in self._names.items() if entry[0] > now}
             found = self._loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
             looking = asyncio.ensure_future(found)
-            looking.add_done_callback(
-                lambda done: done.cancelled() or done.exception()
-            )  # perhaps nobody waits any more
+            # perhaps nobody waits for it any more
+            looking.add_done_callback(lambda done: done.cancelled() or done.exception())
             known = self._names[server] = (now + NAMES_S, looking)
         try:
             return await asyncio.shield(known[1])
-        except OSError:
+        except (OSError, UnicodeError):
             self._names.pop(server, None)
             raise
 

@@ -9,6 +9,7 @@ Invariant: what is read is what a JSON parser would read in the whole answer; wh
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import orjson
 from gym.trajectory import TurnTokens
 
 FIELD = b'"prompt_token_ids":'
+MARK = secrets.token_hex(16)  # stands where a list was cut out; no server can write it
 SHORT_BYTES = 2048  # of an answer, for which a parser is as fast
 _SPACE = b" \t\r\n"
 
@@ -39,10 +41,10 @@ class PromptIds:
 
 
 def cut_prompt(raw: bytes, earlier: TurnTokens | None) -> tuple[bytes, PromptIds | None]:
-    """An answer without its prompt's ids, in whose place an empty list stands, and the ids; else the answer as it is.
+    """An answer without its prompt's ids, in whose place `MARK` stands, and the ids; else the answer as it is.
 
     `earlier` are the tokens of the turn before. A quote within a JSON text is escaped, so the field is a key for
-    certain; whether it is that of the answer itself is for the caller to see, by the empty list.
+    certain; whether it is that of the answer itself is for the caller to see, by the mark.
     """
     place = raw.find(FIELD) if len(raw) > SHORT_BYTES else -1
     if place < 0 or raw.find(FIELD, place + len(FIELD)) >= 0:
@@ -65,4 +67,4 @@ def cut_prompt(raw: bytes, earlier: TurnTokens | None) -> tuple[bytes, PromptIds
         ids.extend(more)
     except (orjson.JSONDecodeError, TypeError, OverflowError):
         return raw, None
-    return raw[:start] + b"[]" + raw[end + 1 :], PromptIds(ids, text)
+    return b'%b"%b"%b' % (raw[:start], MARK.encode(), raw[end + 1 :]), PromptIds(ids, text)

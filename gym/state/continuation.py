@@ -102,4 +102,4 @@ class RecentTurns:
 
 
 def _size(turn: TurnTokens) -> int:
-    return 512 + 4 * (len(turn.prompt_ids) + 2 * len(turn.token_ids))
+    return 512 + 4 * (len(turn.prompt_ids) + 2 * len(turn.token_ids)) + len(turn.text or b"")

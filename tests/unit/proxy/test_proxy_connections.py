@@ -92,6 +92,38 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
 
 
 @pytest.fixture
+async def unread() -> AsyncIterator[Callable[..., Awaitable[Server]]]:
+    """Makes servers that read heads only; each connection gets an answer, where that is empty the end of sending."""
+    over = asyncio.Event()
+    handlers: set[asyncio.Task[None]] = set()
+    async with AsyncExitStack() as stack:
+
+        async def make(*answers: bytes) -> Server:
+            left = list(answers)
+
+            async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(left[0])
+                if not left.pop(0):
+                    writer.write_eof()
+                await over.wait()
+                writer.transport.abort()
+
+            def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                handlers.add(asyncio.create_task(connected(reader, writer)))
+
+            listening = await asyncio.start_server(begin, "127.0.0.1", 0)
+            stack.callback(listening.close)
+            server = Server()
+            server.url = URL(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/")
+            return server
+
+        yield make
+        over.set()
+        await asyncio.gather(*handlers)
+
+
+@pytest.fixture
 async def connect() -> AsyncIterator[Callable[..., Connections]]:
     made: list[Connections] = []
 
@@ -161,7 +193,8 @@ async def test_an_answer_that_comes_byte_by_byte_is_read(serve, connect):
 
 
 async def test_what_goes_before_the_answer_is_passed_over(serve, connect):
-    early = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nRetry-After: 9\r\n\r\n"
+    early = b"HTTP/1.1 104 X\r\nContent-Length: 4\r\n\r\nJUNK"
+    early += b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nRetry-After: 9\r\n\r\n"
     server = await serve(early + b"HTTP/1.1 429 Too Many\r\nRETRY-AFTER: 3\r\nContent-Length: 0\r\n\r\n")
     async with connect().post(server.url, b"{}", {}) as answer:
         assert (answer.status, answer.header("retry-after"), await answer.read()) == (429, "3", b"")
@@ -230,7 +263,7 @@ async def test_an_answer_that_is_left_unread_closes_its_connection(serve, connec
 
 
 async def test_who_waits_for_a_connection_is_served_in_order(serve, connect, eventually):
-    server, connections = await serve(OK), connect(per_server=2)
+    server, connections = await serve(OK), connect(per_server=1)
     done: list[int] = []
 
     async def call(number: int) -> None:
@@ -238,7 +271,7 @@ async def test_who_waits_for_a_connection_is_served_in_order(serve, connect, eve
         done.append(number)
 
     await asyncio.gather(*(call(number) for number in range(20)))
-    assert server.connections == 2
+    assert server.connections == 1
     assert done == sorted(done)
 
 
@@ -254,6 +287,37 @@ async def test_a_caller_that_stops_waiting_takes_no_place_with_it(serve, connect
     waiting[1].cancel()  # perhaps it has been handed the place already
     assert await asyncio.wait_for(waiting[2], 5) == (200, b"ok")
     assert await post(connections, server) == (200, b"ok")
+
+
+async def test_who_is_cancelled_with_the_one_before_is_cancelled_and_nothing_else(serve, connect, eventually):
+    server, connections = await serve(hang, OK), connect(per_server=1)
+    calls = [asyncio.create_task(post(connections, server)) for _ in range(3)]
+    await eventually(lambda: bool(server.requests))
+    for call in calls:
+        call.cancel()
+    assert [type(each) for each in await asyncio.gather(*calls, return_exceptions=True)] == [asyncio.CancelledError] * 3
+    assert await post(connections, server) == (200, b"ok")
+
+
+async def test_a_connection_whose_request_is_still_being_sent_is_not_used_again(unread, connect):
+    early = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"
+    server, connections = await unread(early, OK), connect()
+    assert await post(connections, server, bytes(2**25)) == (413, b"no")
+    assert await asyncio.wait_for(post(connections, server), 4) == (200, b"ok")
+
+
+async def test_a_server_that_stops_sending_before_it_has_the_request_is_not_waited_for(unread, connect):
+    server = await unread(b"")
+    with pytest.raises(HttpError, match="Server disconnected"):
+        await asyncio.wait_for(post(connect(), server, bytes(2**25)), 4)
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".com", "a..b"])
+async def test_a_host_that_no_name_server_takes_cannot_be_connected_to(connect, host):
+    server = Server()
+    server.url = URL.build(scheme="http", host=host, port=80, path="/")
+    with pytest.raises(ConnectFailed):
+        await post(connect(), server)
 
 
 async def test_a_connection_that_the_server_closed_meanwhile_is_not_used(serve, connect, eventually):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gym.proxy.capture import read_generated
-from gym.proxy.prompt_text import SHORT_BYTES, PromptIds, cut_prompt
+from gym.proxy.prompt_text import MARK, SHORT_BYTES, PromptIds, cut_prompt
 from gym.trajectory import TurnTokens
 
 IDS = st.lists(st.integers(0, 200_000), max_size=40)
@@ -41,7 +41,7 @@ def test_what_is_cut_is_what_a_parser_reads(before, generated, more, breaks, sep
         assert rest == raw
     else:
         assert prompt.ids.tolist() == whole["prompt_token_ids"]
-        assert orjson.loads(rest) == whole | {"prompt_token_ids": []}
+        assert orjson.loads(rest) == whole | {"prompt_token_ids": MARK}
         assert orjson.loads(b"[" + prompt.text + b"]") == whole["prompt_token_ids"]
 
 
