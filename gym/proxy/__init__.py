@@ -16,7 +16,8 @@
     sampling    the policy's model and pinned sampling parameters (pure)
     versions    the policy version that a server reports (pure)
     retry       when a call may be sent again, and what is said when not (pure)
-    connections  HTTP/1.1 to the servers: connections that are kept and used again
+    connection  HTTP/1.1 on one connection to a server
+    connections  the connections to all servers, kept and used again
     streaming   a streamed chat completion: handed on as it comes, and put together
     splice      a prompt that goes on from the exact tokens of the turn before (pure)
     token_in    a chat completion made of token ids, for a policy with `api: tokens`

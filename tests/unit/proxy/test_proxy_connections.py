@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from gym.proxy.connections import UNREAD_BYTES, ConnectFailed, Connections, HttpError
+from gym.proxy.connection import UNREAD_BYTES
+from gym.proxy.connections import ConnectFailed, Connections, HttpError
 
 pytestmark = pytest.mark.anyio
 

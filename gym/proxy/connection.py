@@ -1,0 +1,232 @@
+"""One connection to a model server: HTTP/1.1 on the parser of httptools, one exchange after the other.
+
+Invariants. A connection is used again only after an answer that was complete and had nothing behind it, to a request
+that had been sent whole. A reader that is slow makes the server wait. What a server sends is read as it is: there are
+no redirects, cookies or compression.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal, NamedTuple, cast
+
+import httptools
+
+HEAD_BYTES = 2**16  # the most that the head of an answer may be
+UNREAD_BYTES = 2**18  # after so much that nobody has read the server is made to wait
+
+
+class HttpError(Exception):
+    """A connection that could not be made or broke, or an answer that is no HTTP."""
+
+
+class ConnectFailed(HttpError):
+    """There is no connection to the server."""
+
+
+class Server(NamedTuple):
+    """Whom a connection is to."""
+
+    host: str
+    port: int
+    tls: bool
+
+
+class Connection(asyncio.Protocol):
+    """One exchange after the other with a server; used by `Connections` alone."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.idle_since = 0.0
+        self.abandoned = False  # nobody waits for it to be made
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._wants: Literal["head", "data", "end"] = "head"
+        self._open = False  # an exchange is under way
+        self._begin()
+
+    def _begin(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._body: list[bytes] = []
+        self._unread = 0
+        self._head_bytes = 0
+        self._headed = self._done = self._paused = False
+        self._again = False  # the connection may be used for another exchange
+        self._error: HttpError | None = None
+        self.status = 0
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the exchange is over and another may follow."""
+        if self._transport is None or self._paused or not (self._done and self._again):
+            return False
+        # an answer may come before the whole request was sent, whose rest would be read as the next one
+        return not self._transport.is_closing() and not self._transport.get_write_buffer_size()
+
+    @property
+    def closed(self) -> bool:
+        """Whether either side has closed it."""
+        return self._transport is None or self._transport.is_closing()
+
+    def close(self) -> None:
+        """At once: what is on its way is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def send(self, request: bytes) -> None:
+        """Begin an exchange; returns when the answer's head is there. Raises HttpError."""
+        if self._transport is None or self.closed:
+            raise HttpError("Server disconnected")
+        self._begin()
+        self._open = True
+        self._transport.write(request)
+        await self._until("head")
+
+    def header(self, name: str) -> str | None:
+        """The first header of a name, given in lower case."""
+        wanted = name.encode()
+        found = next((value for each, value in self._headers if each.lower() == wanted), None)
+        return None if found is None else found.decode("latin-1")
+
+    async def read(self) -> bytes:
+        """All of the body that has not been read. Raises HttpError where it breaks off."""
+        await self._until("end")
+        return self._taken()
+
+    async def data(self) -> bytes:
+        """What has come of the body by now, waiting for some; empty at its end. Raises HttpError."""
+        await self._until("data")
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self._unread = 0
+        return body
+
+    async def _until(self, wanted: Literal["head", "data", "end"]) -> None:
+        self._wants = wanted
+        if self._paused and self._transport is not None and (wanted == "end" or not self._body):
+            self._paused = False
+            self._transport.resume_reading()
+        while not self._has() and self._error is None:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._error is not None and not (wanted == "data" and self._body):
+            raise self._error
+
+    def _has(self) -> bool:
+        if self._wants == "head":
+            return self._headed
+        return self._done or (self._wants == "data" and bool(self._body))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done() and (self._error is not None or self._has()):
+            self._waiter.set_result(None)
+
+    def _fail(self, text: str) -> None:
+        self._again = self._open = False
+        self.close()
+        if not self._done and self._error is None:
+            self._error = HttpError(text)
+            self._wake()
+
+    # what the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands, perhaps too late for who wanted it."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self.abandoned:
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of an answer; any that nobody has asked for end the connection."""
+        if not self._open:
+            self.close()
+            return
+        if not self._headed:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("the server switched to another protocol")
+        except httptools.HttpParserError as error:
+            self._fail(f"the answer is no HTTP: {error}")
+        else:
+            if not self._headed and self._head_bytes > HEAD_BYTES:
+                self._fail(f"the head of the answer is larger than {HEAD_BYTES} bytes")
+
+    def eof_received(self) -> None:
+        """The server sends nothing more, though it may still take what has not been sent."""
+        self._end(None)
+        self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It was closed, here or there."""
+        self._end(exc)
+        del self._parser  # it holds this
+
+    def _end(self, error: Exception | None) -> None:
+        if self._open:
+            if error is None and self._headed and not self._framed():
+                self.on_message_complete()
+            else:
+                self._fail("Server disconnected" if error is None else f"Server disconnected: {error}")
+        self._again = False
+
+    # what the parser calls
+
+    def on_message_begin(self) -> None:
+        """Another answer behind the one that was asked for is not read."""
+        self._again = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer."""
+        if not self._headed:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """The head is there; one of 1xx is another answer's forerunner (RFC 9110, 15.2)."""
+        status = self._parser.get_status_code()
+        if self._done:
+            return
+        if status < 200:
+            self._headers.clear()
+            return
+        self.status = status
+        self._headed = True
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if self._done or not self._headed:
+            return
+        self._body.append(body)
+        self._unread += len(body)
+        if self._unread > UNREAD_BYTES and self._wants != "end" and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        """The answer is whole."""
+        if not self._headed or self._done:
+            return
+        self._done = True
+        self._again = self._framed() and self._parser.should_keep_alive()
+        self._open = False
+        self._wake()
+
+    def _framed(self) -> bool:
+        """Whether the head says where the body ends; else the end of the connection is it (RFC 9112, 6.3)."""
+        if self.status in (204, 304):
+            return True
+        coding = self.header("transfer-encoding")
+        if coding is not None:
+            return coding.lower().endswith("chunked")
+        return self.header("content-length") is not None
