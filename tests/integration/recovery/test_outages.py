@@ -188,9 +188,9 @@ def page(broken: Any, batch_id: str) -> list[dict[str, Any]]:
 
 
 def test_of_two_dispatchers_either_may_be_killed(broken: Any, until: Callable[..., Any]) -> None:
-    broken.slow_model(0.2)
+    broken.slow_model(0.3)
     with another(broken, "-m", "api.cli.main", "dispatcher") as second:
-        batch_id = broken.submit(600)
+        batch_id = broken.submit(1500)  # more than the windows that run out while nobody leads
         for _ in range(3):
             done = broken.ledger(batch_id)["succeeded"]
             until(lambda done=done: broken.ledger(batch_id)["succeeded"] > done, "it goes on")
