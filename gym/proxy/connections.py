@@ -22,13 +22,13 @@ from yarl import URL
 
 from gym.proxy.connection import ConnectFailed, Connection, HttpError, Server
 
-__all__ = ["Answer", "ConnectFailed", "Connections", "Exchange", "HttpError"]
+__all__ = ["ConnectFailed", "Connections", "Exchange", "HttpError", "HttpResponse"]
 
 NAMES_S = 10.0  # how long the addresses of a name are remembered
 HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
 
 
-class Answer:
+class HttpResponse:
     """The answer to a request, whose body may still be on its way."""
 
     __slots__ = ("_connection", "status")
@@ -62,7 +62,7 @@ class Exchange:
         self._request = request
         self._connection: Connection | None = None
 
-    async def __aenter__(self) -> Answer:
+    async def __aenter__(self) -> HttpResponse:
         """Send the request on a connection of its own."""
         connection = await self._connections.take(self._server)
         try:
@@ -71,7 +71,7 @@ class Exchange:
             self._connections.give_back(connection)
             raise
         self._connection = connection
-        return Answer(connection)
+        return HttpResponse(connection)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

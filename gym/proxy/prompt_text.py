@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from gym.proxy.prefix import prefix_of
 from gym.trajectory import TurnTokens
 
 FIELD = b'"prompt_token_ids":'
@@ -50,7 +51,7 @@ def cut_prompt(raw: bytes, earlier: TurnTokens | None) -> tuple[bytes, PromptIds
     if place < 0 or raw.find(FIELD, place + len(FIELD)) >= 0:
         return raw, None
     start = place + len(FIELD)
-    while raw[start : start + 1] in (b" ", b"\n", b"\t", b"\r"):
+    while raw[start : start + 1] and raw[start] in _SPACE:
         start += 1
     end = raw.find(b"]", start)
     if raw[start : start + 1] != b"[" or end < 0:
@@ -60,7 +61,7 @@ def cut_prompt(raw: bytes, earlier: TurnTokens | None) -> tuple[bytes, PromptIds
     if earlier is not None and earlier.text is not None and text.startswith(earlier.text):
         length = len(earlier.text)
         if text[length : length + 1] == b",":
-            ids, unread = array("i", earlier.prompt_ids) + array("i", earlier.token_ids), text[length + 1 :]
+            ids, unread = prefix_of(earlier), text[length + 1 :]
     try:
         if not (more := orjson.loads(b"[%b]" % unread)):
             return raw, None

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.proxy.connections import Answer
+from gym.proxy.connections import HttpResponse
 from gym.wire.chunks import ChatAccumulator
 from gym.wire.errors import BadCompletion
 from gym.wire.passed_reply import final_response
@@ -28,7 +28,7 @@ def streamed(body: JsonObject, options: JsonObject | None) -> JsonObject:
     return {**body, "stream": True, "stream_options": {**(options or {}), "include_usage": True}}
 
 
-async def read_stream(response: Answer, on_chunks: OnChunks) -> JsonObject:
+async def read_stream(response: HttpResponse, on_chunks: OnChunks) -> JsonObject:
     """The whole completion. Raises BadCompletion for an error in mid-stream or an end before the answer's."""
     whole = ChatAccumulator()
 
@@ -43,7 +43,7 @@ async def read_stream(response: Answer, on_chunks: OnChunks) -> JsonObject:
     return whole.completion()
 
 
-async def read_response(response: Answer, on_events: OnChunks) -> JsonObject:
+async def read_response(response: HttpResponse, on_events: OnChunks) -> JsonObject:
     """The whole response of a Responses stream. Raises BadCompletion for a failure in mid-stream or no end.
 
     The event that carries the failure is not handed on: who reads the events says in its own words that they end.
@@ -62,7 +62,7 @@ async def read_response(response: Answer, on_events: OnChunks) -> JsonObject:
     return whole
 
 
-async def read_events(response: Answer, on_events: OnChunks) -> None:
+async def read_events(response: HttpResponse, on_events: OnChunks) -> None:
     """Hand on the events of a stream, which are JSON objects, until it is done or ends. Raises BadCompletion."""
     decoder = SseDecoder()
     done = False
