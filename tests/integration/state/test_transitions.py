@@ -594,6 +594,9 @@ def test_every_transition_agrees_with_the_model(redis_url: str) -> None:
     run_state_machine_as_test(
         Farm,
         settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=settings.default.max_examples // 3,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )
