@@ -204,6 +204,24 @@ def test_environments_are_listed_and_shown(farm: FakeFarm, run: Any) -> None:
     assert json.loads(run("environments", "weather", "--json").out)["name"] == "weather"
 
 
+def test_environments_are_listed_and_shown_without_a_farm(run: Any, tmp_path: Path) -> None:
+    config = tmp_path / "farm.yaml"
+    config.write_text("environments: ['configs/examples/coin.py:Coin']\n")
+    assert "coin" in run("environments", "--config", config).out
+    assert json.loads(run("environments", "coin", "--config", config, "--json").out)["tools"][0]["name"] == "throw"
+
+
+def test_an_unknown_environment_is_one_line_that_names_the_known_ones(farm: FakeFarm, run: Any) -> None:
+    done = run("environments", "wether")
+    assert done.code == 2
+    assert "weather" in done.err
+
+
+def test_a_named_farm_that_does_not_answer_is_not_replaced_by_this_installation(run: Any, closed_url: str) -> None:
+    done = run("environments", "--url", closed_url)
+    assert (done.code, done.out) == (1, "")
+
+
 def test_rows_are_made_only_by_environments_that_can(run: Any) -> None:
     done = run("environments", "weather", "--generate", "chain_sum")
     assert done.code == 2
