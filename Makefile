@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 FARM := $(VENV)/.farm
 STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VLLM := .venv-vllm
 VERIFIERS := .venv-verifiers
@@ -54,10 +55,10 @@ $(VERIFIERS)/.installed: tests/adapters/verifiers.txt
 	@touch $@
 
 test: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## the tests, without the slow ones; T=tests/unit/wire for some
-	$(BIN)/python -m pytest -m "not gpu and not vllm and not slow" $(T)
+	$(PYTEST) -m "not gpu and not vllm and not slow" $(T)
 
 test-all: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## all tests that need no GPU
-	HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "not gpu and not vllm" $(T)
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "not gpu and not vllm" $(T)
 
 $(OPENENV)/.installed: tests/adapters/openenv.txt
 	@$(OPENENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(OPENENV)

@@ -44,14 +44,21 @@ def up(
     ] = None,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="Leave Celery's dashboard out.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes log.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start the processes again when code changes (development).")
+    ] = False,
 ) -> None:
     """Run the whole farm on this machine, in the foreground; Ctrl-C or SIGTERM drains it, a second one kills it.
 
     Prints `ready http://…` when a batch can be submitted. State stays in the data directory for the next time.
     """
+    from contextlib import nullcontext
+
     from api.cli.forking import fork_server_running
 
-    with fork_server_running() as fork_server:  # first of all, since it imports while this process does
+    with (
+        nullcontext() if reload else fork_server_running() as fork_server
+    ):  # first of all, since it imports while this process does
         from api.cli.judges import read_judges
         from api.cli.up import run
 
@@ -66,7 +73,7 @@ def up(
             worker={"processes": workers, "concurrency": concurrency},
             judges=None if judges is None else read_judges(judges),
         )
-        raise typer.Exit(run(settings, verbose=verbose, fork_server=fork_server))
+        raise typer.Exit(run(settings, verbose=verbose, fork_server=fork_server, reload=reload))
 
 
 def demo(

@@ -120,6 +120,7 @@ class Child:
         self.process: Process | None = None
         self.task: asyncio.Task[None] | None = None
         self.stopping = False
+        self.replacing = False
 
     @property
     def pid(self) -> int | None:
@@ -186,6 +187,20 @@ class Supervisor:
             ended = await asyncio.gather(*(self._stop(child) for child in members))
             overdue += [child.spec.name for child, in_time in zip(members, ended, strict=True) if not in_time]
         return overdue
+
+    async def restart(self, names: Sequence[str], *, within_s: float) -> None:
+        """Replace the named children by new processes; one that has not ended `within_s` after SIGTERM is killed."""
+        chosen = [self.children[name] for name in names]
+        before = {child: child.pid for child in chosen if child.pid is not None and not child.stopping}
+        for child in before:
+            child.replacing = True
+            child.send(signal.SIGTERM)
+        give_up_at = time.monotonic() + within_s
+        while left := [child for child, pid in before.items() if child.pid == pid]:
+            if time.monotonic() > give_up_at:
+                for child in left:
+                    child.signal_group(signal.SIGKILL)
+            await asyncio.sleep(0.02)
 
     def kill(self) -> None:
         """End all children now; `stop` then returns at once."""
@@ -262,6 +277,10 @@ class Supervisor:
             output.cancel()
             if child.stopping:
                 return
+            if child.replacing:
+                child.replacing = False
+                output = await self._spawn(child)
+                continue
             if time.monotonic() - started_at >= self._restarts.settled_s:
                 settled, quick_deaths = True, 0
             else:

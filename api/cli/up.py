@@ -14,8 +14,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -25,6 +26,7 @@ from api.cli import dashboard
 from api.cli.fork_server import MODULES
 from api.cli.forking import ForkServer
 from api.cli.processes import GRACE_S
+from api.cli.reload import restart_on_change, watched
 from api.cli.supervisor import ChildSpec, Supervisor
 from gym.config import Settings, base_url, proxy_url
 from gym.errors import FarmError, SettingsError
@@ -63,10 +65,12 @@ def run(
     verbose: bool = False,
     children: Children | None = None,
     fork_server: ForkServer | None = None,
+    reload: bool = False,
 ) -> int:
     """Run the farm until a signal; the exit status is 0 after a drain.
 
     `children` says what runs beside Redis, `children_of` unless a test has stand-ins; the caller has the `fork_server`.
+    `reload` starts the processes again when code changes, and goes without a fork server, which holds the old code.
     Raises SettingsError before anything is started, NotReady and ChildFailed after everything has been stopped.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
@@ -78,10 +82,11 @@ def run(
         from workers.judge_pool.orders import deployments_of
 
         deployments_of(settings)
+    paths = watched(settings) if reload else []
     settings = with_ports(settings)
     lock = DataDirLock.take(settings.data_dir)
     try:
-        farm = _Farm(settings, lock, children or children_of, verbose=verbose, fork_server=fork_server)
+        farm = _Farm(settings, lock, children or children_of, verbose=verbose, fork_server=fork_server, reloaded=paths)
         return asyncio.run(farm.run())
     finally:
         lock.release()
@@ -117,6 +122,7 @@ class _Farm:
         *,
         verbose: bool,
         fork_server: ForkServer | None,
+        reloaded: Sequence[Path],
     ) -> None:
         self._settings = settings
         self._lock = lock
@@ -124,7 +130,8 @@ class _Farm:
         self._verbose = verbose
         self._fork_server = fork_server
         self._console = Console(stderr=True, highlight=False)
-        self._syncing: asyncio.Task[None] | None = None
+        self._reloaded = reloaded
+        self._beside: list[asyncio.Task[None]] = []
 
     async def run(self) -> int:
         supervisor = Supervisor(self._settings.data_dir / "logs", echo=self._verbose, fork_server=self._fork_server)
@@ -153,8 +160,8 @@ class _Farm:
             await asyncio.wait({start})
             (self._settings.data_dir / ADDRESSES_FILE).unlink(missing_ok=True)
             overdue = await supervisor.stop()
-            if self._syncing is not None:
-                self._syncing.cancel()
+            for task in self._beside:
+                task.cancel()
         if failure is not None:
             raise failure
         if supervisor.killed:
@@ -182,6 +189,8 @@ class _Farm:
         sys.stdout.write(f"ready {api}\n")
         sys.stdout.flush()
         self._explain(settings, api, proxy, flower)
+        if self._reloaded:
+            self._beside.append(asyncio.create_task(restart_on_change(supervisor, self._reloaded), name="reload"))
 
     async def _with_redis(self, supervisor: Supervisor) -> Settings:
         """The settings with the URL of a Redis that answers, the embedded one unless they name one."""
@@ -211,7 +220,7 @@ class _Farm:
             if time.monotonic() - began > bound_s:
                 raise NotReady(f"the embedded Redis is {state}; {supervisor.children['redis'].report()}")
             await asyncio.sleep(POLL_S / 5)
-        self._syncing = asyncio.create_task(_keep_synced(embedded), name="sync")
+        self._beside.append(asyncio.create_task(_keep_synced(embedded), name="sync"))
         redis = settings.redis.model_copy(update={"url": embedded.url})
         return settings.model_copy(update={"redis": redis})
 

@@ -106,6 +106,26 @@ def test_a_farm_whose_fork_server_died_still_restarts_what_dies(tmp_path: Path) 
         assert roles["worker"].is_running()
 
 
+def test_a_farm_that_reloads_runs_the_code_of_an_environment_as_it_is_now(tmp_path: Path) -> None:
+    source = tmp_path / "greeting.py"
+    text = (Path(__file__).parents[2] / "configs" / "examples" / "coin.py").read_text()
+    source.write_text(text)
+    config = tmp_path / "farm.yaml"
+    config.write_text(f"environments: ['{source}:Coin']\n")
+
+    def description(url: str) -> str:
+        try:
+            return str(httpx.get(f"{url}/v1/environments/coin").json().get("description"))
+        except (httpx.TransportError, ValueError):
+            return ""
+
+    options = ["--no-flower", "--workers", "1", "--reload", "--config", str(config)]
+    with local_farm(tmp_path / "data", options=options) as farm:
+        until(lambda: description(farm.url).startswith("Throw a coin"), "the environment is there")
+        source.write_text(text.replace("Throw a coin", "Toss a coin"))
+        until(lambda: description(farm.url).startswith("Toss a coin"), "the new code runs")
+
+
 def test_the_demo_leaves_its_results_and_no_process(tmp_path: Path) -> None:
     answer = subprocess.run(
         [

@@ -281,3 +281,17 @@ async def test_a_nice_child_runs_below_the_others(tmp_path: Path) -> None:
     await until(lambda: bool(supervisor.children["one"].tail), "a line")
     await supervisor.stop()
     assert int(supervisor.children["one"].tail[0]) == min(19, os.nice(0) + 5)
+
+
+async def test_a_restart_replaces_children_at_once_and_leaves_the_others(tmp_path: Path) -> None:
+    supervisor = Supervisor(tmp_path)
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
+    await supervisor.start(child("one", IDLE), child("deaf", deaf), child("other", IDLE))
+    await until(lambda: all((tmp_path / f"{name}.log").exists() for name in ("one", "deaf", "other")), "all run")
+    before = {name: each.pid for name, each in supervisor.children.items()}
+    await supervisor.restart(["one", "deaf"], within_s=0.3)
+    await until(lambda: all(each.pid is not None for each in supervisor.children.values()), "all run again")
+    changed = {name for name, each in supervisor.children.items() if each.pid != before[name]}
+    assert changed == {"one", "deaf"}
+    assert "starting it again" not in (tmp_path / "one.log").read_text()
+    await supervisor.stop()
