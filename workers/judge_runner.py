@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from gym.batch import BatchSpec
 from gym.environments.registry import Registry
+from gym.episode import judged_reward
 from gym.errors import (
     BadRow,
     Internal,
@@ -25,7 +26,6 @@ from gym.errors import (
     Stage,
     Unavailable,
     VerdictUnreadable,
-    VerifierFailed,
     WorkerLost,
 )
 from gym.judges.base import Ask, Question, Verdict
@@ -190,12 +190,7 @@ class JudgeRunner:
             environment = self._registry.get(claim.environment)
         except NotFound as error:
             raise BadRow(error.message) from error
-        if environment.cls is None:
-            raise BadRow(f"{claim.environment} cannot be run: {environment.error}")
-        try:
-            return Reward.of(environment.cls.judged(ask, verdicts))
-        except Exception as error:
-            raise VerifierFailed(f"{claim.environment}, judged: {type(error).__name__}: {error}") from error
+        return judged_reward(environment, ask, verdicts)
 
     async def _rivals(self, claim: JudgeClaim, number: int, judge: str) -> list[Question] | Undecided:
         """The group's other answers to a question, for a judge that compares, once all are there that may come."""

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from gym.agents.replay import MOST_BYTES, pack, recorded
+from gym.episode import Finished
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
 from gym.results.record import call_json, pack_trajectory, version_span
@@ -16,7 +17,7 @@ from gym.rollout import StopReason
 from gym.state.results import rfc3339
 from gym.trajectory import Usage
 from gym.wire.responses_reply import build_response
-from workers.runner import Finished, Running
+from workers.runner import Running
 
 
 def error_line(running: Running, error: RolloutError, worker: str) -> bytes:

@@ -18,66 +18,33 @@ from dataclasses import dataclass
 
 import orjson
 
-from gym.agents.base import Agent, Episode, Model, PolicyNow
+from gym.agents.base import Agent, Model, PolicyNow
 from gym.agents.replay import unpack
 from gym.batch import BatchSpec
-from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.process_session import new_session
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry
 from gym.environments.threads import EnvironmentThreads
+from gym.episode import Finished, Play, play, task_of
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
-from gym.jsontypes import JsonObject
-from gym.judges.base import Ask
 from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
-from gym.reward import Reward
 from gym.rollout import StopReason
 from gym.state.breakers import BreakerKey
 from gym.state.rollouts import Claim
-from gym.task import Task
-from gym.trajectory import Trajectory
 
 LOOSE_S = 15.0  # longer than environments are given to close
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Timing:
-    """Seconds in each part of a rollout."""
-
-    queued_s: float
-    environment_s: float = 0.0
-    model_s: float = 0.0
-    tool_s: float = 0.0
-    judge_s: float = 0.0
-    total_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """How an attempt ended. `error` is set where it failed, `ask` where judges have yet to say what it is worth."""
-
-    stop_reason: StopReason
-    reward: Reward | None
-    error: RolloutError | None
-    ask: Ask | None = None
-    trajectory: Trajectory | None
-    timing: Timing
-
-
-@dataclass(slots=True)
-class Running:
+class Running(Play):
     """A rollout under way; the watch reads `episode` and may set `stalled` before it cancels the task."""
 
     claim: Claim
     spec: BatchSpec
     rollout: RolloutRef
-    episode: Episode | None = None
-    began: float = dataclasses.field(default_factory=time.monotonic)
-    ready_at: float | None = None  # when its environment had been set up
-    earlier_s: float = 0.0  # that this attempt had run elsewhere when it was handed back
     stalled: bool = False
     stopping: bool = False  # it was told to end before its time
     handing_back: bool = False  # the next worker goes on with this attempt
@@ -86,7 +53,6 @@ class Running:
     give_up_at: float = math.inf  # when that is done
     probe: BreakerKey | None = None  # the breaker that it was let through to try
     alone: bool = False  # nothing else runs in this worker
-    waits: CapacityWaits = dataclasses.field(default_factory=CapacityWaits)  # of its environment for its turn
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -126,11 +92,11 @@ class Runner:
 
     async def run(self, running: Running) -> Finished:
         """Raises only CancelledError."""
-        timing = Timing(queued_s=_queued_s(running.claim))
+        running.timing.queued_s = _queued_s(running.claim)
         try:
             try:
                 async with asyncio.timeout(running.spec.limits.rollout_timeout_s):
-                    return await self._attempt(running, timing)
+                    return await self._attempt(running)
             except TimeoutError:
                 raise TimedOut(f"the rollout took longer than {running.spec.limits.rollout_timeout_s:g} s") from None
             except asyncio.CancelledError:
@@ -141,48 +107,41 @@ class Runner:
                     current.uncancel()
                 raise Stalled(f"no model or tool activity for {running.spec.limits.stall_timeout_s:g} s") from None
         except RolloutError as error:
-            return self._failed(running, timing, error)
+            return self._failed(running, error)
         except Exception as error:  # noqa: BLE001  # the rollout boundary: one rollout's fault is one failed result
             _LOG.exception("rollout %s failed", running.rollout, extra={"action": "rollout_internal"})
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
-            return self._failed(running, timing, Internal(text))
+            return self._failed(running, Internal(text))
 
     def cut_off(self, running: Running) -> Finished:
         """The end of a rollout that does not end by itself."""
         limits = running.spec.limits
-        timing = Timing(queued_s=_queued_s(running.claim))
         if running.stalled:
-            return self._failed(running, timing, Stalled(f"no activity for {limits.stall_timeout_s:g} s, and no end"))
-        return self._failed(running, timing, TimedOut(f"the rollout went on after {limits.rollout_timeout_s:g} s"))
+            return self._failed(running, Stalled(f"no activity for {limits.stall_timeout_s:g} s, and no end"))
+        return self._failed(running, TimedOut(f"the rollout went on after {limits.rollout_timeout_s:g} s"))
 
-    def _failed(self, running: Running, timing: Timing, error: RolloutError) -> Finished:
+    def _failed(self, running: Running, error: RolloutError) -> Finished:
         reason = {TimedOut: StopReason.TIMEOUT, Stalled: StopReason.STALLED}.get(type(error), StopReason.ERROR)
         episode = running.episode
-        self._close_timing(running, timing)
         return Finished(
             stop_reason=reason,
             reward=None,
             error=error,
             trajectory=episode.trajectory if episode is not None else None,
-            timing=timing,
+            timing=running.close_timing(),
         )
 
-    def _close_timing(self, running: Running, timing: Timing) -> None:
-        timing.total_s = running.earlier_s + time.monotonic() - running.began
-        if running.episode is not None:
-            timing.model_s = running.episode.model_s
-            timing.tool_s = running.episode.tool_s
-
-    async def _attempt(self, running: Running, timing: Timing) -> Finished:
+    async def _attempt(self, running: Running) -> Finished:
         claim, spec = running.claim, running.spec
-        task = self._task(claim, spec)
-        agent = self._agents.get(task.agent)
-        if agent is None:
-            raise BadRow(f"there is no agent {task.agent!r}; there are {', '.join(sorted(self._agents))}")
+        try:
+            kind = self._registry.get(claim.environment)
+        except NotFound as error:
+            raise BadRow(error.message) from error
+        task = task_of(orjson.loads(claim.row), kind, task_id=claim.task_id, agent=spec.agent, sampling=spec.sampling)
         rollout_id = str(running.rollout)
         session = new_session(
-            self._registry.get(task.environment),
+            kind,
             task.data,
             seed=zlib.crc32(rollout_id.encode()),
             executor=self._executor,
@@ -192,48 +151,18 @@ class Runner:
         if claim.replay:
             replay = unpack(claim.replay, attempt=claim.attempt, model=self._model)
             running.earlier_s = replay.elapsed_s if replay is not None else 0.0
-        try:
-            began = time.monotonic()
-            listen_to_waits(running.waits)
-            await session.setup()
-            running.ready_at = time.monotonic()
-            timing.environment_s = running.ready_at - began
-            remaining_s = spec.limits.rollout_timeout_s - (time.monotonic() - running.began)
-            episode = running.episode = Episode(
-                task=task,
-                rollout_id=rollout_id,
-                group_id=running.rollout.group_id,
-                attempt=claim.attempt,
-                limits=spec.limits,
-                environment=session,
-                model=replay or self._model,
-                policy=self._policy(spec),
-                deadline=asyncio.get_running_loop().time() + remaining_s,
-                trajectory=Trajectory(params=task.params),
-                started=time.monotonic() - running.earlier_s,
-            )
-            reason = await agent.run(episode)
-            episode.trajectory.stop_reason = reason.value
-            began = time.monotonic()
-            found = await session.verify(episode.trajectory)
-            timing.environment_s += time.monotonic() - began
-        finally:
-            await session.close()
-        self._close_timing(running, timing)
-        reward, ask = (None, found) if isinstance(found, Ask) else (found, None)
-        return Finished(
-            stop_reason=reason, reward=reward, error=None, ask=ask, trajectory=episode.trajectory, timing=timing
+        return await play(
+            task,
+            session,
+            self._agents,
+            replay or self._model,
+            policy=self._policy(spec),
+            limits=spec.limits,
+            rollout_id=rollout_id,
+            group_id=running.rollout.group_id,
+            attempt=claim.attempt,
+            state=running,
         )
-
-    def _task(self, claim: Claim, spec: BatchSpec) -> Task:
-        data: JsonObject = orjson.loads(claim.row)
-        params = {**spec.sampling, **data["responses_create_params"]}
-        try:
-            environment = self._registry.get(claim.environment)
-        except NotFound as error:
-            raise BadRow(error.message) from error
-        agent = data.get("agent") or spec.agent or environment.agent
-        return Task(task_id=claim.task_id, environment=claim.environment, agent=agent, params=params, data=data)
 
     def _policy(self, spec: BatchSpec) -> PolicyNow:
         """Gives the policy's record anew for each model call."""

@@ -22,6 +22,7 @@ from gym.config import Settings, proxy_url
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
+from gym.episode import Finished
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
 from gym.proxy.client import PolicyClient
@@ -38,7 +39,7 @@ from workers.claims import Claims
 from workers.committer import Committer
 from workers.record import error_line, packed_calls, packed_trajectory, record, sums
 from workers.retries import retry_in_s
-from workers.runner import Finished, Runner, Running, start
+from workers.runner import Runner, Running, start
 from workers.sessions import SessionHost
 from workers.slots import Slots
 from workers.suspects import SuspectRuns

@@ -21,6 +21,7 @@ FAMILIES = (
     "api.cli.processes",
     "api.cli.batches",
     "api.cli.environments",
+    "api.cli.play",
     "api.cli.rows",
     "api.cli.settings",
     "api.cli.redis_acl",

@@ -54,8 +54,11 @@ class EnvironmentSession:
         seed: int,
         executor: EnvironmentThreads,
         close_timeout_s: float = 5.0,
+        on_fault: Callable[[BaseException], None] | None = None,
     ) -> None:
+        """`on_fault` is called with each exception of the environment's code before it is handled, for a debugger."""
         self._type = environment_type
+        self._on_fault = on_fault
         self._data = data
         self._seed = seed
         self._executor = executor
@@ -157,7 +160,8 @@ class EnvironmentSession:
     async def _stepped(self, environment: Environment[Any], call: Callable[[], object], what: str) -> object:
         method = getattr(environment, what)
         try:
-            return await self._run(call, thread=environment.blocking and not inspect.iscoroutinefunction(method))
+            thread = environment.blocking and not inspect.iscoroutinefunction(method)
+            return await self._run(call, thread=thread, expected=(ValueError,) if what == "step" else ())
         except RolloutError:
             raise
         except (Exception, SystemExit) as error:
@@ -233,8 +237,13 @@ class EnvironmentSession:
             raise BadArguments(f"there is no tool `{name[:80]}` in this task; its tools: {offered}")
         return spec
 
-    async def _run(self, call: Callable[[], object], *, thread: bool) -> object:
-        """The result of a method, awaited where it is awaitable; cancellation that is not this task's is a fault."""
+    async def _run(
+        self, call: Callable[[], object], *, thread: bool, expected: tuple[type[Exception], ...] = ()
+    ) -> object:
+        """Return the result of a method, awaited if need be; cancellation that is not this task's is a fault.
+
+        Exceptions of type `expected` are part of the method's contract and are not reported to `on_fault`.
+        """
         try:
             result = await self._in_thread(call) if thread else call()
             return await result if inspect.isawaitable(result) else result
@@ -243,6 +252,10 @@ class EnvironmentSession:
             if task is None or task.cancelling():
                 raise
             raise RuntimeError("it was cancelled from inside") from error
+        except (Exception, SystemExit) as error:
+            if self._on_fault is not None and not isinstance(error, (RolloutError, BadArguments, *expected)):
+                self._on_fault(error)
+            raise
 
     async def _in_thread(self, call: Callable[[], object]) -> object:
         async with self._turn:

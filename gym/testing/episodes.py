@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +11,14 @@ from gym.environments.base import Environment
 from gym.environments.registry import environment_type, load_registry
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
+from gym.episode import Play, task_of
+from gym.episode import play as play_task
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
 from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, inline_record
-from gym.reward import Reward
 from gym.rollout import StopReason
-from gym.task import Task
 from gym.trajectory import Trajectory
 
 
@@ -62,30 +61,27 @@ async def play(
     would fail.
     """
     kind = environment_type(environment) if environment is not None else load_registry().get(row["environment"])
-    params, agent = row["responses_create_params"], row.get("agent") or kind.agent
+    chosen = (limits or Limits()).model_copy(update={"rollout_timeout_s": within_s})
+    state = Play()
     with EnvironmentThreads(1) as executor:
         session = EnvironmentSession(kind, row, seed=seed, executor=executor)
-        try:
-            await session.setup()
-            episode = Episode(
-                task=Task(task_id="t", environment=kind.name, agent=agent, params=params, data=row),
-                rollout_id=rollout_id,
-                group_id=group_id,
-                attempt=1,
-                limits=limits or Limits(),
-                environment=session,
-                model=model,
-                policy=policy,
-                deadline=asyncio.get_running_loop().time() + within_s,
-                trajectory=Trajectory(params=params),
-            )
-            reason = await AGENTS[agent].run(episode)
-            episode.trajectory.stop_reason = reason.value
-            reward = await session.verify(episode.trajectory)
-            if not isinstance(reward, Reward):
-                raise Invalid(f"the verifier of {kind.name} asks a judge, and no judge is here", "environment")
-        finally:
-            await session.close()
+        finished = await play_task(
+            task_of(row, kind, task_id="t"),
+            session,
+            AGENTS,
+            model,
+            policy=policy,
+            limits=chosen,
+            rollout_id=rollout_id,
+            group_id=group_id,
+            state=state,
+        )
+    if finished.reward is None or state.episode is None:
+        raise Invalid("no_judge", f"the verifier of {kind.name} asks a judge, and no judge is here")
     return Played(
-        episode=episode, reason=reason, reward=reward.value, components=reward.components, tools=session.tools
+        episode=state.episode,
+        reason=finished.stop_reason,
+        reward=finished.reward.value,
+        components=finished.reward.components,
+        tools=session.tools,
     )
