@@ -165,9 +165,16 @@ def cancel(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel what has not finished; results that are there remain."""
+    """Cancel what has not finished; results that are there remain. An unknown name is an error and changes nothing."""
+    from gym.ids import parse_group_id, parse_rollout_id
+
+    part = None if kind == "batch" else parse_rollout_id(item) or parse_group_id(item)
     with client(url, api_key) as farm:
+        farm.batch(part.batch_id if part else item).status()  # a cancellation in advance is for programs
         answer = farm.cancel(item, kind=kind)
+    if answer.get("tombstone"):
+        console().print(f"there is no {item} yet; it will be cancelled should it be added")
+        raise typer.Exit(1)
     if as_json:
         print_json(answer)
     else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gym.config import Settings
 
 PIPE_COLUMNS = 160
+FIRST_CONTACT_S = 3.0
 DEFAULT_URL = "http://127.0.0.1:8700"
 
 Url = Annotated[str, typer.Option("--url", envvar="FARM_URL", help="The farm's address.")]
@@ -39,10 +40,42 @@ def settings_from(config: Path | None, **overrides: Any) -> Settings:
 
 
 def client(url: str, api_key: str | None, *, timeout_s: float = 60.0, retries: int = 5) -> Farm:
-    """The blocking client that commands use; few retries, since somebody is waiting."""
+    """Return the blocking client that commands use.
+
+    Its retries sit out a restart. An address at which nothing listens is reported within `FIRST_CONTACT_S`, because the
+    user waits. Raises Unavailable.
+    """
     from gym.client import connect_sync
 
+    _require_listener(url)
     return connect_sync(url, api_key=api_key, timeout_s=timeout_s, retries=retries)
+
+
+def _require_listener(url: str) -> None:
+    """Raise Unavailable unless something accepts connections at an HTTP URL; other URLs are not looked at."""
+    import socket
+    import time
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    from gym.errors import Unavailable
+
+    parts = urlsplit(url)
+    host = parts.hostname
+    if parts.scheme not in ("http", "https") or not host or (parts.scheme in getproxies() and not proxy_bypass(host)):
+        return
+    until = time.monotonic() + FIRST_CONTACT_S
+    while (left_s := until - time.monotonic()) > 0:
+        try:
+            socket.create_connection((host, parts.port or (443 if parts.scheme == "https" else 80)), left_s).close()
+        except OSError as error:
+            failure = error
+            time.sleep(min(0.25, max(0.0, until - time.monotonic())))
+        else:
+            return
+    raise Unavailable(
+        "farm_unreachable", f"no farm answers at {url}: {failure}; start one with `farm up`, or give --url or FARM_URL"
+    )
 
 
 def console() -> Console:

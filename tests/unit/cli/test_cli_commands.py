@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -189,7 +190,25 @@ def test_cancel_and_requeue_do_what_they_say(farm: FakeFarm, run: Any, write_row
     assert run("requeue", "b", "--error-kind", "timeout").code == 0
     assert "cancelled b:0:0" in run("cancel", "b:0:0").out
     assert json.loads(run("cancel", "b", "--json").out) == {"cancelled": 0}
-    assert farm.requests[-3:] == ["POST /v1/batches/b/requeue", "DELETE /v1/rollouts/b:0:0", "DELETE /v1/batches/b"]
+    changes = [request for request in farm.requests if not request.startswith("GET ")]
+    assert changes[-3:] == ["POST /v1/batches/b/requeue", "DELETE /v1/rollouts/b:0:0", "DELETE /v1/batches/b"]
+
+
+@pytest.mark.parametrize("name", ["b", "b:0", "b:0:0"])
+def test_cancelling_an_unknown_name_says_so_and_cancels_nothing(farm: FakeFarm, run: Any, name: str) -> None:
+    cancelled = run("cancel", name)
+    assert (cancelled.code, cancelled.out) == (2, "")
+    assert "no batch" in cancelled.err
+    assert not [request for request in farm.requests if request.startswith("DELETE")]
+
+
+@pytest.mark.parametrize("command", [["watch", "b"], ["cancel", "b"], ["show", "b:0:0"]])
+def test_a_command_without_a_farm_says_so_within_seconds(run: Any, closed_url: str, command: list[str]) -> None:
+    began = time.monotonic()
+    ran = run(*command, "--url", closed_url)
+    assert time.monotonic() - began < 10
+    assert ran.code != 0
+    assert f"no farm answers at {closed_url}" in ran.err
 
 
 def test_rejudge_names_the_judge_and_the_rollouts(farm: FakeFarm, run: Any, write_rows: Any) -> None:
