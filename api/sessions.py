@@ -171,6 +171,6 @@ class SessionCalls:
                 await asyncio.sleep(AGAIN_S)
                 continue
             for answer in answers:
-                waiting = self._waiting.get(answer["call"])
+                waiting = self._waiting.get(str(answer.get("call")))
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)

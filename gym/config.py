@@ -103,6 +103,12 @@ class WorkerSettings(Section):
     environment_processes: Annotated[
         int, Field(ge=1, le=1024, description="for environments with `isolation: process`, one session in each")
     ] = 16
+    max_tool_output_bytes: Annotated[
+        int, Field(ge=1024, le=64 * 2**20, description="of a tool's output or an observation; a longer text is cut")
+    ] = 4 * 2**20
+    max_tool_arguments_chars: Annotated[
+        int, Field(ge=1024, le=64 * 2**20, description="of a tool call; longer ones are refused to the model")
+    ] = 2**20
     max_hung_threads: Annotated[
         int, Field(ge=1, le=1024, description="environment calls that do not return; then the worker is restarted")
     ] = 32

@@ -29,6 +29,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, ClassVar
 
+MESSAGE_CHARS = 10_000
+
 
 class FarmError(Exception):
     """The root of the tree."""
@@ -176,8 +178,8 @@ class RolloutError(FarmError):
     endpoint: str | None = None  # the model server that was asked last, where one was
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _stored_text(message)
+        super().__init__(self.message)
 
 
 class ModelUnreachable(RolloutError):
@@ -314,3 +316,11 @@ class WorkerLost(RolloutError):
 
 class Internal(RolloutError):
     """A fault of the farm itself."""
+
+
+def _stored_text(message: object) -> str:
+    """An error's text as a result can hold it, whatever user code gave: cut, and in UTF-8."""
+    text = str(message)
+    if len(text) > MESSAGE_CHARS:
+        text = f"{text[:MESSAGE_CHARS]}…"
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

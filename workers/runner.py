@@ -25,6 +25,7 @@ from gym.environments.process_session import new_session
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry
 from gym.environments.threads import EnvironmentThreads
+from gym.environments.values import BOUNDS, ValueBounds
 from gym.episode import Finished, Play, play, task_of
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
 from gym.ids import RolloutRef, parse_member
@@ -82,7 +83,9 @@ class Runner:
         policies: PolicySource,
         executor: EnvironmentThreads,
         processes: EnvironmentProcesses,
+        bounds: ValueBounds = BOUNDS,
     ) -> None:
+        self._bounds = bounds
         self._registry = registry
         self._agents = agents
         self._model = model
@@ -146,6 +149,7 @@ class Runner:
             seed=zlib.crc32(rollout_id.encode()),
             executor=self._executor,
             processes=self._processes,
+            bounds=self._bounds,
         )
         replay = None
         if claim.replay:

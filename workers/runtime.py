@@ -22,6 +22,7 @@ from gym.config import Settings, proxy_url
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
+from gym.environments.values import ValueBounds
 from gym.episode import Finished
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
@@ -85,6 +86,10 @@ class Runtime:
             settings.worker.environment_threads, most_hung=settings.worker.max_hung_threads
         )
         self._processes = EnvironmentProcesses(settings.worker.environment_processes)
+        bounds = ValueBounds(
+            output_bytes=settings.worker.max_tool_output_bytes,
+            argument_chars=settings.worker.max_tool_arguments_chars,
+        )
         self._model = PolicyClient(settings.model, self._policies)
         self._runner = Runner(
             registry=self._registry,
@@ -96,9 +101,10 @@ class Runtime:
             policies=self._policies,
             executor=self._threads,
             processes=self._processes,
+            bounds=bounds,
         )
         self._sessions = SessionHost(
-            self._store, settings.sessions, self._registry, self._threads, self._processes, worker
+            self._store, settings.sessions, self._registry, self._threads, self._processes, worker, bounds
         )
         self._claims = Claims(self._store, self._policies, worker, draining=lambda: self.draining)
         self._running: dict[asyncio.Task[None], Running] = {}
