@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from gym.enclosed import enclosed
 from gym.environments.base import Environment, Row, tool
-from gym.environments.sql_database import Cell, Database, QueryFailed
+from gym.environments.sql_database import Cell, Database, QueryFailed, size_of
 from gym.environments.sql_results import same_result
 from gym.environments.sql_shop import QUESTIONS, SHOP_DATA, SHOP_SCHEMA
 from gym.jsontypes import JsonObject
@@ -25,6 +25,7 @@ from gym.trajectory import Trajectory
 SHOWN_ROWS = 200
 SHOWN_BYTES = 32_000
 MAX_EXPECTED_ROWS = 10_000
+MIN_RESULT_BYTES = 2**20  # of a result that is compared; one twice as large as expected is another one
 _OPENING = re.compile(r"```sql\s*\n", re.IGNORECASE)
 _CLOSING = re.compile("```")
 JsonCell = str | int | float | None
@@ -113,7 +114,8 @@ class Sql(Environment[SqlRow]):
         if sql is None:
             return Reward(0.0, {"ran": 0.0})
         try:
-            found = self._database.run(sql, max_rows=len(self._expected) + 1)
+            most_bytes = MIN_RESULT_BYTES + 2 * size_of(self._expected)
+            found = self._database.run(sql, max_rows=len(self._expected) + 1, max_bytes=most_bytes)
         except QueryFailed:
             return Reward(0.0, {"ran": 0.0})
         same = same_result(found.rows, self._expected, ordered=self.row.ordered)
