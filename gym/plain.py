@@ -160,9 +160,11 @@ class _Conversion:
         self._most_bytes = room
         self._lenient = lenient
         self._cuts = cuts
+        self._name = ""
 
     def run(self, value: object, name: str) -> Any:
         """The plain value. Raises NotPlain, TooLarge; also where the value's own methods raise."""
+        self._name = name
         try:
             return self.convert(value, name, 0)
         except NotPlain:
@@ -192,7 +194,7 @@ class _Conversion:
     def _take(self, size: int) -> None:
         self.room -= size
         if self.room < 0 and not self._cuts:
-            raise TooLarge(f"it takes more than {self._most_bytes} bytes")
+            raise TooLarge(f"{self._name} takes more than {self._most_bytes} bytes")
 
     def _text(self, value: str, name: str) -> str:
         before = self.room
@@ -254,7 +256,7 @@ class _Conversion:
     def _array(self, value: Any, name: str, depth: int) -> Any:
         elements = math.prod(value.shape)
         if 2 * elements > self.room:
-            raise TooLarge(f"{name} is an array of {elements} elements, which takes more than {self._most_bytes} bytes")
+            raise TooLarge(f"{name}, an array of {elements} elements, takes more than {self._most_bytes} bytes")
         listed = value.tolist()
         if _is_plain(listed, self.room):
             self._take(2 * elements)

@@ -11,10 +11,9 @@ from typing import Any
 
 from gym import exact_json
 from gym.environments.base import Step
-from gym.plain import NotPlain, cut_text, number, shown, shown_in_part, truth
+from gym.plain import NotPlain, TooLarge, cut_text, number, shown, shown_in_part, truth
 
 MIB = 2**20
-_SETTING = "worker.max_tool_output_bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,10 @@ def plain_observation(value: object, bounds: ValueBounds) -> Any:
     """An observation as JSON can hold it. Raises NotPlain."""
     if isinstance(value, str):
         return bounded_text(value, bounds)
-    return shown(value, f"the observation ({_SETTING} bounds it)", most_bytes=bounds.output_bytes)
+    try:
+        return shown(value, "the observation", most_bytes=bounds.output_bytes)
+    except TooLarge as error:
+        raise TooLarge(f"{error}, and only a text can be cut (worker.max_tool_output_bytes)") from error
 
 
 def plain_step(step: Step, bounds: ValueBounds) -> Step:
