@@ -197,13 +197,17 @@ class _Conversion:
             raise TooLarge(f"{self._name} takes more than {self._most_bytes} bytes")
 
     def _text(self, value: str, name: str) -> str:
-        before = self.room
+        if type(value) is not str:
+            value = str.__str__(value)
+        before = max(0, self.room)
+        if self._cuts:
+            kept, whole = cut_text(value, before)
+            self._take(len(kept.encode()) if whole else before + 1)
+            return kept
         self._take(len(value))
-        if len(value) > before:
-            return text(value[: max(0, before)], name)
         if not self._lenient and not _is_utf8(value):
             raise NotPlain(f"{name} is a text with half of a surrogate pair, which UTF-8 cannot hold")
-        return text(value, name)
+        return utf8(value)
 
     def _object(self, value: dict[Any, Any], name: str, depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}

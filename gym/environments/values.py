@@ -6,6 +6,7 @@ hold, or that takes too many bytes, raises NotPlain: a fault of the environment.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,9 @@ def tool_output(result: object, bounds: ValueBounds) -> str:
     if isinstance(result, str):
         return bounded_text(result, bounds)
     found, whole = shown_in_part(result, "its output", most_bytes=bounds.output_bytes)
-    text = exact_json.dumps(found).decode()
-    return bounded_text(text, bounds) if whole else _cut(text, bounds)
+    if whole:
+        return bounded_text(exact_json.dumps(found).decode(), bounds)
+    return _cut(json.dumps(found, ensure_ascii=False, separators=(",", ":")), bounds)  # orjson reserves far more memory
 
 
 def bounded_text(text: str, bounds: ValueBounds) -> str:
