@@ -29,7 +29,7 @@ from api.session_schemas import (
 )
 from api.sessions import WantedSession
 from gym import exact_json
-from gym.errors import NotFound
+from gym.errors import Invalid, NotFound
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.state.results import rfc3339
@@ -145,4 +145,7 @@ def _output_of(response: JsonObject | list[JsonObject] | str) -> list[JsonObject
     if isinstance(response, str):
         return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": response}]}]
     items = response.get("output", []) if isinstance(response, dict) else response
+    if not isinstance(items, list):
+        text = f"field `response.output` is of type {type(items).__name__}; expected a list of items"
+        raise Invalid("invalid_request", text, {"field": "response.output"})
     return [item for item in items if isinstance(item, dict)]
