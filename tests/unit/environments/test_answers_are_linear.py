@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import cycle
 
 import pytest
 
@@ -20,7 +21,6 @@ from gym.trajectory import Trajectory
 pytestmark = pytest.mark.anyio
 SIZE = 200_000
 MOST_CPU_S = 3.0
-NEAR = 1000
 UNITS = (
     *("<answer>", "</answer>", "<answer", "<ANSWER></answer>", "<answer><answer>x", "<action>", "<action></action>"),
     *(
@@ -39,7 +39,7 @@ UNITS = (
     ),
     *(
         "a",
-        "ſ",
+        "\u017f",
         "İ",
         "1",
         "1,",
@@ -84,7 +84,7 @@ def called(text: str) -> JsonObject:
 
 def texts() -> list[str]:
     """Repeated marks, unclosed and closed ones, and pairs of them."""
-    found = [unit * (SIZE // len(unit)) + end for unit in UNITS for end in ("", ENDS[len(unit) % len(ENDS)])]
+    found = [unit * (SIZE // len(unit)) + end for unit, end in zip(UNITS, cycle(ENDS), strict=False)]
     marks = UNITS[:18]
     return found + [(a + b) * (SIZE // len(a + b)) for a, b in zip(marks, marks[1:] + marks[:1], strict=True)]
 
