@@ -71,7 +71,9 @@ class ScoreJudge:
         )
         scores: Any = answer.get("scores")
         if not isinstance(scores, list) or len(scores) != len(cases):
-            raise VerdictUnreadable(f"judge {self.name!r}: {len(cases)} scores were expected, not {str(scores)[:SHOWN_CHARS]}")
+            raise VerdictUnreadable(
+                f"judge {self.name!r}: {len(cases)} scores were expected, not {str(scores)[:SHOWN_CHARS]}"
+            )
         server = str(answer.get("version") or "")
         if server and "@" not in version:
             version = f"{version}@{server}"
