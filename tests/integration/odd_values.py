@@ -111,6 +111,13 @@ class Odd(Environment[OddRow]):
         return {"responses_create_params": {"input": "Hello"}, "gives": "plain", "where": "reward"}
 
 
+class OddApart(Odd):
+    """As Odd, in a process of its own."""
+
+    name = "odd_apart"
+    isolation = "process"
+
+
 class OddSteps(SteppedEnvironment[OddRow]):
     """Gives one odd value in a part of its step, or as its first observation."""
 

@@ -38,7 +38,7 @@ TYPES = {
 def odd_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFarm]:
     """A farm of one worker that knows the odd environments."""
     settings = {
-        "FARM_ENVIRONMENTS": json.dumps([f"{MODULE}:{name}" for name in ("Odd", "OddSteps")]),
+        "FARM_ENVIRONMENTS": json.dumps([f"{MODULE}:{name}" for name in ("Odd", "OddApart", "OddSteps")]),
         "FARM_WORKER_ENVIRONMENT_PROCESSES": "4",
     }
     options = ["--workers", "1", "--concurrency", "64", "--no-flower"]
@@ -81,6 +81,18 @@ def test_a_value_that_cannot_be_stored_fails_its_rollout_alone_and_is_named(odd_
         if row["where"] != "facts" or row["gives"] not in ("circular", "deep"):
             assert TYPES[row["gives"]] in error["message"], (row, error)
     assert [result["reward"] for result in results[len(odd) :]] == [0.5] * NEIGHBOURS
+
+
+def test_values_of_an_environment_in_its_own_process_are_treated_alike(odd_farm: LocalFarm) -> None:
+    odd = [{"gives": name, "where": "reward"} for name in ("set", "awkward", "nan", "deep")]
+    facts = [{"gives": "set", "where": "facts"}, {"gives": "object", "where": "component"}]
+    held = [{"gives": name, "where": where} for name in ("float32", "tensor") for where in ("reward", "component")]
+    results = results_of(odd_farm, "odd_apart", [*odd, *facts, *held])
+    for row, result in zip([*odd, *facts], results, strict=False):
+        assert (result["outcome"], result["error"]["kind"]) == ("failed", "verifier_error"), (row, result)
+        assert TYPES[row["gives"]] in result["error"]["message"], (row, result)
+    rewards = [(result["reward"], result["reward_components"]) for result in results[len(odd) + len(facts) :]]
+    assert rewards == [(0.5, {}), (1.0, {"share": 0.5})] * 2
 
 
 def test_a_tool_that_gives_what_cannot_be_stored_is_an_environment_error(odd_farm: LocalFarm) -> None:
