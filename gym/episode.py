@@ -17,7 +17,7 @@ from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.registry import EnvironmentType
 from gym.environments.session import EnvironmentSession
-from gym.errors import BadRow, RolloutError, VerifierFailed
+from gym.errors import BadRow, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.limits import Limits
@@ -165,4 +165,4 @@ def judged_reward(kind: EnvironmentType, ask: Ask, verdicts: Sequence[Verdict]) 
     except RolloutError:
         raise
     except (Exception, SystemExit) as error:
-        raise VerifierFailed(f"{kind.name}, judged: {type(error).__name__}: {error}") from error
+        raise VerifierFailed(f"{kind.name}, judged: {text_of(error)}") from error

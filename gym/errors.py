@@ -318,6 +318,15 @@ class Internal(RolloutError):
     """A fault of the farm itself."""
 
 
+def text_of(error: BaseException) -> str:
+    """An exception's type and text, cut; the type alone where user code fails to say the text."""
+    try:
+        said = str(error)[: MESSAGE_CHARS + 1]
+    except Exception:  # noqa: BLE001  the exception is the user's
+        said = ""
+    return f"{type(error).__name__}: {said}"
+
+
 def _stored_text(message: object) -> str:
     """An error's text as a result can hold it, whatever user code gave: cut, and in UTF-8."""
     text = str(message)

@@ -27,7 +27,7 @@ from gym.environments.registry import Registry
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.values import BOUNDS, ValueBounds
 from gym.episode import Finished, Play, play, task_of
-from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
+from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut, text_of
 from gym.ids import RolloutRef, parse_member
 from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
@@ -114,7 +114,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001  # the rollout boundary: one rollout's fault is one failed result
             _LOG.exception("rollout %s failed", running.rollout, extra={"action": "rollout_internal"})
             where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {error} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
+            text = f"{text_of(error)} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
             return self._failed(running, Internal(text))
 
     def cut_off(self, running: Running) -> Finished:

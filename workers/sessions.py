@@ -25,7 +25,7 @@ from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments
 from gym.environments.values import BOUNDS, ValueBounds
-from gym.errors import NotFound, RolloutError, VerifierFailed
+from gym.errors import NotFound, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
 from gym.plain import utf8
@@ -139,7 +139,7 @@ class SessionHost:
             answer = _fault(422, error.kind.value, error.message)
         except Exception as error:  # noqa: BLE001  the boundary of a call, as a rollout is one
             _LOG.exception("a session call failed", extra={"action": "session_internal"})
-            answer = _fault(503, "internal", f"{type(error).__name__}: {error}")
+            answer = _fault(503, "internal", text_of(error))
         await self._send(call, answer)
 
     async def _send(self, call: JsonObject, answer: JsonObject) -> None:
@@ -149,7 +149,7 @@ class SessionHost:
                 await self._sessions.answer(call["asker"], [{"call": call["call"], **answer}])
             except (TypeError, ValueError) as error:
                 _LOG.exception("a session's answer cannot be written", extra={"action": "session_internal"})
-                fault = _fault(503, "internal", f"the answer cannot be written: {type(error).__name__}: {error}")
+                fault = _fault(503, "internal", f"the answer cannot be written: {text_of(error)}")
                 await self._sessions.answer(call["asker"], [{"call": call["call"], **fault}])
         except RedisError as error:
             _LOG.warning("answer of a session lost: %s", error, extra={"action": "redis_unavailable"})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gym.environments.codecs import Act, Codec
-from gym.errors import EnvironmentFailed, RolloutError, Stage
+from gym.errors import EnvironmentFailed, RolloutError, Stage, text_of
 from gym.jsontypes import JsonObject
 from gym.plain import NotPlain, shown
 
@@ -45,7 +45,7 @@ class CodecCalls:
         except RolloutError:
             raise
         except (Exception, SystemExit) as error:
-            text = f"{type(self._codec).__name__}.{what}: {type(error).__name__}: {error}"
+            text = f"{type(self._codec).__name__}.{what}: {text_of(error)}"
             raise _failed(text) from error
 
 

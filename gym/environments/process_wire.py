@@ -14,7 +14,7 @@ import orjson
 from gym import errors, exact_json
 from gym.environments.base import Step
 from gym.environments.tools import BadArguments
-from gym.errors import EnvironmentFailed, RolloutError, Stage
+from gym.errors import EnvironmentFailed, RolloutError, Stage, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
 from gym.reward import Reward
@@ -60,9 +60,11 @@ def pack_result(number: int, value: object) -> bytes:
 def pack_error(number: int, error: BaseException) -> bytes:
     """A frame from the process, for what a call raised."""
     name = "BadArguments" if isinstance(error, BadArguments) else type(error).__name__
-    text = error.message if isinstance(error, RolloutError) else EnvironmentFailed(str(error)).message
     if name not in _KINDS and name != "BadArguments":
-        name, text = EnvironmentFailed.__name__, f"{type(error).__name__}: {text}"
+        name, text = EnvironmentFailed.__name__, text_of(error)
+    else:
+        text = error.message if isinstance(error, RolloutError) else str(error)
+    text = EnvironmentFailed(text).message  # cut, and in UTF-8
     stage = error.stage.value if isinstance(error, RolloutError) else None
     return frame(orjson.dumps({"id": number, "error": [name, text, stage]}))
 

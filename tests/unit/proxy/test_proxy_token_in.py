@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from array import array
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
@@ -18,7 +19,7 @@ from gym.policy import PolicySpec
 from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
 from gym.proxy.forward import ChatCall
 from gym.proxy.policies import PolicyRecord, inline_record
-from gym.proxy.token_in import TokenCall, complete
+from gym.proxy.token_in import IN_PLACE_CHARS, TokenCall, complete
 from gym.proxy.urls import EndpointUrl
 from gym.rollout import StopReason
 from gym.task import Task
@@ -27,6 +28,7 @@ from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
 from gym.testing.tokenizer import END_ID, decode
 from gym.trajectory import Segments, Trajectory, TurnTokens, Usage
 from gym.wire.errors import BadCompletion
+from gym.wire.parsers import parse_reply
 
 pytestmark = pytest.mark.anyio
 
@@ -424,3 +426,19 @@ async def test_an_episode_goes_on_from_the_turn_before_unless_tools_or_history_c
     await episode.call_model(tools=tools)
     assert model.prefixes[0] is None
     assert (model.prefixes[1] is not None) is goes_on
+
+
+async def test_a_long_text_is_parsed_while_the_event_loop_goes_on(monkeypatch):
+    threads = set()
+
+    def parsing(text, **options):
+        threads.add((len(text) > IN_PLACE_CHARS, threading.get_ident()))
+        return parse_reply(text, **options)
+
+    monkeypatch.setattr("gym.proxy.token_in.parse_reply", parsing)
+    for text in ("hi", "<tool_call>" * 20_000):
+        choice = {**GENERATED["choices"][0], "text": text}
+        completion, _ = await complete(Script(RENDERED, {**GENERATED, "choices": [choice]}).post, token_call())
+        assert completion["choices"][0]["message"]["content"] == text
+    here = threading.get_ident()
+    assert {(long, thread == here) for long, thread in threads} == {(False, True), (True, False)}
