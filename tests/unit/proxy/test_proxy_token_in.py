@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from array import array
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from gym.policy import PolicySpec
 from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
 from gym.proxy.forward import ChatCall
 from gym.proxy.policies import PolicyRecord, inline_record
-from gym.proxy.token_in import IN_PLACE_CHARS, TokenCall, complete
+from gym.proxy.token_in import TokenCall, complete
 from gym.proxy.urls import EndpointUrl
 from gym.rollout import StopReason
 from gym.task import Task
@@ -28,7 +28,6 @@ from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
 from gym.testing.tokenizer import END_ID, decode
 from gym.trajectory import Segments, Trajectory, TurnTokens, Usage
 from gym.wire.errors import BadCompletion
-from gym.wire.parsers import parse_reply
 
 pytestmark = pytest.mark.anyio
 
@@ -428,17 +427,21 @@ async def test_an_episode_goes_on_from_the_turn_before_unless_tools_or_history_c
     assert (model.prefixes[1] is not None) is goes_on
 
 
-async def test_a_long_text_is_parsed_while_the_event_loop_goes_on(monkeypatch):
-    threads = set()
+class Counting(ThreadPoolExecutor):
+    """Counts what is done in its threads."""
 
-    def parsing(text, **options):
-        threads.add((len(text) > IN_PLACE_CHARS, threading.get_ident()))
-        return parse_reply(text, **options)
+    done = 0
 
-    monkeypatch.setattr("gym.proxy.token_in.parse_reply", parsing)
-    for text in ("hi", "<tool_call>" * 20_000):
+    def submit(self, call, /, *args, **kwargs):
+        self.done += 1
+        return super().submit(call, *args, **kwargs)
+
+
+async def test_a_long_text_is_parsed_in_a_thread_and_a_short_one_in_place():
+    threads = Counting(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    for text, done in (("hi", 0), ("<tool_call>" * 20_000, 1)):
         choice = {**GENERATED["choices"][0], "text": text}
         completion, _ = await complete(Script(RENDERED, {**GENERATED, "choices": [choice]}).post, token_call())
         assert completion["choices"][0]["message"]["content"] == text
-    here = threading.get_ident()
-    assert {(long, thread == here) for long, thread in threads} == {(False, True), (True, False)}
+        assert threads.done == done
