@@ -188,11 +188,8 @@ def test_every_call_of_a_session_answers_and_names_field_and_type(http: httpx.Cl
         verified = http.post(f"{path}/verify", json={"response": "done"})
         assert 400 <= verified.status_code < 600, verified.text
         assert {"component": "reward_components.share"}.get(where, where) in said(verified)
-        assert http.post(f"{path}/tools/work", json={}).json() == {
-            "output": "done",
-            "failed": False,
-            "expires_at": http.get(path).json()["expires_at"],
-        }
+        called = http.post(f"{path}/tools/work", json={}).json()
+        assert (called["output"], called["failed"]) == ("done", False)
         assert http.delete(path).json()["closed"] is True
     assert time.monotonic() - began < 4 * MOST_CALL_S
 
