@@ -37,6 +37,7 @@ from api.routes.policies import check_policy_hosts
 from api.routes.services import Backlog, Services
 from api.schemas import openapi_of
 from api.sessions import SessionCalls
+from api.shutdown import EndRequests, Shutdown
 from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
@@ -66,7 +67,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, shutdown: Shutdown | None = None) -> FastAPI:
     """The ASGI app. It connects when it starts up, and then waits for nobody: without Redis it answers 503."""
     app = FastAPI(
         title="Rollout farm",
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
+    app.state.shutdown = shutdown = shutdown or Shutdown()
     app.state.http_metrics = HttpMetrics()
     app.state.routes = []
     add_error_handlers(app)
@@ -101,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(family.router)
         app.state.routes += family.router.routes
     app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
+    app.add_middleware(EndRequests, shutdown=shutdown)
     app.add_middleware(MeasureRequests, metrics=app.state.http_metrics)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
@@ -109,6 +112,8 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
+    shutdown: Shutdown = app.state.shutdown
+    shutdown.serve()
     if settings.redis.url is None:
         raise SettingsError("the api needs redis.url (FARM_REDIS_URL)")
     store = Store.connect(settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
@@ -131,8 +136,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         leases=lease_calls,
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),
-        sessions=SessionCalls(store, lease_calls, settings.sessions),
+        sessions=SessionCalls(store, lease_calls, settings.sessions, shutdown),
         alarms=Alarms(store),
+        shutdown=shutdown,
     )
     app.state.services = services
     beside = [_start(watch_for_eviction(settings.redis.url), "watch for eviction")]
@@ -143,14 +149,21 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             channels = farm_channels(settings.redis.url, settings.redis.prefix)
             relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
             beside.append(_start(relay.serve(), "relay"))
+            beside.append(_start(_retire_at_shutdown(relay, shutdown), "relay at shutdown"))
             with suppress(TimeoutError):
                 await asyncio.wait_for(relay.listening.wait(), RELAY_START_S)
         yield
     finally:
+        shutdown.begin()
         await end_tasks(beside, again_s=END_AGAIN_S)
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()
+
+
+async def _retire_at_shutdown(relay: RelayServer, shutdown: Shutdown) -> None:
+    await shutdown.wait()
+    await relay.retire()
 
 
 def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.sessions import SessionCalls
+from api.shutdown import Shutdown
 from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import Registry
@@ -105,6 +106,7 @@ class Services:
     single_rows: SingleRows
     sessions: SessionCalls
     alarms: Alarms
+    shutdown: Shutdown
 
 
 async def _services(request: Request) -> Services:
