@@ -34,6 +34,8 @@ Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free one")]
 Scope = Literal["submit", "read", "admin"]
 
 MASK = "********"
+STOP_SPARE_S = 15.0  # for a worker to hand back what its drain has left; then it ends
+KILL_SPARE_S = 5.0  # for whoever stops a worker, before it is killed
 
 
 class Section(BaseModel):
@@ -115,6 +117,16 @@ class WorkerSettings(Section):
     hang_s: Annotated[
         Seconds, Field(description="the event loop may stand still for so long, then the worker ends")
     ] = 120.0
+
+    @property
+    def stop_s(self) -> float:
+        """From SIGTERM to the end of a worker, whatever hangs."""
+        return self.drain_s + STOP_SPARE_S
+
+    @property
+    def kill_s(self) -> float:
+        """The grace that a supervisor, Compose or Kubernetes gives a worker."""
+        return self.stop_s + KILL_SPARE_S
 
 
 class DispatcherSettings(Section):

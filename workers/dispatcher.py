@@ -19,8 +19,10 @@ import orjson
 from redis.exceptions import RedisError
 
 from gym.config import Settings
+from gym.ending import end_within
 from gym.errors import SettingsError
 from gym.limits import Limits
+from gym.liveness import serve_liveness
 from gym.state.breakers import policy_key
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
@@ -37,6 +39,7 @@ from workers.schedule import Waiting, plan, shares, slice_size, tick_gap_s
 LEAD_TTL_S = 3.0
 IDLE_TICK_S = 1.0  # where no batch is active; what comes wakes it
 COMPLAIN_S = 10.0
+STOP_S = 10.0  # from SIGTERM to the end, whatever hangs
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
 _LOG = logging.getLogger(__name__)
 
@@ -273,12 +276,20 @@ async def _main(settings: Settings, redis_url: str) -> None:
     publisher = Publisher(settings)
     dispatcher = Dispatcher(settings, store, publisher)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        dispatcher.stop()
+        end_within(STOP_S)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, dispatcher.stop)
+        loop.add_signal_handler(number, stop)
+    liveness = await serve_liveness("dispatcher")  # it answers for as long as it is kept
     watching = loop.create_task(watch_for_eviction(redis_url), name="watch for eviction")
     try:
         await dispatcher.run()
     finally:
         watching.cancel()
+        if liveness is not None:
+            liveness.close()
         publisher.close()
         await store.close()

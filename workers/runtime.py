@@ -46,6 +46,7 @@ from workers.slots import Slots
 from workers.suspects import SuspectRuns
 
 WATCH_S = 0.5
+ANSWER_S = 2.0  # for Redis, before something is handed back
 VOID_CLAIMS_S = 3.0
 HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
 HAND_BACK_BYTES = 64 * 2**20
@@ -365,10 +366,15 @@ class Runtime:
             if not mine and not running.stopping and not running.committing:
                 running.stop(task)
 
+    async def reaches_redis(self) -> bool:
+        """Return whether something can be handed back now."""
+        return await self._store.answers(within_s=ANSWER_S)
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, wait for what runs, and hand back what is left without using up its attempt.
 
-        What its model calls came to goes along, so that none is made again.
+        What its model calls came to goes along, so that none is made again. Where Redis has been away, the lease ends
+        and others run them; what has finished here is kept until the end of the drain.
         """
         self.draining = True
         self.slots.close()
@@ -377,6 +383,12 @@ class Runtime:
                 await self._idle.wait()
                 return
         left = list(self._running.items())
+        if not await self.reaches_redis():
+            _LOG.warning("%d rollouts are left to their lease", len(left), extra={"action": "drain_away"})
+            for task, _ in left:
+                task.cancel()
+            await asyncio.wait([task for task, _ in left], timeout=ANSWER_S)
+            return
         _LOG.info("handing %d rollouts back", len(left), extra={"action": "drain_release"})
         for task, running in left:
             if not running.committing:

@@ -143,6 +143,15 @@ class Store:
         """Give the connections back."""
         await self.redis.aclose()
 
+    async def answers(self, *, within_s: float) -> bool:
+        """Return whether the server answers in time."""
+        ping = asyncio.ensure_future(self.redis.ping())
+        done, _ = await asyncio.wait({ping}, timeout=within_s)
+        if not done:
+            ping.cancel()
+            ping.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return bool(done) and ping.exception() is None
+
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """The script's answer."""
         try:
