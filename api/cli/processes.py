@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from api.shutdown import Shutdown
     from gym.config import Settings
 
+STOP_S = 20.0  # the grace that Compose or Kubernetes gives api, proxy and dispatcher
 GRACE_S = 6  # longer than the grace of `api.shutdown`, which ends requests with an answer
 
 DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="Where the farm keeps its state. [farm-data]")]
