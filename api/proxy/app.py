@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.proxy.admission import Admission
-from api.proxy.calls import Calls
+from api.proxy.calls import Call, Calls
 from api.proxy.capture import CapturedCalls
 from api.proxy.dialects import DIALECTS
 from api.proxy.errors import Shape, problem_of
@@ -161,8 +161,10 @@ class ProxyApp:
             try:
                 if rollout_id is None:
                     await parts.calls.run(call)
+                elif grant is None:
+                    await parts.captured.run(call, rollout_id)
                 else:
-                    await parts.captured.run(call, rollout_id, grant)
+                    await _while_granted(parts, call, rollout_id, grant)
             except Exception as error:  # noqa: BLE001  the ASGI edge: it may have to end a stream
                 await call.fail(problem_of(error))
             except asyncio.CancelledError:
@@ -189,6 +191,23 @@ class ProxyApp:
                 for r in records
             ],
         }
+
+
+async def _while_granted(parts: Parts, call: Call, rollout_id: str, grant: Grant) -> None:
+    """Run an agent's call; end it where the agent's attempt is over before the model has answered."""
+    run = asyncio.ensure_future(parts.captured.run(call, rollout_id, grant))
+    over = asyncio.ensure_future(parts.admission.until_over(grant))
+    try:
+        await asyncio.wait({run, over}, return_when=asyncio.FIRST_COMPLETED)
+        if not run.done():
+            raise over.result()
+        await run
+    finally:
+        over.cancel()
+        if not run.done():
+            run.cancel()
+            await asyncio.wait({run})
+        _ = run.cancelled() or run.exception()  # seen: what counts is why it was cancelled
 
 
 def _place(scope: Scope) -> tuple[str, str | None]:
