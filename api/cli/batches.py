@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from api.cli.options import DEFAULT_URL, ApiKey, AsJson, Url, client, console, print_json, progress_console
+from gym.state.data_dir import create_private
 
 if TYPE_CHECKING:
     from gym.client import Batch, Result
@@ -246,7 +247,7 @@ def _opened(out: Path) -> Iterator[IO[bytes]]:
         sys.stdout.flush()
         return
     try:
-        file = out.open("wb")
+        file = create_private(out)
     except OSError as error:
         raise typer.BadParameter(f"{out} cannot be written: {error.strerror}") from None
     with file:

@@ -2,7 +2,8 @@
 
 A value starts with a byte that says which: `i` inline and the packed trajectory, `f`, the size and a path below the
 root. Files are written beside their place and renamed, so a reader never sees half of one. Each batch has a folder of
-its own, which goes as a whole: renamed into the trash at once, deleted in bounded steps.
+its own, which goes as a whole: renamed into the trash at once, deleted in bounded steps. Only the owner of the files
+may read them, whatever the umask.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from gym.errors import Unavailable
 from gym.ids import RolloutRef
+from gym.state.data_dir import make_private
 
 TRASH = ".trash"
 
@@ -35,7 +37,7 @@ class BlobStore:
         name = f"{_folder(rollout.batch_id)}/{place}"
         if part:
             name = f"{name}.{part}"
-        await asyncio.to_thread(_write, self._root / name, packed)
+        await asyncio.to_thread(_write, self._root, self._root / name, packed)
         return b"f%d %s" % (len(packed), name.encode())
 
     async def read(self, value: bytes | None) -> bytes | None:
@@ -83,7 +85,7 @@ def _discard(root: Path, folder: str) -> bool:
     trash = root / TRASH
     try:
         (root / folder).stat()
-        trash.mkdir(exist_ok=True)
+        trash.mkdir(mode=0o700, exist_ok=True)
         (root / folder).rename(trash / f"{folder}.{secrets.token_hex(4)}")
     except FileNotFoundError:
         return False
@@ -103,8 +105,19 @@ def _empty(trash: Path, most: int) -> int:
     return deleted
 
 
-def _write(path: Path, packed: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(root: Path, path: Path, packed: bytes) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_bytes(packed)
+    try:
+        file = _create(beside)
+    except FileNotFoundError:
+        make_private(root)
+        for folder in (path.parent.parent, path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        file = _create(beside)
+    with os.fdopen(file, "wb") as opened:
+        opened.write(packed)
     beside.rename(path)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
