@@ -12,7 +12,7 @@ import pytest
 from tests.chaos.processes import FarmOptions
 from tests.chaos.report import Report
 from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
-from tests.chaos.scenarios import flush_broker, roll, stop_a_worker
+from tests.chaos.scenarios import end_the_api, flush_broker, roll, stop_a_worker
 from tests.chaos.schedule import Kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
@@ -53,6 +53,11 @@ def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(fold
     report = run_now(options, folder, strike_by_seed)
     assert report.kills.total() >= 5
     assert report.most_attempts > 1
+
+
+def test_trainers_that_wait_for_results_do_not_notice_that_the_api_is_replaced(folder: Path) -> None:
+    options = RunOptions(seed=15, rollouts=160, seconds=240, portion_pause_s=0.0, farm=FarmOptions(model_latency_s=1.0))
+    assert run_now(options, folder, end_the_api(2)).most_attempts == 1
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class Watch:
         self.polls = 0
         self.latest: dict[str, Ledger] = {}
         self._url = url
-        self._batch_ids = batch_ids
+        self.batch_ids = batch_ids
         self._look = asyncio.Event()
 
     def look_now(self) -> None:
@@ -80,7 +80,7 @@ class Watch:
         listed = await self._get(http, "/v1/batches?limit=100")
         for item in (listed or {"items": ()})["items"]:
             self._see(at, "GET /v1/batches", item)
-        for batch_id in self._batch_ids:
+        for batch_id in self.batch_ids:
             at = time.time()
             item = await self._get(http, f"/v1/batches/{batch_id}", missing_is_fine=True)
             if item is not None:
