@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 
 from api.auth import ApiKeyAuth
+from api.docs_page import add_docs_page
 from api.errors import ErrorAnswer, add_error_handlers
 from api.metrics import HttpMetrics, MeasureRequests
 from api.routes import (
@@ -74,6 +75,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> FastAPI:
         version=version("rollout-farm"),
         description="Runs reinforcement-learning rollouts for language-model agents, apart from training.",
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         responses=_ERRORS,
@@ -105,6 +107,7 @@ def create_app(settings: Settings, shutdown: Shutdown | None = None) -> FastAPI:
     app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
     app.add_middleware(EndRequests, shutdown=shutdown)
     app.add_middleware(MeasureRequests, metrics=app.state.http_metrics)
+    add_docs_page(app)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 

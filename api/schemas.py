@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.docs_page import describe_keys
 from api.judge_schemas import RejudgeBody
 from api.lease_bodies import AckBody, LeaseBody
 from api.session_schemas import ActionBody, OpenSessionBody, ToolArguments, VerifyBody
@@ -335,5 +336,6 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= definitions["$defs"]
         document["components"]["schemas"] = dict(sorted(schemas.items()))
+        describe_keys(document)
         app.openapi_schema = document
     return app.openapi_schema

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -185,6 +188,28 @@ async def test_what_is_not_there_has_the_shape_of_errors(http: httpx.AsyncClient
     assert wrong.headers["allow"] == "GET, POST"
     assert (await http.get("/openapi.json")).json()["openapi"].startswith("3.")
     assert (await http.get("/docs")).status_code == 200
+
+
+async def test_the_docs_page_loads_one_version_of_its_script_and_calls_nothing_but_the_api(
+    http: httpx.AsyncClient,
+) -> None:
+    page = await http.get("/docs")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    addresses = set(re.findall(r"https?://[^\s'\"]+", page.text))
+    assert addresses
+    assert all("/swagger-ui-dist@5.17.14/" in address for address in addresses)
+    [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+
+
+async def test_the_api_description_says_which_calls_need_a_key(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+    assert document["paths"]["/v1/batches"]["post"]["security"] == [{"key": []}]
 
 
 async def test_without_redis_calls_are_503_with_retry_after_and_the_process_is_alive(tmp_path: Path) -> None:
