@@ -249,12 +249,16 @@ class Acknowledged(BaseModel):
 
 
 class Cancelled(BaseModel):
-    """`cancelled` counts rollouts that this call ended; a tombstone waits for what has not been submitted yet."""
+    """`cancelled` counts rollouts that this call ended, `left` those that are still to be ended.
+
+    A tombstone waits for what has not been submitted yet.
+    """
 
     batch_id: str | None = None
     group_id: str | None = None
     rollout_id: str | None = None
     cancelled: int
+    left: int = 0
     tombstone: bool
     state: str | None = None
     ledger: LedgerAnswer | None = None

@@ -28,5 +28,5 @@ class Batch:
     running: int = 0
     judging: int = 0
     stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
-    sweep_at: float = 0.0  # when to finish a cancellation that whoever asked for it has not finished
+    stops: int = 0  # large groups that are being stopped
     ended: bool = False

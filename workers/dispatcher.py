@@ -27,11 +27,12 @@ from gym.state.breakers import policy_key
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
 from gym.state.server import watch_for_eviction
-from gym.state.store import Store
+from gym.state.store import Store, end_tasks
 from workers.active import Batch
 from workers.alone_jobs import AloneJobs, jobs_of
 from workers.housekeeping import Housekeeping
 from workers.judge_dispatch import JudgeDispatch
+from workers.long_work import LongWork
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
 from workers.schedule import Waiting, plan, shares, slice_size, tick_gap_s
@@ -58,6 +59,7 @@ class Dispatcher:
         self._judges = JudgeDispatch(settings, store, self._parking)
         self._housekeeping = Housekeeping(settings, store, publisher, self._judges)
         self._alone = AloneJobs(store)
+        self._long_work = LongWork(store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
         self._stopping = asyncio.Event()
@@ -70,6 +72,13 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Lead when nobody else does, tick when woken or from time to time."""
+        stepping = asyncio.create_task(self._long_work.run(), name="long work")
+        try:
+            await self._run()
+        finally:
+            await end_tasks([stepping])
+
+    async def _run(self) -> None:
         while not self._stopping.is_set():
             began = time.monotonic()
             more = False
@@ -81,6 +90,7 @@ class Dispatcher:
                 else:
                     self._virtual_times = None
                     self._housekeeping.take_over()
+                    self._long_work.see(())
                     await self._pause(LEAD_TTL_S / 3)
             except RedisError as error:
                 self._complain(error)
@@ -126,6 +136,7 @@ class Dispatcher:
         """Whether there is more to send at once."""
         await self._parking.refresh()
         await self._read_batches()
+        self._long_work.see(self._batches.values())
         for batch in self._batches.values():
             batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
@@ -145,16 +156,17 @@ class Dispatcher:
         if not self._batches:
             return
         pipeline = redis.pipeline(transaction=False)
-        fields = ["queued", "dispatched", "running", "judging", "cancel", "ended_at", *self._parking.fields]
+        fields = ["queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", *self._parking.fields]
         for name in self._batches:
             pipeline.hmget(keys.batch(name).meta, fields)
         for batch, values in zip(self._batches.values(), await pipeline.execute(), strict=True):
-            queued, dispatched, running, judging, flag, ended_at, *parked = values
+            queued, dispatched, running, judging, flag, ended_at, stops, *parked = values
             batch.queued, batch.dispatched, batch.running = int(queued or 0), int(dispatched or 0), int(running or 0)
             batch.judging = int(judging or 0)
             batch.parked = sum(int(number or 0) for number in parked)
             batch.stopping = flag or b"0"
             batch.ended = ended_at is not None
+            batch.stops = int(stops or 0)
 
     async def _read_batch(self, batch_id: str) -> Batch | None:
         fields = ["spec", "run", "priority", "weight", "created_at"]

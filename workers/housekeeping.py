@@ -12,7 +12,7 @@ import math
 import time
 
 from gym.config import Settings
-from gym.state.batches import cancel
+from gym.state.cancellation import cancel
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
 from gym.state.store import Store
@@ -24,7 +24,6 @@ from workers.retention import Retention
 
 INTERVAL_S = 1.0
 NO_WORKERS_S = 0.1
-ORPHANED_CANCEL_S = 10.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -107,12 +106,8 @@ class Housekeeping:
 
     async def _look_after(self, batch: Batch, now: int, overdue_ms: int, dead: list[str]) -> None:
         overdue = batch.deadline_at is not None and now > batch.deadline_at
-        if batch.stopping == b"2" or (overdue and batch.stopping == b"0"):
+        if overdue and batch.stopping == b"0":
             await cancel(self._store, batch.batch_id, "batch", "*", letter="e", reason="deadline")
-        elif batch.stopping == b"1":
-            batch.sweep_at = batch.sweep_at or time.monotonic() + ORPHANED_CANCEL_S
-            if time.monotonic() >= batch.sweep_at:
-                await cancel(self._store, batch.batch_id, "batch", "*")
         if dead or batch.dispatched:
             recovered = await self._rollouts.recover(
                 batch.batch_id,

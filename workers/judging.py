@@ -230,12 +230,8 @@ class JudgingRuntime:
         answer = self._rollouts.committed(await self._committer.send(self._rollouts.commit_call(claim, commit)))
         if not answer.verdict:
             self._committer.add_total("fenced")
-        elif first:
-            self._committer.add_total(f"rollouts:{commit.outcome}")
-        else:
+        elif not first:
             self._committer.add_total("rejudged")
-        if answer.stopped:
-            self._committer.add_total("rollouts:cancelled", answer.stopped)
 
     async def _watch(self) -> None:
         """Stop what was cancelled or given to others."""

@@ -314,12 +314,8 @@ class Runtime:
             sums=sums(finished),
         )
         answer = self._rollouts.committed(await self._committer.send(self._rollouts.commit_call(running.claim, commit)))
-        if answer.verdict:
-            self._committer.add_total(f"rollouts:{outcome}")
-        else:
+        if not answer.verdict:
             self._committer.add_total("fenced")
-        if answer.stopped:
-            self._committer.add_total("rollouts:cancelled", answer.stopped)
 
     async def _watch(self) -> None:
         """Stop what was cancelled or given to others, and what has stalled."""

@@ -166,7 +166,10 @@ def cancel(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel what has not finished; results that are there remain. An unknown name is an error and changes nothing."""
+    """Cancel what has not finished; results that are there remain, and nothing starts any more when this returns.
+
+    An unknown name is an error and changes nothing.
+    """
     from gym.ids import parse_group_id, parse_rollout_id
 
     part = None if kind == "batch" else parse_rollout_id(item) or parse_group_id(item)
@@ -178,6 +181,8 @@ def cancel(
         raise typer.Exit(1)
     if as_json:
         print_json(answer)
+    elif answer.get("left"):
+        console().print(f"{item} is being cancelled{_counted(answer)}")
     else:
         console().print(f"cancelled {item}{_counted(answer)}")
 

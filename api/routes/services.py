@@ -19,6 +19,7 @@ from gym.state.alarms import Alarms
 from gym.state.batches import Batches
 from gym.state.breakers import Breaker, Breakers, parked_now, read_breakers
 from gym.state.captures import Captures
+from gym.state.ends import FIELDS
 from gym.state.feed import Feed
 from gym.state.leases import Leases
 from gym.state.policies import Policies
@@ -65,10 +66,14 @@ class Backlog:
 
 MOVING = ("queued", "running", "judging", "dispatched")  # what is dispatched is also queued
 COUNTERS = (*MOVING, "succeeded", "failed", "cancelled", "expired")
+_READ = tuple(dict.fromkeys((*COUNTERS, *FIELDS)))
 
 
 async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]], list[Breaker]]:
-    """The counters of each batch that has not ended, oldest first, with what is `parked` of it; and the breakers."""
+    """The counters of each batch that has not ended, oldest first, with what is `parked` of it; and the breakers.
+
+    `gym.state.ends.FIELDS` are among them.
+    """
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.zrange(store.keys.active, 0, -1)
     pipeline.hgetall(store.keys.breakers)
@@ -76,10 +81,10 @@ async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]
     breakers = read_breakers(stored)
     names = [name.decode() for name in active]
     for name in names:
-        pipeline.hmget(store.keys.batch(name).meta, COUNTERS)
+        pipeline.hmget(store.keys.batch(name).meta, _READ)
     answers = await pipeline.execute() if names else []
     counters = [
-        {field: int(value or 0) for field, value in zip(COUNTERS, values, strict=True)} | {"parked": 0}
+        {field: int(value or 0) for field, value in zip(_READ, values, strict=True)} | {"parked": 0}
         for values in answers
     ]
     if any(breaker.open for breaker in breakers):

@@ -9,8 +9,8 @@ from typing import Any
 import msgpack
 
 from gym.jsontypes import JsonObject
+from gym.state.capture_keys import CaptureKeys
 from gym.state.conversation import Head, chain, count_items, pack_tokens
-from gym.state.keys import CaptureKeys
 from gym.trajectory import TurnTokens, Usage
 
 MAX_TURNS = "max_turns"  # the kind of a call that was refused since the rollout had made all it may

@@ -193,13 +193,19 @@ class Judging:
         return waiting, resent
 
     async def rejudge(self, batch_id: str, items: Sequence[Rejudged]) -> int:
-        """Judge results again; returns how many. Those that have changed since they were read are left alone."""
+        """Judge results again; returns how many, -1 where the batch is being cancelled.
+
+        Those that have changed since they were read are left alone.
+        """
         judged = 0
         for first in range(0, len(items), CHUNK):
             args: list[Argument] = []
             for item in items[first : first + CHUNK]:
                 args += [item.member, item.cursor, item.environment, item.judge, _again_header(item), item.record]
-            judged += int(await self._store.run(REJUDGE, self._keys(batch_id), args))
+            done = int(await self._store.run(REJUDGE, self._keys(batch_id), args))
+            if done < 0:
+                return -1
+            judged += done
         return judged
 
     async def group(self, batch_id: str, row: int) -> list[Sibling]:

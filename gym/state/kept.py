@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gym.state.batches import everything, keep_for
+from gym.state.ends import fold, forget
 from gym.state.store import DROP, REMOVE, Store
 
 
@@ -42,6 +43,7 @@ class Kept:
         ended_at, size_bytes = await redis.hmget(keys.batch(batch_id).meta, ["ended_at", "stored_bytes"])
         if ended_at is None:
             return
+        await fold(self._store, batch_id)
         # first, so that it is in one of the two at any moment
         await self._store.insist(keys.kept, "ZADD", int(ended_at), batch_id)
         if int(size_bytes or 0) > 0:
@@ -97,6 +99,7 @@ class Kept:
         """Remove a batch that ended before a moment; false where it runs again, or has ended again since."""
         redis, keys = self._store.redis, self._store.keys
         scripted = keys.batch(batch_id).scripted()
+        await fold(self._store, batch_id)  # it may have run again and ended since
         others = [key for key in await everything(self._store, batch_id) if key not in scripted]
         if await self._store.run(REMOVE, [*scripted, *others], [before_ms]):
             return True
@@ -112,6 +115,7 @@ class Kept:
         pipeline.zrem(keys.batches, batch_id)
         pipeline.hdel(keys.stored, batch_id)
         await pipeline.execute()
+        await forget(self._store, batch_id)
 
 
 def _all_since(ended_at: int, feeds: list[bytes]) -> int | None:

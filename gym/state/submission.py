@@ -15,7 +15,8 @@ from redis.exceptions import OutOfMemoryError
 from gym.errors import Conflict, Unavailable
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
-from gym.state.batches import activate, batch_conflict, batch_not_found, cancel, task_conflict
+from gym.state.batches import activate, batch_conflict, batch_not_found, task_conflict
+from gym.state.cancellation import cancel
 from gym.state.keys import BatchKeys
 from gym.state.store import PUBLISH, Store
 from gym.task import RowHeader
@@ -218,9 +219,11 @@ async def existing(store: Store, batch_id: str, digest: str) -> Published | None
 async def bury(store: Store, batch_id: str) -> None:
     """Carry out the cancellations that came before what they cancel."""
     tombs = await store.redis.smembers(store.keys.batch(batch_id).tombs)
+    if tombs:
+        await store.redis.zrem(store.keys.tombstoned, batch_id)
     for name in sorted(tomb.decode() for tomb in tombs):
         if name == "*":
-            await cancel(store, batch_id, "batch", name)
+            await cancel(store, batch_id, "batch", name, go_on=True)
         else:
             await cancel(store, batch_id, "rollout" if ":" in name else "group", name)
 

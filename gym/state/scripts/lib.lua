@@ -6,6 +6,7 @@ local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, S
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local PARKED, SUSPECTS = KEYS[15], KEYS[16]
 local AWAITING, JUDGING, ASKS, JUDGES = KEYS[17], KEYS[18], KEYS[19], KEYS[20]
+local STOPS = KEYS[21]
 
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
 local COUNTER = { d = 'queued', r = 'running', w = 'judging', s = 'judging', j = 'judging' }
@@ -289,11 +290,57 @@ local function stop(member, letter, reason)
   return true
 end
 
-local function stop_group(row, letter, reason)
-  local samples = row_header(row)
-  local stopped = 0
-  for sample = 0, (samples or 0) - 1 do
-    if stop(row .. ':' .. sample, letter, reason) then stopped = stopped + 1 end
+-- End samples [from, to) of a row, wherever they are; returns how many. The caller bounds the range. `lined` says that the
+-- caller has taken them out of the line in which they waited.
+local function stop_range(row, environment, from, to, letter, reason, lined)
+  local members = {}
+  for sample = from, to - 1 do members[#members + 1] = row .. ':' .. sample end
+  local lives, dones = redis.call('HMGET', LIVE, unpack(members)), redis.call('HMGET', DONE, unpack(members))
+  local tries = redis.call('HMGET', TRIES, unpack(members))
+  local now, replays, ended, stopped = now_ms(), {}, {}, 0
+  for number, member in ipairs(members) do
+    if lives[number] then
+      if stop(member, letter, reason) then stopped = stopped + 1 end
+    elseif not dones[number] then
+      if not lined then unpark(member, environment) end
+      local attempts = tries[number] and select(2, string.gsub(tries[number], '\n', '\n')) or 0
+      local id = redis.call('XADD', LOG, '*', 'm', member, 'o', OUTCOME[letter], 's', reason, 'a', attempts,
+        'v', environment, 't', now, 'e', '')
+      ended[#ended + 1] = member
+      ended[#ended + 1] = letter .. '|' .. attempts .. '|0|' .. id
+      replays[#replays + 1] = replay_of(member)
+    end
   end
-  return stopped
+  if #replays > 0 then
+    redis.call('HSET', DONE, unpack(ended))
+    redis.call('HDEL', TRAJ, unpack(replays))
+    count('queued', -#replays)
+    count(OUTCOME[letter], #replays)
+    count_in(STATS, environment .. '|ended', #replays)
+  end
+  return stopped + #replays
+end
+
+-- STOPS holds ROW -> NEXT|LETTER|REASON of groups too large for one script: samples from NEXT on are still to be ended,
+-- and none of them starts. `stops` in META counts them; the dispatcher steps them, see stop_step.lua.
+local STOP_AT_ONCE = 64
+local function stop_later(row, letter, reason)
+  if redis.call('HSETNX', STOPS, row, '0|' .. letter .. '|' .. reason) == 1 then count('stops', 1) end
+end
+
+-- From which sample on a row is being stopped; nil where it is not.
+local any_stops
+local function stopping_from(row)
+  if any_stops == nil then any_stops = redis.call('EXISTS', STOPS) == 1 end
+  local value = any_stops and redis.call('HGET', STOPS, row)
+  return value and tonumber(string.match(value, '^%d+')) or nil
+end
+
+-- End a group now, or bit by bit where it is large; returns how many have ended now.
+local function stop_group(row, letter, reason)
+  local samples, environment = row_header(row)
+  if not samples then return 0 end
+  if samples <= STOP_AT_ONCE then return stop_range(row, environment, 0, samples, letter, reason, false) end
+  stop_later(row, letter, reason)
+  return 0
 end

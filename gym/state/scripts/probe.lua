@@ -13,10 +13,10 @@ if wanted ~= '' then
   take(member, wanted, false)
 else
   local due = redis.call('ZCOUNT', LATER, '-inf', now)
-  for try = 0, MOST_PARKED do
+  for try = 0, MOST_LOOKED_AT do
     local backlog, released = redis.call('LLEN', BACKLOG), first_released()
     local choices = due + backlog + (released and 1 or 0)
-    if moved > 0 or choices == 0 then break end
+    if moved > 0 or choices == 0 or looked_at >= MOST_LOOKED_AT then break end
     local choice = (seed + try) % choices
     if choice == due + backlog then
       local environment, row, from = parse_parked(released)
@@ -30,9 +30,9 @@ else
       local row, from, to, environment = string.match(redis.call('LPOP', BACKLOG), '^(%d+):(%d+):(%d+):(.*)$')
       from, to = tonumber(from), tonumber(to)
       if held[environment] then
-        park_range(environment, row, from, to)
+        put_in_front(row, park_range(environment, row, from, to), to, environment)
       else
-        if from + 1 < to then redis.call('LPUSH', BACKLOG, row .. ':' .. (from + 1) .. ':' .. to .. ':' .. environment) end
+        put_in_front(row, from + 1, to, environment)
         take(row .. ':' .. from, environment, false)
       end
     end

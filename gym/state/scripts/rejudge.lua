@@ -1,6 +1,7 @@
 -- Take results back and have their stored trajectories judged again; each keeps what it had until there is a new verdict.
 -- ARGV: member, place of its result in the log, environment, judge, what is kept as JSON, record, ...
--- Returns how many are judged again
+-- Returns how many are judged again, -1 where the batch is being cancelled
+if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local now = now_ms()
 local judged = 0
 for i = 1, #ARGV, 6 do
@@ -12,6 +13,7 @@ for i = 1, #ARGV, 6 do
     redis.call('XDEL', LOG, id)
     redis.call('HDEL', DONE, member)
     count(OUTCOME[letter], -1)
+    count('again|' .. OUTCOME[letter], 1) -- as in requeue.lua
     count('judging', 1)
     redis.call('HINCRBY', STATS, environment .. '|ended', -1)
     local header = cjson.decode(ARGV[i + 4])

@@ -1,6 +1,8 @@
 -- Take failed and expired results back and run them again.
 -- ARGV: member, attempt, environment, tries (JSON lines of all its attempts), ...
--- Returns how many were requeued
+-- Returns how many were requeued, -1 where the batch is being cancelled
+-- `again|OUTCOME` in META counts outcomes that were taken back, so that they and the ledger say how many ends there were.
+if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local requeued = 0
 for i = 1, #ARGV, 4 do
   local member, attempt, environment, lines = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
@@ -12,6 +14,7 @@ for i = 1, #ARGV, 4 do
     redis.call('HDEL', DONE, member)
     drop_trajectory(member)
     count(OUTCOME[letter], -1)
+    count('again|' .. OUTCOME[letter], 1)
     count('queued', 1)
     redis.call('HINCRBY', STATS, environment .. '|ended', -1)
     if lines ~= '' then redis.call('HSET', TRIES, member, lines) end

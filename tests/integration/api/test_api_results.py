@@ -157,6 +157,7 @@ async def test_cancelling_is_repeatable_and_keeps_what_had_finished(
     assert (await http.delete(f"/v1/rollouts/{batch_id}:0:1")).json() == {
         "rollout_id": f"{batch_id}:0:1",
         "cancelled": 1,
+        "left": 0,
         "tombstone": False,
     }
     assert (await http.delete(f"/v1/groups/{batch_id}:1")).json()["cancelled"] == 2
