@@ -1,6 +1,6 @@
 """Cancellation in bounded steps: a script marks what is to end and ends a first part of it, further calls end the rest.
 
-Invariant: from the first call on nothing of it starts, whatever is left. The mark is in Redis, so any process may go on.
+Invariant: from the first call on nothing of it starts, whatever is left. The mark is in Redis, so others may go on.
 A cancellation that comes before what it cancels leaves a tombstone, of which there are only so many.
 """
 
