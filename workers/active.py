@@ -29,4 +29,5 @@ class Batch:
     judging: int = 0
     stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
     stops: int = 0  # large groups that are being stopped
+    search: str | None = None  # from where on what nothing holds is searched for
     ended: bool = False

@@ -18,7 +18,7 @@ from gym.state.rollouts import Rollouts
 from gym.state.store import Store
 from workers.active import Batch
 from workers.audit import Auditor
-from workers.judge_dispatch import JudgeDispatch
+from workers.judge_dispatch import LOOKS, JudgeDispatch
 from workers.publisher import Publisher
 from workers.retention import Retention
 
@@ -43,6 +43,7 @@ class Housekeeping:
         self._auditor = Auditor(settings, store)
         self._due_at = 0.0
         self._looked_at = -math.inf
+        self._resend_look_at = 0.0
         self._bury_from = 0.0
         self._server_ahead_ms = 0  # Redis's clock minus ours, which nobody sets
 
@@ -74,7 +75,8 @@ class Housekeeping:
         now = await self._store.now_ms()
         self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
         overdue_ms = 0
-        if any(batch.dispatched for batch in batches.values()):
+        if any(batch.dispatched for batch in batches.values()) and time.monotonic() >= self._resend_look_at:
+            self._resend_look_at = time.monotonic() + self._settings.dispatcher.resend_after_s / LOOKS
             overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in list(batches.values()):
             if batch.ended:
@@ -108,7 +110,7 @@ class Housekeeping:
         overdue = batch.deadline_at is not None and now > batch.deadline_at
         if overdue and batch.stopping == b"0":
             await cancel(self._store, batch.batch_id, "batch", "*", letter="e", reason="deadline")
-        if dead or batch.dispatched:
+        if dead or (overdue_ms and batch.dispatched):
             recovered = await self._rollouts.recover(
                 batch.batch_id,
                 overdue_ms=overdue_ms,

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from redis.exceptions import RedisError, ResponseError
 
+from gym.state.audit import Audits
 from gym.state.cancellation import cancel, step_stops
 from gym.state.store import Store
 from workers.active import Batch
@@ -30,6 +31,7 @@ class LongWork:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._audits = Audits(store)
         self._batches: dict[str, Batch] = {}
         self._due_at: dict[str, float] = {}
         self._some = asyncio.Event()
@@ -71,8 +73,22 @@ class LongWork:
             letter, reason = ("e", "deadline") if batch.stopping == b"2" else ("c", "cancelled")
             done = await cancel(self._store, batch.batch_id, "batch", "*", letter=letter, reason=reason, go_on=True)
             return 0.0 if done.more_now else NOTHING_NOW_S
-        return 0.0 if await step_stops(self._store, batch.batch_id) else NOTHING_NOW_S
+        if batch.stops:
+            batch.stops = await step_stops(self._store, batch.batch_id)
+            return 0.0
+        if batch.search is not None:
+            step = await self._audits.adopt_step(batch.batch_id, batch.search)
+            batch.search = step.goes_on_at if step else None
+            if step and step.members:
+                _LOG.error(
+                    "batch %s: %d rollouts that nothing held were queued again",
+                    batch.batch_id,
+                    len(step.members),
+                    extra={"action": "adopted"},
+                )
+            return 0.0
+        return NOTHING_NOW_S
 
 
 def _has_work(batch: Batch) -> bool:
-    return not batch.ended and (batch.stopping != b"0" or batch.stops > 0)
+    return not batch.ended and (batch.stopping != b"0" or batch.stops > 0 or batch.search is not None)

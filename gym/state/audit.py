@@ -11,7 +11,9 @@ from gym.state.store import ADOPT, AUDIT, ScriptCall, Store
 
 MOST_LIVE = 2000
 MOST_BACKLOG = 500
-ROWS_PER_STEP = 200
+SEARCHED_PER_STEP = 500
+FIRST_STEPS = 20
+"""Of a search for what nothing holds, before the rest is left to further steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,14 @@ class Holdings:
     cursor: str
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search has queued again, and the row and sample from which it goes on; `None` where it is over."""
+
+    members: tuple[str, ...]
+    goes_on_at: str | None
+
+
 class Audits:
     """Counts batches, many in one round trip."""
 
@@ -70,21 +80,32 @@ class Audits:
             found.append(_read(batch_id, answer))
         return found
 
-    async def adopt(self, batch_id: str) -> list[str] | None:
-        """Queue again what nothing holds, in bounded steps: the members, `None` where too much is held to be searched.
+    async def adopt(self, batch_id: str) -> Search | None:
+        """Queue again what nothing holds, as far as a few steps go; `None` where too much is held to be searched.
 
         A member is looked up and queued by the same script, so nothing can be queued twice.
         """
+        found: tuple[str, ...] = ()
+        at = "0:0"
+        for _ in range(FIRST_STEPS):
+            step = await self.adopt_step(batch_id, at)
+            if step is None:
+                return None
+            found += step.members
+            if step.goes_on_at is None:
+                return Search(found, None)
+            at = step.goes_on_at
+        return Search(found, at)
+
+    async def adopt_step(self, batch_id: str, at: str) -> Search | None:
+        """One step of `adopt`, from a row and sample on."""
         keys = self._store.keys.batch(batch_id)
         rows = int(await self._store.redis.get(keys.seq) or 0)
-        found: list[str] = []
-        for first in range(0, rows, ROWS_PER_STEP):
-            step = [first, min(first + ROWS_PER_STEP, rows), MOST_LIVE]
-            members = await self._store.run(ADOPT, keys.scripted(), step)
-            if members == -1:
-                return None
-            found += [member.decode() for member in members]
-        return found
+        answer = await self._store.run(ADOPT, keys.scripted(), [*at.split(":"), rows, SEARCHED_PER_STEP, MOST_LIVE])
+        if answer == -1:
+            return None
+        row, sample, *members = answer
+        return Search(tuple(member.decode() for member in members), f"{row}:{sample}" if row < rows else None)
 
 
 def _read(batch_id: str, answer: list[Any]) -> Holdings:
@@ -111,7 +132,8 @@ def _read(batch_id: str, answer: list[Any]) -> Holdings:
         retries=retries,
         retries_due=due,
         backlog_entries=entries,
-        backlog_rollouts=None if rollouts < 0 else rollouts,
+        # of groups that are being stopped some are in no line
+        backlog_rollouts=None if rollouts < 0 or int(counters[11]) else rollouts,
         live=live,
         done=done,
         states=(states[0], states[1], states[2]) if states else None,

@@ -5,7 +5,7 @@
 local cursor, many, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 local counters = redis.call('HMGET', META, 'submitted', 'queued', 'dispatched', 'running', 'judging', 'succeeded',
-  'failed', 'cancelled', 'expired', 'fence', 'cancel')
+  'failed', 'cancelled', 'expired', 'fence', 'cancel', 'stops')
 for i = 1, #counters do counters[i] = counters[i] or '0' end
 
 local entries, rollouts = redis.call('LLEN', BACKLOG), -1
@@ -30,8 +30,9 @@ else
   cursor, values = page[1], page[2]
 end
 local begun = {} -- a suspect that waits to be run alone does not run yet
-local suspects = redis.call('HGETALL', SUSPECTS)
-for i = 1, #suspects, 2 do begun[suspects[i]] = suspects[i + 1] end
+if redis.call('EXISTS', SUSPECTS) == 1 then
+  for i = 1, #values, 2 do begun[values[i]] = redis.call('HGET', SUSPECTS, values[i]) or nil end
+end
 local place = { d = 1, r = 2 }
 local owners, order = {}, {}
 for i = 1, #values, 2 do

@@ -57,6 +57,13 @@ local function parse_live(value)
            environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
 end
 
+-- All that is live where that is little, else a page of it: the next cursor, entries, and whether these are all.
+local function some_live(cursor, most)
+  if redis.call('HLEN', LIVE) <= most then return '0', redis.call('HGETALL', LIVE), true end
+  local page = redis.call('HSCAN', LIVE, cursor, 'COUNT', most)
+  return page[1], page[2], false
+end
+
 local function is_parked(live)
   return live.state == 'w' and string.sub(live.worker, -7) == '/parked'
 end

@@ -9,6 +9,7 @@ import pytest
 from gym.errors import Conflict, Overloaded
 from gym.ids import GroupRef, parse_member
 from gym.state import cancellation
+from gym.state.audit import SEARCHED_PER_STEP, Audits
 from gym.state.batches import Batches
 from gym.state.cancellation import STEP_ROLLOUTS, Cancellation, cancel, step_stops
 from gym.state.judging import Handover, Judging
@@ -187,3 +188,39 @@ async def test_tombstones_are_limited(large: Large, monkeypatch: pytest.MonkeyPa
         await large.batches.cancel_batch("e")
     await large.batches.cancel_batch("d")
     assert not await large.store.redis.exists(large.store.keys.batch("e").tombs)
+
+
+async def test_a_search_for_what_nothing_holds_goes_on_from_where_its_last_step_ended(large: Large) -> None:
+    await large.submit(12)
+    keys = large.store.keys.batch("b")
+    await large.store.redis.delete(keys.backlog)
+    audits = Audits(large.store)
+    search = await audits.adopt("b")
+    assert search is not None
+    assert search.goes_on_at is not None
+    assert await large.store.redis.hget(keys.meta, "search") == search.goes_on_at.encode()
+    while search.goes_on_at is not None:
+        search = await audits.adopt_step("b", search.goes_on_at)
+        assert search is not None
+        assert len(search.members) <= SEARCHED_PER_STEP
+    assert await large.store.redis.zcard(keys.later) == 12 * SAMPLES
+    assert not await large.store.redis.hexists(keys.meta, "search")
+
+
+async def test_samples_of_a_group_that_is_being_stopped_are_not_taken_for_lost(large: Large) -> None:
+    await large.submit(1)
+    await large.batches.cancel_group(GroupRef("b", 0))
+    assert await large.rollouts.take("b", 5) == []
+    [held] = await Audits(large.store).count({"b": "0"})
+    assert held.backlog_rollouts is None
+    search = await Audits(large.store).adopt("b")
+    assert search is not None
+    assert search.members == ()
+
+
+async def test_what_dead_workers_ran_is_taken_back_in_steps(large: Large) -> None:
+    await large.submit(2)
+    await large.claim(1200)
+    done = await large.rollouts.recover("b", overdue_ms=0, max_attempts=3, dead_workers=["w"])
+    assert done.requeued == 1200
+    assert await large.ledger() == {"submitted": 2 * SAMPLES, "queued": 2 * SAMPLES}
