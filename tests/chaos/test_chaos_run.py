@@ -18,7 +18,8 @@ from tests.chaos.schedule import Kind
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 SHORT_BAG: dict[Kind, int] = {
-    "worker": 2, "redis": 2, "dispatcher": 1, "api": 1, "proxy": 1, "flower": 1, "model": 1, "farm": 1
+    "worker": 2, "judge-worker": 2, "redis": 2, "dispatcher": 1, "api": 1, "proxy": 1, "flower": 1, "fork-server": 1,
+    "model": 1, "farm": 1,
 }  # fmt: skip
 
 

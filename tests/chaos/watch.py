@@ -22,6 +22,7 @@ AWAY = frozenset({503})
 END = "999999999999999-0"  # a cursor behind every result
 _GAUGE = "farm_rollouts_active{state="
 _ALARMS = "farm_alarms_total{kind="
+_ENDS = "farm_rollouts_total{outcome="
 
 
 class Watch:
@@ -33,6 +34,7 @@ class Watch:
         self.answers: list[Answered] = []
         self.ready: list[tuple[float, bool]] = []
         self.alarms: dict[str, int] = {}
+        self.ends: list[dict[str, int]] = []
         self.polls = 0
         self.latest: dict[str, Ledger] = {}
         self._url = url
@@ -49,6 +51,14 @@ class Watch:
         async with aiohttp.ClientSession(self._url, timeout=timeout) as http, asyncio.TaskGroup() as group:
             group.create_task(self._poll_readiness(http))
             group.create_task(self._poll_counts(http))
+
+    async def until_looked(self) -> None:
+        """Wait for a look at the counters that begins after this call. Raises TimeoutError."""
+        seen = len(self.ends)
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(self.ends) < seen + 2:
+                self.look_now()
+                await asyncio.sleep(POLL_S)
 
     async def until_ready(self, within_s: float) -> bool:
         """Whether /readyz said so in time, from now on."""
@@ -101,6 +111,7 @@ class Watch:
         if metrics is not None and (states := _labelled(metrics, _GAUGE)):
             self.queues.append(QueueSeen(at=at, source="GET /metrics", counts=states))
             self.alarms = _labelled(metrics, _ALARMS)
+            self.ends.append(_labelled(metrics, _ENDS))
 
     def _see(self, at: float, source: str, item: dict[str, Any]) -> None:
         ledger = Ledger(**item["ledger"])
