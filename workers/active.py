@@ -29,5 +29,6 @@ class Batch:
     judging: int = 0
     stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
     stops: int = 0  # large groups that are being stopped
+    publishing: str | None = None  # the request whose rows go to the backlog
     search: str | None = None  # from where on what nothing holds is searched for
     ended: bool = False

@@ -156,18 +156,19 @@ class Dispatcher:
         if not self._batches:
             return
         pipeline = redis.pipeline(transaction=False)
-        fields = ["queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", "search"]
+        fields = ["queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", "search", "publishing"]
         fields += self._parking.fields
         for name in self._batches:
             pipeline.hmget(keys.batch(name).meta, fields)
         for batch, values in zip(self._batches.values(), await pipeline.execute(), strict=True):
-            queued, dispatched, running, judging, flag, ended_at, stops, search, *parked = values
+            queued, dispatched, running, judging, flag, ended_at, stops, search, publishing, *parked = values
             batch.queued, batch.dispatched, batch.running = int(queued or 0), int(dispatched or 0), int(running or 0)
             batch.judging = int(judging or 0)
             batch.parked = sum(int(number or 0) for number in parked)
             batch.stopping = flag or b"0"
             batch.ended = ended_at is not None
             batch.stops, batch.search = int(stops or 0), search.decode() if search else None
+            batch.publishing = publishing.decode() if publishing else None
 
     async def _read_batch(self, batch_id: str) -> Batch | None:
         fields = ["spec", "run", "priority", "weight", "created_at"]

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from gym.state.audit import Audits
 from gym.state.cancellation import cancel, step_stops
+from gym.state.publication import publish_step
 from gym.state.store import Store
 from workers.active import Batch
 
@@ -69,6 +70,10 @@ class LongWork:
         return AFTER_ERROR_S
 
     async def _step(self, batch: Batch) -> float:
+        if batch.publishing is not None:
+            if not await publish_step(self._store, batch.batch_id, batch.publishing):
+                batch.publishing = None
+            return 0.0
         if batch.stopping != b"0":
             letter, reason = ("e", "deadline") if batch.stopping == b"2" else ("c", "cancelled")
             done = await cancel(self._store, batch.batch_id, "batch", "*", letter=letter, reason=reason, go_on=True)
@@ -91,4 +96,5 @@ class LongWork:
 
 
 def _has_work(batch: Batch) -> bool:
-    return not batch.ended and (batch.stopping != b"0" or batch.stops > 0 or batch.search is not None)
+    begun = batch.publishing is not None or batch.search is not None
+    return not batch.ended and (begun or batch.stopping != b"0" or batch.stops > 0)

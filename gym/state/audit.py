@@ -30,9 +30,9 @@ class Owned:
 class Holdings:
     """A batch at one moment, atomically. Times in ms of the server's clock.
 
-    `backlog_rollouts`, with those parked, is `None` where they are too many to be counted; it may be more than is
-    queued, since what was cancelled stays in line until it is met. `states` (dispatched, running, judging) is `None`,
-    and `owners` only a part of them that differs from call to call, where too much is live.
+    `backlog_rollouts`, with those parked, is `None` where they are too many to be counted, or are being published or
+    stopped. It may be more than is queued, since what was cancelled stays in line until it is met. `states` (dispatched,
+    running, judging) is `None`, and `owners` only a part of them that differs from call to call, where too much is live.
     """
 
     batch_id: str
@@ -132,8 +132,7 @@ def _read(batch_id: str, answer: list[Any]) -> Holdings:
         retries=retries,
         retries_due=due,
         backlog_entries=entries,
-        # of groups that are being stopped some are in no line
-        backlog_rollouts=None if rollouts < 0 or int(counters[11]) else rollouts,
+        backlog_rollouts=None if rollouts < 0 else rollouts,
         live=live,
         done=done,
         states=(states[0], states[1], states[2]) if states else None,

@@ -31,6 +31,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | feed-out:C | zset | what it has not acknowledged: log id (a group's last) → end of its lease in ms |
 | feed-leases:C | hash | lease → what was handed out under it, `LOG_ID` or `LOG_ID*RESULTS` |
 | feed-ends:C | zset | lease → its end in ms |
+| publisher | string | the request whose task ids are being compared; ends by itself |
 | stage:R | list | rows of request R that are not published yet; `stage:R:tasks` beside it |
 """
 
@@ -152,6 +153,14 @@ class BatchKeys:
     def stage_tasks(self, request_id: str) -> str:
         """The task ids of `stage`, element by element."""
         return self._key(f"stage:{request_id}:tasks")
+
+    def stage_progress(self, request_id: str) -> str:
+        """How much of `stage` was compared with the batch's tasks, where that is much."""
+        return self._key(f"stage:{request_id}:progress")
+
+    @property
+    def publisher(self) -> str:
+        return self._key("publisher")
 
     def stage_done(self, request_id: str) -> str:
         """What publishing answered, so that a repeated script call answers the same."""

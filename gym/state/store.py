@@ -65,6 +65,8 @@ def load_script(name: str, *libraries: str, of_batch: bool = True) -> Script:
 
 
 PUBLISH = load_script("publish")
+PUBLISH_CHECK = load_script("publish_check")
+PUBLISH_STEP = load_script("publish_step")
 TAKE = load_script("take", "dispatch")
 PROBE = load_script("probe", "dispatch")
 CLAIM = load_script("claim")

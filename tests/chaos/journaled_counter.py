@@ -1,7 +1,7 @@
 """A counter that writes down when it was set up and when it was closed, so that a session which leaks is seen.
 
-Another one asks a judge too, when it has ended where it should. The farm of a chaos run loads both by their path. A line
-is `open|close PROCESS SESSION`, appended in one write.
+Another one asks a judge too, when it has ended where it should. The farm of a chaos run loads both by their path.
+A line is `open|close PROCESS SESSION`, appended in one write.
 """
 
 from __future__ import annotations

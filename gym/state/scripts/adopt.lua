@@ -5,6 +5,7 @@
 -- `search` in META is where a search goes on that is not over.
 local ROW_COSTS = 8 -- as much as so many rollouts
 local row, sample, last, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
+if redis.call('HEXISTS', META, 'publishing') == 1 then return -1 end -- it has rows that are in no line yet
 if redis.call('LLEN', BACKLOG) + redis.call('ZCARD', PARKED) > most or redis.call('HLEN', LIVE) > most then
   redis.call('HDEL', META, 'search')
   return -1

@@ -5,11 +5,13 @@
 local cursor, many, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 local counters = redis.call('HMGET', META, 'submitted', 'queued', 'dispatched', 'running', 'judging', 'succeeded',
-  'failed', 'cancelled', 'expired', 'fence', 'cancel', 'stops')
+  'failed', 'cancelled', 'expired', 'fence', 'cancel')
 for i = 1, #counters do counters[i] = counters[i] or '0' end
 
 local entries, rollouts = redis.call('LLEN', BACKLOG), -1
-if entries + redis.call('ZCARD', PARKED) <= most then
+-- of what is being published, and of groups that are being stopped, some are in no line
+local countable = redis.call('HEXISTS', META, 'publishing') == 0 and redis.call('HEXISTS', META, 'stops') == 0
+if countable and entries + redis.call('ZCARD', PARKED) <= most then
   rollouts = 0
   for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
     local from, to = string.match(entry, '^%d+:(%d+):(%d+):')

@@ -21,5 +21,5 @@ else
   redis.call('HDEL', STOPS, row)
 end
 local left = redis.call('HLEN', STOPS)
-redis.call('HSET', META, 'stops', left)
+if left > 0 then redis.call('HSET', META, 'stops', left) else redis.call('HDEL', META, 'stops') end
 return { stopped, left, mark_end() }
