@@ -31,8 +31,8 @@ class Holdings:
     """A batch at one moment, atomically. Times in ms of the server's clock.
 
     `backlog_rollouts`, with those parked, is `None` where they are too many to be counted, or are being published or
-    stopped. It may be more than is queued, since what was cancelled stays in line until it is met. `states` (dispatched,
-    running, judging) is `None`, and `owners` only a part of them that differs from call to call, where too much is live.
+    stopped. It may be more than is queued, since what was cancelled stays in line until it is met. Where too much is
+    live, `states` (dispatched, running, judging) is `None`, and `owners` a part of them that differs from call to call.
     """
 
     batch_id: str

@@ -41,18 +41,20 @@ def run_now(options: RunOptions, folder: Path, trouble: Trouble) -> Report:
 def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(folder: Path) -> None:
     options = RunOptions(
         seed=11,
-        rollouts=280,
+        rollouts=360,
         seconds=240,
         bag=SHORT_BAG,
         most_s=2.0,
         most_strikes=sum(SHORT_BAG.values()),
         cancelled_groups=2,
         portion_pause_s=0.5,
-        farm=FarmOptions(model_latency_s=0.3),
+        farm=FarmOptions(model_latency_s=0.8),
         settings={"FARM_WORKER_LEASE_TTL_S": "4"},
     )
     report = run_now(options, folder, strike_by_seed)
     assert report.kills.total() >= 5
+    assert report.kills["judge-worker"] > 0
+    assert report.kills["fork-server"] > 0
     assert report.most_attempts > 1
 
 

@@ -11,6 +11,9 @@ local function later(id, other)
   return tonumber(seq) > tonumber(other_seq)
 end
 
+local LOOKUPS = 4000 -- of rollouts in one call; one group may exceed it
+local lookups = 0
+
 -- The log ids of a group's results by sample, the last of them to come, and how many have which outcome; nil until all
 -- have ended.
 local function group_results(row)
@@ -20,6 +23,7 @@ local function group_results(row)
   for from = 0, samples - 1, 500 do
     local members = {}
     for sample = from, math.min(from + 499, samples - 1) do members[#members + 1] = row .. ':' .. sample end
+    lookups = lookups + #members
     for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
       if not value then return nil end
       local letter, id = string.match(value, '^(%a)|.*|([%d-]+)$')

@@ -1,8 +1,12 @@
 -- Which of these log ids is the last result of its group.
 -- ARGV: log ids
--- Returns {log id, succeeded, failed, cancelled, expired}, ...
-local ended, completed = {}, {}
-for _, id in ipairs(ARGV) do
+-- Returns {how many of them were looked at, {log id, succeeded, failed, cancelled, expired}, ...}
+local ended, completed = { #ARGV }, {}
+for number, id in ipairs(ARGV) do
+  if lookups >= LOOKUPS then
+    ended[1] = number - 1
+    break
+  end
   local entry = redis.call('XRANGE', LOG, id, id)[1]
   if entry then
     local row = string.match(entry[2][2], '^(%d+):')

@@ -2,7 +2,9 @@
 -- The last five KEYS: feeds, and the four of the consumer
 -- ARGV: consumer, unit (rollout | group), lease, its length in ms, most units, most results (one unit may exceed it),
 --       most entries of the log to look at, units of this lease that the caller has
--- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, {log id, fields}, ...}
+-- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, {log id, fields}, ...}; of a large
+-- group the fields are left out, to be read apart
+local LARGE_GROUP = 200
 local consumer, unit, lease = ARGV[1], ARGV[2], ARGV[3]
 local most, most_results, most_entries, have = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
@@ -42,7 +44,10 @@ local function hand_out(entry)
   end
   if completed[row].last ~= id then return false end
   local entries = {}
-  for number, each in ipairs(completed[row].ids) do entries[number] = each == id and entry or entry_of(each) end
+  local ids = completed[row].ids
+  for number, each in ipairs(ids) do
+    entries[number] = #ids > LARGE_GROUP and { each, {} } or each == id and entry or entry_of(each)
+  end
   give(id, entries)
   return true
 end
@@ -62,7 +67,7 @@ if #units > 0 then answer[4] = have > 0 and 1 or 0 end
 
 if #units == 0 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', OUT, '-inf', now, 'LIMIT', 0, most)) do
-    if results >= most_results then
+    if results >= most_results or lookups >= LOOKUPS then
       answer[4] = 1
       break
     end
@@ -73,7 +78,7 @@ if #units == 0 then
     local entries = redis.call('XRANGE', LOG, '(' .. cursor, '+', 'COUNT', unit == 'group' and 100 or math.min(100, most - #units))
     if #entries == 0 then break end
     for _, entry in ipairs(entries) do
-      if looked_at >= most_entries or results >= most_results then answer[4] = 1 end
+      if looked_at >= most_entries or results >= most_results or lookups >= LOOKUPS then answer[4] = 1 end
       if answer[4] == 1 or #units >= most then break end
       cursor = entry[1]
       looked_at = looked_at + 1

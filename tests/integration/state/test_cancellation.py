@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import orjson
 import pytest
 
-from gym.errors import Conflict, Overloaded
+from gym.errors import Conflict, Invalid, Overloaded
 from gym.ids import GroupRef, parse_member
+from gym.results.blobs import BlobStore
 from gym.state import cancellation
 from gym.state.audit import SEARCHED_PER_STEP, Audits
 from gym.state.batches import Batches
 from gym.state.cancellation import STEP_ROLLOUTS, Cancellation, cancel, step_stops
+from gym.state.feed import Feed, LeaseUnit
 from gym.state.judging import Handover, Judging
 from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import Store
@@ -224,3 +228,33 @@ async def test_what_dead_workers_ran_is_taken_back_in_steps(large: Large) -> Non
     done = await large.rollouts.recover("b", overdue_ms=0, max_attempts=3, dead_workers=["w"])
     assert done.requeued == 1200
     assert await large.ledger() == {"submitted": 2 * SAMPLES, "queued": 2 * SAMPLES}
+
+
+async def ended_groups(large: Large) -> list[str]:
+    await large.batches.cancel_batch("b")
+    await large.go_on()
+    log = await large.store.redis.xrange(large.store.keys.batch("b").log)
+    return [entry_id.decode() for entry_id, _ in log]
+
+
+async def test_the_ends_of_large_groups_are_found_in_bounded_calls(large: Large, tmp_path: Path) -> None:
+    await large.submit(12)
+    cursors = await ended_groups(large)
+    last = cursors[SAMPLES - 1 :: SAMPLES]
+    found = await Feed(large.store, BlobStore(tmp_path, inline_bytes=1000)).groups_ended("b", last)
+    assert list(found) == last
+    assert found[last[0]] == {"succeeded": 0, "failed": 0, "cancelled": SAMPLES, "expired": 0}
+
+
+async def test_a_large_group_is_leased_and_acknowledged_whole_or_not_at_all(large: Large, tmp_path: Path) -> None:
+    await large.submit(3)
+    await ended_groups(large)
+    feed = Feed(large.store, BlobStore(tmp_path, inline_bytes=1000))
+    lease = await feed.lease("b", "c", most=2, ttl_s=60, unit=LeaseUnit.GROUP)
+    names = [orjson.loads(record)["rollout_id"] for record in lease.records]
+    assert len(set(names)) == len(names) == 2 * SAMPLES
+    with pytest.raises(Invalid, match=f"{SAMPLES - 1} of the {SAMPLES}"):
+        await feed.ack("b", "c", rollout_ids=names[:-1])
+    assert await feed.ack("b", "c", rollout_ids=names) == 2 * SAMPLES
+    rest = await feed.lease("b", "c", most=2, ttl_s=60, unit=LeaseUnit.GROUP)
+    assert len(rest.records) == SAMPLES
