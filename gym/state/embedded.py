@@ -272,6 +272,8 @@ def _configuration(folder: Path, port: int, password: str) -> str:
             "appendfsync no",
             'save ""',
             "maxmemory-policy noeviction",
+            "lazyfree-lazy-expire yes",  # a large batch that ends by itself holds nobody up
+            "lazyfree-lazy-server-del yes",
             'logfile ""',
             "",
         ]

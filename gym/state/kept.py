@@ -14,6 +14,10 @@ from gym.state.ends import fold, forget
 from gym.state.store import DROP, REMOVE, Store
 
 
+REMOVED_WITHIN_S = 3600.0
+"""After this a batch that nobody removed ends by itself, which may hold Redis up for as long as it is large."""
+
+
 class DropReason(StrEnum):
     """Why trajectories went before their batch."""
 
@@ -50,7 +54,7 @@ class Kept:
             await self._store.insist(keys.stored, "HSET", batch_id, size_bytes)
         await redis.zrem(keys.active, batch_id)
         if await redis.hexists(keys.batch(batch_id).meta, "ended_at"):
-            await keep_for(self._store, batch_id, keep_s)
+            await keep_for(self._store, batch_id, keep_s + REMOVED_WITHIN_S)
         else:
             await self._store.insist(keys.active, "ZADD", created_at, batch_id)  # it was queued again in between
 
