@@ -4,13 +4,6 @@
 local FEEDS, FEED, OUT, LEASES, ENDS = unpack(KEYS, #KEYS - 4)
 local LATE_ACK_MS = 3600000
 
-local function later(id, other)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  local other_ms, other_seq = string.match(other, '^(%d+)-(%d+)$')
-  if ms ~= other_ms then return tonumber(ms) > tonumber(other_ms) end
-  return tonumber(seq) > tonumber(other_seq)
-end
-
 local LOOKUPS = 4000 -- of rollouts in one call; one group may exceed it
 local lookups = 0
 
@@ -19,17 +12,19 @@ local lookups = 0
 local function group_results(row)
   local samples = row_header(row)
   if not samples then return nil end
-  local ids, last, outcomes = {}, '0-0', { s = 0, f = 0, c = 0, e = 0 }
+  local ids, last, last_ms, last_seq, outcomes = {}, '0-0', 0, 0, { s = 0, f = 0, c = 0, e = 0 }
   for from = 0, samples - 1, 500 do
     local members = {}
     for sample = from, math.min(from + 499, samples - 1) do members[#members + 1] = row .. ':' .. sample end
     lookups = lookups + #members
     for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
       if not value then return nil end
-      local letter, id = string.match(value, '^(%a)|.*|([%d-]+)$')
+      local letter, ms, seq = string.match(value, '^(%a)|%d+|%d+|(%d+)-(%d+)$')
+      local id = ms .. '-' .. seq
+      ms, seq = tonumber(ms), tonumber(seq)
       ids[#ids + 1] = id
       outcomes[letter] = outcomes[letter] + 1
-      if later(id, last) then last = id end
+      if ms > last_ms or ms == last_ms and seq > last_seq then last, last_ms, last_seq = id, ms, seq end
     end
   end
   return ids, last, outcomes

@@ -3,14 +3,14 @@
 -- Returns {how many of them were looked at, {log id, succeeded, failed, cancelled, expired}, ...}
 local ended, completed = { #ARGV }, {}
 for number, id in ipairs(ARGV) do
-  if lookups >= LOOKUPS then
-    ended[1] = number - 1
-    break
-  end
   local entry = redis.call('XRANGE', LOG, id, id)[1]
   if entry then
     local row = string.match(entry[2][2], '^(%d+):')
     if not completed[row] then
+      if lookups >= LOOKUPS then
+        ended[1] = number - 1
+        break
+      end
       local _, last, outcomes = group_results(row)
       completed[row] = { last = last or '', outcomes = outcomes }
     end

@@ -28,8 +28,13 @@ end
 
 local function entry_of(id) return redis.call('XRANGE', LOG, id, id)[1] end
 
--- Hand out what this entry stands for, if it is still that.
+-- Whether another group would have to be looked at for this entry, and this call has looked at enough of them.
 local completed = {}
+local function too_much(entry)
+  return unit == 'group' and lookups >= LOOKUPS and not completed[string.match(entry[2][2], '^(%d+):')]
+end
+
+-- Hand out what this entry stands for, if it is still that.
 local function hand_out(entry)
   if not entry then return false end
   local id = entry[1]
@@ -53,19 +58,22 @@ local function hand_out(entry)
 end
 
 -- What the caller has not seen of a lease that it names is given again: an answer was lost, or it wants more time.
-local kept, unseen = {}, {}
+local kept, unseen, rest = {}, {}, {}
 local ends = redis.call('ZSCORE', ENDS, lease)
 if ends and (have > 0 or tonumber(ends) > now) then
   for given in string.gmatch(redis.call('HGET', LEASES, lease) or '', '%S+') do
-    if #kept < have then kept[#kept + 1] = given else unseen[#unseen + 1] = string.match(given, '^[%d-]+') end
+    if #kept < have then kept[#kept + 1] = given else unseen[#unseen + 1] = given end
   end
 end
-for _, id in ipairs(unseen) do
-  if redis.call('ZSCORE', OUT, id) and not hand_out(entry_of(id)) then redis.call('ZREM', OUT, id) end
+for _, given in ipairs(unseen) do
+  local id = string.match(given, '^[%d-]+')
+  if results >= most_results or lookups >= LOOKUPS then
+    rest[#rest + 1] = given -- for the next call
+  elseif redis.call('ZSCORE', OUT, id) and not hand_out(entry_of(id)) then redis.call('ZREM', OUT, id) end
 end
-if #units > 0 then answer[4] = have > 0 and 1 or 0 end
+if #units > 0 then answer[4] = (have > 0 or #rest > 0) and 1 or 0 end
 
-if #units == 0 then
+if #units == 0 and #rest == 0 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', OUT, '-inf', now, 'LIMIT', 0, most)) do
     if results >= most_results or lookups >= LOOKUPS then
       answer[4] = 1
@@ -78,7 +86,7 @@ if #units == 0 then
     local entries = redis.call('XRANGE', LOG, '(' .. cursor, '+', 'COUNT', unit == 'group' and 100 or math.min(100, most - #units))
     if #entries == 0 then break end
     for _, entry in ipairs(entries) do
-      if looked_at >= most_entries or results >= most_results or lookups >= LOOKUPS then answer[4] = 1 end
+      if looked_at >= most_entries or results >= most_results or too_much(entry) then answer[4] = 1 end
       if answer[4] == 1 or #units >= most then break end
       cursor = entry[1]
       looked_at = looked_at + 1
@@ -89,6 +97,7 @@ end
 
 redis.call('HSET', FEED, 'unit', unit, 'cursor', cursor)
 for _, given in ipairs(units) do kept[#kept + 1] = given end
+for _, given in ipairs(rest) do kept[#kept + 1] = given end
 if #kept > 0 then
   redis.call('HSET', LEASES, lease, table.concat(kept, ' '))
   redis.call('ZADD', ENDS, expires, lease)
