@@ -21,25 +21,24 @@ while row < last and room > 0 do
   local upto = math.min(samples, sample + room)
   if upto > sample then
     parts[#parts + 1] = { row = name, from = sample, to = upto, environment = environment }
-    lined[name] = {}
+    lined[name] = { from = sample, to = upto }
   end
   room = room - ROW_COSTS - math.max(0, upto - sample)
   if upto < samples then sample = upto else row, sample = row + 1, 0 end
 end
 
+-- mark the samples among them that are in a line
 local function line(of, from, to)
-  if lined[of] then table.insert(lined[of], { tonumber(from), tonumber(to) }) end
+  if not lined[of] then return end
+  for number = math.max(from, lined[of].from), math.min(to, lined[of].to) - 1 do lined[of][number] = true end
 end
-for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do line(string.match(entry, '^(%d+):(%d+):(%d+):')) end
+for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
+  local of, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
+  line(of, tonumber(from), tonumber(to))
+end
 for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
   local _, of, from, to = parse_parked(entry)
   line(of, from, to)
-end
-local function in_line(of, number)
-  for _, range in ipairs(lined[of]) do
-    if number >= range[1] and number < range[2] then return true end
-  end
-  return false
 end
 
 -- counters that say more than is there lose what is found
@@ -74,7 +73,7 @@ for _, part in ipairs(parts) do
   local done, live = redis.call('HMGET', DONE, unpack(members)), redis.call('HMGET', LIVE, unpack(members))
   local later = redis.call('ZMSCORE', LATER, unpack(places))
   for i, member in ipairs(members) do
-    if not done[i] and not live[i] and not later[i] and not in_line(part.row, part.from + i - 1) then
+    if not done[i] and not live[i] and not later[i] and not lined[part.row][part.from + i - 1] then
       adopt(member, part.environment)
     end
   end

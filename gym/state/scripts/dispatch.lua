@@ -30,7 +30,7 @@ local function take(member, environment, suspects_go)
       return
     end
     if redis.call('SISMEMBER', TOMBS, member) == 1 then
-      if stop(member, 'c', 'cancelled') then any_done = true end
+      if stop(member, 'c', 'cancelled', true) then any_done = true end
       return
     end
   end
@@ -83,13 +83,13 @@ local function take_due(entry, suspects_go)
 end
 
 -- The first entry of PARKED whose environment is not among `held`: it may go again.
+local released_from = '-' -- before it lies nothing that may go: what this call parks is held, or behind
 local function first_released()
-  local from = '-'
   while true do
-    local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
+    local entry = redis.call('ZRANGEBYLEX', PARKED, released_from, '+', 'LIMIT', 0, 1)[1]
     local environment = entry and parse_parked(entry)
     if not entry or not held[environment] then return entry end
-    from = '[' .. environment .. '}'
+    released_from = '[' .. environment .. '}'
   end
 end
 

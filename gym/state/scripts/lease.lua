@@ -65,23 +65,28 @@ if ends and (have > 0 or tonumber(ends) > now) then
     if #kept < have then kept[#kept + 1] = given else unseen[#unseen + 1] = given end
   end
 end
+local looked_at = 0
+local function enough()
+  return looked_at >= most_entries or results >= most_results or lookups >= LOOKUPS
+end
 for _, given in ipairs(unseen) do
   local id = string.match(given, '^[%d-]+')
-  if results >= most_results or lookups >= LOOKUPS then
+  looked_at = looked_at + 1
+  if enough() then
     rest[#rest + 1] = given -- for the next call
   elseif redis.call('ZSCORE', OUT, id) and not hand_out(entry_of(id)) then redis.call('ZREM', OUT, id) end
 end
-if #units > 0 then answer[4] = (have > 0 or #rest > 0) and 1 or 0 end
+if #rest > 0 or #units > 0 and have > 0 then answer[4] = 1 end
 
 if #units == 0 and #rest == 0 then
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', OUT, '-inf', now, 'LIMIT', 0, most)) do
-    if results >= most_results or lookups >= LOOKUPS then
+    if enough() then
       answer[4] = 1
       break
     end
+    looked_at = looked_at + 1
     if not hand_out(entry_of(id)) then redis.call('ZREM', OUT, id) end
   end
-  local looked_at = 0
   while answer[4] == 0 and #units < most do
     local entries = redis.call('XRANGE', LOG, '(' .. cursor, '+', 'COUNT', unit == 'group' and 100 or math.min(100, most - #units))
     if #entries == 0 then break end

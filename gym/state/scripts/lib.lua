@@ -143,11 +143,17 @@ local function drop_trajectory(member)
   end
 end
 
+-- Ranges of row numbers that are not published yet, read once in a call: no script looks at headers after it changed them.
+local staged
 local function unpublished(row)
-  for _, ranges in ipairs(redis.call('HVALS', STAGING)) do
-    for from, to in string.gmatch(ranges, '(%d+):(%d+)') do
-      if row >= tonumber(from) and row < tonumber(to) then return true end
+  if not staged then
+    staged = {}
+    for _, ranges in ipairs(redis.call('HVALS', STAGING)) do
+      for from, to in string.gmatch(ranges, '(%d+):(%d+)') do staged[#staged + 1] = { tonumber(from), tonumber(to) } end
     end
+  end
+  for _, range in ipairs(staged) do
+    if row >= range[1] and row < range[2] then return true end
   end
   return false
 end
@@ -252,27 +258,26 @@ local function parse_parked(entry)
   return environment, row, tonumber(from), tonumber(to)
 end
 
--- Take one rollout out of the parked ones, where it is among them.
-local function unpark(member, environment)
+-- Take samples [first, last) of a row out of the parked ones, those that are among them. Looks once at what is parked of
+-- the row, which may be as many entries as it has samples.
+local function unpark(environment, row, first, last)
   if any_parked == nil then any_parked = redis.call('EXISTS', PARKED) == 1 end
   if not any_parked then return end
-  local row, sample = string.match(member, '^(%d+):(%d+)$')
   local at = string.format('%s|%012d', environment, row)
-  sample = tonumber(sample)
   for _, entry in ipairs(redis.call('ZRANGEBYLEX', PARKED, '[' .. at .. ':', '(' .. at .. ';')) do
     local _, _, from, to = parse_parked(entry)
-    if sample >= from and sample < to then
+    if from < last and to > first then
       redis.call('ZREM', PARKED, entry)
       count('parked|' .. environment, from - to)
-      if from < sample then park(environment, row, from, sample) end
-      if sample + 1 < to then park(environment, row, sample + 1, to) end
-      return
+      if from < first then park(environment, row, from, first) end
+      if last < to then park(environment, row, last, to) end
     end
   end
 end
 
--- End one rollout wherever it is; false where it has ended already or does not exist.
-local function stop(member, letter, reason)
+-- End one rollout wherever it is; false where it has ended already or does not exist. `lined` says that the caller has taken
+-- it out of the line in which it waited.
+local function stop(member, letter, reason, lined)
   local value = redis.call('HGET', LIVE, member)
   if value then
     local live = parse_live(value)
@@ -291,7 +296,7 @@ local function stop(member, letter, reason)
   local row, sample = string.match(member, '^(%d+):(%d+)$')
   local samples, environment = row_header(row)
   if not samples or tonumber(sample) >= samples then return false end
-  unpark(member, environment)
+  if not lined then unpark(environment, row, tonumber(sample), sample + 1) end
   count('queued', -1)
   end_here(member, letter, reason, attempts_of(member), 0, environment)
   return true
@@ -305,11 +310,11 @@ local function stop_range(row, environment, from, to, letter, reason, lined)
   local lives, dones = redis.call('HMGET', LIVE, unpack(members)), redis.call('HMGET', DONE, unpack(members))
   local tries = redis.call('HMGET', TRIES, unpack(members))
   local now, replays, ended, stopped = now_ms(), {}, {}, 0
+  if not lined then unpark(environment, row, from, to) end
   for number, member in ipairs(members) do
     if lives[number] then
       if stop(member, letter, reason) then stopped = stopped + 1 end
     elseif not dones[number] then
-      if not lined then unpark(member, environment) end
       local attempts = tries[number] and select(2, string.gsub(tries[number], '\n', '\n')) or 0
       local id = redis.call('XADD', LOG, '*', 'm', member, 'o', OUTCOME[letter], 's', reason, 'a', attempts,
         'v', environment, 't', now, 'e', '')
@@ -330,7 +335,7 @@ end
 
 -- STOPS holds ROW -> NEXT|LETTER|REASON of groups too large for one script: samples from NEXT on are still to be ended,
 -- and none of them starts. `stops` in META counts them; the dispatcher steps them, see stop_step.lua.
-local STOP_AT_ONCE = 64
+local STOP_AT_ONCE, stop_room = 64, 256 -- of a group, and in one call
 local function stop_later(row, letter, reason)
   if redis.call('HSETNX', STOPS, row, '0|' .. letter .. '|' .. reason) == 1 then count('stops', 1) end
 end
@@ -343,11 +348,14 @@ local function stopping_from(row)
   return value and tonumber(string.match(value, '^%d+')) or nil
 end
 
--- End a group now, or bit by bit where it is large; returns how many have ended now.
+-- End a group now, or bit by bit where it is large or this call has ended enough; returns how many have ended now.
 local function stop_group(row, letter, reason)
   local samples, environment = row_header(row)
   if not samples then return 0 end
-  if samples <= STOP_AT_ONCE then return stop_range(row, environment, 0, samples, letter, reason, false) end
-  stop_later(row, letter, reason)
-  return 0
+  if samples > STOP_AT_ONCE or samples > stop_room then
+    stop_later(row, letter, reason)
+    return 0
+  end
+  stop_room = stop_room - samples
+  return stop_range(row, environment, 0, samples, letter, reason, false)
 end

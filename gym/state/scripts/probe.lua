@@ -8,9 +8,9 @@ if wanted ~= '' then
   if entries == 0 then return taken end
   local entry = redis.call('ZRANGEBYLEX', PARKED, least, most, 'LIMIT', seed % entries, 1)[1]
   local _, row, from, to = parse_parked(entry)
-  local member = row .. ':' .. (from + math.floor(seed / entries) % (to - from))
-  unpark(member, wanted)
-  take(member, wanted, false)
+  local sample = from + math.floor(seed / entries) % (to - from)
+  unpark(wanted, row, sample, sample + 1)
+  take(row .. ':' .. sample, wanted, false)
 else
   local due = redis.call('ZCOUNT', LATER, '-inf', now)
   for try = 0, MOST_LOOKED_AT do
@@ -20,9 +20,8 @@ else
     local choice = (seed + try) % choices
     if choice == due + backlog then
       local environment, row, from = parse_parked(released)
-      local member = row .. ':' .. from
-      unpark(member, environment)
-      take(member, environment, false)
+      unpark(environment, row, from, from + 1)
+      take(row .. ':' .. from, environment, false)
     elseif choice < due then
       take_due(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', choice, 1)[1], false)
       due = due - 1
