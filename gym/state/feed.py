@@ -23,10 +23,10 @@ from gym.state.results import START, LogEntry, Results, View
 from gym.state.store import ACK, GROUPS_ENDED, LEASE, Argument, Store
 
 LEASE_BYTES = 32 * 2**20
-LOOK_AT = 1000  # entries of the log that one script call looks at
-LIGHT_PORTION = 500
+LOOK_AT = 250  # entries of the log that one script call looks at
+LIGHT_PORTION = 250
 HEAVY_PORTION = 32
-ACK_PORTION = 500
+ACK_PORTION = 200
 
 
 class LeaseUnit(StrEnum):
@@ -142,23 +142,26 @@ class Feed:
         return int(answer[0])
 
     async def _entries(self, batch_id: str, found: Sequence[Any]) -> list[LogEntry]:
-        """What a lease handed out, with the fields of large groups, which are read here in portions.
+        """What a lease handed out, with the fields of large groups, of which it gave the ids, read in portions.
 
         A result that was taken back since is left out.
         """
         log = self._store.keys.batch(batch_id).log
-        bare = [entry_id for entry_id, flat in found if not flat]
+        bare = [entry_id for item in found if len(item) == 1 for entry_id in item[0].split()]
         read: dict[bytes, LogEntry] = {}
         for first in range(0, len(bare), HEAVY_PORTION * 4):
             pipeline = self._store.redis.pipeline(transaction=False)
             for entry_id in bare[first : first + HEAVY_PORTION * 4]:
                 pipeline.xrange(log, min=entry_id, max=entry_id)
             read |= {entry[0]: entry for entries in await pipeline.execute() for entry in entries}
-        entries = [
-            (entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) if flat else read.get(entry_id)
-            for entry_id, flat in found
-        ]
-        return [entry for entry in entries if entry is not None]
+        entries: list[LogEntry] = []
+        for ids, *fields in found:
+            if fields:
+                [flat] = fields
+                entries.append((ids, dict(zip(flat[::2], flat[1::2], strict=True))))
+            else:
+                entries += [read[entry_id] for entry_id in ids.split() if entry_id in read]
+        return entries
 
     async def wait(self, batch_id: str, consumer: str, *, timeout_s: float) -> None:
         """Return when there may be something to lease, at the latest after `timeout_s` or a second."""
@@ -174,7 +177,7 @@ class Feed:
         at = 0
         while at < len(cursors):
             keys = self._store.keys.batch(batch_id).scripted()
-            looked_at, *found = await self._store.run(GROUPS_ENDED, keys, cursors[at:])
+            looked_at, *found = await self._store.run(GROUPS_ENDED, keys, cursors[at : at + LOOK_AT])
             ended += found
             at += looked_at
         return {
@@ -204,9 +207,9 @@ def _of_batch(batch_id: str, rollout_id: str, at: int) -> str:
 
 
 def _portions(members: Sequence[str]) -> list[list[str]]:
-    """Members as one script call takes them, those of a group together; one empty portion where there are none."""
+    """Distinct members as one script call takes them, those of a group together; one empty portion of none."""
     portions: list[list[str]] = [[]]
-    for _, group in itertools.groupby(sorted(members, key=_row_of), key=_row_of):
+    for _, group in itertools.groupby(sorted(set(members), key=_row_of), key=_row_of):
         if len(portions[-1]) >= ACK_PORTION:
             portions.append([])
         portions[-1] += group

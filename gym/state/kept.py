@@ -13,7 +13,6 @@ from gym.state.batches import everything, keep_for
 from gym.state.ends import fold, forget
 from gym.state.store import DROP, REMOVE, Store
 
-
 REMOVED_WITHIN_S = 3600.0
 """After this a batch that nobody removed ends by itself, which may hold Redis up for as long as it is large."""
 

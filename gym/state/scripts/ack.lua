@@ -1,7 +1,7 @@
 -- A consumer has used results: they are not handed to it again.
 -- The last five KEYS: feeds, and the four of the consumer
--- ARGV: consumer, lease (empty: whatever the lease), whether to look only (0 | 1), then members; without any, all of the
---   lease
+-- ARGV: consumer, lease (empty: whatever the lease), whether to look only (0 | 1), then members, none twice; without any,
+--   all of the lease
 -- Returns {missing} | {partial, row, its rollouts that were named, its rollouts} | {acknowledged, results}
 local consumer, lease = ARGV[1], ARGV[2]
 redis.call('HDEL', FEED, '') -- as in lease.lua
@@ -31,12 +31,11 @@ elseif known[1] == 'rollout' then
     strike(string.match(redis.call('HGET', DONE, ARGV[i]) or '', '|([%d-]+)$'), 1)
   end
 else
-  local rows, named, seen = {}, {}, {}
+  local rows, named = {}, {}
   for i = 4, #ARGV do
-    local row = string.match(ARGV[i], '^(%d+):')
+    local row = string.sub(ARGV[i], 1, string.find(ARGV[i], ':', 1, true) - 1)
     if not named[row] then rows[#rows + 1] = row end
-    if not seen[ARGV[i]] then named[row] = (named[row] or 0) + 1 end
-    seen[ARGV[i]] = true
+    named[row] = (named[row] or 0) + 1
   end
   for _, row in ipairs(rows) do
     local samples = row_header(row) or 0

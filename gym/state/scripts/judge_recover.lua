@@ -10,10 +10,15 @@ local now = now_ms()
 local waiting, resent = 0, 0
 local cursor, entries, whole = some_live(ARGV[2], tonumber(ARGV[3]))
 local load = {}
+gather()
 for i = 1, #entries, 2 do
   local member, live = entries[i], parse_live(entries[i + 1])
   local lost = live.state == 'j' and dead[string.match(live.worker, '/(.*)$')]
   if lost or live.state == 's' and overdue > 0 and live.since < overdue then
+    if waiting + resent >= MOST_CHANGED then
+      cursor, whole = '=' .. ARGV[2], false
+      break
+    end
     if lost then
       local header, lines = judging_of(member)
       header.lost = header.lost + 1
@@ -33,6 +38,7 @@ for i = 1, #entries, 2 do
     if is_parked(live) then load[parked] = (load[parked] or 0) + 1 end
   end
 end
+settle()
 -- what is counted of judges is what is there, whatever befell the counters; of much it cannot be counted at one moment
 if whole then
   redis.call('DEL', JUDGES)

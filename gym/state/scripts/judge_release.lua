@@ -10,6 +10,7 @@ local entries = redis.call('ZRANGEBYLEX', AWAITING, later, '(' .. judge .. '|:',
 if #entries == 0 then
   entries = redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|p', '(' .. judge .. '|q', 'LIMIT', 0, most)
 end
+gather()
 for _, entry in ipairs(entries) do
   local member, live = who_waits(entry)
   if member then
@@ -17,4 +18,5 @@ for _, entry in ipairs(entries) do
     enter_judging(member, 'w', live.attempt, live.token, now, live.environment, judge, '')
   end
 end
+settle()
 return #entries

@@ -3,8 +3,8 @@
 -- ARGV: consumer, unit (rollout | group), lease, its length in ms, most units, most results (one unit may exceed it),
 --       most entries of the log to look at, units of this lease that the caller has
 -- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, {log id, fields}, ...}; of a large
--- group the fields are left out, to be read apart
-local LARGE_GROUP = 200
+-- group it is {log ids}, whose fields are to be read apart
+local LARGE_GROUP = 100
 local consumer, unit, lease = ARGV[1], ARGV[2], ARGV[3]
 local most, most_results, most_entries, have = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
@@ -19,11 +19,11 @@ local cursor = known[2] or '0-0'
 local answer = { 'leased', run, tostring(expires), 0, 0 }
 local units, results = {}, 0
 
-local function give(id, entries)
+local function give(id, many, entries)
   for _, entry in ipairs(entries) do answer[#answer + 1] = entry end
   redis.call('ZADD', OUT, expires, id)
-  units[#units + 1] = #entries == 1 and id or id .. '*' .. #entries
-  results = results + #entries
+  units[#units + 1] = many == 1 and id or id .. '*' .. many
+  results = results + many
 end
 
 local function entry_of(id) return redis.call('XRANGE', LOG, id, id)[1] end
@@ -39,7 +39,7 @@ local function hand_out(entry)
   if not entry then return false end
   local id = entry[1]
   if unit == 'rollout' then
-    give(id, { entry })
+    give(id, 1, { entry })
     return true
   end
   local row = string.match(entry[2][2], '^(%d+):')
@@ -50,10 +50,12 @@ local function hand_out(entry)
   if completed[row].last ~= id then return false end
   local entries = {}
   local ids = completed[row].ids
-  for number, each in ipairs(ids) do
-    entries[number] = #ids > LARGE_GROUP and { each, {} } or each == id and entry or entry_of(each)
+  if #ids > LARGE_GROUP then
+    entries[1] = { table.concat(ids, ' ') }
+  else
+    for number, each in ipairs(ids) do entries[number] = each == id and entry or entry_of(each) end
   end
-  give(id, entries)
+  give(id, #ids, entries)
   return true
 end
 

@@ -57,10 +57,12 @@ local function parse_live(value)
            environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
 end
 
--- All that is live where that is little, else a page of it: the next cursor, entries, and whether these are all.
+-- All that is live where that is little, else a page of it: the next cursor, entries, and whether these are all. A cursor
+-- with `=` before it is that of a page that is not done with: a call changes at most MOST_CHANGED of it.
+local MOST_CHANGED = 150
 local function some_live(cursor, most)
   if redis.call('HLEN', LIVE) <= most then return '0', redis.call('HGETALL', LIVE), true end
-  local page = redis.call('HSCAN', LIVE, cursor, 'COUNT', most)
+  local page = redis.call('HSCAN', LIVE, string.match(cursor, '%d+'), 'COUNT', most)
   return page[1], page[2], false
 end
 

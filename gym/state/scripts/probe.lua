@@ -13,7 +13,7 @@ if wanted ~= '' then
   take(row .. ':' .. sample, wanted, false)
 else
   local due = redis.call('ZCOUNT', LATER, '-inf', now)
-  for try = 0, MOST_LOOKED_AT do
+  for try = 1, 250 do
     local backlog, released = redis.call('LLEN', BACKLOG), first_released()
     local choices = due + backlog + (released and 1 or 0)
     if moved > 0 or choices == 0 or looked_at >= MOST_LOOKED_AT then break end

@@ -35,8 +35,13 @@ local function died(member, live)
 end
 
 local cursor, entries = some_live(ARGV[4], tonumber(ARGV[5]))
+gather()
 for i = 1, #entries, 2 do
   local member, live = entries[i], parse_live(entries[i + 1])
+  if requeued + failed + resent >= MOST_CHANGED then
+    cursor = '=' .. ARGV[4]
+    break
+  end
   if live.state == 'd' then
     if overdue > 0 and live.since < overdue then
       redis.call('HDEL', LIVE, member)
@@ -48,4 +53,5 @@ for i = 1, #entries, 2 do
     died(member, live)
   end
 end
+settle()
 return { requeued, failed, resent, mark_end(), cursor }
