@@ -13,6 +13,7 @@ from gym.state.batches import everything, keep_for
 from gym.state.ends import fold, forget
 from gym.state.store import DROP, REMOVE, Store
 
+KEYS_AT_ONCE = 500
 REMOVED_WITHIN_S = 3600.0
 """After this a batch that nobody removed ends by itself, which may hold Redis up for as long as it is large."""
 
@@ -104,7 +105,10 @@ class Kept:
         scripted = keys.batch(batch_id).scripted()
         await fold(self._store, batch_id)  # it may have run again and ended since
         others = [key for key in await everything(self._store, batch_id) if key not in scripted]
-        if await self._store.run(REMOVE, [*scripted, *others], [before_ms]):
+        while len(others) > KEYS_AT_ONCE:  # those of many consumers
+            part, others = others[:KEYS_AT_ONCE], others[KEYS_AT_ONCE:]
+            await self._store.run(REMOVE, [*scripted, *part], [before_ms, len(scripted) + 1])
+        if await self._store.run(REMOVE, [*scripted, *others], [before_ms, 1]):
             return True
         if not await redis.hexists(keys.batch(batch_id).meta, "ended_at"):
             await self.removed(batch_id)  # it will be entered again

@@ -171,6 +171,22 @@ async def test_cancelling_is_repeatable_and_keeps_what_had_finished(
     assert 'farm_rollouts_total{outcome="cancelled"} 5.0' in (await http.get("/metrics")).text
 
 
+async def test_a_large_batch_is_being_cancelled_when_the_answer_comes_whoever_asks_and_how_often(
+    http: httpx.AsyncClient, row: Row
+) -> None:
+    batch_id = await submit(http, [row] * 3, num_samples=1000)
+    answers = await asyncio.gather(*(http.delete(f"/v1/batches/{batch_id}") for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [202] * 4
+    bodies = [answer.json() for answer in answers]
+    ended = sum(body["cancelled"] for body in bodies)
+    assert 0 < ended < 1000
+    assert {body["left"] for body in bodies} == {3000 - ended}
+    assert {body["state"] for body in bodies} == {"cancelled"}
+    group = await submit(http, [row], num_samples=1000)
+    answer = await http.delete(f"/v1/groups/{group}:0")
+    assert (answer.status_code, answer.json()["left"]) == (202, 1000)
+
+
 async def test_a_cancel_that_comes_before_its_submission_wins(http: httpx.AsyncClient, row: Row) -> None:
     for path in ("/v1/batches/early", "/v1/groups/late:0", "/v1/rollouts/late:1:0"):
         assert (await http.delete(path)).json()["tombstone"] is True

@@ -260,9 +260,14 @@ async def an_ended_batch_goes(bench: Bench) -> None:
     await bench.submit(20, MAX_SAMPLES)
     await bench.plain.redis.hset(bench.keys.traj, mapping={f"0:{sample}": b"x" * 200 for sample in range(50_000)})
     await bench.end()
+    feed = Feed(bench.plain, bench.blobs)
+    for consumer in range(300):
+        await feed.lease("b", f"c{consumer}", most=1, ttl_s=60)
     kept = Kept(bench.metered)
     assert await kept.drop("b", DropReason.SIZE)
     assert await kept.remove("b", 2**60)
+    names = [key async for key in bench.plain.redis.scan_iter(f"{bench.plain.keys.prefix}:b:*", count=1000)]
+    assert [name for name in names if not name.endswith(b":done")] == []  # that ends by itself
 
 
 async def a_draining_worker_hands_back_what_it_has(bench: Bench) -> None:
