@@ -24,6 +24,9 @@ from gym.task import MAX_SAMPLES
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 ROW = {"responses_create_params": {"input": [{"role": "user", "content": "what's it like in Oslo?"}]}}
 SLOW_SCRIPT_MS = 20
+OWN_MS = 10
+"""The rest of a slow command's time it waited for a processor: other processes of the machine had it."""
+
 AT_ONCE = 8
 
 
@@ -50,6 +53,28 @@ class Seen:
 
 
 Slow = tuple[float, str]
+
+
+@dataclass(frozen=True, slots=True)
+class RedisTime:
+    """Commands above `SLOW_SCRIPT_MS`, a script's mean in ms, and seconds for which Redis waited for a processor."""
+
+    slow: list[Slow]
+    mean_ms: float
+    waited_s: float
+
+    @property
+    def unexplained_s(self) -> float:
+        """How much longer the slow commands took than they may, without the time that Redis waited."""
+        return sum(ms - OWN_MS for ms, _ in self.slow) / 1000 - self.waited_s
+
+
+async def waited_s(redis: Redis) -> float:
+    """Seconds that Redis's main thread was ready to run and did not, since it started."""
+    pid = (await redis.info("server"))["process_id"]
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+
+
 SCRIPTS = {script.sha: name for name, script in vars(store).items() if isinstance(script, Script)}
 
 
@@ -134,8 +159,8 @@ async def cancel_beside_another_run(http: httpx.AsyncClient, batch_id: str, subm
     return Seen(seen.latencies, seen.ready, took_s)
 
 
-async def cancel_a_large_run(farm: LocalFarm, wide_rows: int, small_rows: int) -> tuple[Seen, Seen, list[Slow], float]:
-    """What was seen of the other run before and during the cancellation, slow scripts in ms, and the slowest's mean."""
+async def cancel_a_large_run(farm: LocalFarm, wide_rows: int, small_rows: int) -> tuple[Seen, Seen, RedisTime]:
+    """What was seen of the other run before and during the cancellation, and of Redis during it."""
     async with (
         httpx.AsyncClient(base_url=farm.url, timeout=300) as http,
         Redis.from_url(farm.redis_url) as redis,
@@ -147,34 +172,32 @@ async def cancel_a_large_run(farm: LocalFarm, wide_rows: int, small_rows: int) -
         await redis.config_set("slowlog-max-len", 10_000)
         await redis.slowlog_reset()
         await redis.config_resetstat()
+        waited_before_s = await waited_s(redis)
         during = await cancel_beside_another_run(http, batch_id, submitted)
         slow = [(entry["duration"] / 1000, name_of(entry["command"])) for entry in await redis.slowlog_get(10_000)]
         stats = (await redis.info("commandstats"))["cmdstat_evalsha"]
-        return before, during, slow, stats["usec_per_call"] / 1000
+        waited = await waited_s(redis) - waited_before_s
+        return before, during, RedisTime(slow, stats["usec_per_call"] / 1000, waited)
 
 
-def report(before: Seen, during: Seen, slow: list[Slow], mean_ms: float) -> str:
-    return (
+def check(before: Seen, during: Seen, redis: RedisTime) -> None:
+    said = (
         f"cancelled in {during.took_s:.1f} s; p95 of the other run {before.p95_s:.3f} s before, {during.p95_s:.3f} s "
-        f"during, {len(during.latencies)} times; {len(during.ready)} looks at /readyz; {len(slow)} commands above "
-        f"{SLOW_SCRIPT_MS} ms {sorted(slow)[-5:]}; a script takes {mean_ms:.2f} ms on average"
+        f"during, {len(during.latencies)} times; {len(during.ready)} looks at /readyz; {len(redis.slow)} commands "
+        f"above {SLOW_SCRIPT_MS} ms {sorted(redis.slow)[-5:]}, Redis waited {redis.waited_s:.1f} s for a processor; a script "
+        f"takes {redis.mean_ms:.2f} ms on average"
     )
+    sys.stdout.write(f"{said}\n")
+    assert set(during.ready) == {200}, said
+    assert redis.unexplained_s <= 0.1, said
+    assert redis.mean_ms <= SLOW_SCRIPT_MS / 2, said
+    assert during.p95_s <= 2 * before.p95_s + 0.5, said
 
 
 async def test_200_000_queued_rollouts_are_cancelled_and_another_run_notices_nothing(quick_farm: LocalFarm) -> None:
-    before, during, slow, mean_ms = await cancel_a_large_run(quick_farm, wide_rows=40, small_rows=3616)
-    said = report(before, during, slow, mean_ms)
-    assert set(during.ready) == {200}, said
-    # a machine that is busy with other things may stop Redis for a while in the middle of a script; not in every one
-    assert len(slow) <= 10, said
-    assert during.p95_s <= 2 * before.p95_s + 0.5, said
+    check(*await cancel_a_large_run(quick_farm, wide_rows=40, small_rows=3616))
 
 
 @pytest.mark.slow
 async def test_two_million_queued_rollouts_are_cancelled_and_another_run_notices_nothing(quick_farm: LocalFarm) -> None:
-    before, during, slow, mean_ms = await cancel_a_large_run(quick_farm, wide_rows=400, small_rows=36_160)
-    said = report(before, during, slow, mean_ms)
-    sys.stdout.write(f"{said}\n")
-    assert set(during.ready) == {200}, said
-    assert len(slow) <= 10, said
-    assert during.p95_s <= 2 * before.p95_s + 0.5, said
+    check(*await cancel_a_large_run(quick_farm, wide_rows=400, small_rows=36_160))
