@@ -12,6 +12,9 @@ from gym.state.store import ADOPT, AUDIT, ScriptCall, Store
 MOST_LIVE = 2000
 MOST_BACKLOG = 500
 SEARCHED_PER_STEP = 500
+AT_ONCE = 4
+"""Batches counted in one round trip: Redis may run all that a client has sent before it turns to another one."""
+
 FIRST_STEPS = 20
 """Of a search for what nothing holds, before the rest is left to further steps."""
 
@@ -72,7 +75,9 @@ class Audits:
             ScriptCall(AUDIT, self._store.keys.batch(batch_id).scripted(), [cursor, MOST_LIVE, MOST_BACKLOG])
             for batch_id, cursor in cursors.items()
         ]
-        answers = await self._store.run_many(calls) if calls else []
+        answers: list[Any] = []
+        for first in range(0, len(calls), AT_ONCE):
+            answers += await self._store.run_many(calls[first : first + AT_ONCE])
         found = []
         for batch_id, answer in zip(cursors, answers, strict=True):
             if isinstance(answer, Exception):

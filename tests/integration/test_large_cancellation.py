@@ -184,8 +184,8 @@ def check(before: Seen, during: Seen, redis: RedisTime) -> None:
     said = (
         f"cancelled in {during.took_s:.1f} s; p95 of the other run {before.p95_s:.3f} s before, {during.p95_s:.3f} s "
         f"during, {len(during.latencies)} times; {len(during.ready)} looks at /readyz; {len(redis.slow)} commands "
-        f"above {SLOW_SCRIPT_MS} ms {sorted(redis.slow)[-5:]}, Redis waited {redis.waited_s:.1f} s for a processor; a script "
-        f"takes {redis.mean_ms:.2f} ms on average"
+        f"above {SLOW_SCRIPT_MS} ms {sorted(redis.slow)[-5:]}, Redis waited {redis.waited_s:.1f} s for a processor; "
+        f"a script takes {redis.mean_ms:.2f} ms on average"
     )
     sys.stdout.write(f"{said}\n")
     assert set(during.ready) == {200}, said
