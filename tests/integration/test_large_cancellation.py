@@ -72,7 +72,7 @@ class RedisTime:
 async def waited_s(redis: Redis) -> float:
     """Seconds that Redis's main thread was ready to run and did not, since it started."""
     pid = (await redis.info("server"))["process_id"]
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return int((await asyncio.to_thread(Path(f"/proc/{pid}/schedstat").read_text)).split()[1]) / 1e9
 
 
 SCRIPTS = {script.sha: name for name, script in vars(store).items() if isinstance(script, Script)}

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 from gym.ids import GroupRef, parse_member
+from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
 from gym.state import store as stores
 from gym.state.audit import MOST_BACKLOG, MOST_LIVE, Audits
 from gym.state.batches import Batches
 from gym.state.cancellation import cancel, step_stops
+from gym.state.captured_call import CallAnswer, CallRequest, Underway
+from gym.state.captures import Captures
 from gym.state.feed import Feed, LeaseUnit
 from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
 from gym.state.kept import DropReason, Kept
@@ -25,6 +28,7 @@ from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import Script, Store
 from gym.state.submission import NewBatch, StagedRow, Staging
 from gym.task import MAX_SAMPLES, RowHeader
+from gym.trajectory import Usage
 from tests.integration.state.metered import Metered
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
@@ -276,6 +280,28 @@ async def a_draining_worker_hands_back_what_it_has(bench: Bench) -> None:
     assert await bench.measured.bounce("b", [(item.member, item.attempt) for item in taken]) == SLICE
 
 
+async def a_model_call_has_very_many_messages(bench: Bench) -> None:
+    captures = Captures(bench.metered)
+    messages: list[JsonObject] = [{"role": "user", "content": str(number)} for number in range(50_000)]
+    reply: JsonObject = {"role": "assistant", "content": "yes"}
+    answer = CallAnswer(
+        completion={"choices": [{"message": reply}]}, overflow=None, created_at=0.0, finish="stop", usage=Usage(),
+        tokens=None, version_before=None, version_after=None, endpoint="http://model", duration_s=0.1, attempts=1,
+    )  # fmt: skip
+    asked = [messages, [*messages, reply, {"role": "user", "content": "why?"}]]
+    for turn, conversation in enumerate(asked):
+        body: JsonObject = {"model": "m", "messages": conversation}
+        call = await captures.begin(
+            CallRequest(
+                rollout_id="b:0:0", attempt=1, dialect="chat", body=body, chat=body, policy="p", model="m",
+                request_items=None,
+            )
+        )  # fmt: skip
+        assert isinstance(call, Underway)
+        assert (call.known, call.before) == ((0, 0), (50_001, 50_001))[turn]
+        await captures.record(call, answer)
+
+
 Scenario = Callable[[Bench], Awaitable[None]]
 SCENARIOS: dict[Scenario, set[str]] = {
     everything_is_in_lines_and_is_cancelled: {"cancel"},
@@ -295,14 +321,15 @@ SCENARIOS: dict[Scenario, set[str]] = {
     many_results_are_leased_and_come_back: {"lease", "ack"},
     an_ended_batch_goes: {"drop", "remove", "fold"},
     a_draining_worker_hands_back_what_it_has: {"bounce"},
+    a_model_call_has_very_many_messages: {"capture_begin", "capture_record"},
 }  # fmt: skip
 """What is done, and the scripts that it measures."""
 
 OF_ONE_THING = {"alarm", "alone", "insist", "lead", "policy_report", "refund", "retry", "session_open"}
 """Scripts without a loop: they handle one rollout, session or key."""
 
-OF_A_FEW = {"breaker", "capture_begin", "capture_mark", "capture_record"}
-"""Scripts of which the caller bounds what they loop over: failures that open a breaker, messages of a conversation."""
+OF_A_FEW = {"breaker", "capture_mark"}
+"""Scripts that loop over the failures that open a breaker, which a setting bounds, and over four keys."""
 
 LIBRARIES = {"lib", "dispatch", "feed"}
 
