@@ -23,6 +23,7 @@ from gym.errors import JudgeFailed, RolloutError
 from gym.jsontypes import JsonObject
 from gym.judges.desk import Desk
 from gym.results.blobs import BlobStore
+from gym.results.storable import describe_error
 from gym.state.breakers import BreakerKey, Breakers
 from gym.state.judging import JudgeClaim, Judging
 from gym.state.keys import Keys
@@ -33,7 +34,14 @@ from gym.state.verdicts import StoredVerdicts
 from workers.committer import Committer
 from workers.judge_breakers import JudgeWatch
 from workers.judge_runner import Decided, Held, Judged, JudgeRunner, Undecided
-from workers.judged import judged_record, judged_sums, try_line, unjudged_record
+from workers.judged import (
+    bare_unjudged,
+    judged_record,
+    judged_sums,
+    try_line,
+    unjudged_record,
+    unrecordable_verdict,
+)
 from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
 
@@ -192,10 +200,16 @@ class JudgingRuntime:
             _LOG.error("judging of %s was not recorded: %s", task.get_name(), error, extra={"action": "commit_failed"})
 
     async def _judge(self, judged: Judged) -> None:
-        claim = judged.claim
         found = await self._runner.run(judged)
         judged.committing = True
         took_s = time.monotonic() - judged.began
+        try:
+            await self._record(judged, found, took_s)
+        except Exception as fault:  # noqa: BLE001  whatever it is, the rollout is to end
+            await self._commit_failed(judged, unrecordable_verdict(judged, found, fault), took_s)
+
+    async def _record(self, judged: Judged, found: Decided | Undecided | Held | RolloutError, took_s: float) -> None:
+        claim = judged.claim
         failure = found.error if isinstance(found, Undecided) else found if isinstance(found, RolloutError) else None
         await self._breakers.ended(judged, failure)
         again = partial(self._judging.again_call, claim.batch_id, claim.member, claim.token)
@@ -214,6 +228,18 @@ class JudgingRuntime:
                 await self._commit(judged, record)
             case error:
                 await self._commit(judged, unjudged_record(claim, error, worker=self.worker, took_s=took_s))
+
+    async def _commit_failed(self, judged: Judged, error: RolloutError, took_s: float) -> None:
+        """Commit that judging failed, and only that where what is known of the rollout cannot be stored either."""
+        claim = judged.claim
+        _LOG.error("%s:%s: %s", claim.batch_id, claim.member, error.message, extra={"action": "unrecordable"})
+        try:
+            await self._commit(judged, unjudged_record(claim, error, worker=self.worker, took_s=took_s))
+        except Exception as fault:  # noqa: BLE001  there is a plainer one
+            _LOG.warning(
+                "%s:%s: %s", claim.batch_id, claim.member, describe_error(fault), extra={"action": "unrecordable"}
+            )
+            await self._commit(judged, bare_unjudged(judged, error, worker=self.worker))
 
     async def _commit(self, judged: Judged, record: JsonObject) -> None:
         claim, spec = judged.claim, judged.spec
