@@ -42,11 +42,14 @@ from workers.judged import (
     unjudged_record,
     unrecordable_verdict,
 )
+from workers.reconciliation import compare_every_s
 from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
+from workers.unheld import Unheld
 
 WATCH_S = 0.5
 ANSWER_S = 2.0  # for Redis, before something is handed back
+WATCHING_S = 3.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -82,6 +85,15 @@ class JudgingRuntime:
             parked=self._breakers.parked,
         )
         self._running: dict[asyncio.Task[None], Judged] = {}
+        self._beginning: set[tuple[str, str, str]] = set()
+        self._unheld = Unheld(
+            self._store,
+            self._committer,
+            worker,
+            every_s=compare_every_s(settings.worker.lease_ttl_s),
+            spec=self._specs.get,
+            held=self._held,
+        )
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -128,17 +140,20 @@ class JudgingRuntime:
     ) -> int:
         """Claim what is still ours to judge, judge it side by side, and return how many that were."""
         started: list[asyncio.Task[None]] = []
+        beginning = {(batch_id, member, "") for member, _ in wanted}
         try:
             spec = None if self.draining else await self._specs.get(batch_id)
             if self.draining:
                 await self._hand_back([(batch_id, member, token) for member, token in wanted])
             elif spec is not None:
+                self._beginning |= beginning
                 claims = await self._claim(batch_id, wanted)
                 if self._drains():  # since then
                     await self._hand_back([(batch_id, claim.member, claim.token) for claim in claims])
                 else:
                     started = await self._begin(claims, spec, probe)
         finally:
+            self._beginning -= beginning
             self.slots.free(len(wanted) - len(started))
         if probe is not None and not started:
             await self._breakers.probe_lost(probe)
@@ -264,20 +279,30 @@ class JudgingRuntime:
             self._committer.add_total("rollouts:cancelled", answer.stopped)
 
     async def _watch(self) -> None:
-        """Stop what was cancelled or given to others."""
+        """Stop what was cancelled or given to others, and hand back what is not here."""
         while True:
             await asyncio.sleep(WATCH_S)
-            tasks = [(task, judged) for task, judged in self._running.items() if not judged.committing]
-            if not tasks:
-                continue
             try:
-                standing = await self._rollouts.still_mine([judged.claim for _, judged in tasks])
-            except RedisError as error:
+                async with asyncio.timeout(WATCHING_S):
+                    await self._stop_void_claims()
+                    if not self.draining:  # a drain hands back what is left
+                        await self._unheld.hand_back_when_due()
+            except (RedisError, TimeoutError) as error:
                 _LOG.warning("claims not checked: %s", error, extra={"action": "watch_failed"})
-                continue
-            for (task, judged), mine in zip(tasks, standing, strict=True):
-                if not mine and not judged.committing:
-                    task.cancel()
+
+    async def _stop_void_claims(self) -> None:
+        tasks = [(task, judged) for task, judged in self._running.items() if not judged.committing]
+        if not tasks:
+            return
+        standing = await self._rollouts.still_mine([judged.claim for _, judged in tasks], self.worker)
+        for (task, judged), mine in zip(tasks, standing, strict=True):
+            if not mine and not judged.committing:
+                task.cancel()
+
+    def _held(self) -> set[tuple[str, str, str]]:
+        """The (batch, member, token) that this worker has or is about to have, the token empty of what it claims."""
+        claims = [judged.claim for judged in self._running.values()]
+        return {(claim.batch_id, claim.member, claim.token) for claim in claims} | self._beginning
 
     async def reaches_redis(self) -> bool:
         """Return whether something can be handed back now."""

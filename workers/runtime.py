@@ -36,11 +36,13 @@ from gym.state.store import RedisAway, Store, end_tasks
 from workers.breakers import BreakerWatch
 from workers.claims import Claims
 from workers.committer import Committer
+from workers.reconciliation import compare_every_s
 from workers.recording import HAND_BACK_BYTES, Recorder, kept_calls
 from workers.runner import Runner, Running, start
 from workers.sessions import SessionHost
 from workers.slots import Slots
 from workers.suspects import SuspectRuns
+from workers.unheld import Unheld
 
 WATCH_S = 0.5
 ANSWER_S = 2.0  # for Redis, before something is handed back
@@ -110,9 +112,24 @@ class Runtime:
             bounds=bounds,
         )
         self._sessions = SessionHost(
-            self._store, settings.sessions, self._registry, self._threads, self._processes, worker, bounds
+            self._store,
+            settings.sessions,
+            self._registry,
+            self._threads,
+            self._processes,
+            worker,
+            bounds,
+            compare_every_s=compare_every_s(settings.worker.lease_ttl_s),
         )
         self._claims = Claims(self._store, self._policies, worker, draining=lambda: self.draining)
+        self._unheld = Unheld(
+            self._store,
+            self._committer,
+            worker,
+            every_s=compare_every_s(settings.worker.lease_ttl_s),
+            spec=self._claims.spec,
+            held=self._held,
+        )
         self._loose: set[asyncio.Task[None]] = set()  # that do not end though they were told to
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
@@ -285,6 +302,7 @@ class Runtime:
             try:
                 async with asyncio.timeout(VOID_CLAIMS_S):
                     await self._stop_void_claims()
+                    await self._compare()
             except (RedisError, TimeoutError) as error:
                 _LOG.warning("claims not checked: %s", error, extra={"action": "watch_failed"})
 
@@ -310,7 +328,7 @@ class Runtime:
         tasks = [(task, running) for task, running in self._running.items() if not running.committing]
         if not tasks:
             return
-        standing = await self._rollouts.still_mine([running.claim for _, running in tasks])
+        standing = await self._rollouts.still_mine([running.claim for _, running in tasks], self.worker)
         for (task, running), mine in zip(tasks, standing, strict=True):
             if not mine and not running.stopping and not running.committing:
                 running.stop(task)
@@ -318,6 +336,18 @@ class Runtime:
     async def reaches_redis(self) -> bool:
         """Return whether something can be handed back now."""
         return await self._store.answers(within_s=ANSWER_S)
+
+    async def _compare(self) -> None:
+        """Hand back what Redis says is here and is not, and close what it does not know; a drain does that anyway."""
+        if not self.draining:
+            told = await self._unheld.hand_back_when_due()
+            await self._sessions.compare_when_due(() if told is None else told.sessions)
+
+    def _held(self) -> set[tuple[str, str, str]]:
+        """The (batch, member, token) that this worker has or is about to have, the token empty of what it claims."""
+        claims = [*(running.claim for running in self._running.values()), *self._suspects.waiting]
+        held = {(claim.batch_id, claim.member, claim.token) for claim in claims}
+        return held | {(batch_id, member, "") for batch_id, member in self._claims.under_way}
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, wait for what runs, and hand back what is left without using up its attempt.

@@ -283,6 +283,10 @@ class Keys:
         """hash: worker → what it is and how busy, JSON."""
         return f"{self.prefix}:worker-info"
 
+    def assigned(self, worker: str) -> str:
+        """String with a time to live: what Redis says that a worker holds, JSON (`gym.state.assignments`)."""
+        return f"{self.prefix}:assigned:{worker}"
+
     @property
     def judge_replicas(self) -> str:
         """zset: `JUDGE REPLICA` → end of its lease in ms of the server's clock."""
