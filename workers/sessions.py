@@ -36,6 +36,7 @@ from gym.trajectory import Trajectory
 
 LISTEN_S = 4.0
 SWEEP_S = 1.0
+COMPARE_S = 3.0
 AGAIN_S = 0.5
 _LOG = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class SessionHost:
         worker: str,
         bounds: ValueBounds = BOUNDS,
         *,
-        compare_every_s: float,
+        compare_every_s: float = COMPARE_S,
     ) -> None:
         self._bounds = bounds
         self._compare_every_s = compare_every_s
