@@ -71,7 +71,7 @@ class LeaseReader(Generic[T]):
         self._lease: Lease | None = None
         self._used: list[T] = []
         self._position = START
-        self._given = Given(batch_id)
+        self._given = Given(batch_id, acknowledged=True)
 
     def next(self, wait_s: float) -> Flow[Sequence[T]]:
         """Acknowledge the lease in hand, and take another one."""
@@ -89,8 +89,10 @@ class LeaseReader(Generic[T]):
                     position=self._position,
                 )
             except Conflict as error:
-                self._given.went_back_to(error, unacknowledged=True)
+                self._given.went_back_to(error)
                 self._position = START
+                for names in self._given.remembered(NAMED_AT_ONCE):  # these acknowledgements may be lost
+                    yield from calls.ack(self._batch_id, consumer=self._consumer, rollout_ids=names)
             else:
                 break
         self.done = lease.done

@@ -121,7 +121,9 @@ class ChaosFarm:
                 await asyncio.sleep(POLL_S)
 
     def redis_url(self) -> str | None:
-        """Where the embedded server answers, None where it has never been started."""
+        """The farm's Redis: the one it was given, else the embedded one, None where that has never been started."""
+        if "FARM_REDIS_URL" in self._settings:
+            return self._settings["FARM_REDIS_URL"]
         with contextlib.suppress(FileNotFoundError):
             return (self.data_dir / "redis" / "url").read_text()
         return None
