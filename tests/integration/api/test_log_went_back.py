@@ -1,4 +1,4 @@
-"""A Redis that lost its last writes under readers of a batch: none of them is given a result twice without being told."""
+"""A Redis that lost its last writes under readers of a batch: none is given a result twice without being told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from gym.client import AsyncBatch, AsyncFarm, connect, connect_sync
+from gym.client import AsyncBatch, AsyncFarm, connect
 from gym.errors import Conflict
 
 pytestmark = pytest.mark.anyio
@@ -187,20 +187,37 @@ async def test_a_stream_of_results_says_so_in_its_last_line_and_does_not_look_co
     put_back = await copy(worker, batch.batch_id)
     await end(worker, batch.batch_id, 2)
     lines: list[Any] = []
-    accept = {"accept": "application/x-ndjson"}
-    with pytest.raises(httpx.RemoteProtocolError):
+
+    async def read() -> None:
+        accept = {"accept": "application/x-ndjson"}
         async with served.stream("GET", f"/v1/batches/{batch.batch_id}/results", headers=accept) as answer:
             async for line in answer.aiter_lines():
-                lines += [orjson.loads(line)] if line else []
+                lines.extend([orjson.loads(line)] if line else [])
                 if len(lines) == 4:
                     await put_back()
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        await read()
     assert [line.get("outcome") for line in lines] == ["succeeded"] * 4 + [None]
     assert lines[-1]["error"]["code"] == "log_went_back"
 
 
-def test_single_calls_raise_it(url: str, worker: Any) -> None:
-    with connect_sync(url) as farm:
-        batch = farm.submit([{"environment": "weather", "responses_create_params": {"input": "Oslo?"}}])
-        with pytest.raises(Conflict) as raised:
-            batch.lease(consumer="c", position="1700000000000-1000009")
+async def test_a_single_lease_raises_it(farm: AsyncFarm, row: Row) -> None:
+    batch = await farm.submit([row])
+    with pytest.raises(Conflict) as raised:
+        await batch.lease(consumer="c", position="1700000000000-1000009")
     assert raised.value.code == "log_went_back"
+
+
+async def test_results_whose_acknowledgement_was_lost_are_passed_over_with_a_warning(
+    farm: AsyncFarm, worker: Any, row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = await begin(farm, worker, row, ended=12)
+    put_back = await copy(worker, batch.batch_id)  # nothing is handed out yet
+    used: list[str] = []
+    async with aclosing(batch.leased("trainer", most=4)) as results:
+        used += [(await anext(results)).rollout_id for _ in range(9)]
+        await put_back()
+        used += [result.rollout_id async for result in results]
+    assert sorted(used) == sorted(f"{batch.batch_id}:{number}:0" for number in range(12))
+    assert "come again: Redis has lost their acknowledgement" in caplog.text
