@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import orjson
 import pytest
 
@@ -140,6 +141,9 @@ ODD_ENDS = {
     "a number of another library as the reward": (
         finished(reward=odd_reward(Odd(0.5))), "verifier_error", "reward is ", "Odd",
     ),
+    "a number of numpy as the reward": (
+        finished(reward=odd_reward(numpy.float64(0.5))), "verifier_error", "reward is ", "numpy.float64",
+    ),
     "an object among the components": (
         finished(reward=odd_reward(1.0, length=object())), "verifier_error", "reward_components.length", "object",
     ),
@@ -204,8 +208,10 @@ async def test_a_disk_that_refuses_is_an_infrastructure_fault_until_no_attempt_i
     large = finished(reward=Reward(1.0), items=[{"type": "message", "content": "x" * 5000}])
     await recording.recorder.record(running, large)
     assert await recording.ledger() == {"queued": 1}
-    await asyncio.sleep(1.0)
-    [taken] = await recording.rollouts.take("b", 1)
+    async with asyncio.timeout(10):
+        while not (again := await recording.rollouts.take("b", 1)):
+            await asyncio.sleep(0.02)
+    [taken] = again
     assert taken.attempt == 2
     [claim] = await recording.rollouts.claim("b", "w", [(taken.member, taken.attempt)])
     await recording.recorder.record(start(claim, running.spec), large)
