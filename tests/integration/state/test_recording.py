@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import numpy
+import numpy as np
 import orjson
 import pytest
 
@@ -142,7 +142,7 @@ ODD_ENDS = {
         finished(reward=odd_reward(Odd(0.5))), "verifier_error", "reward is ", "Odd",
     ),
     "a number of numpy as the reward": (
-        finished(reward=odd_reward(numpy.float64(0.5))), "verifier_error", "reward is ", "numpy.float64",
+        finished(reward=odd_reward(np.float64(0.5))), "verifier_error", "reward is ", "numpy.float64",
     ),
     "an object among the components": (
         finished(reward=odd_reward(1.0, length=object())), "verifier_error", "reward_components.length", "object",
@@ -209,7 +209,7 @@ async def test_a_disk_that_refuses_is_an_infrastructure_fault_until_no_attempt_i
     await recording.recorder.record(running, large)
     assert await recording.ledger() == {"queued": 1}
     async with asyncio.timeout(10):
-        while not (again := await recording.rollouts.take("b", 1)):
+        while not (again := await recording.rollouts.take("b", 1)):  # noqa: ASYNC110  Redis has no event for it
             await asyncio.sleep(0.02)
     [taken] = again
     assert taken.attempt == 2
