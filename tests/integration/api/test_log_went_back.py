@@ -38,9 +38,11 @@ async def copy(worker: Any, batch_id: str) -> PutBack:
 
     async def put_back() -> None:
         later = [name async for name in redis.scan_iter(match=f"farm:b:{{{batch_id}}}:*")]
-        await redis.delete(*later)
-        for name, value in kept.items():
-            await redis.restore(name, 0, value)
+        async with redis.pipeline(transaction=True) as pipeline:  # no reader finds the batch missing
+            pipeline.delete(*later)
+            for name, value in kept.items():
+                pipeline.restore(name, 0, value)
+            await pipeline.execute()
 
     return put_back
 
