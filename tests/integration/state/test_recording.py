@@ -121,6 +121,16 @@ def odd_reward(value: object, **components: object) -> Reward:
     return reward
 
 
+def odd_ask(*, answer: str = "a", facts: Any = None) -> Ask:
+    """An ask with values that its constructor would refuse."""
+    question = Question(judge="j", answer="a")
+    object.__setattr__(question, "answer", answer)
+    ask = Ask((question,))
+    object.__setattr__(ask, "questions", (question,))
+    object.__setattr__(ask, "facts", facts or {})
+    return ask
+
+
 def nested() -> list[Any]:
     value: list[Any] = []
     for _ in range(5000):
@@ -151,11 +161,11 @@ ODD_ENDS = {
         finished(reward=odd_reward(1.0, size=2**70)), "verifier_error", "reward_components.size", "64 bits",
     ),
     "an object among an ask's facts": (
-        finished(ask=Ask((Question(judge="j", answer="a"),), {"seen": {1, 2}})),
+        finished(ask=odd_ask(facts={"seen": {1, 2}})),
         "verifier_error", "ask.facts.seen", "set",
     ),
     "half a surrogate pair in an ask": (
-        finished(ask=Ask((Question(judge="j", answer="\ud83c"),))),
+        finished(ask=odd_ask(answer="\ud83c")),
         "verifier_error", "ask.questions[0].answer", "surrogate",
     ),
     "an object in the conversation": (
@@ -176,7 +186,7 @@ ODD_ENDS = {
         finished(reward=odd_reward(float("nan"))), "internal", "is no number", "could not be recorded",
     ),
     "an error whose text is not UTF-8": (
-        finished(error=EnvironmentFailed("lone \ud83c")), "environment_error", "lone \\ud83c", "",
+        finished(error=EnvironmentFailed("lone \ud83c")), "environment_error", "lone ?", "",
     ),
 }  # fmt: skip
 
