@@ -21,6 +21,9 @@ class LeaseBody(BaseModel):
     ttl_s: Seconds = 300.0
     unit: LeaseUnit = LeaseUnit.ROLLOUT
     lease_id: Annotated[str | None, Field(pattern=ID_PATTERN, description="makes the call repeatable")] = None
+    position: Annotated[
+        str | None, Field(description="of the answer before, `0-0` at first; 409 `log_went_back` where it is lost")
+    ] = None
 
 
 class AckBody(BaseModel):

@@ -233,13 +233,14 @@ class ResultPage(BaseModel):
 class LeaseAnswer(BaseModel):
     """Leased results; `done` is true when the batch has ended and this consumer has acknowledged all of it.
 
-    `expires_at` is null where nothing is leased.
+    `expires_at` is null where nothing is leased; `position`, for the next call, is there where one was given.
     """
 
     items: list[ResultAnswer]
     lease_id: str
     expires_at: str | None
     done: bool
+    position: str | None = None
 
 
 class Acknowledged(BaseModel):

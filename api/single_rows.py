@@ -23,6 +23,7 @@ from gym.errors import Conflict, NotFound
 from gym.ids import RolloutRef, new_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import Batches
+from gym.state.log_position import LogWentBack
 from gym.state.results import Results, View
 from gym.state.store import Store, end_tasks
 from gym.state.submission import NewBatch, StagedRow, Staging, canonical_digest
@@ -145,6 +146,9 @@ class SingleRows:
                 except RedisError as error:
                     _LOG.warning("batch %s not read: %s", batch_id, error, extra={"action": "redis_unavailable"})
                     await asyncio.sleep(READ_AGAIN_S)
+                    continue
+                except LogWentBack as error:
+                    after = error.resume_after
                     continue
                 after = page.next_after
                 for record in page.records:

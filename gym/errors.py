@@ -18,7 +18,7 @@ FarmError
     ├── AgentFailed         AgentUnreachable
     ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed
     ├── JudgeFailed         JudgeUnreachable, JudgeRefused, VerdictUnreadable
-    ├── BadRow, Internal
+    ├── BadRow, Internal (StorageFailed)
     └── TimedOut, Stalled, WorkerLost
 
 A failed rollout is data: a RolloutError is raised at one boundary, recorded once, and ends in a result's `error`.
@@ -316,6 +316,12 @@ class WorkerLost(RolloutError):
 
 class Internal(RolloutError):
     """A fault of the farm itself."""
+
+
+class StorageFailed(Internal):
+    """What is to be recorded cannot be stored for now: the disk is full, read-only, or away."""
+
+    retryable = True
 
 
 def text_of(error: BaseException) -> str:

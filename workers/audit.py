@@ -15,10 +15,12 @@ from redis.exceptions import ResponseError
 
 from gym.config import Settings
 from gym.state.alarms import Alarm, AlarmKind, Alarms
+from gym.state.assignments import Assignments
 from gym.state.audit import Audits, Holdings
 from gym.state.batches import activate
 from gym.state.judging import Judging
 from gym.state.leases import WorkerStatus
+from gym.state.recount import recount
 from gym.state.rollouts import Rollouts
 from gym.state.server import NEEDED, explain
 from gym.state.store import Store
@@ -46,6 +48,7 @@ class Auditor:
         self._alarms = Alarms(store)
         self._rollouts = Rollouts(store)
         self._judging = Judging(store)
+        self._assignments = Assignments(store)
         self._suspicions = Suspicions()
         self._progress: dict[str, Progress] = {}
         self._cursors: dict[str, str] = {}
@@ -99,28 +102,61 @@ class Auditor:
 
     async def _remedy(self, batch: Batch, finding: Finding) -> Alarm:
         """The alarm, with what was done about it."""
-        alarm = finding.alarm
-        if finding.remedy is Remedy.RECOVER:
-            recovered = await self._rollouts.recover(
-                batch.batch_id,
-                overdue_ms=0,
-                max_attempts=batch.max_attempts,
-                dead_workers=[alarm.worker],
-                suspect_after=self._settings.dispatcher.suspect_after,
-            )
-            judged_again, _ = await self._judging.recover(batch.batch_id, overdue_ms=0, dead_workers=[alarm.worker])
-            done = f"{recovered.requeued} were queued again, {recovered.failed} had no attempt left"
-            if judged_again:
-                done = f"{done}, {judged_again} wait for a judge again"
-            return replace(alarm, message=f"{alarm.message}; {done}")
-        if finding.remedy is Remedy.ADOPT:
-            search = await self._audits.adopt(batch.batch_id)
-            if search is None:
-                return replace(alarm, message=f"{alarm.message}; too much is under way to look for them yet")
-            rollouts = tuple(f"{batch.batch_id}:{member}" for member in search.members[:SHOWN_ROLLOUTS])
-            done = f"{len(search.members)} were queued again" + (", the search goes on" if search.goes_on_at else "")
-            return replace(alarm, rollouts=rollouts, message=f"{alarm.message}; {done}")
-        return alarm
+        remedies = {
+            Remedy.ADOPT: self._adopt,
+            Remedy.RECOUNT: self._recount,
+            Remedy.RECOVER: self._recover,
+            Remedy.TAKE_BACK: self._take_back,
+            Remedy.RESEND: self._resend,
+        }
+        return await remedies[finding.remedy](batch, finding.alarm)
+
+    async def _adopt(self, batch: Batch, alarm: Alarm) -> Alarm:
+        search = await self._audits.adopt(batch.batch_id)
+        if search is None:
+            return replace(alarm, message=f"{alarm.message}; too much is under way to look for them yet")
+        rollouts = tuple(f"{batch.batch_id}:{member}" for member in search.members[:SHOWN_ROLLOUTS])
+        done = f"{len(search.members)} were queued again" + (", the search goes on" if search.goes_on_at else "")
+        return replace(alarm, rollouts=rollouts, message=f"{alarm.message}; {done}")
+
+    async def _recount(self, batch: Batch, alarm: Alarm) -> Alarm:
+        done = await recount(self._store, batch.batch_id)
+        return replace(alarm, message=f"{alarm.message}; {'counted anew' if done else 'to be counted anew later'}")
+
+    async def _recover(self, batch: Batch, alarm: Alarm) -> Alarm:
+        recovered = await self._rollouts.recover(
+            batch.batch_id,
+            overdue_ms=0,
+            max_attempts=batch.max_attempts,
+            dead_workers=[alarm.worker],
+            suspect_after=self._settings.dispatcher.suspect_after,
+        )
+        judged_again, _ = await self._judging.recover(batch.batch_id, overdue_ms=0, dead_workers=[alarm.worker])
+        done = f"{recovered.requeued} were queued again, {recovered.failed} had no attempt left"
+        if judged_again:
+            done = f"{done}, {judged_again} wait for a judge again"
+        return replace(alarm, message=f"{alarm.message}; {done}")
+
+    async def _take_back(self, batch: Batch, alarm: Alarm) -> Alarm:
+        """What a worker that renews its lease should have ended: it runs again elsewhere, and stops there if it can."""
+        limit_ms = int((batch.rollout_timeout_s + self._settings.dispatcher.no_progress_s) * 1000)
+        latest = await self._store.now_ms() - limit_ms
+        assigned = await self._assignments.of_batches([batch.batch_id])
+        late = [each for each in assigned if each.worker == alarm.worker and each.since < latest]
+        message = f"worker {alarm.worker} did not end it within its limits"
+        calls = self._assignments.take_back_calls(late, max_attempts=batch.max_attempts, message=message)
+        answers = [await self._store.run(call.script, call.keys, call.args) for call in calls]
+        again, failed = sum(answer[0] for answer in answers), sum(answer[1] for answer in answers)
+        return replace(alarm, message=f"{alarm.message}; {again} were queued again, {failed} had no attempt left")
+
+    async def _resend(self, batch: Batch, alarm: Alarm) -> Alarm:
+        """A job that was not lost after all finds its rollouts claimed, or claims them first."""
+        now = await self._store.now_ms()
+        recovered = await self._rollouts.recover(
+            batch.batch_id, overdue_ms=now, max_attempts=batch.max_attempts, dead_workers=[]
+        )
+        _, asked = await self._judging.recover(batch.batch_id, overdue_ms=now, dead_workers=[])
+        return replace(alarm, message=f"{alarm.message}; {recovered.resent + asked} are sent again")
 
     async def _raise(self, alarm: Alarm) -> None:
         if self._standing is not None and alarm.name in self._standing:

@@ -32,6 +32,11 @@ class Claims:
         self._specs = Specs(store, draining=draining)
         self._claiming: set[tuple[str, str]] = set()
 
+    @property
+    def under_way(self) -> set[tuple[str, str]]:
+        """The (batch, member) that are being claimed: Redis may say already that they are here."""
+        return self._claiming
+
     async def spec(self, batch_id: str) -> BatchSpec | None:
         """A batch's options, which never change; `None` where the batch is gone, or a drain began."""
         spec = await self._specs.get(batch_id)

@@ -13,7 +13,7 @@ import random
 from contextlib import suppress
 from typing import Any
 
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import DataError, OutOfMemoryError, RedisError
 
 from gym.state.store import ScriptCall, Store, insisting, will_pass
 
@@ -36,7 +36,7 @@ class Committer:
         self.totals: dict[str, int] = {}
 
     async def send(self, call: ScriptCall) -> Any:
-        """The script's answer. Raises redis-py's ResponseError where the script failed."""
+        """The script's answer. Raises redis-py's ResponseError where the script failed, or why it cannot be sent."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
         self._some.set()
@@ -76,12 +76,28 @@ class Committer:
                 if error is None:
                     await self._side_effects()
                     return
+            except DataError as odd:
+                await self._refuse(batch, odd)
+                return
             except RedisError as away:
                 error = away
+            except Exception as odd:  # noqa: BLE001  a change that cannot be sent must not hold up the others
+                await self._refuse(batch, odd)
+                return
             failures += 1
             if failures == 1 or failures % 30 == 0:
                 _LOG.warning("%d changes wait for Redis: %s", len(batch), error, extra={"action": "commit_waiting"})
             await asyncio.sleep(min(2.0, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
+
+    async def _refuse(self, batch: list[Change], error: Exception) -> None:
+        """Give back the change that cannot be sent at all, and send the others."""
+        if len(batch) > 1:
+            for change in batch:
+                await self._send([change])
+            return
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(error)
 
     async def _send_once(self, batch: list[Change]) -> tuple[list[Change], Exception | None]:
         """What has to be sent again, and why."""

@@ -20,6 +20,7 @@ from workers.active import Batch
 from workers.audit import Auditor
 from workers.judge_dispatch import LOOKS, JudgeDispatch
 from workers.publisher import Publisher
+from workers.reconciliation import Reconciliation
 from workers.retention import Retention
 
 INTERVAL_S = 1.0
@@ -41,6 +42,7 @@ class Housekeeping:
         self._judges = judges
         self._retention = Retention(settings, store)
         self._auditor = Auditor(settings, store)
+        self._reconciliation = Reconciliation(settings, store)
         self._due_at = 0.0
         self._looked_at = -math.inf
         self._resend_look_at = 0.0
@@ -85,6 +87,7 @@ class Housekeeping:
             else:
                 await self._look_after(batch, now, overdue_ms, dead)
         await self._judges.look_after(batches.values(), workers, now, dead)
+        await self._reconciliation.run_when_due(batches.values(), workers)
         await self._auditor.run_when_due(batches, workers)
         await self._retention.run_when_due()
         for worker in dead:

@@ -130,7 +130,7 @@ class JudgeRunner:
     async def _decide(self, judged: Judged) -> Decided | Undecided:
         claim = judged.claim
         if claim.lost >= judged.spec.limits.max_attempts:
-            lost = WorkerLost(f"{claim.lost} judge workers died while they had it")
+            lost = WorkerLost(f"{claim.lost} judge workers died while they had it, or lost it")
             lost.stage = Stage.JUDGE
             raise lost
         packed = await self._blobs.read(claim.ask)

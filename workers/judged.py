@@ -10,12 +10,14 @@ from typing import Any
 
 import orjson
 
-from gym.errors import RolloutError
+from gym.errors import Internal, RolloutError, Stage, VerifierFailed
+from gym.ids import parse_member
 from gym.jsontypes import JsonObject
+from gym.results.storable import describe_error, storable_text, unstorable
 from gym.state.judging import JudgeClaim
 from gym.state.rejudge import score_sums
 from gym.state.results import rfc3339
-from workers.judge_runner import Decided
+from workers.judge_runner import Decided, Held, Judged, Undecided
 
 
 def judged_record(claim: JudgeClaim, decided: Decided, *, worker: str, took_s: float) -> JsonObject:
@@ -43,7 +45,7 @@ def unjudged_record(claim: JudgeClaim, error: RolloutError, *, worker: str, took
     record = _with_time(claim, took_s)
     at = rfc3339(claim.now + int(took_s * 1000))
     record["verdicts"].append(
-        {"judge": claim.judge, "score": None, "error": error.message, "round": _round(record), "at": at}
+        {"judge": claim.judge, "score": None, "error": storable_text(error.message), "round": _round(record), "at": at}
     )
     if claim.old_outcome is not None:
         return record
@@ -51,17 +53,68 @@ def unjudged_record(claim: JudgeClaim, error: RolloutError, *, worker: str, took
     failure = {
         "kind": error.kind,
         "stage": error.stage,
-        "message": error.message,
+        "message": storable_text(error.message),
         "retryable": error.retryable,
         "attempts": attempts,
     }
     return record | {"outcome": "failed", "error": failure, "judged_by": worker, "finished_at": at}
 
 
+def bare_unjudged(judged: Judged, error: RolloutError, *, worker: str) -> JsonObject:
+    """The record of a rollout that could not be judged, from nothing but its claim."""
+    claim = judged.claim
+    rollout = parse_member(claim.batch_id, claim.member)
+    at = rfc3339(claim.now)
+    verdict = {"judge": claim.judge, "score": None, "error": storable_text(error.message), "round": 1, "at": at}
+    return {
+        "rollout_id": str(rollout),
+        "batch_id": claim.batch_id,
+        "run": judged.spec.run,
+        "group_id": rollout.group_id,
+        "task_id": rollout.group_id,
+        "sample_index": rollout.sample,
+        "attempt": claim.attempt,
+        "environment": claim.environment,
+        "outcome": "failed" if claim.old_outcome is None else claim.old_outcome,
+        "stop_reason": "error",
+        "error": {**orjson.loads(try_line(claim, error, worker)), "stage": error.stage, "retryable": error.retryable}
+        | {"attempts": []},
+        "reward": None,
+        "reward_components": {},
+        "judge": claim.judge,
+        "verdicts": [verdict],
+        "policy_version": None,
+        "usage": {"input_tokens": 0, "output_tokens": 0},
+        "model_calls": 0,
+        "tool_calls": 0,
+        "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
+        "judged_by": worker,
+        "finished_at": at,
+    }
+
+
+def unrecordable_verdict(
+    judged: Judged, found: Decided | Undecided | Held | RolloutError, fault: Exception
+) -> RolloutError:
+    """The error of a judged rollout that could not be recorded because of `fault`; it names the value."""
+    named = None
+    try:
+        if isinstance(found, Decided):
+            named = unstorable({"reward": found.reward, "verdicts": found.verdicts}, "judged")
+    except Exception as odd:  # noqa: BLE001  values of user code may do anything when they are looked at
+        named = f"a value cannot be looked at: {describe_error(odd)}"
+    kind = Internal if named is None else VerifierFailed
+    where = f"attempt {judged.claim.attempt}" if named is None else f"{judged.claim.environment}: {named}"
+    error = kind(f"the result could not be recorded: {where} ({describe_error(fault)})")
+    error.stage = Stage.JUDGE
+    return error
+
+
 def try_line(claim: JudgeClaim, error: RolloutError, worker: str) -> bytes:
     """One line of a rollout's tries at judging."""
     return orjson.dumps(
-        {"attempt": claim.attempt, "worker": worker, "kind": error.kind, "judge": claim.judge, "message": error.message}
+        {"attempt": claim.attempt, "worker": worker, "kind": error.kind, "judge": claim.judge}
+        | {"message": storable_text(error.message)}
     )
 
 

@@ -23,6 +23,7 @@ from gym.errors import JudgeFailed, RolloutError
 from gym.jsontypes import JsonObject
 from gym.judges.desk import Desk
 from gym.results.blobs import BlobStore
+from gym.results.storable import describe_error
 from gym.state.breakers import BreakerKey, Breakers
 from gym.state.judging import JudgeClaim, Judging
 from gym.state.keys import Keys
@@ -33,12 +34,22 @@ from gym.state.verdicts import StoredVerdicts
 from workers.committer import Committer
 from workers.judge_breakers import JudgeWatch
 from workers.judge_runner import Decided, Held, Judged, JudgeRunner, Undecided
-from workers.judged import judged_record, judged_sums, try_line, unjudged_record
+from workers.judged import (
+    bare_unjudged,
+    judged_record,
+    judged_sums,
+    try_line,
+    unjudged_record,
+    unrecordable_verdict,
+)
+from workers.reconciliation import compare_every_s
 from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
+from workers.unheld import Unheld
 
 WATCH_S = 0.5
 ANSWER_S = 2.0  # for Redis, before something is handed back
+WATCHING_S = 3.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -74,6 +85,15 @@ class JudgingRuntime:
             parked=self._breakers.parked,
         )
         self._running: dict[asyncio.Task[None], Judged] = {}
+        self._beginning: set[tuple[str, str, str]] = set()
+        self._unheld = Unheld(
+            self._store,
+            self._committer,
+            worker,
+            every_s=compare_every_s(settings.worker.lease_ttl_s),
+            spec=self._specs.get,
+            held=self._held,
+        )
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -120,17 +140,20 @@ class JudgingRuntime:
     ) -> int:
         """Claim what is still ours to judge, judge it side by side, and return how many that were."""
         started: list[asyncio.Task[None]] = []
+        beginning = {(batch_id, member, "") for member, _ in wanted}
         try:
             spec = None if self.draining else await self._specs.get(batch_id)
             if self.draining:
                 await self._hand_back([(batch_id, member, token) for member, token in wanted])
             elif spec is not None:
+                self._beginning |= beginning
                 claims = await self._claim(batch_id, wanted)
                 if self._drains():  # since then
                     await self._hand_back([(batch_id, claim.member, claim.token) for claim in claims])
                 else:
                     started = await self._begin(claims, spec, probe)
         finally:
+            self._beginning -= beginning
             self.slots.free(len(wanted) - len(started))
         if probe is not None and not started:
             await self._breakers.probe_lost(probe)
@@ -192,10 +215,16 @@ class JudgingRuntime:
             _LOG.error("judging of %s was not recorded: %s", task.get_name(), error, extra={"action": "commit_failed"})
 
     async def _judge(self, judged: Judged) -> None:
-        claim = judged.claim
         found = await self._runner.run(judged)
         judged.committing = True
         took_s = time.monotonic() - judged.began
+        try:
+            await self._record(judged, found, took_s)
+        except Exception as fault:  # noqa: BLE001  whatever it is, the rollout is to end
+            await self._commit_failed(judged, unrecordable_verdict(judged, found, fault), took_s)
+
+    async def _record(self, judged: Judged, found: Decided | Undecided | Held | RolloutError, took_s: float) -> None:
+        claim = judged.claim
         failure = found.error if isinstance(found, Undecided) else found if isinstance(found, RolloutError) else None
         await self._breakers.ended(judged, failure)
         again = partial(self._judging.again_call, claim.batch_id, claim.member, claim.token)
@@ -214,6 +243,18 @@ class JudgingRuntime:
                 await self._commit(judged, record)
             case error:
                 await self._commit(judged, unjudged_record(claim, error, worker=self.worker, took_s=took_s))
+
+    async def _commit_failed(self, judged: Judged, error: RolloutError, took_s: float) -> None:
+        """Commit that judging failed, and only that where what is known of the rollout cannot be stored either."""
+        claim = judged.claim
+        _LOG.error("%s:%s: %s", claim.batch_id, claim.member, error.message, extra={"action": "unrecordable"})
+        try:
+            await self._commit(judged, unjudged_record(claim, error, worker=self.worker, took_s=took_s))
+        except Exception as fault:  # noqa: BLE001  there is a plainer one
+            _LOG.warning(
+                "%s:%s: %s", claim.batch_id, claim.member, describe_error(fault), extra={"action": "unrecordable"}
+            )
+            await self._commit(judged, bare_unjudged(judged, error, worker=self.worker))
 
     async def _commit(self, judged: Judged, record: JsonObject) -> None:
         claim, spec = judged.claim, judged.spec
@@ -234,20 +275,30 @@ class JudgingRuntime:
             self._committer.add_total("rejudged")
 
     async def _watch(self) -> None:
-        """Stop what was cancelled or given to others."""
+        """Stop what was cancelled or given to others, and hand back what is not here."""
         while True:
             await asyncio.sleep(WATCH_S)
-            tasks = [(task, judged) for task, judged in self._running.items() if not judged.committing]
-            if not tasks:
-                continue
             try:
-                standing = await self._rollouts.still_mine([judged.claim for _, judged in tasks])
-            except RedisError as error:
+                async with asyncio.timeout(WATCHING_S):
+                    await self._stop_void_claims()
+                    if not self.draining:  # a drain hands back what is left
+                        await self._unheld.hand_back_when_due()
+            except (RedisError, TimeoutError) as error:
                 _LOG.warning("claims not checked: %s", error, extra={"action": "watch_failed"})
-                continue
-            for (task, judged), mine in zip(tasks, standing, strict=True):
-                if not mine and not judged.committing:
-                    task.cancel()
+
+    async def _stop_void_claims(self) -> None:
+        tasks = [(task, judged) for task, judged in self._running.items() if not judged.committing]
+        if not tasks:
+            return
+        standing = await self._rollouts.still_mine([judged.claim for _, judged in tasks], self.worker)
+        for (task, judged), mine in zip(tasks, standing, strict=True):
+            if not mine and not judged.committing:
+                task.cancel()
+
+    def _held(self) -> set[tuple[str, str, str]]:
+        """The (batch, member, token) that this worker has or is about to have, the token empty of what it claims."""
+        claims = [judged.claim for judged in self._running.values()]
+        return {(claim.batch_id, claim.member, claim.token) for claim in claims} | self._beginning
 
     async def reaches_redis(self) -> bool:
         """Return whether something can be handed back now."""

@@ -12,6 +12,7 @@ from gym.episode import Finished
 from gym.errors import RolloutError
 from gym.jsontypes import JsonObject
 from gym.results.record import call_json, pack_trajectory, version_span
+from gym.results.storable import storable_text
 from gym.reward import PASS_REWARD
 from gym.rollout import StopReason
 from gym.state.results import rfc3339
@@ -27,7 +28,7 @@ def error_line(running: Running, error: RolloutError, worker: str) -> bytes:
             "attempt": running.claim.attempt,
             "worker": worker,
             "kind": error.kind,
-            "message": error.message,
+            "message": storable_text(error.message),
             "retryable": error.retryable,
         }
     )
@@ -66,6 +67,37 @@ def record(running: Running, finished: Finished, worker: str) -> bytes:
     )
 
 
+def bare_record(running: Running, error: RolloutError, worker: str) -> bytes:
+    """The record of a failed attempt from nothing but its claim: what is stored where all else cannot be."""
+    claim, rollout = running.claim, running.rollout
+    return orjson.dumps(
+        {
+            "rollout_id": str(rollout),
+            "batch_id": rollout.batch_id,
+            "run": running.spec.run,
+            "group_id": rollout.group_id,
+            "task_id": claim.task_id,
+            "sample_index": rollout.sample,
+            "attempt": claim.attempt,
+            "environment": claim.environment,
+            "outcome": "failed",
+            "stop_reason": StopReason.ERROR,
+            "error": {**orjson.loads(error_line(running, error, worker)), "stage": error.stage, "attempts": []},
+            "reward": None,
+            "reward_components": {},
+            "judge": None,
+            "verdicts": [],
+            "policy_version": None,
+            "usage": Usage(),
+            "model_calls": 0,
+            "tool_calls": 0,
+            "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
+            "worker": worker,
+            "finished_at": rfc3339(claim.claimed_at),
+        }
+    )
+
+
 def _error(running: Running, finished: Finished, worker: str) -> JsonObject | None:
     error = finished.error
     if error is None:
@@ -75,7 +107,7 @@ def _error(running: Running, finished: Finished, worker: str) -> JsonObject | No
     return {
         "kind": error.kind,
         "stage": error.stage,
-        "message": error.message,
+        "message": storable_text(error.message),
         "retryable": error.retryable,
         "attempts": attempts,
     }

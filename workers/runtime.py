@@ -23,33 +23,31 @@ from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.values import ValueBounds
-from gym.episode import Finished
 from gym.jsontypes import JsonObject
-from gym.judges.base import Ask
 from gym.proxy.client import PolicyClient
 from gym.results.blobs import BlobStore
 from gym.sandbox.pool import close_loop_pool, configure_loop_pool
 from gym.state.breakers import BreakerKey, BreakerKind, Breakers
-from gym.state.judging import Handover, Judging
+from gym.state.judging import Judging
 from gym.state.keys import Keys
 from gym.state.policies import PolicyCache
-from gym.state.rollouts import Claim, Commit, Rollouts
+from gym.state.rollouts import Claim, Rollouts
 from gym.state.store import RedisAway, Store, end_tasks
 from workers.breakers import BreakerWatch
 from workers.claims import Claims
 from workers.committer import Committer
-from workers.record import error_line, packed_calls, packed_trajectory, record, sums
-from workers.retries import retry_in_s
+from workers.reconciliation import compare_every_s
+from workers.recording import HAND_BACK_BYTES, Recorder, kept_calls
 from workers.runner import Runner, Running, start
 from workers.sessions import SessionHost
 from workers.slots import Slots
 from workers.suspects import SuspectRuns
+from workers.unheld import Unheld
 
 WATCH_S = 0.5
 ANSWER_S = 2.0  # for Redis, before something is handed back
 VOID_CLAIMS_S = 3.0
 HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
-HAND_BACK_BYTES = 64 * 2**20
 _LOG = logging.getLogger(__name__)
 
 
@@ -68,12 +66,21 @@ class Runtime:
         self._settings = settings
         self._store = Store.connect(redis_url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
         self._rollouts = Rollouts(self._store)
-        self._judging = Judging(self._store)
-        self._blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
         self._policies = PolicyCache(self._store, worker)
         self._committer = Committer(self._store)
         self._breakers = BreakerWatch(
             Breakers(self._store, settings.breakers), self._rollouts, self._committer, on_release=self._reopen
+        )
+        self._running: dict[asyncio.Task[None], Running] = {}
+        self._recorder = Recorder(
+            worker=worker,
+            rollouts=self._rollouts,
+            judging=Judging(self._store),
+            committer=self._committer,
+            breakers=self._breakers,
+            blobs=BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes),
+            running=self._running.values,
+            draining=lambda: self.draining,
         )
         self._suspects = SuspectRuns(
             slots=slots,
@@ -105,10 +112,24 @@ class Runtime:
             bounds=bounds,
         )
         self._sessions = SessionHost(
-            self._store, settings.sessions, self._registry, self._threads, self._processes, worker, bounds
+            self._store,
+            settings.sessions,
+            self._registry,
+            self._threads,
+            self._processes,
+            worker,
+            bounds,
+            compare_every_s=compare_every_s(settings.worker.lease_ttl_s),
         )
         self._claims = Claims(self._store, self._policies, worker, draining=lambda: self.draining)
-        self._running: dict[asyncio.Task[None], Running] = {}
+        self._unheld = Unheld(
+            self._store,
+            self._committer,
+            worker,
+            every_s=compare_every_s(settings.worker.lease_ttl_s),
+            spec=self._claims.spec,
+            held=self._held,
+        )
         self._loose: set[asyncio.Task[None]] = set()  # that do not end though they were told to
         self._services: list[asyncio.Task[None]] = []
         self._idle = asyncio.Event()
@@ -263,59 +284,8 @@ class Runtime:
 
     async def _run(self, running: Running) -> None:
         finished = await self._runner.run(running)
-        if running.loose:
-            return
-        running.committing = True
-        error = finished.error
-        handed_back = await self._breakers.ended(running, error, self._running.values())
-        blameless = self._breakers.blamed(running, error) is not None
-        replay = packed_calls(running, most_bytes=HAND_BACK_BYTES) if blameless else b""
-        if handed_back:
-            await self._committer.send(self._rollouts.retry_call(running.claim, b"", 0, replay=replay))
-            self._committer.add_total("handed_back")
-            return
-        delay_s = None if error is None else retry_in_s(error, running.claim.tries, running.spec.limits)
-        if error is not None and delay_s is not None:
-            line = error_line(running, error, self.worker)
-            await self._committer.send(self._rollouts.retry_call(running.claim, line, delay_s, replay=replay))
-            self._committer.add_total("retries")
-            return
-        if finished.ask is not None:
-            await self._leave_to_judges(running, finished, finished.ask)
-        else:
-            await self._commit(running, finished)
-
-    async def _leave_to_judges(self, running: Running, finished: Finished, ask: Ask) -> None:
-        """Leave it to the judges; the slot is free once this is recorded."""
-        packed = packed_trajectory(running, finished)
-        attempt = running.claim.attempt
-        handover = Handover(
-            judge=ask.questions[0].judge,
-            record=record(running, finished, self.worker),
-            ask=await self._blobs.write(running.rollout, attempt, ask.pack(), part="ask"),
-            trajectory=b"" if packed is None else await self._blobs.write(running.rollout, attempt, packed),
-        )
-        if not await self._committer.send(self._judging.ask_call(running.claim, handover)):
-            self._committer.add_total("fenced")
-
-    async def _commit(self, running: Running, finished: Finished) -> None:
-        packed = packed_trajectory(running, finished)
-        blob = b""
-        if packed is not None:
-            blob = await self._blobs.write(running.rollout, running.claim.attempt, packed)
-        outcome = "failed" if finished.error is not None else "succeeded"
-        spec = running.spec
-        commit = Commit(
-            outcome=outcome,
-            record=record(running, finished, self.worker),
-            trajectory=blob,
-            usable=finished.reward is not None,
-            early_stop=spec.early_stop.min_usable if spec.early_stop is not None else 0,
-            sums=sums(finished),
-        )
-        answer = self._rollouts.committed(await self._committer.send(self._rollouts.commit_call(running.claim, commit)))
-        if not answer.verdict:
-            self._committer.add_total("fenced")
+        if not running.loose:
+            await self._recorder.record(running, finished)
 
     async def _watch(self) -> None:
         """Stop what was cancelled or given to others, and what has stalled."""
@@ -332,6 +302,7 @@ class Runtime:
             try:
                 async with asyncio.timeout(VOID_CLAIMS_S):
                     await self._stop_void_claims()
+                    await self._compare()
             except (RedisError, TimeoutError) as error:
                 _LOG.warning("claims not checked: %s", error, extra={"action": "watch_failed"})
 
@@ -351,13 +322,13 @@ class Runtime:
         running.loose = running.committing = True
         del self._running[task]
         self._loose.add(task)
-        self._keep(self._commit(running, self._runner.cut_off(running)), running)
+        self._keep(self._recorder.commit(running, self._runner.cut_off(running)), running)
 
     async def _stop_void_claims(self) -> None:
         tasks = [(task, running) for task, running in self._running.items() if not running.committing]
         if not tasks:
             return
-        standing = await self._rollouts.still_mine([running.claim for _, running in tasks])
+        standing = await self._rollouts.still_mine([running.claim for _, running in tasks], self.worker)
         for (task, running), mine in zip(tasks, standing, strict=True):
             if not mine and not running.stopping and not running.committing:
                 running.stop(task)
@@ -365,6 +336,18 @@ class Runtime:
     async def reaches_redis(self) -> bool:
         """Return whether something can be handed back now."""
         return await self._store.answers(within_s=ANSWER_S)
+
+    async def _compare(self) -> None:
+        """Hand back what Redis says is here and is not, and close what it does not know; a drain does that anyway."""
+        if not self.draining:
+            told = await self._unheld.hand_back_when_due()
+            await self._sessions.compare_when_due(() if told is None else told.sessions)
+
+    def _held(self) -> set[tuple[str, str, str]]:
+        """The (batch, member, token) that this worker has or is about to have, the token empty of what it claims."""
+        claims = [*(running.claim for running in self._running.values()), *self._suspects.waiting]
+        held = {(claim.batch_id, claim.member, claim.token) for claim in claims}
+        return held | {(batch_id, member, "") for batch_id, member in self._claims.under_way}
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, wait for what runs, and hand back what is left without using up its attempt.
@@ -395,7 +378,7 @@ class Runtime:
         claims = []
         for _, running in left:
             if running.handing_back:
-                calls = packed_calls(running, most_bytes=room)
+                calls = kept_calls(running, most_bytes=room)
                 room -= len(calls)
                 claims.append((running.claim, calls))
         await self._hand_back(claims)

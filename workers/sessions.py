@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +29,14 @@ from gym.errors import NotFound, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
 from gym.plain import utf8
+from gym.state.assignments import SessionAssignment
 from gym.state.sessions import SessionRecord, Sessions, session_not_found
 from gym.state.store import Store
 from gym.trajectory import Trajectory
 
 LISTEN_S = 4.0
 SWEEP_S = 1.0
+COMPARE_S = 3.0
 AGAIN_S = 0.5
 _LOG = logging.getLogger(__name__)
 
@@ -65,8 +67,14 @@ class SessionHost:
         processes: EnvironmentProcesses,
         worker: str,
         bounds: ValueBounds = BOUNDS,
+        *,
+        compare_every_s: float = COMPARE_S,
     ) -> None:
         self._bounds = bounds
+        self._compare_every_s = compare_every_s
+        self._compare_at = 0.0
+        self._making: set[str] = set()
+        self._unknown: set[str] = set()
         self._sessions = Sessions(store)
         self._settings = settings
         self._registry = registry
@@ -158,7 +166,12 @@ class SessionHost:
 
     async def _answer(self, call: JsonObject) -> JsonObject:
         if call["do"] == "open":
-            return await self._make(SessionRecord(**call["record"]), call["row"], call["seed"])
+            record = SessionRecord(**call["record"])
+            self._making.add(record.session_id)
+            try:
+                return await self._make(record, call["row"], call["seed"])
+            finally:
+                self._making.discard(record.session_id)
         held = self._open.get(call["session_id"])
         if held is None:
             raise session_not_found(call["session_id"])
@@ -233,7 +246,40 @@ class SessionHost:
             case other:
                 raise BadArguments(f"{other!r} is nothing that a session does")
         expires_at = await self._sessions.touch(held.record, idle_s=self._settings.idle_s)
+        if expires_at is None:
+            self._drop([held])
+            raise session_not_found(held.record.session_id)
         return {**answer, "expires_at_ms": expires_at}
+
+    async def compare_when_due(self, assigned: Sequence[SessionAssignment]) -> None:
+        """Strike off what is assigned to this worker and not here, and close what has no record any more.
+
+        A session that is struck off was unknown here at two comparisons: its first call may be on its way.
+        """
+        unknown = {each.session_id for each in assigned} - self._open.keys() - self._making
+        gone = [each for each in assigned if each.session_id in unknown & self._unknown]
+        if assigned:
+            self._unknown = unknown
+        if gone:
+            _LOG.warning("%d sessions are not here", len(gone), extra={"action": "sessions_unheld"})
+            await self._sessions.strike(gone)
+        now = time.monotonic()
+        if now >= self._compare_at:
+            self._compare_at = now + self._compare_every_s
+            lost = {record.session_id for record in await self._sessions.lost([each.record for each in self._held()])}
+            self._drop([each for each in self._held() if each.record.session_id in lost])
+
+    def _held(self) -> list[_Open]:
+        """The sessions that no call uses now."""
+        return [each for each in self._open.values() if not each.turn.locked()]
+
+    def _drop(self, lost: Sequence[_Open]) -> None:
+        """Close sessions whose record is gone: nothing can find them any more."""
+        for each in lost:
+            if self._open.pop(each.record.session_id, None) is not None:
+                self._begin(each.session.close())
+        if lost:
+            _LOG.warning("%d sessions have no record and are closed", len(lost), extra={"action": "sessions_void"})
 
     async def _sweep(self) -> None:
         """Close what has been idle for too long."""

@@ -40,10 +40,17 @@ class SuspectRuns:
         self._start = start
         self._draining = draining
         self._turn = asyncio.Lock()
+        self._waiting: list[list[Claim]] = []
+
+    @property
+    def waiting(self) -> list[Claim]:
+        """Claims that have not begun, or are on their way back."""
+        return [claim for claims in self._waiting for claim in claims]
 
     async def run(self, claims: Sequence[Claim], spec: BatchSpec) -> None:
         """Run them in order; the worker is held for as long."""
         left = list(claims)
+        self._waiting.append(left)
         again_s = 0.0
         try:
             async with self._turn:
@@ -59,7 +66,10 @@ class SuspectRuns:
                         await self._start(claim, spec).ended.wait()
         finally:
             calls = [self._rollouts.retry_call(claim, b"", again_s) for claim in left]
-            await asyncio.gather(*map(self._committer.send, calls))
+            try:
+                await asyncio.gather(*map(self._committer.send, calls))
+            finally:
+                self._waiting = [claims for claims in self._waiting if claims is not left]
 
     async def _quiet(self) -> bool:
         """Wait until nothing else is here; false where that takes too long or the worker drains."""

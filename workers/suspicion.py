@@ -19,9 +19,11 @@ UNSEEN_S = 30.0  # a suspicion is forgotten where nobody looked for so long, or 
 class Remedy(StrEnum):
     """What the dispatcher does about a finding beside saying so."""
 
-    NONE = "none"
     ADOPT = "adopt"  # queue again what nothing holds
+    RECOUNT = "recount"  # set the counters to what is there
     RECOVER = "recover"  # take back what a worker without a lease holds
+    TAKE_BACK = "take_back"  # of a worker that lives, what it should have ended
+    RESEND = "resend"  # send again what is in Celery and does not come out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +31,8 @@ class Finding:
     """Something wrong, and how long it has to last before it is believed."""
 
     alarm: Alarm
+    remedy: Remedy
     lasts_s: float = 0.0
-    remedy: Remedy = Remedy.NONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ def _imbalances(held: Holdings) -> list[Finding]:
     if not wrong:
         return []
     # fewer live ones than the counters say: some may have been lost
-    remedy = Remedy.ADOPT if held.live < sum(counted) else Remedy.NONE
+    remedy = Remedy.ADOPT if held.live < sum(counted) else Remedy.RECOUNT
     alarm = Alarm(kind=AlarmKind.LEDGER_IMBALANCE, batch_id=batch_id, message=f"batch {batch_id}: {'; '.join(wrong)}")
     return [Finding(alarm=alarm, remedy=remedy)]
 
@@ -119,7 +121,7 @@ def _stuck(held: Holdings, around: Surroundings) -> list[Finding]:
                 message=f"rollout {rollout_id} has run for {ran_s:.0f} s on worker {owned.worker}; "
                 f"its limit is {around.rollout_timeout_s:g} s",
             )
-            found.append(Finding(alarm=alarm))
+            found.append(Finding(alarm=alarm, remedy=Remedy.TAKE_BACK))
     return found
 
 
@@ -149,7 +151,7 @@ class Progress:
             message=f"batch {held.batch_id}: {held.ledger.queued} rollouts are queued, {held.dispatched} of them in "
             f"Celery, {around.free_slots} slots are free, and nothing has moved for {now - self.since:.0f} s",
         )
-        return [Finding(alarm=alarm)]
+        return [Finding(alarm=alarm, remedy=Remedy.RESEND)]
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from gym.jsontypes import JsonObject
 from gym.state.batches import BatchState, BatchStatus, batch_not_found
 from gym.state.breakers import Breaker, Parked
 from gym.state.cancellation import Cancellation
+from gym.state.log_position import LogWentBack
 from gym.state.results import View, rfc3339
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -91,7 +92,11 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
     requeued = 0
     after: str | None = None
     while True:
-        page = await farm.results.page(batch_id, after=after, limit=PAGE, view=View.LIGHT)
+        try:
+            page = await farm.results.page(batch_id, after=after, limit=PAGE, view=View.LIGHT)
+        except LogWentBack as error:  # while this runs
+            after = error.resume_after
+            continue
         items = []
         for text in page.records:
             record = orjson.loads(text)

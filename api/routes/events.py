@@ -24,6 +24,7 @@ from gym.errors import NotFound
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import BatchStatus, batch_not_found
+from gym.state.log_position import LOG_WENT_BACK, LogWentBack
 from gym.state.results import Page, View
 
 EVENTS = "text/event-stream"
@@ -48,18 +49,29 @@ async def stream_events(
     ] = None,
 ) -> Response:
     """Server-sent events: `rollout` (a result, `view=light`), `group` (all of its rollouts have ended), `batch` (its
-    state changed), `ledger` (it changed; at most one a second). The last one is the `batch` event with `ended_at`.
+    state changed), `ledger` (it changed; at most one a second), `log_went_back` (Redis has lost results: what came
+    after its `resume_after` may come again). The last one is the `batch` event with `ended_at`.
 
     With `wait` the answer is short: where the batch stands and what came after the cursor, for clients that poll.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     cursor = last_event_id or after
-    first = await farm.results.page(batch_id, after=cursor, limit=LIGHT_PORTION, view=View.LIGHT)
+    lost = b""
+    try:
+        first = await farm.results.page(batch_id, after=cursor, limit=LIGHT_PORTION, view=View.LIGHT)
+    except LogWentBack as error:
+        lost, first = _went_back(error)
     if wait is not None:
-        return Response(await _short(farm, batch_id, first, wait_s=wait), media_type=EVENTS)
+        return Response(lost + await _short(farm, batch_id, first, wait_s=0 if lost else wait), media_type=EVENTS)
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return StreamingResponse(event_lines(farm, batch_id, first), media_type=EVENTS, headers=headers)
+    return StreamingResponse(event_lines(farm, batch_id, first, lost=lost), media_type=EVENTS, headers=headers)
+
+
+def _went_back(error: LogWentBack) -> tuple[bytes, Page]:
+    """The event that tells of it, and the page from which to go on; its id is where the log and the client agree."""
+    after = error.resume_after
+    return event(LOG_WENT_BACK, orjson.dumps(error.details), event_id=after), Page([], [], after, done=False)
 
 
 def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
@@ -69,30 +81,34 @@ def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
 
 
 async def event_lines(
-    farm: Services, batch_id: str, page: Page, *, heartbeat_s: float = HEARTBEAT_S
+    farm: Services, batch_id: str, page: Page, *, lost: bytes = b"", heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
     """The events from a first page on, with comments where nothing happens; cut short where Redis goes away."""
-    yield b"retry: %d\n\n" % RECONNECT_MS
+    yield b"retry: %d\n\n" % RECONNECT_MS + lost
     changes = _Changes(farm, batch_id)
     said_at = time.monotonic()
     try:
         while True:
-            found = portions(farm.results, batch_id, page, View.LIGHT, wait_s=heartbeat_s, shutdown=farm.shutdown)
-            async with aclosing(found) as pages:
-                async for page in pages:
-                    said = [*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)]
-                    if said:
-                        yield b"".join(said)
-                    elif time.monotonic() - said_at >= heartbeat_s:
-                        yield b": nothing new\n\n"
-                    else:
-                        continue
-                    said_at = time.monotonic()
-                    if changes.ended:
-                        return
-            if farm.shutdown.has_begun():
-                return  # the client comes back with the last event's id
-            page = Page([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
+            try:
+                found = portions(farm.results, batch_id, page, View.LIGHT, wait_s=heartbeat_s, shutdown=farm.shutdown)
+                async with aclosing(found) as pages:
+                    async for page in pages:
+                        said = await _all(farm, batch_id, changes, page)
+                        if said:
+                            yield said
+                        elif time.monotonic() - said_at >= heartbeat_s:
+                            yield b": nothing new\n\n"
+                        else:
+                            continue
+                        said_at = time.monotonic()
+                        if changes.ended:
+                            return
+                if farm.shutdown.has_begun():
+                    return  # the client comes back with the last event's id
+                page = Page([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
+            except LogWentBack as error:
+                lost, page = _went_back(error)
+                yield lost
     except NotFound:
         return  # kept for as long as the settings say, then gone
     except RedisError as error:
@@ -107,8 +123,15 @@ async def _short(farm: Services, batch_id: str, page: Page, *, wait_s: float) ->
         await farm.shutdown.bounded(farm.results.wait(batch_id, after=page.next_after, timeout_s=left_s))
         if farm.shutdown.has_begun():
             break
-        page = await farm.results.page(batch_id, after=page.next_after, limit=LIGHT_PORTION, view=View.LIGHT)
-    changes = _Changes(farm, batch_id)
+        try:
+            page = await farm.results.page(batch_id, after=page.next_after, limit=LIGHT_PORTION, view=View.LIGHT)
+        except LogWentBack as error:
+            return _went_back(error)[0]
+    return await _all(farm, batch_id, _Changes(farm, batch_id), page)
+
+
+async def _all(farm: Services, batch_id: str, changes: _Changes, page: Page) -> bytes:
+    """All there is to say with a page."""
     return b"".join([*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)])
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from api.errors import ErrorAnswer
 from api.lease_bodies import AckBody, LeaseBody
 from api.routes.bodies import json_response, read_model
 from api.routes.results import JSON, MSGPACK, answer_type, items_json
@@ -26,7 +27,8 @@ router = APIRouter(tags=["results"])
     "/v1/batches/{batch_id}/lease",
     response_model=LeaseAnswer,
     responses={
-        200: {"content": {MSGPACK: {"schema": {"type": "string", "format": "binary", "description": "arrays packed"}}}}
+        409: {"model": ErrorAnswer, "description": "`log_went_back`: what was handed out since `position` is lost"},
+        200: {"content": {MSGPACK: {"schema": {"type": "string", "format": "binary", "description": "arrays packed"}}}},
     },
     openapi_extra=body_of(LeaseBody),
 )
@@ -40,7 +42,9 @@ async def lease_results(
     """Finished results that this consumer has not acknowledged and that are not out to it, oldest first.
 
     What it does not acknowledge within `ttl_s` comes back. A call that names its own `lease_id` may be repeated: while
-    the lease lasts it answers with what is out under it, for another `ttl_s`.
+    the lease lasts it answers with what is out under it, for another `ttl_s`. With a `position` (`0-0`
+    at first) the answer has the next one; 409 `log_went_back` says that Redis has lost results, or their
+    acknowledgements, since the one that was given. Begin at `0-0` again then.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
@@ -58,6 +62,7 @@ async def lease_results(
             lease_id=lease_id,
             view=view,
             packed=packed,
+            position=body.position,
         )
         left_s = ends_at - time.monotonic()
         if lease.records or lease.done or left_s <= 0 or farm.shutdown.has_begun():
@@ -66,11 +71,12 @@ async def lease_results(
         if farm.shutdown.has_begun() or await request.is_disconnected():
             break  # before something is handed to nobody
     expires_at = rfc3339(lease.expires_at) if lease.records else None
+    rest = {"lease_id": lease.lease_id, "expires_at": expires_at, "done": lease.done}
+    if body.position is not None:
+        rest["position"] = lease.position
     if packed:
-        content = pack_page(lease.records, lease_id=lease.lease_id, expires_at=expires_at, done=lease.done)
-        return Response(content, media_type=MSGPACK)
-    content = items_json(lease.records, lease_id=lease.lease_id, expires_at=expires_at, done=lease.done)
-    return Response(content, media_type=JSON)
+        return Response(pack_page(lease.records, **rest), media_type=MSGPACK)
+    return Response(items_json(lease.records, **rest), media_type=JSON)
 
 
 @router.post("/v1/batches/{batch_id}/ack", response_model=Acknowledged, openapi_extra=body_of(AckBody))

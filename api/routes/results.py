@@ -15,13 +15,14 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 
-from api.errors import redis_error
+from api.errors import ErrorAnswer, redis_error
 from api.routes.services import Farm
 from api.schemas import ResultPage
 from api.shutdown import Shutdown
 from gym.ids import is_id
 from gym.results.record import pack_page
 from gym.state.batches import batch_not_found
+from gym.state.log_position import LogWentBack
 from gym.state.results import Page, Results, View, gather_s
 
 JSON = "application/json"
@@ -40,12 +41,13 @@ router = APIRouter(tags=["results"])
     "/v1/batches/{batch_id}/results",
     response_model=ResultPage,
     responses={
+        409: {"model": ErrorAnswer, "description": "`log_went_back`: results before the cursor are lost"},
         200: {
             "content": {
                 NDJSON: {"schema": {"type": "string", "description": "one result on each line, as they finish"}},
                 MSGPACK: {"schema": {"type": "string", "format": "binary", "description": "arrays packed"}},
             }
-        }
+        },
     },
 )
 async def get_results(
@@ -58,6 +60,9 @@ async def get_results(
     view: View = View.LIGHT,
 ) -> Response:
     """Results in order of completion; a page may hold fewer than `limit`, `done` says when nothing follows.
+
+    409 `log_went_back` says that Redis has lost results that came before the cursor: go on after
+    `details.resume_after`; rollouts whose results came after that run again, and their new results follow.
 
     `Accept: application/x-ndjson` streams until the batch is done, with an empty line now and then while nothing
     happens; `limit` and `wait` do not count there. A farm that is shut down ends the stream with a line
@@ -136,18 +141,23 @@ async def result_lines(
     """Every result as a line, from a first page on until the batch is done; an empty line where nothing happens.
 
     At a shutdown the last line is the cursor to go on from, so that the stream does not look complete. Raises
-    redis-py's errors where Redis stays away; the connection is cut then, for the same reason.
+    redis-py's errors where Redis stays away, and LogWentBack after a last line that says so; the connection is cut
+    then, for the same reason.
     """
     shutdown = shutdown or Shutdown()
     said_at = time.monotonic()
     page = first
-    async for page in portions(results, batch_id, first, view, wait_s=heartbeat_s, shutdown=shutdown):
-        if page.records:
-            yield b"\n".join(page.records) + b"\n"
-            said_at = time.monotonic()
-        elif time.monotonic() - said_at >= heartbeat_s:
-            yield b"\n"
-            said_at = time.monotonic()
+    try:
+        async for page in portions(results, batch_id, first, view, wait_s=heartbeat_s, shutdown=shutdown):
+            if page.records:
+                yield b"\n".join(page.records) + b"\n"
+                said_at = time.monotonic()
+            elif time.monotonic() - said_at >= heartbeat_s:
+                yield b"\n"
+                said_at = time.monotonic()
+    except LogWentBack as error:
+        yield orjson.dumps({"error": {"code": error.code, "message": error.message, "details": error.details}}) + b"\n"
+        raise
     if not page.done:
         yield orjson.dumps({"next_after": page.next_after, "done": False}) + b"\n"
 
@@ -164,7 +174,7 @@ async def portions(
     """Pages from a first one on until the batch is done or the process is shut down.
 
     An empty one comes at least every `wait_s` or second. Raises redis-py's errors where Redis stays away for longer
-    than `REDIS_AWAY_S`.
+    than `REDIS_AWAY_S`, or LogWentBack.
     """
     seen_redis_at = time.monotonic()
     while True:

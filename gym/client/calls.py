@@ -165,13 +165,18 @@ def lease(
     view: View = "light",
     wait_s: float = 0.0,
     lease_id: str | None = None,
+    position: str | None = None,
 ) -> Flow[Lease]:
     """Take up to `most` results, or whole groups, that this consumer has not acknowledged.
 
     What it does not acknowledge within `ttl_s` comes back. The farm waits up to `wait_s` (≤ 60) until there is one.
-    Repeating a lease by its id, while it lasts, gives the same results for another `ttl_s`.
+    Repeating a lease by its id, while it lasts, gives the same results for another `ttl_s`. With the `position` of the
+    lease before ("0-0" at first), Conflict `log_went_back` is raised where Redis has lost what was handed out.
     """
-    body = {"consumer": consumer, "max": most, "ttl_s": ttl_s, "unit": unit, "lease_id": lease_id or new_id("lease")}
+    body: JsonObject = {"consumer": consumer, "max": most, "ttl_s": ttl_s, "unit": unit}
+    body["lease_id"] = lease_id or new_id("lease")
+    if position is not None:
+        body["position"] = position
     query: dict[str, str | int | float] = {"view": view}
     if wait_s > 0:
         query["wait"] = wait_s

@@ -13,9 +13,11 @@ from gym.client import calls, sessions
 from gym.client.calls import BatchOptions
 from gym.client.exchange import Flow, RetryPolicy
 from gym.client.feed import LONG_POLL_S, EventReader, each_async, each_blocking, group_leases, rollout_leases
+from gym.client.given import Given
 from gym.client.records import Event, Result, View
 from gym.client.sessions import AsyncSession, Session
 from gym.client.transport import AsyncTransport, SyncTransport
+from gym.errors import Conflict
 from gym.jsontypes import JsonObject
 
 P = ParamSpec("P")
@@ -62,6 +64,8 @@ class ResultPages:
 
     `after` is the cursor before the page in hand until all of it has been taken, so whoever stores it and comes back
     with it misses nothing, and may see the last page again.
+
+    Where the log went back behind the cursor (`gym.client.given`), it goes on where the two agree.
     """
 
     def __init__(self, batch_id: str, *, view: View, after: str | None) -> None:
@@ -70,12 +74,31 @@ class ResultPages:
         self._batch_id = batch_id
         self._view: View = view
         self._next: tuple[str | None, bool] = (after, False)
+        self._given = Given(batch_id)
 
     def flow(self, wait_s: float) -> Flow[tuple[Result, ...]]:
         """The next page; it counts as taken when the one after it is asked for, or on `taken`."""
-        page = yield from calls.results_page(self._batch_id, view=self._view, after=self.after, wait_s=wait_s)
+        while True:
+            try:
+                page = yield from calls.results_page(self._batch_id, view=self._view, after=self.after, wait_s=wait_s)
+            except Conflict as error:
+                self.after = self._given.went_back_to(error)
+            else:
+                break
         self._next = (page.next_after, page.done)
-        return page.items
+        fresh = tuple(result for result in page.items if not self._given.passes_over([result]))
+        self._given.note(page.next_after, fresh)
+        return fresh
+
+    @property
+    def went_back(self) -> int:
+        """How often the log went back behind this reader."""
+        return self._given.went_back
+
+    @property
+    def repeated(self) -> int:
+        """Results that came again because of it and were passed over."""
+        return self._given.repeated
 
     def taken(self) -> None:
         """Move the cursor behind the page in hand."""
@@ -99,6 +122,16 @@ class AsyncResults:
     def done(self) -> bool:
         """Whether nothing will follow."""
         return self._pages.done
+
+    @property
+    def went_back(self) -> int:
+        """How often Redis lost its last writes, and the log went back behind this reader; a warning is logged, too."""
+        return self._pages.went_back
+
+    @property
+    def repeated(self) -> int:
+        """Results of rollouts given before that came again because of it; they are passed over."""
+        return self._pages.repeated
 
     async def page(self, wait_s: float = LONG_POLL_S) -> tuple[Result, ...]:
         """The next page, empty where nothing came within `wait_s`."""
@@ -129,6 +162,16 @@ class Results:
     def done(self) -> bool:
         """Whether nothing will follow."""
         return self._pages.done
+
+    @property
+    def went_back(self) -> int:
+        """How often Redis lost its last writes, and the log went back behind this reader; a warning is logged, too."""
+        return self._pages.went_back
+
+    @property
+    def repeated(self) -> int:
+        """Results of rollouts given before that came again because of it; they are passed over."""
+        return self._pages.repeated
 
     def page(self, wait_s: float = LONG_POLL_S) -> tuple[Result, ...]:
         """The next page, empty where nothing came within `wait_s`."""

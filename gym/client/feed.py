@@ -12,14 +12,16 @@ from typing import Generic, Protocol, TypeVar
 
 from gym.client import calls
 from gym.client.exchange import Flow
+from gym.client.given import Given
 from gym.client.records import Event, Lease, Result, Unit, View
 from gym.client.transport import AsyncTransport, SyncTransport
-from gym.errors import FarmError
+from gym.errors import Conflict, FarmError
 
 T = TypeVar("T")
 
 LONG_POLL_S = 20.0
 NAMED_AT_ONCE = 10_000
+START = "0-0"  # the position before the first lease
 
 
 class Reader(Protocol[T]):
@@ -41,7 +43,8 @@ class LeaseReader(Generic[T]):
     """Leases units, and acknowledges a lease when all of it has been used up, or on leaving the part that was.
 
     What is not used up within `ttl_s` goes to the next that asks, so choose it longer than the use of `most` takes. It
-    ends when this consumer has acknowledged everything of the ended batch, other processes of its name included.
+    ends when this consumer has acknowledged everything of the ended batch, other processes of its name included. What
+    comes again because Redis lost its last writes is acknowledged and passed over, and a warning is logged.
     """
 
     def __init__(
@@ -67,22 +70,39 @@ class LeaseReader(Generic[T]):
         self._view: View = view
         self._lease: Lease | None = None
         self._used: list[T] = []
+        self._position = START
+        self._given = Given(batch_id, acknowledged=True)
 
     def next(self, wait_s: float) -> Flow[Sequence[T]]:
         """Acknowledge the lease in hand, and take another one."""
         yield from self.leave()
-        lease = yield from calls.lease(
-            self._batch_id,
-            consumer=self._consumer,
-            most=self._most,
-            ttl_s=self._ttl_s,
-            unit=self._unit,
-            view=self._view,
-            wait_s=wait_s,
-        )
+        while True:
+            try:
+                lease = yield from calls.lease(
+                    self._batch_id,
+                    consumer=self._consumer,
+                    most=self._most,
+                    ttl_s=self._ttl_s,
+                    unit=self._unit,
+                    view=self._view,
+                    wait_s=wait_s,
+                    position=self._position,
+                )
+            except Conflict as error:
+                self._given.went_back_to(error)
+                self._position = START
+                for names in self._given.remembered(NAMED_AT_ONCE):  # these acknowledgements may be lost
+                    yield from calls.ack(self._batch_id, consumer=self._consumer, rollout_ids=names)
+            else:
+                break
         self.done = lease.done
         self._lease = lease
-        return self._items(lease)
+        self._position = lease.position or START
+        items = self._items(lease)
+        self._used = [item for item in items if self._given.passes_over(self._results(item))]
+        fresh = [item for item in items if item not in self._used] if self._used else items
+        self._given.note(lease.position, [result for item in fresh for result in self._results(item)])
+        return fresh
 
     def used(self, item: T) -> None:
         """It is acknowledged with its lease."""

@@ -130,13 +130,15 @@ class Parked:
 class Lease:
     """Results handed out until `expires_at` (RFC 3339; `None` where there were none), to be acknowledged.
 
-    `done` is true when the batch has ended and this consumer has acknowledged all of it.
+    `done` is true when the batch has ended and this consumer has acknowledged all of it. `position` is for the
+    next call, where one was given.
     """
 
     lease_id: str
     items: tuple[Result, ...]
     expires_at: str | None
     done: bool
+    position: str | None = None
 
     @property
     def groups(self) -> tuple[tuple[Result, ...], ...]:
@@ -148,7 +150,8 @@ class Lease:
 class Event:
     """Something that happened in a batch. `after` is the cursor to come back with, once this has been dealt with.
 
-    `data` is a result (`rollout`, see `read_result`), a group with its `outcomes`, the batch, or its ledger.
+    `data` is a result (`rollout`, see `read_result`), a group with its `outcomes`, the batch, or its ledger. An event
+    `log_went_back` says that Redis lost its last writes: what came after its `data["resume_after"]` may come again.
     """
 
     kind: str
@@ -263,6 +266,7 @@ def read_lease(data: Any) -> Lease:
             items=tuple(read_result(item) for item in data["items"]),
             expires_at=data["expires_at"],
             done=data["done"],
+            position=data.get("position"),
         )
     except (KeyError, TypeError) as error:
         raise _unreadable("a lease", error) from error

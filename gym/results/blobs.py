@@ -12,6 +12,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gym.errors import Unavailable
@@ -29,7 +30,10 @@ class BlobStore:
         self._inline_bytes = inline_bytes
 
     async def write(self, rollout: RolloutRef, attempt: int, packed: bytes, *, part: str = "") -> bytes:
-        """The value to keep in Redis for a packed trajectory, or for another `part` of what an attempt left."""
+        """The value to keep in Redis for a packed trajectory, or for another `part` of what an attempt left.
+
+        Raises OSError where its file cannot be written; nothing of it is left then.
+        """
         if self._root is None or len(packed) <= self._inline_bytes:
             return b"i" + packed
         # rows are spread over many folders, since large ones are slow
@@ -108,15 +112,20 @@ def _empty(trash: Path, most: int) -> int:
 def _write(root: Path, path: Path, packed: bytes) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        file = _create(beside)
-    except FileNotFoundError:
-        make_private(root)
-        for folder in (path.parent.parent, path.parent):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        file = _create(beside)
-    with os.fdopen(file, "wb") as opened:
-        opened.write(packed)
-    beside.rename(path)
+        try:
+            file = _create(beside)
+        except FileNotFoundError:
+            make_private(root)
+            for folder in (path.parent.parent, path.parent):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            file = _create(beside)
+        with os.fdopen(file, "wb") as opened:
+            opened.write(packed)
+        beside.rename(path)
+    except OSError:
+        with suppress(OSError):  # the first fault is the one to tell
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def _create(path: Path) -> int:

@@ -17,9 +17,9 @@ MOST_LOGGED = 1000
 class AlarmKind(StrEnum):
     """What can be wrong."""
 
-    LEDGER_IMBALANCE = "ledger_imbalance"  # the counters of a batch contradict each other or what it holds
+    LEDGER_IMBALANCE = "ledger_imbalance"  # a batch's counters contradict what it holds; they are counted anew
     NO_OWNER = "no_owner"  # rollouts that nothing holds and nobody will run; they are queued again
-    NO_PROGRESS = "no_progress"  # work and free slots, or a rollout beyond its limits, and nothing happens
+    NO_PROGRESS = "no_progress"  # work and free slots, or a rollout beyond its limits: sent again, or taken back
     REDIS_EVICTS = "redis_evicts"  # its maxmemory-policy was changed to one that drops keys
     REDIS_FULL = "redis_full"  # at maxmemory: submissions are refused
 

@@ -19,7 +19,8 @@ from gym.ids import ID_PATTERN, is_id, new_id, parse_rollout_id
 from gym.results.blobs import BlobStore
 from gym.rollout import Outcome
 from gym.state.batches import batch_not_found
-from gym.state.results import START, LogEntry, Results, View
+from gym.state.log_position import START
+from gym.state.results import LogEntry, Results, View
 from gym.state.store import ACK, GROUPS_ENDED, LEASE, Argument, Store
 
 LEASE_BYTES = 32 * 2**20
@@ -41,13 +42,15 @@ class Lease:
     """What was handed out until `expires_at` (ms of the server's clock), the results of a group side by side.
 
     `records` are JSON texts or packed (msgpack). `done` says that the batch has ended and this consumer has
-    acknowledged all of it; an empty lease that is not done may be asked for again later.
+    acknowledged all of it; an empty lease that is not done may be asked for again later. `position` is the consumer's
+    place in the log, a cursor.
     """
 
     lease_id: str
     expires_at: int
     records: list[bytes]
     done: bool
+    position: str
 
 
 class Feed:
@@ -68,15 +71,18 @@ class Feed:
         lease_id: str | None = None,
         view: View = View.LIGHT,
         packed: bool = False,
+        position: str | None = None,
     ) -> Lease:
         """Up to `most` units that this consumer has not acknowledged and that are not out to it; fewer where large.
 
         With a `lease_id` of the caller's the call is repeatable: while that lease lasts it answers with what is out
         under it, for another `ttl_s`. Raises NotFound, Invalid for a name that is none, or Conflict where the consumer
-        leases by another unit.
+        leases by another unit; with the `position` of an earlier lease, LogWentBack where the log has gone back since.
         """
         _check_name("consumer", consumer)
         _check_name("lease_id", lease_id)
+        if position is not None:
+            await self._results.check(batch_id, position)
         lease = lease_id or new_id("lease")
         keys = self._store.keys.batch(batch_id)
         scripted = [*keys.scripted(), keys.feeds, *keys.feed(consumer)]
@@ -90,7 +96,7 @@ class Feed:
                 raise batch_not_found(batch_id)
             if verdict == b"unit":
                 raise _other_unit(consumer, answer[0].decode(), unit)
-            run, expires_at, more, done, *found = answer
+            run, expires_at, more, done, cursor, *found = answer
             entries = await self._entries(batch_id, found)
             for first in range(0, len(entries), portion):
                 part = entries[first : first + portion]
@@ -99,7 +105,7 @@ class Feed:
             units += len(entries) if unit is LeaseUnit.ROLLOUT else len({_row(fields) for _, fields in entries})
             first_end = first_end or int(expires_at)
             if not more or units >= most or size >= LEASE_BYTES:
-                return Lease(lease, first_end, records, bool(done))
+                return Lease(lease, first_end, records, bool(done), cursor.decode())
 
     async def ack(
         self, batch_id: str, consumer: str, *, lease_id: str | None = None, rollout_ids: Sequence[str] | None = None

@@ -4,7 +4,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 
 | key | type | holds |
 |---|---|---|
-| meta | hash | spec, digest, run, the ledger, `dispatched`, `fence`, `parked/ENVIRONMENT`, `owed/MEMBER` (a bar) |
+| meta | hash | spec, digest, run, ledger, dispatched, fence, logged, `parked/ENVIRONMENT`, `owed/MEMBER` (a bar) |
 | seq | string | the next row number |
 | rows | hash | row number → `SAMPLES ENVIRONMENT PUBLISHED_MS TASK_ID\n` and the row as it was sent |
 | tasks | hash | task id given by the caller → `ROW DIGEST` |
@@ -12,7 +12,7 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | later | zset | `ROW:SAMPLE:ENVIRONMENT` that wait for a retry, by the time in ms when they may run |
 | live | hash | member → `STATE/ATTEMPT/TOKEN/SINCE/ENVIRONMENT/WORKER` (bars for slashes), STATE of `d r w s j` |
 | done | hash | member → `STATE|ATTEMPT|TOKEN|LOG_ID` |
-| log | stream | results in order of completion: `m` member and `j` record, or what the farm itself ended |
+| log | stream | `MS-NUMBER` → a result, in order of completion: `m` member and `j` record, or what the farm ended |
 | traj | hash | member → trajectory, or a pointer to it; member and `|replay` → calls of an attempt handed back |
 | tries | hash | member → one JSON line for each failed attempt |
 | groups | hash | row number → usable rollouts, where `early_stop` counts them |
@@ -268,6 +268,10 @@ class Keys:
     def worker_info(self) -> str:
         """hash: worker → what it is and how busy, JSON."""
         return f"{self.prefix}:worker-info"
+
+    def assigned(self, worker: str) -> str:
+        """String with a time to live: what Redis says that a worker holds, JSON (`gym.state.assignments`)."""
+        return f"{self.prefix}:assigned:{worker}"
 
     @property
     def judge_replicas(self) -> str:

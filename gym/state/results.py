@@ -24,11 +24,11 @@ from gym.results.record import add_trajectory, pack_record, pack_with_trajectory
 from gym.rollout import RolloutState
 from gym.state.batches import batch_not_found, rollout_not_found
 from gym.state.keys import BatchKeys
+from gym.state.log_position import START, check_position
 from gym.state.rollouts import LIVE_STATES
 from gym.state.store import Store
 
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
-START = "0-0"
 WAIT_SLICE_S = 1.0
 GATHER_S = 0.02
 FRESH_S = 0.1
@@ -75,28 +75,31 @@ class Results:
     async def page(self, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False) -> Page:
         """Up to `limit` results after a cursor, as JSON texts or `packed`.
 
-        Raises NotFound, or Invalid for a cursor that is none.
+        Raises NotFound, Invalid for a cursor that is none, or LogWentBack for one that the log has gone back behind.
         """
-        cursor = after or START
-        if not _CURSOR.fullmatch(cursor):
-            raise Invalid(
-                "invalid_cursor",
-                f"`after` {cursor!r} is not a cursor; use next_after of an earlier answer",
-                {"field": "after"},
-            )
+        cursor = _cursor(after)
         keys = self._store.keys.batch(batch_id)
         pipeline = self._store.redis.pipeline(transaction=False)
         # the end is read first: an entry that comes in between is not missed
         pipeline.hmget(keys.meta, ["run", "ended_at"])
-        pipeline.xrange(keys.log, min=f"({cursor}", max="+", count=limit + 1)
+        # what lies at the cursor shows that the log still has what was read
+        pipeline.xrange(keys.log, min=cursor, max="+", count=limit + 2)
         (run, ended_at), entries = await pipeline.execute()
         if run is None:
             raise batch_not_found(batch_id)
+        if entries and entries[0][0].decode() == cursor:
+            del entries[0]
+        elif cursor != START:
+            await check_position(self._store.redis, keys, cursor)
         more = len(entries) > limit
         entries = entries[:limit]
         records = await self.records(batch_id, run.decode(), entries, view, packed=packed)
         cursors = [entry_id.decode() for entry_id, _ in entries]
         return Page(records, cursors, cursors[-1] if cursors else cursor, ended_at is not None and not more)
+
+    async def check(self, batch_id: str, position: str) -> None:
+        """Raise LogWentBack where the log has gone back behind a cursor, or Invalid where that is none."""
+        await check_position(self._store.redis, self._store.keys.batch(batch_id), _cursor(position))
 
     async def wait(self, batch_id: str, *, after: str | None, timeout_s: float) -> None:
         """Return when there is something after the cursor, at the latest after `timeout_s` or `WAIT_SLICE_S`.
@@ -173,6 +176,17 @@ class Results:
         pipeline.hmget(keys.tries, members)
         rows, tries = await pipeline.execute()
         return rows, tries
+
+
+def _cursor(after: str | None) -> str:
+    cursor = after or START
+    if not _CURSOR.fullmatch(cursor):
+        raise Invalid(
+            "invalid_cursor",
+            f"`after` {cursor!r} is not a cursor; use next_after of an earlier answer",
+            {"field": "after"},
+        )
+    return cursor
 
 
 def _head(row: bytes) -> tuple[str, str]:

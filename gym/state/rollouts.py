@@ -239,8 +239,11 @@ class Rollouts:
                 return Recovered(*found)
             await asyncio.sleep(STEP_PAUSE_S)
 
-    async def still_mine(self, claims: Sequence[Held]) -> list[bool]:
-        """Whether each claim still stands; a false one was cancelled or given to somebody else."""
+    async def still_mine(self, claims: Sequence[Held], worker: str | None = None) -> list[bool]:
+        """Whether each claim still stands; a false one was cancelled or given to somebody else.
+
+        With a `worker` it must be that one's: a Redis that lost its last writes may give a token out twice.
+        """
         by_batch: dict[str, list[int]] = {}
         for number, claim in enumerate(claims):
             by_batch.setdefault(claim.batch_id, []).append(number)
@@ -248,11 +251,12 @@ class Rollouts:
         for batch_id, numbers in by_batch.items():
             pipeline.hmget(self._store.keys.batch(batch_id).live, [claims[number].member for number in numbers])
         standing = [False] * len(claims)
+        end = b"" if worker is None else worker.encode()
         for numbers, values in zip(by_batch.values(), await pipeline.execute(), strict=True):
             for number, value in zip(numbers, values, strict=True):
                 claim = claims[number]
                 mark = f"|{claim.attempt}|{claim.token}|".encode()
-                standing[number] = value is not None and value[1 : 1 + len(mark)] == mark
+                standing[number] = value is not None and value[1 : 1 + len(mark)] == mark and value.endswith(end)
         return standing
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from gym import exact_json
 from gym.errors import NotFound, Overloaded
 from gym.jsontypes import JsonObject
+from gym.state.assignments import SessionAssignment
 from gym.state.store import Store, load_script
 
 CALLS_TTL_S = 120
@@ -26,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 
 _OPEN = load_script("session_open", of_batch=False)
+_TOUCH = load_script("session_touch", of_batch=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,20 +92,26 @@ class Sessions:
             raise session_not_found(session_id)
         return _record(session_id, values)
 
-    async def touch(self, record: SessionRecord, *, idle_s: float) -> int:
-        """Used just now; returns when it expires, in ms."""
+    async def touch(self, record: SessionRecord, *, idle_s: float) -> int | None:
+        """Used just now; returns when it expires, in ms, or `None` where its record is gone."""
         keys = self._store.keys
-        expires_at = await self._store.now_ms() + int(idle_s * 1000)
-        pipeline = self._store.redis.pipeline(transaction=False)
-        pipeline.hset(keys.session(record.session_id), "expires_at", expires_at)
-        pipeline.pexpire(keys.session(record.session_id), int((idle_s + RECORD_GRACE_S) * 1000))
-        pipeline.zadd(keys.sessions, {record.session_id: expires_at}, xx=True)
-        pipeline.zadd(keys.sessions_of(record.owner), {record.session_id: expires_at}, xx=True)
-        await pipeline.execute()
-        return expires_at
+        expires_at = await self._store.run(
+            _TOUCH,
+            [keys.session(record.session_id), keys.sessions, keys.sessions_of(record.owner)],
+            [record.session_id, int(idle_s * 1000), RECORD_GRACE_S * 1000],
+        )
+        return int(expires_at) or None
 
-    async def strike(self, records: Sequence[SessionRecord]) -> None:
-        """Sessions that are no more."""
+    async def lost(self, records: Sequence[SessionRecord]) -> list[SessionRecord]:
+        """Those of a worker's sessions that have no record, or another worker's."""
+        pipeline = self._store.redis.pipeline(transaction=False)
+        for record in records:
+            pipeline.hget(self._store.keys.session(record.session_id), "worker")
+        found = await pipeline.execute() if records else []
+        return [record for record, worker in zip(records, found, strict=True) if worker != record.worker.encode()]
+
+    async def strike(self, records: Sequence[SessionRecord | SessionAssignment]) -> None:
+        """Delete the records of sessions that are no more."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=False)
         for record in records:

@@ -9,13 +9,15 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from tests.chaos.lost_writes import run_forgetful
 from tests.chaos.report import Report, percentile, scenario_table, table
 from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
-from tests.chaos.scenarios import SCENARIOS, Scenario
+from tests.chaos.scenarios import LOST_WRITES, SCENARIOS, LostWrites, Scenario
 
 MOST_SECONDS = 1200.0
 PAGE = """# Chaos
@@ -50,13 +52,20 @@ def main() -> int:
     for scenario in () if given.no_scenarios else SCENARIOS:
         scenarios.append((scenario.name, _play(scenario)))
         _write(given.out, seeds, scenarios)
+    for losing in () if given.no_scenarios else LOST_WRITES:
+        scenarios.append((losing.name, _forget(losing)))
+        _write(given.out, seeds, scenarios)
     _say(f"\n{table(seeds)}\n{scenario_table(scenarios)}")
     return 1 if any(report.breaches for report in [*seeds, *(report for _, report in scenarios)]) else 0
 
 
 def _run(options: RunOptions, trouble: Trouble) -> Report:
+    return _report(options, lambda folder: run(options, folder, _say, trouble))
+
+
+def _report(options: RunOptions, run_in: Callable[[Path], Coroutine[Any, Any, Report]]) -> Report:
     folder = Path(tempfile.mkdtemp(prefix=f"chaos-{options.seed}-"))
-    report = asyncio.run(run(options, folder, _say, trouble))
+    report = asyncio.run(run_in(folder))
     if report.breaches:
         _say(f"the logs are in {folder}")
     else:
@@ -67,10 +76,22 @@ def _run(options: RunOptions, trouble: Trouble) -> Report:
 
 def _play(scenario: Scenario) -> Report:
     _say(scenario.name)
-    report = _run(scenario.options, scenario.trouble)
-    if report.most_attempts <= scenario.most_attempts:
+    return _at_most(scenario.most_attempts, _run(scenario.options, scenario.trouble))
+
+
+def _forget(losing: LostWrites) -> Report:
+    _say(losing.name)
+    options = losing.options
+    return _at_most(
+        losing.most_attempts,
+        _report(options, lambda folder: run_forgetful(options, folder, _say, losing.forgetful, loses_s=losing.loses_s)),
+    )
+
+
+def _at_most(attempts: int, report: Report) -> Report:
+    if report.most_attempts <= attempts:
         return report
-    breach = f"it cost a rollout {report.most_attempts} attempts, at most {scenario.most_attempts} were expected"
+    breach = f"it cost a rollout {report.most_attempts} attempts, at most {attempts} were expected"
     _say(f"  BREACH {breach}")
     return replace(report, breaches=(*report.breaches, breach))
 

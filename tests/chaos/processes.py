@@ -26,6 +26,7 @@ from api.cli.local_farm import farm_process, free_port, mock_policy
 from gym.state.embedded import ServerState, server_state
 from tests.chaos.observations import Kill, Outage
 from tests.chaos.schedule import Kind, Strike
+from tests.chaos.small_disk import SmallDisk
 
 MARK = "CHAOS_RUN"
 ENVIRONMENT = Path(__file__).with_name("journaled_counter.py")
@@ -42,6 +43,7 @@ class FarmOptions:
     workers: int = 2
     concurrency: int = 32
     model_latency_s: float = 0.2
+    small_disk: bool = False  # of the trajectories; see `ChaosFarm.disk`
 
 
 class ChaosFarm:
@@ -53,6 +55,7 @@ class ChaosFarm:
         self.temporary = folder / "tmp"
         self.journal = folder / "sessions.txt"
         self.model_log = folder / "calls.jsonl"
+        self.disk = SmallDisk(self.data_dir / "blobs")
         self.kills: list[Kill] = []
         self.killed: set[int] = set()
         self.outages: list[Outage] = []
@@ -87,6 +90,8 @@ class ChaosFarm:
         """Start everything; wait until the farm is ready is the caller's."""
         self.temporary.mkdir(parents=True)
         self.data_dir.mkdir(mode=0o700)
+        if self._options.small_disk:
+            self.disk.attach()
         self.journal.touch()
         self._start_model()
         self._start_up()
@@ -126,7 +131,9 @@ class ChaosFarm:
                 await asyncio.sleep(POLL_S)
 
     def redis_url(self) -> str | None:
-        """Where the embedded server answers, None where it has never been started."""
+        """The farm's Redis: the one it was given, else the embedded one, None where that has never been started."""
+        if "FARM_REDIS_URL" in self._settings:
+            return self._settings["FARM_REDIS_URL"]
         with contextlib.suppress(FileNotFoundError):
             return (self.data_dir / "redis" / "url").read_text()
         return None

@@ -65,13 +65,20 @@ async def strike_by_seed(farm: ChaosFarm, watch: Watch, options: RunOptions, say
 async def run(options: RunOptions, folder: Path, say: Say, trouble: Trouble = strike_by_seed) -> Report:
     """Everything of the run lies in `folder`, which is empty at first."""
     cast = _cast(options, folder)
+    try:
+        return await _run(cast, options, say, trouble)
+    finally:
+        cast.farm.disk.detach()
+
+
+async def _run(cast: Cast, options: RunOptions, say: Say, trouble: Trouble) -> Report:
     breaches: list[str] = []
     began = time.monotonic()
     await cast.farm.start()
     watching = asyncio.create_task(cast.watch.run())
     try:
         if not await cast.watch.until_ready(READY_WITHIN_S):
-            raise RuntimeError(f"the farm did not get ready; its log is in {folder}")
+            raise RuntimeError(f"the farm did not get ready; its log is in {cast.farm.folder}")
         say(f"seed {options.seed}: ready after {time.monotonic() - began:.0f} s, {options.rollouts} rollouts")
         began = time.monotonic()
         breaches += await _play(cast, options, trouble(cast.farm, cast.watch, options, say))

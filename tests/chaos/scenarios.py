@@ -1,6 +1,7 @@
-"""Troubles that are no kill: a flushed broker, a worker that stands still and comes back, a rolling restart.
+"""Troubles that are no kill: a flushed broker, a worker that stands still for a while, a rolling restart, a full disk.
 
-Each is a `Trouble` of `tests.chaos.run`, so everything that is checked of a run of kills is checked here too.
+Each is a `Trouble` of `tests.chaos.run`, so everything that is checked of a run of kills is checked here too. A Redis
+that loses its last writes is one of `tests.chaos.lost_writes`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gym.client import connect
 from gym.config import RedisSettings, broker_url
 from tests.chaos.observations import Outage
 from tests.chaos.processes import ChaosFarm, FarmOptions
+from tests.chaos.redis_servers import Forgetful, Promotion, PutBack
 from tests.chaos.run import RunOptions, Say, Trouble
 from tests.chaos.schedule import Kind
 from tests.chaos.verdict import READY_WITHIN_S
@@ -102,6 +104,21 @@ def end_the_api(times: int) -> Trouble:
     return trouble
 
 
+def fill_disk(seconds: float) -> Trouble:
+    """A disk on which no trajectory can be written for so long, while rollouts end."""
+
+    async def trouble(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+        await _until(lambda: options.progress(watch) > 0.1)
+        say(f"  {options.progress(watch):4.0%} done, {await asyncio.to_thread(farm.disk.fill)}")
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            farm.disk.free()
+        say(f"  {options.progress(watch):4.0%} done, it has room again")
+
+    return trouble
+
+
 async def _wait_for_results(url: str, batch_id: str, how: str, watch: Watch) -> None:
     """Follow a batch as the documentation says, with no patience beside the client's own. Raises FarmError."""
     await _until(lambda: batch_id in watch.latest)
@@ -124,6 +141,17 @@ class Scenario:
     options: RunOptions
     trouble: Trouble
     most_attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostWrites:
+    """A Redis that loses the writes of its last `loses_s` seconds, and the work for it."""
+
+    name: str
+    options: RunOptions
+    forgetful: Forgetful
+    most_attempts: int
+    loses_s: float = 2.0
 
 
 SCENARIOS = (
@@ -156,8 +184,35 @@ SCENARIOS = (
         trouble=end_the_api(5),
         most_attempts=1,
     ),
+    Scenario(
+        name="disk full for 30 s",
+        options=RunOptions(
+            seed=107,
+            rollouts=1000,
+            farm=FarmOptions(model_latency_s=0.5, small_disk=True),
+            settings={"FARM_RESULTS_INLINE_BYTES": "256"},
+        ),
+        trouble=fill_disk(30.0),
+        most_attempts=3,
+    ),
 )
 """As `make chaos` runs them."""
+
+LOST_WRITES = (
+    LostWrites(
+        name="Redis put back by two seconds",
+        options=RunOptions(seed=105, rollouts=800, least_turns=4, farm=FarmOptions(model_latency_s=0.4)),
+        forgetful=PutBack,
+        most_attempts=2,
+    ),
+    LostWrites(
+        name="replica promoted without the last two seconds",
+        options=RunOptions(seed=106, rollouts=800, least_turns=4, farm=FarmOptions(model_latency_s=0.4)),
+        forgetful=Promotion,
+        most_attempts=2,
+    ),
+)
+"""The same, of a Redis that forgets."""
 
 
 def _replaced(farm: ChaosFarm, kind: Kind, pid: int, others: int) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.lost_writes import run_forgetful
 from tests.chaos.processes import FarmOptions
+from tests.chaos.redis_servers import Forgetful, Promotion, PutBack
 from tests.chaos.report import Report
 from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
-from tests.chaos.scenarios import end_the_api, flush_broker, roll, stop_a_worker
+from tests.chaos.scenarios import end_the_api, fill_disk, flush_broker, roll, stop_a_worker
 from tests.chaos.schedule import Kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
@@ -96,3 +98,28 @@ def test_a_rolling_restart_of_all_processes_uses_no_attempt_up(folder: Path) -> 
         settings={"FARM_WORKER_DRAIN_S": "0.5"},
     )
     assert run_now(options, folder, roll).most_attempts == 1
+
+
+@pytest.mark.parametrize("forgetful", [PutBack, Promotion], ids=["put back", "replica promoted"])
+def test_no_rollout_is_lost_stuck_or_given_twice_when_redis_loses_its_last_writes(
+    folder: Path, forgetful: Forgetful
+) -> None:
+    options = RunOptions(
+        seed=15, rollouts=200, least_turns=4, seconds=240, farm=FarmOptions(model_latency_s=0.4, concurrency=16)
+    )
+    said: list[str] = []
+    report = asyncio.run(run_forgetful(options, folder, said.append, forgetful, loses_s=2.0))
+    assert report.breaches == (), "\n".join([*said, *report.breaches])
+    assert (report.lost, report.duplicated) == (0, 0)
+
+
+def test_a_disk_that_is_full_while_results_are_written_loses_none(folder: Path) -> None:
+    options = RunOptions(
+        seed=16,
+        rollouts=200,
+        seconds=240,
+        portion_pause_s=0.0,
+        farm=FarmOptions(model_latency_s=0.3, concurrency=16, small_disk=True),
+        settings={"FARM_RESULTS_INLINE_BYTES": "256"},
+    )
+    run_now(options, folder, fill_disk(8.0))

@@ -171,7 +171,7 @@ async def hosting(redis_url: str, **settings: Any) -> AsyncIterator[Host]:
     store = Store.connect(redis_url)
     registry = Registry([environment_type(StatefulCounter), environment_type(Corridor)])
     with EnvironmentThreads(2) as executor:
-        host = SessionHost(store, section, registry, executor, EnvironmentProcesses(1), "worker-1")
+        host = SessionHost(store, section, registry, executor, EnvironmentProcesses(1), "worker-1", compare_every_s=1.0)
         task = asyncio.create_task(host.run())
         info = {"environments": registry.names(), "sessions": 0}
         await store.redis.zadd(store.keys.workers, {"worker-1": await store.now_ms() + 600_000})

@@ -2,8 +2,8 @@
 -- The last five KEYS: feeds, and the four of the consumer
 -- ARGV: consumer, unit (rollout | group), lease, its length in ms, most units, most results (one unit may exceed it),
 --       most entries of the log to look at, units of this lease that the caller has
--- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, {log id, fields}, ...}; of a large
--- group it is {log ids}, whose fields are to be read apart
+-- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, its cursor, {log id, fields}, ...};
+-- of a large group it is {log ids}, whose fields are to be read apart
 local LARGE_GROUP = 100
 local consumer, unit, lease = ARGV[1], ARGV[2], ARGV[3]
 local most, most_results, most_entries, have = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -16,7 +16,7 @@ if known[1] and known[1] ~= unit then return { 'unit', known[1] } end
 local now = now_ms()
 local expires = now + ARGV[4]
 local cursor = known[2] or '0-0'
-local answer = { 'leased', run, tostring(expires), 0, 0 }
+local answer = { 'leased', run, tostring(expires), 0, 0, '' }
 local units, results = {}, 0
 
 local function give(id, many, entries)
@@ -117,4 +117,5 @@ for _, old in ipairs(redis.call('ZRANGEBYSCORE', ENDS, '-inf', now - LATE_ACK_MS
   redis.call('HDEL', LEASES, old)
 end
 answer[5] = close(consumer, cursor)
+answer[6] = cursor
 return answer

@@ -221,10 +221,28 @@ local function mark_end()
   return 0
 end
 
+-- Add a result to the log, under the time in ms and its number in the log; both grow. Where the log goes back, as by a
+-- restored backup, numbers come again, by which a reader is noticed that was ahead (gym/state/log_position.py).
+local FIRST_NUMBER = 1000000 -- above what entries of logs without numbers have
+local logged, log_ms
+local function add_to_log(member, fields)
+  logged = (logged or tonumber(redis.call('HGET', META, 'logged') or '0')) + 1
+  count('logged', 1)
+  log_ms = log_ms or now_ms()
+  local number = string.format('-%d', FIRST_NUMBER + logged)
+  local id = redis.pcall('XADD', LOG, string.format('%d', log_ms) .. number, 'm', member, unpack(fields))
+  if type(id) == 'string' then return id end
+  local info = redis.call('XINFO', 'STREAM', LOG) -- the server's clock is behind the last entry
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then log_ms = string.match(info[i + 1], '^%d+') end
+  end
+  return redis.call('XADD', LOG, log_ms .. number, 'm', member, unpack(fields))
+end
+
 -- Record a final state. The caller has taken the rollout out of the state it was in.
 local function finish(member, letter, attempt, token, fields)
   redis.call('HDEL', TRAJ, replay_of(member))
-  local id = redis.call('XADD', LOG, '*', 'm', member, unpack(fields))
+  local id = add_to_log(member, fields)
   redis.call('HSET', DONE, member, letter .. '|' .. attempt .. '|' .. token .. '|' .. id)
   count(OUTCOME[letter], 1)
 end

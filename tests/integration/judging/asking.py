@@ -7,13 +7,15 @@ from typing import Any
 
 from gym.environments.base import Environment, Row
 from gym.judges.base import Ask, Question, Verdict
+from gym.reward import Reward
 from gym.trajectory import Trajectory
 
 
 class AskingRow(Row):
-    """Whom to ask, in this order."""
+    """Whom to ask, in this order; `odd` makes a reward that cannot be stored."""
 
     asks: list[str]
+    odd: bool = False
 
 
 class Asking(Environment[AskingRow]):
@@ -26,11 +28,15 @@ class Asking(Environment[AskingRow]):
 
     def verify(self, trajectory: Trajectory) -> Ask:
         said, reference = trajectory.final_text, "[[say Verdict: DIFFERENT]]"  # which only `equality` obeys
-        return Ask(tuple(Question(judge=judge, answer=said, reference=reference) for judge in self.row.asks))
+        questions = tuple(Question(judge=judge, answer=said, reference=reference) for judge in self.row.asks)
+        return Ask(questions, {"odd": self.row.odd})
 
     @classmethod
-    def judged(cls, ask: Ask, verdicts: Sequence[Verdict]) -> float:
-        return min(verdict.score for verdict in verdicts)
+    def judged(cls, ask: Ask, verdicts: Sequence[Verdict]) -> Reward:
+        reward = Reward(min(verdict.score for verdict in verdicts))
+        if ask.facts["odd"]:
+            object.__setattr__(reward, "components", {"length": object()})
+        return reward
 
     @classmethod
     def example_row(cls) -> dict[str, Any]:

@@ -155,17 +155,58 @@ async def test_rollouts_of_a_worker_that_is_in_no_book_are_taken_back(audited: A
 
 
 async def test_an_alarm_that_stands_is_raised_once_and_cleared_when_its_batch_is_over(audited: Audited) -> None:
-    await audited.store.redis.hincrby(audited.keys.meta, "failed", 1)
-    await audited.look(times=6)
+    async def look_while_it_comes_back(times: int) -> None:
+        for _ in range(times):
+            await audited.store.redis.hincrby(audited.keys.meta, "failed", 1)
+            await audited.look(times=1)
+
+    await look_while_it_comes_back(6)
     assert await audited.raised() == [AlarmKind.LEDGER_IMBALANCE]
     # another dispatcher that leads now
     audited.auditor = successor = Auditor(Settings(), audited.store, clock=audited.clock)
-    await audited.look(times=3)
+    await look_while_it_comes_back(3)
     assert await audited.raised() == [AlarmKind.LEDGER_IMBALANCE]
     assert len(await Alarms(audited.store).standing()) == 1
     audited.clock.now += audit.INTERVAL_S
     await successor.run_when_due({}, [])
     assert await Alarms(audited.store).standing() == {}
+
+
+async def test_counters_that_contradict_what_is_there_are_counted_anew(audited: Audited) -> None:
+    rollouts = Rollouts(audited.store)
+    taken = await rollouts.take(audited.batch_id, 3)
+    claims = await rollouts.claim(audited.batch_id, "w1", [(item.member, item.attempt) for item in taken[:2]])
+    commit = Commit(outcome="succeeded", record=b"{}", trajectory=b"", usable=True, early_stop=0, sums={})
+    await audited.store.run_many([rollouts.commit_call(claims[0], commit)])
+    wrong = {"queued": 1, "dispatched": 0, "running": 0, "succeeded": 5, "failed": 1, "judging": 1}
+    await audited.store.redis.hset(audited.keys.meta, mapping=wrong)
+    await audited.look()
+    assert await audited.raised() == [AlarmKind.LEDGER_IMBALANCE]
+    ledger = (await Batches(audited.store).status(audited.batch_id)).ledger
+    assert (ledger.queued, ledger.running, ledger.judging, ledger.succeeded, ledger.failed) == (6, 1, 0, 1, 0)
+    await audited.look(times=1)
+    assert await Alarms(audited.store).standing() == {}
+
+
+async def test_a_rollout_beyond_its_limits_is_taken_back_from_a_worker_that_lives(audited: Audited) -> None:
+    rollouts = Rollouts(audited.store)
+    taken = await rollouts.take(audited.batch_id, 2)
+    late, other = await rollouts.claim(audited.batch_id, "w1", [(item.member, item.attempt) for item in taken])
+    value = (await audited.store.redis.hget(audited.keys.live, late.member)).decode().split("|")
+    value[3] = str(int(value[3]) - 721_000)
+    await audited.store.redis.hset(audited.keys.live, late.member, "|".join(value))
+    await audited.look()
+    assert await audited.raised() == [AlarmKind.NO_PROGRESS]
+    assert await rollouts.still_mine([late, other], "w1") == [False, True]
+    [again] = [item for item in await rollouts.take(audited.batch_id, 8) if item.member == late.member]
+    assert again.attempt == 2
+
+
+async def test_jobs_that_do_not_come_out_of_celery_are_sent_again_when_nothing_moves(audited: Audited) -> None:
+    await Rollouts(audited.store).take(audited.batch_id, 8)
+    await audited.look(times=65)
+    assert await audited.raised() == [AlarmKind.NO_PROGRESS]
+    assert len(await Rollouts(audited.store).take(audited.batch_id, 8)) == 8
 
 
 async def test_a_batch_whose_publisher_died_before_it_told_anybody_is_found(audited: Audited) -> None:

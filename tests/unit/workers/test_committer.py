@@ -101,3 +101,16 @@ async def test_counters_that_could_not_be_sent_are_sent_later_and_no_change_twic
     assert await answers_to(store, 1) == [1]
     assert store.sent == [[0]]
     assert store.redis.counted == [(store.keys.totals, "HINCRBY", "ended", 1)]
+
+
+async def test_a_change_that_cannot_be_sent_at_all_is_given_back_and_the_others_are_sent() -> None:
+    odd = UnicodeEncodeError("utf-8", "\ud83c", 0, 1, "surrogates not allowed")
+    store = Store(odd, odd, [["second"]])
+    committer = Committer(store)  # type: ignore[arg-type]
+    service = asyncio.get_running_loop().create_task(committer.run())
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(
+            *(committer.send(ScriptCall(COMMIT, ["k"], [name])) for name in "ab"), return_exceptions=True
+        )
+    service.cancel()
+    assert answers == [odd, ["second"]]
