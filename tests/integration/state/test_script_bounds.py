@@ -14,6 +14,7 @@ from gym.ids import GroupRef, parse_member
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
 from gym.state import store as stores
+from gym.state.assignments import Assignments
 from gym.state.audit import MOST_BACKLOG, MOST_LIVE, Audits
 from gym.state.batches import Batches
 from gym.state.cancellation import cancel, step_stops
@@ -23,6 +24,7 @@ from gym.state.feed import Feed, LeaseUnit
 from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
 from gym.state.kept import DropReason, Kept
 from gym.state.publication import AT_ONCE
+from gym.state.recount import recount
 from gym.state.results import View
 from gym.state.rollouts import Claim, Commit, Rollouts
 from gym.state.store import Script, Store
@@ -302,6 +304,20 @@ async def a_model_call_has_very_many_messages(bench: Bench) -> None:
         await captures.record(call, answer)
 
 
+async def a_worker_does_not_hold_what_it_was_given(bench: Bench) -> None:
+    await bench.submit(1, MAX_SAMPLES)
+    claims = await bench.claim(MOST_LIVE - 100)
+    await bench.commit(await bench.claim(100))
+    await bench.ask(claims[:500])
+    assert await recount(bench.metered, "b")
+    assignments = Assignments(bench.metered)
+    assigned = await assignments.of_batches(["b"])
+    assert len(assigned) == len(claims) - 500
+    for call in assignments.take_back_calls(assigned, max_attempts=3, message="not held"):
+        await bench.metered.run(call.script, call.keys, call.args)
+    assert await assignments.of_batches(["b"]) == []
+
+
 Scenario = Callable[[Bench], Awaitable[None]]
 SCENARIOS: dict[Scenario, set[str]] = {
     everything_is_in_lines_and_is_cancelled: {"cancel"},
@@ -321,11 +337,12 @@ SCENARIOS: dict[Scenario, set[str]] = {
     many_results_are_leased_and_come_back: {"lease", "ack"},
     an_ended_batch_goes: {"drop", "remove", "fold"},
     a_draining_worker_hands_back_what_it_has: {"bounce"},
+    a_worker_does_not_hold_what_it_was_given: {"assigned", "count_done", "recount", "unheld"},
     a_model_call_has_very_many_messages: {"capture_begin", "capture_record"},
 }  # fmt: skip
 """What is done, and the scripts that it measures."""
 
-OF_ONE_THING = {"alarm", "alone", "insist", "lead", "policy_report", "refund", "retry", "session_open"}
+OF_ONE_THING = {"alarm", "alone", "insist", "lead", "policy_report", "refund", "retry", "session_open", "session_touch"}
 """Scripts without a loop: they handle one rollout, session or key."""
 
 OF_A_FEW = {"breaker", "capture_mark"}
