@@ -177,6 +177,9 @@ class ModelSettings(Section):
         Seconds, Field(description="for an endpoint to come back; a server that restarts within costs no turn")
     ] = 60.0
     connections_per_endpoint: Annotated[int, Field(ge=1, le=65536)] = 1024
+    max_answer_bytes: Annotated[
+        int, Field(ge=2**16, le=2**30, description="of one answer, whole or streamed; a larger one ends the call")
+    ] = 32 * 2**20
     health_check_s: Annotated[
         float, Field(ge=0, le=3600, description="between checks of an endpoint that answers no calls; 0: none")
     ] = 1.0

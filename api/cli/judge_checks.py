@@ -60,7 +60,8 @@ def check_replica(name: str, judge: JudgeSettings, base_url: str) -> Check:
     seen = ""
     for path in ("/health", "/v1/models"):
         try:
-            status = httpx.get(root + path, headers=headers, timeout=WAIT_S).status_code
+            with httpx.stream("GET", root + path, headers=headers, timeout=WAIT_S) as answer:  # the body is not read
+                status = answer.status_code
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             seen = str(error) or type(error).__name__
             continue

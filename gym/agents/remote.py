@@ -18,11 +18,13 @@ from gym.agents.base import Episode
 from gym.agents.outside import Access, Door, OutsideAgent, Said
 from gym.agents.settings import RemoteSettings
 from gym.errors import AgentFailed, AgentUnreachable
+from gym.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.jsontypes import JsonObject
 from gym.rollout import StopReason
 from gym.trajectory import Usage, message_text
+from gym.wire.completion import MOST_TOKENS
 
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = ANSWER_BYTES
 LONGEST_WAIT_S = 30.0
 _TRY_AGAIN = frozenset({429, 502, 503})
 
@@ -49,8 +51,9 @@ class RemoteAgent(OutsideAgent):
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(force_close=True),
             cookie_jar=aiohttp.CookieJar(unsafe=True),  # it takes cookies of services without a host name too
-            headers=headers,
+            headers=headers | PLAIN,
             timeout=timeout,
+            auto_decompress=False,
         ) as session:
             return await self._loop(session, episode, access)
 
@@ -87,7 +90,7 @@ class RemoteAgent(OutsideAgent):
                     self._url, data=data, headers={"content-type": "application/json"}, allow_redirects=False
                 ) as response:
                     if response.status not in _TRY_AGAIN or not tries_left:
-                        return self._read(response.status, await _bounded(response))
+                        return self._read(response.status, await self._whole(response))
                     wait_s = max(wait_s, _retry_after_s(response))
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if not tries_left:
@@ -100,6 +103,12 @@ class RemoteAgent(OutsideAgent):
             await asyncio.sleep(min(wait_s, LONGEST_WAIT_S) * random.uniform(0.5, 1.0))
             wait_s *= 2
         raise AssertionError("the last try returns or raises")
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await read_within(response, MOST_BYTES)
+        except AnswerTooLarge as error:
+            raise AgentFailed(f"the agent {self.name} gave {error}") from error
 
     def _read(self, status: int, raw: bytes) -> JsonObject:
         text = raw[:500].decode(errors="replace")
@@ -129,16 +138,6 @@ class RemoteAgent(OutsideAgent):
         return output
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    parts, size = [], 0
-    async for part in response.content.iter_any():
-        parts.append(part)
-        size += len(part)
-        if size > MOST_BYTES:
-            raise AgentFailed(f"the agent's answer is larger than {MOST_BYTES} bytes")
-    return b"".join(parts)
-
-
 def _retry_after_s(response: aiohttp.ClientResponse) -> float:
     try:
         return max(0.0, float(response.headers.get("retry-after", "0")))
@@ -155,5 +154,5 @@ def _usage(answer: JsonObject) -> Usage:
     """What the service says it used; counts only where nothing was captured."""
     usage = answer.get("usage")
     counts = [usage.get(name) for name in ("input_tokens", "output_tokens")] if isinstance(usage, dict) else [0, 0]
-    known = [count if isinstance(count, int) and count >= 0 else 0 for count in counts]
+    known = [count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else 0 for count in counts]
     return Usage(known[0], known[1])

@@ -21,6 +21,7 @@ from gym.environments.base import Row, ToolsOfRows
 from gym.environments.nemo_gym_servers import AWAY, Answer, Bounds, Servers, ServerSession
 from gym.environments.tools import BadArguments
 from gym.errors import BadRow, EnvironmentUnavailable, Stage, VerifierFailed
+from gym.http_answers import ANSWER_BYTES
 from gym.jsontypes import JsonObject
 from gym.limits import Seconds
 from gym.reward import Reward
@@ -38,7 +39,7 @@ class NemoGymOptions(BaseModel):
     seed_timeout_s: Seconds = 60.0
     call_timeout_s: Annotated[Seconds, Field(description="of a tool")] = 60.0
     verify_timeout_s: Seconds = 300.0
-    max_answer_bytes: Annotated[int, Field(ge=1024)] = 64 * 2**20
+    max_answer_bytes: Annotated[int, Field(ge=1024)] = ANSWER_BYTES
     watch: Annotated[
         bool, Field(description="hold a connection to each replica that tells when it ends; not through a balancer")
     ] = True

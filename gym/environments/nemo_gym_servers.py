@@ -23,6 +23,7 @@ import orjson
 from yarl import URL
 
 from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, Stage
+from gym.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.jsontypes import JsonObject
 from gym.wire.nemo_gym_resources import close_request, said
 
@@ -30,7 +31,7 @@ KEEP_ALIVE_S = 4.0  # shorter than uvicorn's own 5 s, so that no call meets a co
 AVOID_S = 2.0  # a replica that could not be reached, while there is another
 CLOSE_S = 2.0
 AWAY = frozenset({502, 503, 504})
-_JSON = {"Content-Type": "application/json"}
+_JSON = {"Content-Type": "application/json", **PLAIN}
 _LOG = logging.getLogger(__name__)
 
 
@@ -42,7 +43,7 @@ class Bounds:
     seed_s: float = 60.0
     call_s: float = 60.0
     verify_s: float = 300.0
-    most_bytes: int = 64 * 2**20
+    most_bytes: int = ANSWER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class Servers:
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.bounds.connect_s),
+                auto_decompress=False,
             )
 
     async def _leave(self) -> None:
@@ -248,15 +250,12 @@ class ServerSession:
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         most = self._servers.bounds.most_bytes
-        parts, size = [], 0
-        async for part in response.content.iter_any():
-            parts.append(part)
-            size += len(part)
-            if size > most:
-                error = EnvironmentFailed(f"{response.url} answered with more than {most} bytes")
-                error.stage = Stage.TOOL
-                raise error
-        return b"".join(parts)
+        try:
+            return await read_within(response, most)
+        except AnswerTooLarge as error:
+            failure = EnvironmentFailed(f"{response.url} answered with more than {most} bytes")
+            failure.stage = Stage.TOOL
+            raise failure from error
 
 
 def _check_seeded(url: URL, answer: Answer) -> None:

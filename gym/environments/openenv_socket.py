@@ -26,7 +26,8 @@ CLOSE_S = 2.0
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 FULL_STATUSES = frozenset({429, 503})
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 16 * 2**20
+MOST_UNASKED = 4  # messages that nothing has asked for; a server that sends more has lost its place
 
 
 class ServerSaid(Exception):
@@ -138,6 +139,8 @@ class OpenEnvSocket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     break
                 read: Any = exact_json.loads(message.data)
+                if self._answers.qsize() >= MOST_UNASKED:
+                    break
                 self._answers.put_nowait(read if isinstance(read, dict) else {})
         except ValueError:
             self._answers.put_nowait({})

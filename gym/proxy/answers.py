@@ -118,6 +118,15 @@ def meaning(
     )
 
 
+def unusable(attempt: Attempt, why: str) -> ModelRejected:
+    """The error for a call that would come to nothing however often it is made."""
+    return ModelRejected(
+        f"policy {attempt.policy.name!r}: the call of {attempt.endpoint.url.shown} comes to nothing: "
+        f"{attempt.clean(why)}",
+        endpoint=attempt.endpoint.url.shown,
+    )
+
+
 def blame(status: int, failure: Failure) -> Outcome:
     """What a failure that came as an HTTP answer says about the endpoint."""
     if failure.free or status == 429:

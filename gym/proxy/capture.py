@@ -21,7 +21,7 @@ from gym.jsontypes import JsonObject
 from gym.proxy.overflow import Refusal
 from gym.proxy.prompt_text import PromptIds
 from gym.trajectory import TurnTokens
-from gym.wire.completion import ID_MARK
+from gym.wire.completion import ID_MARK, usage_of
 
 Level = Literal["unknown", "native", "text", "none"]
 
@@ -83,7 +83,7 @@ class Capture:
         generated, level = read_generated(completion)
         if level is not None:
             self.level = level
-        elif asked == "unknown" and ((completion.get("usage") or {}).get("completion_tokens") or 0) > 0:
+        elif asked == "unknown" and usage_of(completion).output_tokens > 0:
             self.level = "text" if _has_alternatives(completion) else "none"
         else:
             self.level = "unknown"

@@ -122,6 +122,7 @@ class PolicyClient:
             per_server=self._settings.connections_per_endpoint,
             connect_timeout_s=self._settings.connect_timeout_s,
             idle_s=KEEP_ALIVE_S,
+            answer_bytes=self._settings.max_answer_bytes,
         )
         self._forwarder = Forwarder(self._connections, self._settings, self._gate, self._pool_of, jitter=self._jitter)
         if self._settings.health_check_s:

@@ -2,7 +2,8 @@
 
 Invariants. A connection is used again only after an answer that was complete and had nothing behind it, to a request
 that had been sent whole. A reader that is slow makes the server wait. What a server sends is read as it is: there are
-no redirects, cookies or compression.
+no redirects, cookies or compression. Memory is bounded: the body by `answer_bytes`, and whatever comes between two
+pieces of it (heads, chunk extensions, trailers) by `HEAD_BYTES`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Literal, NamedTuple, cast
 
 import httptools
 
-HEAD_BYTES = 2**16  # the most that the head of an answer may be
+ANSWER_BYTES = 32 * 2**20  # the most that the body of an answer may be
+HEAD_BYTES = 2**16  # the most that the head of an answer may be, and its trailers
 UNREAD_BYTES = 2**18  # after so much that nobody has read the server is made to wait
 
 
@@ -22,6 +24,10 @@ class HttpError(Exception):
 
 class ConnectFailed(HttpError):
     """There is no connection to the server."""
+
+
+class UnusableAnswer(HttpError):
+    """An answer that a repeat of the request would meet again: too large, or compressed without being asked for."""
 
 
 class Server(NamedTuple):
@@ -35,8 +41,9 @@ class Server(NamedTuple):
 class Connection(asyncio.Protocol):
     """One exchange after the other with a server; used by `Connections` alone."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, *, answer_bytes: int = ANSWER_BYTES) -> None:
         self.server = server
+        self._answer_bytes = answer_bytes
         self.idle_since = 0.0
         self.abandoned = False  # nobody waits for it to be made
         self._loop = asyncio.get_running_loop()
@@ -51,7 +58,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._unread = 0
-        self._head_bytes = 0
+        self._body_bytes = 0
+        self._overhead_bytes = 0  # since the last piece of the body
         self._headed = self._done = self._paused = False
         self._again = False  # the connection may be used for another exchange
         self._error: HttpError | None = None
@@ -129,11 +137,12 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done() and (self._error is not None or self._has()):
             self._waiter.set_result(None)
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, error: HttpError) -> None:
         self._again = self._open = False
         self.close()
         if not self._done and self._error is None:
-            self._error = HttpError(text)
+            self._error = error
+            self._body.clear()
             self._wake()
 
     # what the event loop calls
@@ -149,17 +158,19 @@ class Connection(asyncio.Protocol):
         if not self._open:
             self.close()
             return
-        if not self._headed:
-            self._head_bytes += len(data)
+        before = self._body_bytes
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._fail("the server switched to another protocol")
+            self._fail(HttpError("the server switched to another protocol"))
         except httptools.HttpParserError as error:
-            self._fail(f"the answer is no HTTP: {error}")
+            self._fail(HttpError(f"the answer is no HTTP: {error}"))
         else:
-            if not self._headed and self._head_bytes > HEAD_BYTES:
-                self._fail(f"the head of the answer is larger than {HEAD_BYTES} bytes")
+            # the parser joins the pieces of a header or a trailer, so these are bounded here
+            self._overhead_bytes = self._overhead_bytes + len(data) if self._body_bytes == before else 0
+            if self._overhead_bytes > HEAD_BYTES and self._open:
+                part = "trailer" if self._headed else "head"
+                self._fail(UnusableAnswer(f"the {part} of the answer is larger than {HEAD_BYTES} bytes"))
 
     def eof_received(self) -> None:
         """The server sends nothing more, though it may still take what has not been sent."""
@@ -176,7 +187,7 @@ class Connection(asyncio.Protocol):
             if error is None and self._headed and not self._framed():
                 self.on_message_complete()
             else:
-                self._fail("Server disconnected" if error is None else f"Server disconnected: {error}")
+                self._fail(HttpError("Server disconnected" if error is None else f"Server disconnected: {error}"))
         self._again = False
 
     # what the parser calls
@@ -200,11 +211,23 @@ class Connection(asyncio.Protocol):
             return
         self.status = status
         self._headed = True
+        declared = self.header("content-length") or ""
+        if declared.isdecimal() and int(declared[:20]) > self._answer_bytes:
+            self._fail(self._too_large())
+        elif status == 200 and (coding := self.header("content-encoding") or "identity").lower() != "identity":
+            self._fail(UnusableAnswer(f"the answer is compressed ({coding[:40]}), which was not asked for"))
         self._wake()
+
+    def _too_large(self) -> UnusableAnswer:
+        return UnusableAnswer(f"the answer is larger than {self._answer_bytes} bytes (setting model.max_answer_bytes)")
 
     def on_body(self, body: bytes) -> None:
         """A part of the body."""
-        if self._done or not self._headed:
+        if self._done or not self._headed or self._error is not None:
+            return
+        self._body_bytes += len(body)
+        if self._body_bytes > self._answer_bytes:
+            self._fail(self._too_large())
             return
         self._body.append(body)
         self._unread += len(body)

@@ -20,12 +20,24 @@ from typing import Any
 import aiohappyeyeballs
 from yarl import URL
 
-from gym.proxy.connection import ConnectFailed, Connection, HttpError, Server
+from gym.proxy.connection import ANSWER_BYTES, ConnectFailed, Connection, HttpError, Server, UnusableAnswer
 
-__all__ = ["ConnectFailed", "Connections", "Exchange", "HttpError", "HttpResponse"]
+__all__ = [
+    "ConnectFailed",
+    "Connections",
+    "Exchange",
+    "HttpError",
+    "HttpResponse",
+    "UnsendableHeader",
+    "UnusableAnswer",
+]
 
 NAMES_S = 10.0  # how long the addresses of a name are remembered
 HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
+
+
+class UnsendableHeader(ValueError):
+    """A header that would break out of its line."""
 
 
 class HttpResponse:
@@ -95,12 +107,20 @@ class _Pool:
 class Connections:
     """All connections of one event loop; `per_server` is the most that one server gets.
 
-    Certificates are checked as the system has it where no other context is given.
+    An answer's body may have `answer_bytes`. Certificates are checked as the system has it where no other context is
+    given.
     """
 
     def __init__(
-        self, *, per_server: int, connect_timeout_s: float, idle_s: float, tls: ssl.SSLContext | None = None
+        self,
+        *,
+        per_server: int,
+        connect_timeout_s: float,
+        idle_s: float,
+        answer_bytes: int = ANSWER_BYTES,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._answer_bytes = answer_bytes
         self._per_server = per_server
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
@@ -124,7 +144,7 @@ class Connections:
             connection.close()
 
     def post(self, url: URL, body: bytes, headers: Mapping[str, str]) -> Exchange:
-        """A POST. Raises ValueError for a header that would break out of its line."""
+        """A POST. Raises UnsendableHeader."""
         server, head = _target(url)
         lines = "".join([f"{name}: {_printable(value)}\r\n" for name, value in headers.items()])
         request = f"{head}{lines}Content-Length: {len(body)}\r\n\r\n".encode()
@@ -218,7 +238,7 @@ class Connections:
 
     async def _connect(self, server: Server) -> Connection:
         where = f"{server.host}:{server.port}"
-        fresh = Connection(server)
+        fresh = Connection(server, answer_bytes=self._answer_bytes)
         try:
             self._check_open()
             async with asyncio.timeout(self._connect_timeout_s):
@@ -279,12 +299,12 @@ def _target(url: URL) -> tuple[Server, str]:
     """Whom a URL names, and the head of a request for it as far as the URL decides it."""
     server = Server(url.raw_host or "", url.port or 0, url.scheme == "https")
     head = f"POST {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\nAccept: */*\r\n"
-    return server, head + "User-Agent: rollout-farm\r\n"
+    return server, head + "Accept-Encoding: identity\r\nUser-Agent: rollout-farm\r\n"
 
 
 def _printable(value: str) -> str:
     if not value.isprintable():
-        raise ValueError("a header must not hold line breaks or other control characters")
+        raise UnsendableHeader("a header, such as the API key, holds line breaks or other control characters")
     return value
 
 

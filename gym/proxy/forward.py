@@ -3,7 +3,8 @@
 Retried are connect failures, disconnects, broken answers, 429 and 5xx, at most `max_retries` times, with full jitter
 and on another endpoint where there is one; `Retry-After` is waited for where there is not. A call that ran into
 `call_timeout_s`, or whose endpoint was found hanging, is tried again on another endpoint only. Any other 4xx and every
-redirect is final. While every endpoint is full, calls wait in the order in which they came.
+redirect is final, and so is an answer that is too large or compressed. While every endpoint is full, calls wait in the
+order in which they came.
 
 Invariants. Nothing goes on beyond the call's deadline. A call that is cancelled or cut closes its connection, at which
 a server stops generating. A call counts as in flight at the gate only while it is sent, so a pause holds retries, and
@@ -24,9 +25,9 @@ from yarl import URL
 from gym.config import ModelSettings
 from gym.jsontypes import JsonObject
 from gym.proxy import response_tokens
-from gym.proxy.answers import Answer, Attempt, ContextOverflow, Dialect, blame, capture_of, meaning
+from gym.proxy.answers import Answer, Attempt, ContextOverflow, Dialect, blame, capture_of, meaning, unusable
 from gym.proxy.capture import with_asks
-from gym.proxy.connections import Connections, Exchange, HttpError
+from gym.proxy.connections import Connections, Exchange, HttpError, UnsendableHeader, UnusableAnswer
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.endpoints import EndpointPool
 from gym.proxy.gate import Gate
@@ -160,6 +161,11 @@ class Forwarder:
         except BadCompletion as problem:
             outcome, error = "erred", problem.message
             return attempt.failure(f"broke off or gave no completion: {error}")
+        except UnsendableHeader as problem:
+            raise unusable(attempt, str(problem)) from problem
+        except UnusableAnswer as problem:
+            outcome = "answered"
+            raise unusable(attempt, str(problem)) from problem
         except HttpError as problem:
             outcome, error = "failed", str(problem) or type(problem).__name__
             return attempt.failure(f"failed: {error}")

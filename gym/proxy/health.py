@@ -97,7 +97,9 @@ class HealthChecks:
         """Look at the endpoints until cancelled; the checks under way end with it."""
         self._loop = asyncio.get_running_loop()
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as self._session:
+        async with aiohttp.ClientSession(
+            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        ) as self._session:
             try:
                 while True:
                     busy = any(endpoint.in_flight for _, pool in self._served() for endpoint in pool.endpoints)
@@ -188,7 +190,7 @@ class HealthChecks:
         try:
             async with asyncio.timeout(within * self._unit_s):
                 return await status_of_a_token(self._session, record, endpoint)
-        except (aiohttp.ClientError, TimeoutError):
+        except (aiohttp.ClientError, TimeoutError, ValueError):
             return None
 
     async def _passed(self, patient: _Patient, *, asked: bool) -> None:

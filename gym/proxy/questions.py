@@ -34,7 +34,7 @@ async def trouble_by_its_account(
         try:
             async with session.get(url, headers=request_headers(record, endpoint), allow_redirects=False) as response:
                 status = response.status
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, ValueError) as error:  # a ValueError is a header that cannot be sent
             return _trouble(error)
         if status not in _NO_SUCH_PATH:
             break
@@ -47,7 +47,7 @@ async def trouble_with_a_token(
     """What comes of asking for one token, an answer of any kind being one; waits for ever where it is silent."""
     try:
         await status_of_a_token(session, record, endpoint)
-    except aiohttp.ClientError as error:
+    except (aiohttp.ClientError, ValueError) as error:
         return _trouble(error)
     return None
 
@@ -68,7 +68,7 @@ async def status_of_a_token(session: aiohttp.ClientSession, record: PolicyRecord
         return response.status
 
 
-def _trouble(error: aiohttp.ClientError) -> Trouble:
+def _trouble(error: aiohttp.ClientError | ValueError) -> Trouble:
     """A refused connection is the end of a process; anything else may be the network's."""
     refused = isinstance(getattr(error, "os_error", None), ConnectionRefusedError)
     return Trouble("dead" if refused else "ill", f"failed a health check: {error or type(error).__name__}")

@@ -16,6 +16,7 @@ from typing import Any
 from gym.jsontypes import JsonObject
 from gym.proxy.capture import Generated, Level
 from gym.proxy.overflow import Refusal
+from gym.wire.completion import usage_of
 from gym.wire.passed_reply import ASKED, RESPONSE
 from gym.wire.responses_request import LOGPROBS
 
@@ -38,7 +39,7 @@ class ResponseCapture:
         response = completion[RESPONSE]
         if _tokens(response.get("input_messages")) is not None:
             self.level = "native"
-        elif (completion["usage"].get("completion_tokens") or 0) > 0:
+        elif usage_of(completion).output_tokens > 0:
             self.level = "none"
         return read_response_tokens(response)
 

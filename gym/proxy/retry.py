@@ -14,6 +14,7 @@ from gym.proxy.endpoints import EndpointPool
 BACK_OFF_S = 0.25
 BACK_OFF_MAX_S = 8.0
 UNHEALTHY_WAIT_S = 60.0
+RETRY_AFTER_MOST_S = 3600.0  # more is taken for nonsense
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +108,15 @@ class Progress:
 
 
 def retry_after_s(header: str | None, *, now: datetime) -> float:
-    """`Retry-After` in seconds: a number or an HTTP date (RFC 9110, 10.2.3); 0 where it is neither."""
+    """`Retry-After` in seconds: a number or an HTTP date (RFC 9110, 10.2.3); 0 where it is neither, or nonsense."""
     if header is None:
         return 0.0
     try:
-        return max(0.0, float(header))
+        wait_s = float(header)
     except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(header)
-    except ValueError:
-        return 0.0
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds())
+        try:
+            when = parsedate_to_datetime(header)
+            wait_s = (when.replace(tzinfo=when.tzinfo or UTC) - now).total_seconds()
+        except (ValueError, OverflowError, TypeError, IndexError):
+            return 0.0
+    return wait_s if 0 < wait_s <= RETRY_AFTER_MOST_S else 0.0

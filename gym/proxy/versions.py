@@ -11,7 +11,8 @@ from typing import Any
 
 from gym.jsontypes import JsonObject
 
-_VERSION = re.compile(r"(?:[A-Za-z_]+[-_:]?)?(\d{1,18})")
+_VERSION = re.compile(r"(?:[A-Za-z_]+[-_:]?)?([0-9]{1,15})")
+_MOST = 10**15
 
 
 def reported_versions(completion: JsonObject) -> tuple[int, int] | None:
@@ -38,6 +39,6 @@ def _version(value: Any) -> int | None:
     if isinstance(value, dict):
         value = value.get("version")
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return value if abs(value) < _MOST else None
     match = _VERSION.fullmatch(value) if isinstance(value, str) else None
     return int(match[1]) if match else None

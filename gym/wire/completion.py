@@ -15,6 +15,7 @@ from gym.wire.errors import BadCompletion
 
 Finish = Literal["stop", "max_tokens", "content_filter"]
 
+MOST_TOKENS = 2**40  # of one answer; more is no count
 ID_MARK = "token_id:"  # what vLLM writes before an id in place of a token's text
 
 
@@ -93,23 +94,26 @@ def told_of_cut(completion: JsonObject, limit: int | None) -> JsonObject:
 
 
 def usage_of(completion: JsonObject) -> Usage:
-    """The server's token counts; details that it leaves out or gives as null count 0."""
-    usage = as_object(completion.get("usage"), "usage")
+    """The server's token counts. What it leaves out counts 0, and so does what is no count: an answer is not lost
+    over its bill.
+    """
+    usage = completion.get("usage")
     return Usage(
         _count(usage, "prompt_tokens"),
         _count(usage, "completion_tokens"),
-        _count(as_object(usage.get("prompt_tokens_details"), "prompt_tokens_details"), "cached_tokens"),
-        _count(as_object(usage.get("completion_tokens_details"), "completion_tokens_details"), "reasoning_tokens"),
+        min(_count(_part(usage, "prompt_tokens_details"), "cached_tokens"), _count(usage, "prompt_tokens")),
+        _count(_part(usage, "completion_tokens_details"), "reasoning_tokens"),
     )
 
 
-def _count(usage: JsonObject, name: str) -> int:
-    count = usage.get(name)
-    if count is None:
-        return 0
-    if not isinstance(count, int):
-        raise BadCompletion(f"the model server's usage.{name} is {count!r}")
-    return count
+def _part(usage: object, name: str) -> object:
+    return usage.get(name) if isinstance(usage, dict) else None
+
+
+def _count(usage: object, name: str) -> int:
+    count = _part(usage, name)
+    known = isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= MOST_TOKENS
+    return count if known else 0  # type: ignore[return-value]  # an int where it is known
 
 
 def reasoning_of(message: JsonObject) -> str:

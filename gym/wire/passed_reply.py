@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from gym.jsontypes import JsonObject
-from gym.wire.completion import as_list, as_object, as_text, usage_of
+from gym.wire.completion import as_list, as_object, as_text
 from gym.wire.errors import BadCompletion
 from gym.wire.responses_request import LOGPROBS
 
@@ -39,11 +39,10 @@ def to_completion(response: JsonObject) -> JsonObject:
         "created": response.get("created_at"),
         "model": response.get("model"),
         "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-        "usage": _usage(as_object(response.get("usage"), "usage")),
+        "usage": _usage(response.get("usage")),
         **versions,
         RESPONSE: response,
     }
-    usage_of(completion)
     return completion
 
 
@@ -131,7 +130,9 @@ def _message(items: list[JsonObject]) -> JsonObject:
     return message
 
 
-def _usage(usage: JsonObject) -> JsonObject:
+def _usage(usage: Any) -> JsonObject:
+    if not isinstance(usage, dict):
+        return {}
     return {
         "prompt_tokens": usage.get("input_tokens"),
         "completion_tokens": usage.get("output_tokens"),

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 HEALTH_TIMEOUT_S = 2.0
+ANSWER_S = 5.0  # for a whole answer
+ANSWER_BYTES = 4 * 2**20
 STOP_S = 10.0
 TAIL_BYTES = 4000
 _PR_SET_PDEATHSIG = 1
@@ -123,7 +126,12 @@ class ReplicaServer:
         if self._key:
             request.add_header("Authorization", f"Bearer {self._key}")
         with urllib.request.urlopen(request, timeout=HEALTH_TIMEOUT_S) as answer:  # noqa: S310  likewise
-            data: bytes = answer.read()
+            give_up_at = time.monotonic() + ANSWER_S
+            data = b""
+            while piece := answer.read1(65536):
+                data += piece
+                if len(data) > ANSWER_BYTES or time.monotonic() > give_up_at:
+                    raise ValueError(f"{path} is answered with more than {ANSWER_BYTES} bytes or {ANSWER_S:g} s")
             return data
 
     def _tail(self) -> str:
