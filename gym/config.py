@@ -71,8 +71,14 @@ class ApiSettings(Section):
     key: Secret | None = Field(
         default=None, repr=False, description="what clients on this machine send; servers ignore it"
     )
+    trusted_hosts: tuple[str, ...] = Field(
+        default=(), description="names that api and proxy answer to without API keys, beside those of loopback"
+    )
     max_row_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
     max_body_bytes: Annotated[int, Field(ge=1024, description="of a request that is not streamed")] = 256 * 2**20
+    max_connections: Annotated[
+        int, Field(ge=1, le=65536, description="open at a time at one api or proxy process; idle ones make room")
+    ] = 4096
     max_backlog: Annotated[int, Field(ge=1, description="rollouts that may be queued in all")] = 10_000_000
 
 
@@ -83,6 +89,7 @@ class ProxySettings(Section):
     url: Address | None = Field(
         default=None, description="where agents reach it; left out, `host` and `proxy.port`, as on one machine"
     )
+    max_body_bytes: Annotated[int, Field(ge=1024, description="of one call")] = 64 * 2**20
 
 
 class FlowerSettings(Section):

@@ -83,6 +83,12 @@ class NotFound(RequestError):
     status = 404
 
 
+class RequestTimedOut(RequestError):
+    """The request did not come in time."""
+
+    status = 408
+
+
 class Conflict(RequestError):
     """The id is taken by another body, or the state forbids the call."""
 
@@ -101,6 +107,12 @@ class UnsupportedMedia(RequestError):
     status = 415
 
 
+class Misdirected(RequestError):
+    """The request is for a host that the farm does not answer to."""
+
+    status = 421
+
+
 class Invalid(RequestError):
     """JSON, but not a valid request; details carry `row` and `field` where they are known."""
 
@@ -117,6 +129,12 @@ class Unavailable(RequestError):
     """Something the farm needs is away for now."""
 
     status = 503
+
+
+class LoopDetected(RequestError):
+    """The call has come back to the farm that sent it."""
+
+    status = 508
 
 
 class SettingsError(FarmError):

@@ -103,9 +103,11 @@ def api(
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, api={"port": port})
     from api.app import create_app
     from api.shutdown import Shutdown
+    from api.trusted_hosts import trusted_hosts
 
     shutdown = Shutdown()
-    raise typer.Exit(serve(create_app(settings, shutdown), settings.host, settings.api.port, shutdown))
+    app = trusted_hosts(create_app(settings, shutdown), settings)
+    raise typer.Exit(serve(app, settings, settings.api.port, shutdown))
 
 
 def proxy(
@@ -119,9 +121,11 @@ def proxy(
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, proxy={"port": port})
     from api.proxy.app import create_app
     from api.shutdown import Shutdown
+    from api.trusted_hosts import trusted_hosts
 
     shutdown = Shutdown()
-    raise typer.Exit(serve(create_app(settings, shutdown), settings.host, settings.proxy.port, shutdown))
+    app = trusted_hosts(create_app(settings, shutdown), settings)
+    raise typer.Exit(serve(app, settings, settings.proxy.port, shutdown))
 
 
 def dispatcher(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
@@ -183,10 +187,11 @@ def redis(
     os.execv(command[0], command)  # noqa: S606 - a server found on this machine
 
 
-def serve(app: Any, host: str, port: int, shutdown: Shutdown) -> int:
+def serve(app: Any, settings: Settings, port: int, shutdown: Shutdown) -> int:
     """Serve an ASGI app until SIGTERM or SIGINT; open requests get a few seconds."""
     import uvicorn
 
+    from api.bounded_http import bounded_http, connections_possible
     from api.cli.serving import QuietServer
     from gym.garbage import collect_garbage_less
 
@@ -197,10 +202,10 @@ def serve(app: Any, host: str, port: int, shutdown: Shutdown) -> int:
     server = QuietServer(
         uvicorn.Config(
             app,
-            host=host,
+            host=settings.host,
             port=port,
             loop="uvloop",
-            http="httptools",
+            http=bounded_http(connections_possible(settings.api.max_connections)),
             ws="none",
             lifespan="on",
             access_log=False,

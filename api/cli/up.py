@@ -308,7 +308,8 @@ async def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
     """A GET by hand: an HTTP client would cost more to import than the whole start."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        named = f"[{host}]" if ":" in host else host
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: {named}\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await reader.read(64 * 1024)).partition(b"\r\n\r\n")
         _, status, *_ = head.split(maxsplit=2)  # a ValueError where the api died before it had said it
         return int(status), body

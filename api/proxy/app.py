@@ -18,6 +18,7 @@ from api.proxy.capture import CapturedCalls
 from api.proxy.dialects import DIALECTS
 from api.proxy.errors import Shape, problem_of
 from api.proxy.exchange import ClientLeft, Exchange
+from api.proxy.own_name import OwnName
 from api.shutdown import EndRequests, Shutdown, shutting_down
 from gym.agents.keys import Grant
 from gym.config import Settings
@@ -51,7 +52,8 @@ class Parts:
         self.captures = Captures(self._store)
         self.client = PolicyClient(settings.model, self.policies)
         self.admission = Admission(settings.api.keys, self._store)
-        self.calls = Calls(settings, self.client, self.policies)
+        self._own_name = OwnName(self._store, self._name)
+        self.calls = Calls(settings, self.client, self.policies, self._own_name)
         self.captured = CapturedCalls(self.calls, self.captures, shutdown)
         self._shutdown = shutdown
         self._services: list[asyncio.Task[None]] = []
@@ -61,12 +63,14 @@ class Parts:
         await self._stack.enter_async_context(self.client)
         try:
             await self.policies.refresh()
+            await self._own_name.learn()
         except RedisError as error:
             _LOG.warning("policies not known yet: %s", error, extra={"action": "redis_unavailable"})
         loop = asyncio.get_running_loop()
         self._services = [
             loop.create_task(self.policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self.captures.keep_leases(), name="leases"),
+            loop.create_task(self._own_name.keep_learning(), name="own name"),
             loop.create_task(watch_for_eviction(self._redis_url), name="watch for eviction"),
             loop.create_task(self._refuse_held_at_shutdown(), name="shutdown"),
         ]

@@ -16,9 +16,11 @@ import orjson
 from api.proxy.dialects import DIALECTS, PASSED_RESPONSES, Dialect
 from api.proxy.errors import ContextTooLong, Problem
 from api.proxy.exchange import Exchange
+from api.proxy.own_name import OwnName
 from gym.config import Settings
 from gym.errors import Invalid, NotFound, Unavailable
 from gym.jsontypes import JsonObject
+from gym.proxy import hops as hops_of
 from gym.proxy.client import ChatReply, PolicyClient
 from gym.proxy.forward import ChatCall, ContextOverflow
 from gym.proxy.policies import PolicyRecord
@@ -50,6 +52,7 @@ class Call:
     call_id: str = ""
     created_at: float = field(default_factory=time.time)
     passed: JsonObject | None = None
+    hops: str = ""
     translator: StreamTranslator | None = None
 
     @property
@@ -96,8 +99,9 @@ class Call:
 class Calls:
     """Reads calls and sends them."""
 
-    def __init__(self, settings: Settings, client: PolicyClient, policies: PolicyCache) -> None:
+    def __init__(self, settings: Settings, client: PolicyClient, policies: PolicyCache, own: OwnName) -> None:
         self._settings = settings
+        self._own = own
         self._client = client
         self._policies = policies
 
@@ -109,7 +113,8 @@ class Calls:
         Raises RequestError, ClientLeft.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
-        body = await exchange.json(self._settings.api.max_body_bytes)
+        hops = self._own.sent_on(exchange.header(hops_of.HEADER.encode()))
+        body = await exchange.json(self._settings.proxy.max_body_bytes)
         if policy is None:
             policy = await self._policy(name or exchange.header(b"x-farm-policy"), body.get("model"))
         passed = None
@@ -124,6 +129,7 @@ class Calls:
             policy=policy,
             deadline=deadline,
             passed=passed,
+            hops=hops,
         )
 
     async def run(self, call: Call) -> None:
@@ -150,6 +156,7 @@ class Calls:
                 on_chunks=call.on_chunks if call.streamed else None,
                 prefix=prefix,
                 dialect="chat" if call.passed is None else "responses",
+                hops=call.hops,
             )
         )
 

@@ -21,6 +21,7 @@ from gym.jsontypes import JsonObject
 Shape = Literal["openai", "anthropic"]
 
 RETRY_AFTER_S = 2.0
+LOOP = 508
 _OF_THE_REQUEST = frozenset({400, 413, 422})  # statuses of the model server
 _POLICY = "the model server refused the farm, not you: whoever registered the policy has to look at it. "
 _LOG = logging.getLogger(__name__)
@@ -105,4 +106,6 @@ def _rejected(error: ModelRejected) -> Problem:
     status = error.upstream_status
     if status is None or status in _OF_THE_REQUEST:
         return Problem(status or 400, str(error.kind), error.message)
+    if status == LOOP:  # every proxy on the way says so, and none tries again
+        return Problem(status, str(error.kind), error.message, final=True)
     return Problem(502, str(error.kind), _POLICY + error.message, final=True)

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gym.errors import Malformed, TooLarge
+from gym.errors import Malformed, RequestTimedOut, TooLarge, UnsupportedMedia
 from gym.jsontypes import JsonObject
 
 _STREAM_HEADERS = [
@@ -22,6 +22,10 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+BODY_S = 120.0
+BODY_STALL_S = 20.0
 
 
 class ClientLeft(Exception):
@@ -46,26 +50,42 @@ class Exchange:
         return None
 
     async def json(self, max_bytes: int) -> JsonObject:
-        """The body. Raises Malformed, TooLarge, ClientLeft."""
-        pieces: list[bytes] = []
-        size = 0
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > max_bytes:
-                raise TooLarge("body_too_large", f"the body is larger than {max_bytes} bytes (api.max_body_bytes)")
-            more = message.get("more_body", False)
+        """The body. Raises Malformed, TooLarge, UnsupportedMedia, RequestTimedOut, ClientLeft."""
+        coding = (self.header(b"content-encoding") or "identity").lower()
+        if coding != "identity":
+            raise UnsupportedMedia("unsupported_encoding", f"content-encoding is {coding[:100]}; send the body plain")
+        declared = self.header(b"content-length") or ""
+        if declared.isdecimal() and int(declared[:20]) > max_bytes:
+            raise _too_large(max_bytes)
         try:
-            body: Any = orjson.loads(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            async with asyncio.timeout(BODY_S):
+                data = await self._body(max_bytes)
+        except TimeoutError:
+            raise _late(f"the body was not complete after {BODY_S:g} s") from None
+        try:
+            body: Any = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             raise Malformed("malformed_json", f"the body is no JSON: {error}") from error
         if not isinstance(body, dict):
             raise Malformed("malformed_json", "the body is JSON but no object")
         return body
+
+    async def _body(self, max_bytes: int) -> bytearray:
+        data = bytearray()
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(BODY_STALL_S):
+                    message = await self._receive()
+            except TimeoutError:
+                raise _late(f"nothing of the body came for {BODY_STALL_S:g} s") from None
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            data += message.get("body", b"")
+            if len(data) > max_bytes:
+                raise _too_large(max_bytes)
+            more = message.get("more_body", False)
+        return data
 
     @asynccontextmanager
     async def attended(self) -> AsyncIterator[None]:
@@ -109,3 +129,11 @@ class Exchange:
         self._ended = not more
         if data or not more:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge("body_too_large", f"the body is larger than {max_bytes} bytes (setting proxy.max_body_bytes)")
+
+
+def _late(what: str) -> RequestTimedOut:
+    return RequestTimedOut("body_stalled", f"{what}; send the call again")

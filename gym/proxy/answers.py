@@ -23,6 +23,7 @@ from gym.wire.errors import BadCompletion
 from gym.wire.passed_reply import to_completion
 
 Dialect = Literal["chat", "responses"]
+LOOP = 508  # the call has come back to a proxy that sent it
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
 
@@ -77,6 +78,7 @@ class Attempt:
     dialect: Dialect = "chat"
     whole: bool = True
     earlier: TurnTokens | None = None
+    hops: str = ""
 
     def clean(self, text: str) -> str:
         """A text for an error message: short, and without the key, which some servers repeat."""
@@ -104,7 +106,7 @@ def meaning(
         return ContextOverflow(attempt.clean(refusal.message), attempt.policy, attempt.endpoint, attempt.number)
     if status in (400, 422) and (what := _refused_extra(attempt, refusal)) is not None:
         return attempt.failure(f"cannot be {what}: {refusal.message}", free=True)
-    if status == 429 or status >= 500:
+    if status == 429 or (status >= 500 and status != LOOP):
         wait_s = retry_after_s(header, now=datetime.now(UTC))
         return attempt.failure(f"answered {status}: {refusal.message}", retry_after_s=wait_s)
     hint = "; redirects are not followed, give the address that it leads to" if status < 400 else ""

@@ -24,7 +24,7 @@ from yarl import URL
 
 from gym.config import ModelSettings
 from gym.jsontypes import JsonObject
-from gym.proxy import response_tokens
+from gym.proxy import hops, response_tokens
 from gym.proxy.answers import Answer, Attempt, ContextOverflow, Dialect, blame, capture_of, meaning, unusable
 from gym.proxy.capture import with_asks
 from gym.proxy.connections import Connections, Exchange, HttpError, UnsendableHeader, UnusableAnswer
@@ -56,6 +56,7 @@ class ChatCall:
     In the dialect `responses` body and chunks are those of the Responses API, for a server that has it.
     In a completion that is not wanted `whole` the prompt's ids may be PromptIds, for who reads nothing but them.
     With `path` it is a call of that path below the base URL instead, whose answer may be any JSON object.
+    `hops` are the farms whose proxies it has passed (`gym.proxy.hops`).
     """
 
     policy: PolicyRecord
@@ -69,6 +70,7 @@ class ChatCall:
     path: str | None = None
     dialect: Dialect = "chat"
     whole: bool = True
+    hops: str = ""
 
 
 class Forwarder:
@@ -207,7 +209,9 @@ class Forwarder:
         request_id = call.request_id if number == 1 else f"{call.request_id}-r{number - 1}"
         if call.dialect == "responses":
             body = pinned_response(call.body, policy.spec, stream=call.on_chunks is not None)
-            return Attempt(body, request_id, policy, endpoint, asked, False, number, dialect="responses")
+            return Attempt(
+                body, request_id, policy, endpoint, asked, False, number, dialect="responses", hops=call.hops
+            )
         body = pinned(call.body, policy.spec)
         if call.on_chunks is not None:
             body = streamed(body, call.body.get("stream_options"))
@@ -225,6 +229,7 @@ class Forwarder:
             call.path,
             whole=call.whole,
             earlier=call.prefix,
+            hops=call.hops,
         )
 
     async def _exchange(
@@ -300,6 +305,8 @@ class Forwarder:
     def _post(self, attempt: Attempt, url: URL, body: JsonObject) -> Exchange:
         headers = request_headers(attempt.policy, attempt.endpoint)
         headers["x-request-id"] = attempt.request_id
+        if attempt.hops:
+            headers[hops.HEADER] = attempt.hops
         return self._connections.post(url, orjson.dumps(body), headers)
 
 
