@@ -249,10 +249,15 @@ class Settings(MaskedModel, BaseSettings):
     sandbox: SandboxSettings = SandboxSettings()
     default_policy: str = "policy"
     policies: dict[str, PolicySpec] = Field(default_factory=dict, description="registered when the farm starts")
-    policy_hosts: tuple[str, ...] = Field(
+    policy_hosts: tuple[str, ...] | None = Field(
+        default=None,
+        description="hosts that a policy may be served from, beside those of `policies`: `loopback`, `private` "
+        "(private networks and names without a public suffix), `any`, networks such as 10.0.0.0/8, or patterns such as "
+        "*.example.com; left out, loopback and private, or nothing where `host` is not loopback",
+    )
+    judge_hosts: tuple[str, ...] = Field(
         default=("loopback", "private"),
-        description="hosts that a policy may be served from: `loopback`, `private` (private networks and names without "
-        "a public suffix), `any`, networks such as 10.0.0.0/8, or patterns such as *.example.com",
+        description="hosts that a published replica of a judge may be at, likewise; those of `judges` are allowed",
     )
     agents: dict[AgentName, AgentSettings] = Field(
         default_factory=dict, description="agents outside the farm, by the name that rows give as `agent`"

@@ -22,6 +22,7 @@ from gym.environments.registry import load_registry
 from gym.errors import JudgeFailed, RolloutError
 from gym.jsontypes import JsonObject
 from gym.judges.desk import Desk
+from gym.proxy.hosts import judge_rules
 from gym.results.blobs import BlobStore
 from gym.results.storable import describe_error
 from gym.state.breakers import BreakerKey, Breakers
@@ -67,12 +68,13 @@ class JudgingRuntime:
         self._judging = Judging(self._store)
         self._committer = Committer(self._store)
         self._specs = Specs(self._store, draining=self._drains)
-        self._replicas = ReplicaCache(self._store, settings.judges)
+        self._replicas = ReplicaCache(self._store, settings.judges, judge_rules(settings))
         self._desk = Desk(
             settings.judges,
             self._replicas,
             published_version=self._replicas.version,
             store=StoredVerdicts(self._store, keep_s=settings.judging.keep_verdicts_s),
+            hosts=judge_rules(settings),
         )
         self._breakers = JudgeWatch(
             Breakers(self._store, settings.breakers), self._committer, self._desk, self._replicas

@@ -25,6 +25,7 @@ from gym.environments.threads import EnvironmentThreads
 from gym.environments.values import ValueBounds
 from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
+from gym.proxy.hosts import policy_rules
 from gym.results.blobs import BlobStore
 from gym.sandbox.pool import close_loop_pool, configure_loop_pool
 from gym.state.breakers import BreakerKey, BreakerKind, Breakers
@@ -98,7 +99,7 @@ class Runtime:
             output_bytes=settings.worker.max_tool_output_bytes,
             argument_chars=settings.worker.max_tool_arguments_chars,
         )
-        self._model = PolicyClient(settings.model, self._policies)
+        self._model = PolicyClient(settings.model, self._policies, hosts=policy_rules(settings))
         self._runner = Runner(
             registry=self._registry,
             agents={

@@ -26,6 +26,7 @@ from gym.errors import NotFound, RequestError, SettingsError
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
 from gym.proxy.client import PolicyClient
+from gym.proxy.hosts import policy_rules
 from gym.state.captures import Captures
 from gym.state.policies import PolicyCache
 from gym.state.server import watch_for_eviction
@@ -50,7 +51,7 @@ class Parts:
         self._stack = AsyncExitStack()
         self.policies = PolicyCache(self._store, self._name)
         self.captures = Captures(self._store)
-        self.client = PolicyClient(settings.model, self.policies)
+        self.client = PolicyClient(settings.model, self.policies, hosts=policy_rules(settings))
         self.admission = Admission(settings.api.keys, self._store)
         self._own_name = OwnName(self._store, self._name)
         self.calls = Calls(settings, self.client, self.policies, self._own_name)

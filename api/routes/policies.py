@@ -15,7 +15,7 @@ from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.masking import MASK, mask_address
 from gym.policy import PolicySpec
-from gym.proxy.hosts import check_hosts
+from gym.proxy.hosts import check_hosts, check_not_own_proxy, policy_rules
 from gym.proxy.policies import PolicyRecord
 from gym.state.breakers import policy_key
 from gym.state.policies import policy_not_found
@@ -64,7 +64,8 @@ async def delete_policy(name: str, farm: Farm) -> Response:
 def check_policy_hosts(spec: PolicySpec, settings: Settings, *, field: str) -> None:
     """Raises Invalid, naming the field, where the settings do not allow a policy to be served from there."""
     try:
-        check_hosts(spec.base_urls, settings.policy_hosts)
+        check_hosts(spec.base_urls, policy_rules(settings).all_patterns)
+        check_not_own_proxy(spec.base_urls, settings)
     except Invalid as error:
         raise Invalid(error.code, f"field `{field}`: {error.message}", {**error.details, "field": field}) from None
 

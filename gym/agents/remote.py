@@ -20,6 +20,7 @@ from gym.agents.settings import RemoteSettings
 from gym.errors import AgentFailed, AgentUnreachable
 from gym.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.jsontypes import JsonObject
+from gym.proxy.guarded import connector_to
 from gym.rollout import StopReason
 from gym.trajectory import Usage, message_text
 from gym.wire.completion import MOST_TOKENS
@@ -49,7 +50,7 @@ class RemoteAgent(OutsideAgent):
             headers["authorization"] = f"Bearer {self._settings.api_key}"
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(force_close=True),
+            connector=connector_to([self._url], force_close=True),
             cookie_jar=aiohttp.CookieJar(unsafe=True),  # it takes cookies of services without a host name too
             headers=headers | PLAIN,
             timeout=timeout,

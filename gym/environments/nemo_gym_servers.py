@@ -25,6 +25,7 @@ from yarl import URL
 from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, Stage
 from gym.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.jsontypes import JsonObject
+from gym.proxy.guarded import connector_to
 from gym.wire.nemo_gym_resources import close_request, said
 
 KEEP_ALIVE_S = 4.0  # shorter than uvicorn's own 5 s, so that no call meets a connection that is being closed
@@ -138,8 +139,9 @@ class Servers:
     def _enter(self) -> None:
         self._guests += 1
         if self._client is None:
+            urls = [str(replica.url) for replica in self._replicas]
             self._client = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
+                connector=connector_to(urls, limit=0, keepalive_timeout=KEEP_ALIVE_S),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.bounds.connect_s),
                 auto_decompress=False,

@@ -21,6 +21,7 @@ from gym import exact_json
 from gym.environments.capacity import waiting_for_capacity
 from gym.errors import EnvironmentUnavailable
 from gym.jsontypes import JsonObject
+from gym.proxy.guarded import connector_to
 
 CLOSE_S = 2.0
 FIRST_WAIT_S = 0.1
@@ -68,6 +69,7 @@ class OpenEnvSocket:
     async def connect(cls, url: URL, waits: Waits) -> OpenEnvSocket:
         """Raises ServerFull, EnvironmentUnavailable."""
         client = aiohttp.ClientSession(
+            connector=connector_to([str(url)]),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=waits.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
         )

@@ -18,6 +18,7 @@ from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
 from gym.proxy.client import PolicyClient
 from gym.proxy.forward import ChatCall, ContextOverflow
+from gym.proxy.hosts import EVERY_HOST, HostRules
 from gym.proxy.policies import PolicyRecord, PolicySource
 from gym.proxy.retry import UNHEALTHY_WAIT_S
 
@@ -36,6 +37,7 @@ class JudgeCalls:
         *,
         published_version: Callable[[str], str] = lambda _: "",
         connect_timeout_s: float = 5.0,
+        hosts: HostRules = EVERY_HOST,
     ) -> None:
         self.name = name
         self._replicas = replicas
@@ -53,7 +55,7 @@ class JudgeCalls:
             connections_per_endpoint=settings.concurrency,
         )
         self._last: PolicyRecord | None = None
-        self._client = PolicyClient(model, self)
+        self._client = PolicyClient(model, self, hosts=hosts)
 
     @property
     def version(self) -> str:

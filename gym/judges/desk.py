@@ -16,6 +16,7 @@ from gym.judges.cache import VerdictCache, VerdictStore
 from gym.judges.calls import JudgeCalls, together
 from gym.judges.registry import make_judge
 from gym.judges.settings import JudgeSettings
+from gym.proxy.hosts import EVERY_HOST, HostRules
 from gym.proxy.policies import PolicySource
 
 
@@ -29,10 +30,11 @@ class Desk:
         *,
         published_version: Callable[[str], str] = lambda _: "",
         store: VerdictStore | None = None,
+        hosts: HostRules = EVERY_HOST,
     ) -> None:
         self.settings = judges
         self._calls = {
-            name: JudgeCalls(name, settings, replicas, published_version=published_version)
+            name: JudgeCalls(name, settings, replicas, published_version=published_version, hosts=hosts)
             for name, settings in judges.items()
         }
         self._judges: dict[str, Judge] = {

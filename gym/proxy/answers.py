@@ -12,6 +12,7 @@ from gym.errors import ModelRejected
 from gym.jsontypes import JsonObject
 from gym.proxy.capture import Capture, Level
 from gym.proxy.endpoint import Endpoint, Outcome
+from gym.proxy.hosts import EVERY_HOST, HostRules
 from gym.proxy.overflow import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.prompt_text import MARK, cut_prompt
@@ -23,6 +24,7 @@ from gym.wire.errors import BadCompletion
 from gym.wire.passed_reply import to_completion
 
 Dialect = Literal["chat", "responses"]
+HIDDEN = "(its text is shown only for hosts that policies or policy_hosts name)"
 LOOP = 508  # the call has come back to a proxy that sent it
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
@@ -64,6 +66,7 @@ class ContextOverflow:
 class Attempt:
     """A call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object.
 
+    Whoever may name a host must not read there what only the farm can reach, so `said` hides answers of other hosts.
     Unless its completion is wanted `whole`, the prompt's ids in that are PromptIds; `earlier` is the turn before.
     """
 
@@ -79,6 +82,11 @@ class Attempt:
     whole: bool = True
     earlier: TurnTokens | None = None
     hops: str = ""
+    hosts: HostRules = EVERY_HOST
+
+    def said(self, text: str) -> str:
+        """What the server said, for an error message, where the settings name its host."""
+        return self.clean(text) if self.hosts.names(self.endpoint.url.chat.raw_host or "") else HIDDEN
 
     def clean(self, text: str) -> str:
         """A text for an error message: short, and without the key, which some servers repeat."""
@@ -103,18 +111,20 @@ def meaning(
         return _completion(attempt, body)
     refusal = read_refusal(body)
     if is_context_overflow(status, refusal, max_tokens=_max_tokens(attempt.body)):
-        return ContextOverflow(attempt.clean(refusal.message), attempt.policy, attempt.endpoint, attempt.number)
+        return ContextOverflow(attempt.said(refusal.message), attempt.policy, attempt.endpoint, attempt.number)
     if status in (400, 422) and (what := _refused_extra(attempt, refusal)) is not None:
-        return attempt.failure(f"cannot be {what}: {refusal.message}", free=True)
+        return attempt.failure(f"cannot be {what}: {attempt.said(refusal.message)}", free=True)
     if status == 429 or (status >= 500 and status != LOOP):
         wait_s = retry_after_s(header, now=datetime.now(UTC))
-        return attempt.failure(f"answered {status}: {refusal.message}", retry_after_s=wait_s)
+        return attempt.failure(f"answered {status}: {attempt.said(refusal.message)}", retry_after_s=wait_s)
     hint = "; redirects are not followed, give the address that it leads to" if status < 400 else ""
+    if status == LOOP:
+        hint = "; the policy leads back to the proxy of a farm that its calls have passed"
     if attempt.dialect == "responses" and status in _NO_SUCH_PATH:
         hint = "; with `api: responses` a policy needs a server that has /v1/responses, with `api: chat` it does not"
     raise ModelRejected(
         f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
-        f"{attempt.clean(refusal.message)}{hint}",
+        f"{attempt.said(refusal.message)}{hint}",
         upstream_status=status,
         endpoint=attempt.endpoint.url.shown,
     )
@@ -160,7 +170,7 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> Answer | Failure:
                 completion = told_of_cut(completion, _max_tokens(attempt.body))
             finish_of(choice_of(completion))
     except BadCompletion as error:
-        return attempt.failure(f"broke off or gave no completion: {error.message}")
+        return attempt.failure(f"broke off or gave no completion: {attempt.said(error.message)}")
     except (orjson.JSONDecodeError, AttributeError):
         return attempt.failure("answered 200 with something that is no JSON object")
     return Answer(

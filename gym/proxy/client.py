@@ -27,6 +27,7 @@ from gym.proxy.endpoints import EndpointPool
 from gym.proxy.forward import Answer, ChatCall, ContextOverflow, Forwarder, request_headers
 from gym.proxy.gate import Gate
 from gym.proxy.health import HealthChecks, Served
+from gym.proxy.hosts import EVERY_HOST, HostRules
 from gym.proxy.policies import PolicyRecord, PolicySource, newest
 from gym.proxy.versions import reported_versions
 from gym.trajectory import TurnTokens, Usage
@@ -105,7 +106,9 @@ class PolicyClient:
         *,
         jitter: Callable[[], float] = random.random,
         most_pools: int = MOST_POOLS,
+        hosts: HostRules = EVERY_HOST,
     ) -> None:
+        self._hosts = hosts
         self._settings = settings
         self._jitter = jitter
         self._most_pools = most_pools
@@ -123,10 +126,15 @@ class PolicyClient:
             connect_timeout_s=self._settings.connect_timeout_s,
             idle_s=KEEP_ALIVE_S,
             answer_bytes=self._settings.max_answer_bytes,
+            allows=self._hosts.allows,
         )
-        self._forwarder = Forwarder(self._connections, self._settings, self._gate, self._pool_of, jitter=self._jitter)
+        self._forwarder = Forwarder(
+            self._connections, self._settings, self._gate, self._pool_of, jitter=self._jitter, hosts=self._hosts
+        )
         if self._settings.health_check_s:
-            checks = HealthChecks(self._settings, self._policies, self._pools.values, jitter=self._jitter)
+            checks = HealthChecks(
+                self._settings, self._policies, self._pools.values, jitter=self._jitter, hosts=self._hosts
+            )
             self._health = asyncio.create_task(checks.run(), name="health checks")
         return self
 

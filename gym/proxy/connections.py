@@ -12,7 +12,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -23,6 +23,7 @@ from yarl import URL
 from gym.proxy.connection import ANSWER_BYTES, ConnectFailed, Connection, HttpError, Server, UnusableAnswer
 
 __all__ = [
+    "AddressRefused",
     "ConnectFailed",
     "Connections",
     "Exchange",
@@ -38,6 +39,10 @@ HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
 
 class UnsendableHeader(ValueError):
     """A header that would break out of its line."""
+
+
+class AddressRefused(ConnectFailed):
+    """The host stands for no address that may be called."""
 
 
 class HttpResponse:
@@ -107,7 +112,8 @@ class _Pool:
 class Connections:
     """All connections of one event loop; `per_server` is the most that one server gets.
 
-    An answer's body may have `answer_bytes`. Certificates are checked as the system has it where no other context is
+    An answer's body may have `answer_bytes`. `allows` is asked for the host and each of its addresses before one is
+    connected to. Certificates are checked as the system has it where no other context is
     given.
     """
 
@@ -118,9 +124,11 @@ class Connections:
         connect_timeout_s: float,
         idle_s: float,
         answer_bytes: int = ANSWER_BYTES,
+        allows: Callable[[str, str], bool] = lambda _host, _address: True,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._answer_bytes = answer_bytes
+        self._allows = allows
         self._per_server = per_server
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
@@ -242,8 +250,14 @@ class Connections:
         try:
             self._check_open()
             async with asyncio.timeout(self._connect_timeout_s):
+                found = await self._addresses(server)
+                allowed = [each for each in found if self._allows(server.host, each[4][0])]
+                if not allowed:
+                    raise AddressRefused(
+                        f"{server.host} has no address that may be called (setting policy_hosts, or judge_hosts)"
+                    )
                 made = await aiohappyeyeballs.start_connection(
-                    await self._addresses(server),
+                    allowed,
                     happy_eyeballs_delay=HAPPY_EYEBALLS_S,
                     interleave=1,
                     loop=self._loop,

@@ -27,10 +27,18 @@ from gym.jsontypes import JsonObject
 from gym.proxy import hops, response_tokens
 from gym.proxy.answers import Answer, Attempt, ContextOverflow, Dialect, blame, capture_of, meaning, unusable
 from gym.proxy.capture import with_asks
-from gym.proxy.connections import Connections, Exchange, HttpError, UnsendableHeader, UnusableAnswer
+from gym.proxy.connections import (
+    AddressRefused,
+    Connections,
+    Exchange,
+    HttpError,
+    UnsendableHeader,
+    UnusableAnswer,
+)
 from gym.proxy.endpoint import Endpoint, Outcome
 from gym.proxy.endpoints import EndpointPool
 from gym.proxy.gate import Gate
+from gym.proxy.hosts import EVERY_HOST, HostRules
 from gym.proxy.line import Waiting
 from gym.proxy.policies import PolicyRecord
 from gym.proxy.retry import Failure, Progress
@@ -84,7 +92,9 @@ class Forwarder:
         pool_of: Callable[[PolicyRecord], EndpointPool],
         *,
         jitter: Callable[[], float],
+        hosts: HostRules = EVERY_HOST,
     ) -> None:
+        self._hosts = hosts
         self._connections = connections
         self._settings = settings
         self._gate = gate
@@ -161,9 +171,9 @@ class Forwarder:
                 endpoint.moves.add(move)
                 status, header, raw = await self._exchange(attempt, progress, call)
         except BadCompletion as problem:
-            outcome, error = "erred", problem.message
+            outcome, error = "erred", attempt.said(problem.message)
             return attempt.failure(f"broke off or gave no completion: {error}")
-        except UnsendableHeader as problem:
+        except (UnsendableHeader, AddressRefused) as problem:
             raise unusable(attempt, str(problem)) from problem
         except UnusableAnswer as problem:
             outcome = "answered"
@@ -210,7 +220,16 @@ class Forwarder:
         if call.dialect == "responses":
             body = pinned_response(call.body, policy.spec, stream=call.on_chunks is not None)
             return Attempt(
-                body, request_id, policy, endpoint, asked, False, number, dialect="responses", hops=call.hops
+                body,
+                request_id,
+                policy,
+                endpoint,
+                asked,
+                False,
+                number,
+                dialect="responses",
+                hops=call.hops,
+                hosts=self._hosts,
             )
         body = pinned(call.body, policy.spec)
         if call.on_chunks is not None:
@@ -230,6 +249,7 @@ class Forwarder:
             whole=call.whole,
             earlier=call.prefix,
             hops=call.hops,
+            hosts=self._hosts,
         )
 
     async def _exchange(

@@ -25,8 +25,11 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 from gym.config import ModelSettings
+from gym.proxy.addresses import read_address
 from gym.proxy.endpoint import Endpoint
 from gym.proxy.endpoints import EndpointPool
+from gym.proxy.guarded import GuardedResolver
+from gym.proxy.hosts import EVERY_HOST, HostRules
 from gym.proxy.policies import PolicyRecord, PolicySource, newest
 from gym.proxy.questions import Trouble, status_of_a_token, trouble_by_its_account, trouble_with_a_token
 
@@ -84,7 +87,9 @@ class HealthChecks:
         served: Callable[[], Iterable[Served]],
         *,
         jitter: Callable[[], float],
+        hosts: HostRules = EVERY_HOST,
     ) -> None:
+        self._hosts = hosts
         self._unit_s = self._interval_s = settings.health_check_s
         self._silent = Trouble("silent", f"gave a health check no answer within {SILENT * self._unit_s:g} s")
         self._policies = policies
@@ -96,7 +101,7 @@ class HealthChecks:
     async def run(self) -> None:
         """Look at the endpoints until cancelled; the checks under way end with it."""
         self._loop = asyncio.get_running_loop()
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=GuardedResolver(self._hosts))
         async with aiohttp.ClientSession(
             connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         ) as self._session:
@@ -134,8 +139,14 @@ class HealthChecks:
                 if not suspect and now < watch.due:
                     continue
                 watch.due = now + interval_s * (0.75 + 0.5 * self._jitter())
-                if suspect or endpoint.ejected_until is not None or now - endpoint.heard_at > interval_s:
+                wanted = suspect or endpoint.ejected_until is not None or now - endpoint.heard_at > interval_s
+                if wanted and self._may_ask(endpoint):
                     self._start(patient, suspect=suspect)
+
+    def _may_ask(self, endpoint: Endpoint) -> bool:
+        """Whether an endpoint given by its address may be called; names are looked at when they are resolved."""
+        host = endpoint.url.chat.raw_host or ""
+        return read_address(host) is None or self._hosts.allows(host, host)
 
     def _start(self, patient: _Patient, *, suspect: bool) -> None:
         patient.watch.under_way = True

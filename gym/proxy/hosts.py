@@ -1,44 +1,126 @@
 """Which hosts a policy may be served from: the setting `policy_hosts`.
 
-Invariant: link-local addresses and the metadata services of clouds are refused, whatever the patterns say, unless
-the setting names that very host. A host is judged by what the URL says; names are not resolved here, so whoever may
-register names in the farm's DNS is trusted.
+A URL is judged by its host where it is registered (`check_hosts`). The addresses that the host stands for are judged at
+each connection (`HostRules.allows`), since a name may stand for others by then.
+
+Invariant: link-local addresses and the metadata services of clouds are refused, whatever the patterns say, unless the
+settings name that very host.
 """
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Iterable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from yarl import URL
 
+from gym.config import Settings, base_url, is_loopback, proxy_url
 from gym.errors import Invalid
+from gym.proxy.addresses import Address, AddressKind, covers_on_purpose, kind_of, leads_to, read_address, read_network
 
-_METADATA = frozenset(
+_METADATA_NAMES = frozenset(
     {
         "metadata",
         "metadata.google.internal",
         "metadata.goog",
         "instance-data",
         "instance-data.ec2.internal",
-        "169.254.169.254",  # most clouds; link-local as well
-        "fd00:ec2::254",  # AWS over IPv6
-        "100.100.100.200",  # Alibaba
-        "192.0.0.192",  # Oracle
-        "168.63.129.16",  # Azure's wire server
+        "metadata.tencentyun.com",
+        "metadata.platformequinix.com",
     }
 )
 # Top-level labels that the public DNS does not delegate (RFC 6762 appendix G, RFC 2606, ICANN's .internal, Kubernetes).
 _PRIVATE_LABELS = frozenset(
     {"local", "internal", "lan", "home", "corp", "private", "intranet", "localdomain", "svc", "test"}
 )
-_CARRIER_NAT = IPv4Network("100.64.0.0/10")  # what clusters and overlays use too; `is_private` leaves it out
-_NUMERIC = re.compile(r"\d+|0x[0-9a-f]*")
+_CLASSES = frozenset({"loopback", "private", "any"})
 
-Address = IPv4Address | IPv6Address
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRules:
+    """The hosts that a process may call for those who register policies.
+
+    `patterns` are those of the settings, `named` the hosts of the settings' own policies. `shows_texts` is whether what
+    any host says in its errors may be shown, as on a farm that only its own machine reaches.
+    """
+
+    patterns: tuple[str, ...] = ("any",)
+    named: frozenset[str] = frozenset()
+    shows_texts: bool = True
+
+    @property
+    def all_patterns(self) -> tuple[str, ...]:
+        """The patterns, with the hosts that are named."""
+        return (*self.patterns, *sorted(self.named))
+
+    def allows(self, host: str, found: str) -> bool:
+        """Whether a host may be called at an address that it was found to have."""
+        host = plain_host(host)
+        address = read_address(found)
+        if address is None:
+            return False
+        if read_address(host) is not None:
+            return host_allowed(host, self.all_patterns) and host_allowed(found.partition("%")[0], self.all_patterns)
+        kind = kind_of(address)
+        exactly = host in self.named or host in self.patterns
+        if kind is AddressKind.FORBIDDEN:
+            return (exactly and host in _METADATA_NAMES) or _is_listed(address, self.all_patterns)
+        if exactly or _covers_address(address, kind, self.all_patterns):
+            return True
+        # a pattern of names says nothing of addresses, but was not meant for this machine
+        by_name = any(pattern not in _CLASSES and fnmatchcase(host, pattern) for pattern in self.patterns)
+        return by_name and kind in (AddressKind.PRIVATE, AddressKind.PUBLIC)
+
+    def names(self, host: str) -> bool:
+        """Whether the settings name a host, rather than a class of hosts, so that its error texts may be shown."""
+        if self.shows_texts:
+            return True
+        host = plain_host(host)
+        address = read_address(host)
+        if host in self.named:
+            return True
+        return any(pattern not in _CLASSES and _covers(pattern, host, address) for pattern in self.patterns)
+
+
+EVERY_HOST = HostRules()  # but metadata services and the like
+
+
+def plain_host(host: str) -> str:
+    """Return a host as patterns are compared with it."""
+    return host.strip("[]").lower().rstrip(".")
+
+
+def hosts_of(urls: Iterable[str]) -> frozenset[str]:
+    """Return the hosts of URLs; one that cannot be read has none."""
+    found = set()
+    for url in urls:
+        try:
+            found.add(plain_host(URL(url).raw_host or ""))
+        except ValueError:
+            continue
+    return frozenset(found - {""})
+
+
+def policy_rules(settings: Settings) -> HostRules:
+    """Return the rules for policies. A farm that others reach allows nothing by default but its settings' own."""
+    local = is_loopback(settings.host)
+    patterns = settings.policy_hosts
+    if patterns is None:
+        patterns = ("loopback", "private") if local else ()
+    urls = [url for policy in settings.policies.values() for url in policy.base_urls]
+    return HostRules(
+        patterns=tuple(pattern.strip().lower() for pattern in patterns),
+        named=hosts_of(urls),
+        shows_texts=local and not settings.api.keys,
+    )
+
+
+def judge_rules(settings: Settings) -> HostRules:
+    """Return the rules for judges, whose addresses the settings give or a judge server publishes in Redis."""
+    urls = [url for judge in settings.judges.values() for url in judge.base_urls]
+    patterns = tuple(pattern.strip().lower() for pattern in settings.judge_hosts)
+    return HostRules(patterns=patterns, named=hosts_of(urls))
 
 
 def check_hosts(urls: Iterable[str], patterns: Iterable[str]) -> None:
@@ -62,80 +144,81 @@ def check_hosts(urls: Iterable[str], patterns: Iterable[str]) -> None:
             )
 
 
+def check_not_own_proxy(urls: Iterable[str], settings: Settings) -> None:
+    """Raises Invalid (`policy_loops`) for a URL that is seen to be the farm's own proxy; others are cut at their first
+    call (`gym.proxy.hops`).
+    """
+    own = {_place(URL(url)) for url in (proxy_url(settings), base_url(settings.host, settings.proxy.port))}
+    for url in urls:
+        if _place(URL(url)) in own:
+            raise Invalid(
+                "policy_loops",
+                f"{_shown(url)} is this farm's own proxy, which would call itself without end; give the address of the "
+                "model server",
+            )
+
+
+def _place(url: URL) -> tuple[str, int | None]:
+    """Host and port, with one name for what this machine calls itself."""
+    host = plain_host(url.raw_host or "")
+    address = read_address(host)
+    is_here = host == "localhost" if address is None else kind_of(address) is AddressKind.LOOPBACK
+    return "localhost" if is_here else host, url.port
+
+
 def host_allowed(host: str, patterns: Iterable[str]) -> bool:
     """Whether lower-case patterns cover a lower-case host: `loopback`, `private`, `any`, networks, fnmatch patterns."""
-    address = _address(host)
+    address = read_address(host)
     patterns = list(patterns)
-    if any(_names_exactly(pattern, host, address) for pattern in patterns):
+    if _is_listed(address, patterns) if address is not None else host in patterns and host not in _CLASSES:
         return True
-    if _is_metadata(host, address):
+    if host in _METADATA_NAMES or (address is not None and kind_of(address) is AddressKind.FORBIDDEN):
         return False
     return any(_covers(pattern, host, address) for pattern in patterns)
 
 
-def _names_exactly(pattern: str, host: str, address: Address | None) -> bool:
-    if pattern in ("loopback", "private", "any"):
-        return False
-    if address is None:
-        return pattern == host
-    network = _network(pattern)
-    return network is not None and network.num_addresses == 1 and address == network.network_address
+def _is_listed(address: Address, patterns: Iterable[str]) -> bool:
+    """Whether the patterns have an address itself, in any of its spellings."""
+    for pattern in patterns:
+        network = read_network(pattern)
+        if network is not None and network.num_addresses == 1:
+            listed = network.network_address
+            if address == listed or leads_to(address) == leads_to(listed):
+                return True
+    return False
 
 
 def _covers(pattern: str, host: str, address: Address | None) -> bool:
+    if address is not None:
+        return _covers_address(address, kind_of(address), (pattern,))
     match pattern:
         case "any":
             return True
         case "loopback":
-            if address is None:
-                return host == "localhost" or host.endswith(".localhost")
-            return address.is_loopback or address.is_unspecified
+            return host == "localhost" or host.endswith(".localhost")
         case "private":
-            return _is_private(host, address)
-    if address is None:
-        return fnmatchcase(host, pattern)
-    network = _network(pattern)
-    return address in network if network is not None else fnmatchcase(str(address), pattern)
+            labels = host.split(".")
+            if labels[-1] == "localhost":
+                return False
+            return len(labels) == 1 or labels[-1] in _PRIVATE_LABELS or labels[-2:] == ["home", "arpa"]
+    return fnmatchcase(host, pattern)
 
 
-def _is_private(host: str, address: Address | None) -> bool:
-    if address is None:
-        labels = host.split(".")
-        if labels[-1] == "localhost":
-            return False
-        return len(labels) == 1 or labels[-1] in _PRIVATE_LABELS or labels[-2:] == ["home", "arpa"]
-    if address.is_loopback or address.is_unspecified:
-        return False
-    return address.is_private or (address.version == 4 and address in _CARRIER_NAT)
-
-
-def _is_metadata(host: str, address: Address | None) -> bool:
-    if address is None:
-        return host in _METADATA
-    return address.is_link_local or str(address) in _METADATA
-
-
-def _address(host: str) -> Address | None:
-    """The address that a host is, in all spellings that the resolver understands, such as 127.1 or 2130706433."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        if not _NUMERIC.fullmatch(host.rpartition(".")[2]):
-            return None
-        try:
-            return IPv4Address(socket.inet_aton(host))
-        except OSError:
-            return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def _network(pattern: str) -> IPv4Network | IPv6Network | None:
-    try:
-        return ip_network(pattern, strict=False)
-    except ValueError:
-        return None
+def _covers_address(address: Address, kind: AddressKind, patterns: Iterable[str]) -> bool:
+    """Whether classes, networks or patterns of addresses cover one that is not forbidden."""
+    for pattern in patterns:
+        network = read_network(pattern)
+        if pattern == "any":
+            covered = kind is not AddressKind.RESERVED
+        elif pattern in ("loopback", "private"):
+            covered = kind == pattern
+        elif network is not None:
+            covered = covers_on_purpose(network, address)
+        else:
+            covered = kind is not AddressKind.RESERVED and fnmatchcase(str(leads_to(address)), pattern)
+        if covered:
+            return True
+    return False
 
 
 def _shown(url: str) -> str:

@@ -17,8 +17,10 @@ from typing import Literal
 import orjson
 from redis.exceptions import RedisError
 
+from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
+from gym.proxy.hosts import EVERY_HOST, HostRules, check_hosts
 from gym.proxy.policies import PolicyRecord
 from gym.state.store import Store
 
@@ -26,6 +28,7 @@ ReplicaState = Literal["starting", "ready", "draining", "down"]
 REFRESH_S = 1.0
 LEASE_TTL_S = 8.0
 FORGET_S = 3600.0
+MOST_REFUSED = 256  # that are remembered, so that each is logged once
 _LOG = logging.getLogger(__name__)
 
 
@@ -107,7 +110,14 @@ class Replicas:
 class ReplicaCache:
     """A process's copy, in the shape that the proxy's code asks for: a judge is a policy whose endpoints change."""
 
-    def __init__(self, store: Store, judges: Mapping[str, JudgeSettings]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        judges: Mapping[str, JudgeSettings],
+        hosts: HostRules = EVERY_HOST,
+    ) -> None:
+        self._hosts = hosts
+        self._refused: set[str] = set()
         self._replicas = Replicas(store)
         self._judges = judges
         self._records: dict[str, PolicyRecord] = {}
@@ -129,7 +139,7 @@ class ReplicaCache:
         """Look for changes once."""
         ready: dict[str, list[Replica]] = {}
         for published in await self._replicas.all():
-            if published.ready:
+            if published.ready and self._may_be_asked(published.replica):
                 ready.setdefault(published.replica.judge, []).append(published.replica)
         for name, settings in self._judges.items():
             if settings.base_urls:
@@ -143,6 +153,21 @@ class ReplicaCache:
                 self._records.pop(name, None)
             elif known is None or tuple(known.spec.base_urls) != urls:
                 self._enter(name, urls)
+
+    def _may_be_asked(self, replica: Replica) -> bool:
+        try:
+            check_hosts([replica.url], self._hosts.all_patterns)
+        except Invalid:
+            if replica.url not in self._refused and len(self._refused) < MOST_REFUSED:
+                self._refused.add(replica.url)
+                _LOG.warning(
+                    "judge %s: its replica %s is not asked, since judge_hosts does not allow its host",
+                    replica.judge,
+                    replica.replica,
+                    extra={"action": "replica_refused"},
+                )
+            return False
+        return True
 
     async def keep_fresh(self) -> None:
         """Look for changes until cancelled; while Redis is away the last copy stands."""
