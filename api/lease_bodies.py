@@ -6,8 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gym.ids import ID_PATTERN
-from gym.limits import Seconds
+from gym.batch import Id
+from gym.limits import RequestSeconds
+from gym.request_fields import IsNumber
 from gym.state.feed import LeaseUnit
 
 
@@ -16,11 +17,11 @@ class LeaseBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    consumer: Annotated[str, Field(pattern=ID_PATTERN, description="whose acknowledgements these are")]
-    max: Annotated[int, Field(ge=1, le=5000)] = 64
-    ttl_s: Seconds = 300.0
+    consumer: Annotated[Id, Field(description="whose acknowledgements these are")]
+    max: Annotated[int, Field(ge=1, le=5000), IsNumber] = 64
+    ttl_s: RequestSeconds = 300.0
     unit: LeaseUnit = LeaseUnit.ROLLOUT
-    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN, description="makes the call repeatable")] = None
+    lease_id: Annotated[Id | None, Field(description="makes the call repeatable")] = None
     position: Annotated[
         str | None, Field(description="of the answer before, `0-0` at first; 409 `log_went_back` where it is lost")
     ] = None
@@ -31,6 +32,6 @@ class AckBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    consumer: Annotated[str, Field(pattern=ID_PATTERN)]
-    lease_id: Annotated[str | None, Field(pattern=ID_PATTERN)] = None
+    consumer: Id
+    lease_id: Id | None = None
     rollout_ids: Annotated[list[str] | None, Field(max_length=20_000)] = None

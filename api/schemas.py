@@ -19,7 +19,8 @@ from api.lease_bodies import AckBody, LeaseBody
 from api.session_schemas import ActionBody, OpenSessionBody, ToolArguments, VerifyBody
 from gym.batch import BatchSpec
 from gym.errors import ErrorKind
-from gym.policy import PolicySpec
+from gym.policy import PolicySpec, Version
+from gym.request_fields import IsNumber
 from gym.state.kept import DropReason
 
 REF = "#/components/schemas/{model}"
@@ -297,7 +298,7 @@ class PauseBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Literal["hold", "drain"] = "hold"
-    timeout_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 60.0
+    timeout_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), IsNumber] = 60.0
 
 
 class ResumeBody(BaseModel):
@@ -305,7 +306,7 @@ class ResumeBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int | None = None
+    version: Annotated[Version | None, IsNumber] = None
 
 
 class PauseAnswer(BaseModel):

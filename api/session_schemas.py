@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gym.batch import Id
+from gym.request_fields import IsNumber
 
 
 class OpenSessionBody(BaseModel):
@@ -15,7 +16,7 @@ class OpenSessionBody(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     row: dict[str, Any]
-    seed: int | None = None
+    seed: Annotated[int | None, IsNumber] = None
     session_id: Id | None = Field(default=None, description="makes the call repeatable; left out, one is made")
 
 

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from gym.ids import ID_PATTERN
+from gym.ids import ID_CHARS, ID_PATTERN
 from gym.limits import Limits
 from gym.policy import PolicySpec
+from gym.request_fields import Free, IsBoolean, IsNumber
 from gym.task import MAX_SAMPLES
 
-Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARS)]
+Name = Annotated[str, StringConstraints(max_length=256)]
 
 
 class EarlyStop(BaseModel):
@@ -22,7 +24,7 @@ class EarlyStop(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_usable: Annotated[int, Field(ge=1, le=MAX_SAMPLES)]
+    min_usable: Annotated[int, Field(ge=1, le=MAX_SAMPLES), IsNumber]
 
 
 class BatchSpec(BaseModel):
@@ -38,16 +40,18 @@ class BatchSpec(BaseModel):
         default=None,
         description="a registered name or an inline policy; left out, the setting `default_policy`",
     )
-    environment: str | None = Field(default=None, description="for rows that name none")
-    agent: str | None = Field(default=None, description="for rows that name none; left out, the environment's own")
-    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = 1
-    priority: Annotated[int, Field(ge=0, le=9, description="9 first")] = 5
-    weight: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False, description="the run's share among equals")] = (
-        1.0
-    )
+    environment: Name | None = Field(default=None, description="for rows that name none")
+    agent: Name | None = Field(default=None, description="for rows that name none; left out, the environment's own")
+    num_samples: Annotated[int, Field(ge=1, le=MAX_SAMPLES), IsNumber] = 1
+    priority: Annotated[int, Field(ge=0, le=9, description="9 first"), IsNumber] = 5
+    weight: Annotated[
+        float, Field(gt=0, le=1000, allow_inf_nan=False, description="the run's share among equals"), IsNumber
+    ] = 1.0
     limits: Limits = Limits()
-    sampling: dict[str, Any] = Field(default_factory=dict, description="defaults for fields that a row leaves out")
+    sampling: Free = Field(
+        default_factory=dict, description="defaults for fields that a row leaves out; at most 64 KiB as JSON"
+    )
     early_stop: EarlyStop | None = None
     staleness: Literal[None] = Field(default=None, description="reserved")
-    metadata: dict[str, Any] = Field(default_factory=dict)
-    sealed: bool = True
+    metadata: Free = Field(default_factory=dict, description="yours, shown with the batch; at most 64 KiB as JSON")
+    sealed: Annotated[bool, IsBoolean] = True

@@ -9,14 +9,15 @@ import re
 import secrets
 from dataclasses import dataclass
 
-ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
+ID_PATTERN = r"^\.*[A-Za-z0-9_:-][A-Za-z0-9._:-]*$"  # dots alone would change the path that they stand in
+ID_CHARS = 128
 _ID = re.compile(ID_PATTERN)
 _NUMBER = re.compile(r"^(0|[1-9][0-9]{0,11})$")
 
 
 def is_id(text: str) -> bool:
     """Whether a caller may use this text as an id."""
-    return _ID.fullmatch(text) is not None
+    return len(text) <= ID_CHARS and _ID.fullmatch(text) is not None
 
 
 def new_id(prefix: str) -> str:

@@ -26,9 +26,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gym.request_fields import IsNumber
 from gym.rollout import StopReason
 
 Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]
+RequestSeconds = Annotated[Seconds, IsNumber]
 
 
 class Limits(BaseModel):
@@ -36,15 +38,15 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rollout_timeout_s: Seconds = 600.0
-    stall_timeout_s: Seconds = 120.0
+    rollout_timeout_s: RequestSeconds = 600.0
+    stall_timeout_s: RequestSeconds = 120.0
     judge_timeout_s: Annotated[
-        Seconds,
+        RequestSeconds,
         Field(
             description="for judging, from the first time a judge is asked or is parked; the wait before is not counted"
         ),
     ] = 600.0
-    max_turns: Annotated[int, Field(ge=1, le=10_000)] = 16
+    max_turns: Annotated[int, Field(ge=1, le=10_000), IsNumber] = 16
     max_attempts: Annotated[
         int,
         Field(
@@ -53,6 +55,7 @@ class Limits(BaseModel):
             description="times that a rollout is run where the infrastructure fails it: a worker is lost, the model "
             "server or a judge is unreachable, an environment says that what it needs is away",
         ),
+        IsNumber,
     ] = 3
     retry_data_errors: Annotated[
         int,
@@ -62,8 +65,9 @@ class Limits(BaseModel):
             description="times more that a rollout is run where its data fails it: agent_error, environment_error, "
             "tool_error, verifier_error, bad_row",
         ),
+        IsNumber,
     ] = 0
-    deadline_s: Annotated[Seconds | None, Field(description="for the whole batch, from its creation")] = None
+    deadline_s: Annotated[RequestSeconds | None, Field(description="for the whole batch, from its creation")] = None
 
 
 def stop_after_turn(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gym.masking import Address, MaskedModel, Secret, mask_address
+from gym.masking import Address, MaskedModel, mask_address
+from gym.request_fields import URL_CHARS, Free, HeaderText, IsBoolean, IsNumber
 from gym.wire.parsers import REASONING_PARSERS, TOOL_PARSERS
+
+URLS_CHARS = 128 * 1024
+Version = Annotated[int, Field(ge=-(2**53), le=2**53, description="as exact as JSON's numbers are everywhere")]
 
 
 class PolicySpec(MaskedModel):
@@ -15,9 +19,9 @@ class PolicySpec(MaskedModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_urls: Annotated[list[Address], Field(min_length=1, max_length=1024)]
-    model: Annotated[str, Field(min_length=1)]
-    api_key: Secret | None = Field(default=None, repr=False)
+    base_urls: Annotated[list[Annotated[Address, Field(max_length=URL_CHARS)]], Field(min_length=1, max_length=1024)]
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    api_key: HeaderText | None = Field(default=None, repr=False)
     api: Literal["chat", "tokens", "responses"] = Field(
         default="chat",
         description="`responses`: Responses calls go to the server's own /v1/responses as they are, all others to "
@@ -32,15 +36,19 @@ class PolicySpec(MaskedModel):
     reasoning_parser: str | None = Field(
         default=None, description="with `api: tokens`: reads reasoning, by the name that vLLM's --reasoning-parser has"
     )
-    version: int | None = Field(default=None, description="the integer that the trainer stamps on its weights")
-    sampling_overrides: dict[str, Any] = Field(default_factory=dict)
-    token_ids: bool = Field(default=True, description="capture token ids and log-probabilities where offered")
-    max_concurrency: Annotated[int, Field(ge=1, le=65536)] | None = Field(
+    version: Annotated[Version | None, IsNumber] = Field(
+        default=None, description="the integer that the trainer stamps on its weights"
+    )
+    sampling_overrides: Free = Field(default_factory=dict, description="at most 64 KiB as JSON")
+    token_ids: Annotated[bool, IsBoolean] = Field(
+        default=True, description="capture token ids and log-probabilities where offered"
+    )
+    max_concurrency: Annotated[int, Field(ge=1, le=65536), IsNumber] | None = Field(
         default=None,
         description="the most calls in flight at one endpoint from one process (each worker, each proxy); further ones "
         "wait in the order in which they came, until their deadline. null: no limit",
     )
-    required_prefix: bool | None = Field(
+    required_prefix: Annotated[bool | None, IsBoolean] = Field(
         default=None,
         description="with `api: chat`: a later turn names the exact tokens that its prompt must begin with "
         "(`required_prefix_token_ids`, as NeMo RL's server takes it). null: until an endpoint is seen to refuse or to "
@@ -55,6 +63,8 @@ class PolicySpec(MaskedModel):
             scheme, _, rest = url.partition("://")
             if scheme not in ("http", "https") or not rest or any(c.isspace() for c in url):
                 raise ValueError(f"{mask_address(url)!r} is not an http:// or https:// URL")
+        if sum(map(len, urls)) > URLS_CHARS:
+            raise ValueError(f"the URLs have more than {URLS_CHARS} characters together")
         return [url.rstrip("/") for url in urls]
 
     @field_validator("tool_parser", "reasoning_parser")

@@ -9,6 +9,7 @@ import orjson
 from redis.exceptions import RedisError
 
 from gym.batch import BatchSpec
+from gym.request_fields import STORED
 from gym.state.store import Store, will_pass
 
 AGAIN_S = 0.5
@@ -36,7 +37,7 @@ class Specs:
                 continue
             if text is None:
                 return None
-            spec = BatchSpec.model_validate(orjson.loads(text))
+            spec = BatchSpec.model_validate(orjson.loads(text), context=STORED)
             if len(self._known) >= MOST_SPECS:
                 self._known.clear()
             self._known[batch_id] = spec

@@ -19,6 +19,7 @@ from gym.errors import Forbidden, NotFound, Unauthorized
 from gym.ids import parse_rollout_id
 from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, inline_record
+from gym.request_fields import STORED
 from gym.state.agent_secret import agent_secret
 from gym.state.store import Store
 
@@ -91,7 +92,7 @@ class Admission:
         record = self._inline.get(batch_id)
         if record is None:
             text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
-            policy = BatchSpec.model_validate(orjson.loads(text)).policy if text is not None else None
+            policy = BatchSpec.model_validate(orjson.loads(text), context=STORED).policy if text is not None else None
             if not isinstance(policy, PolicySpec):
                 raise NotFound("policy_not_found", f"the batch of rollout {grant.rollout_id} is gone")
             record = inline_record(policy)

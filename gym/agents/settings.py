@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from gym.limits import Seconds
 from gym.masking import Address, Argument, MaskedModel, Secret, mask_address
+from gym.request_fields import HeaderText
 
 OWN_AGENTS = ("tool_loop", "single_turn", "stepped")  # the farm's own
 AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -29,7 +30,7 @@ class RemoteSettings(_AgentSettings):
 
     kind: Literal["remote"]
     url: Address
-    api_key: Secret | None = Field(
+    api_key: HeaderText | None = Field(
         default=None, repr=False, description="sent to the service as `Authorization: Bearer`"
     )
     timeout_s: Annotated[Seconds, Field(description="of one call of the service")] = 600.0

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from gym.environments.base import Isolation
-from gym.ids import ID_PATTERN
+from gym.ids import ID_CHARS, ID_PATTERN
 from gym.jsontypes import JsonObject
 from gym.masking import MaskedModel
 
@@ -28,7 +28,7 @@ class EnvironmentEntry(MaskedModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: Annotated[str, Field(pattern=ID_PATTERN)]
+    name: Annotated[str, Field(pattern=ID_PATTERN, max_length=ID_CHARS)]
     adapter: str | None = Field(default=None, description="what brings it here: gymnasium, verifiers, …")
     use: str | None = Field(default=None, description="`package.module:Class` or `path/to/file.py:Class`")
 

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 from gym.limits import Seconds
 from gym.masking import Address, MaskedModel, Secret
 from gym.policy import PolicySpec
+from gym.request_fields import HeaderText
 
 JudgeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 FIELD = re.compile(r"\{(\w+)\}")
@@ -93,7 +94,7 @@ class _JudgeSettings(_Model):
 
     base_urls: tuple[Address, ...] = Field(default=(), description="left out: the replicas published in Redis")
     model: str = ""
-    api_key: Secret | None = Field(default=None, repr=False)
+    api_key: HeaderText | None = Field(default=None, repr=False)
     version: str = Field(default="", max_length=64, description="change it where other weights answer at the same URL")
     call_timeout_s: Seconds = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 2

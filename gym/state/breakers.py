@@ -22,6 +22,7 @@ from gym.config import BreakerSettings
 from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.proxy.policies import inline_record
+from gym.request_fields import STORED
 from gym.state.judging import waiting_of
 from gym.state.store import BREAKER, Argument, ScriptCall, Store
 
@@ -193,7 +194,7 @@ def read_breakers(stored: Mapping[bytes, bytes]) -> list[Breaker]:
 def policy_key(policy: str | JsonObject | PolicySpec | None) -> BreakerKey:
     """The key of a batch's policy, as its spec has it."""
     if isinstance(policy, dict):
-        policy = PolicySpec.model_validate(policy)
+        policy = PolicySpec.model_validate(policy, context=STORED)
     name = inline_record(policy).name if isinstance(policy, PolicySpec) else policy or ""
     return BreakerKey(BreakerKind.POLICY, name)
 

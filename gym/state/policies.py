@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from gym.errors import NotFound
 from gym.policy import PolicySpec
 from gym.proxy.policies import Pause, PolicyRecord
+from gym.request_fields import STORED
 from gym.state.store import POLICY_REPORT, Argument, Store, insisting
 
 BUSY_S = 0.4  # between reports of a process that has calls in flight
@@ -76,7 +77,7 @@ class Policies:
         specs, paused, versions, revision = await pipeline.execute()
         records = {}
         for name, text in specs.items():
-            spec = PolicySpec.model_validate(orjson.loads(text))
+            spec = PolicySpec.model_validate(orjson.loads(text), context=STORED)
             records[name.decode()] = PolicyRecord(
                 name=name.decode(),
                 spec=spec,
