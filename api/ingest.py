@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from api.routes.bodies import malformed_json
 from api.routes.services import Backlog, Services
+from gym import json_bounds
 from gym.environments.registry import Registry
 from gym.errors import Invalid, NotFound, TooLarge
 from gym.jsontypes import JsonObject
@@ -87,7 +88,13 @@ class RowReader:
     def read_line(self, raw: bytes, *, row: int, line: int) -> StagedRow:
         """A row from one line of NDJSON, kept as it was sent. Raises Malformed or Invalid, naming line and field."""
         try:
-            data = orjson.loads(raw)
+            data = json_bounds.loads(raw)
+        except json_bounds.TooManyContainers as error:
+            raise TooLarge(
+                "too_many_values",
+                f"line {line} cannot be taken: {error}; nothing of the request was added",
+                {"line": line},
+            ) from None
         except orjson.JSONDecodeError as error:
             raise malformed_json(error, where=f"line {line}", line=line, row=row, field="") from None
         if raw.count(b"{") + raw.count(b"[") > MAX_ROW_DEPTH:

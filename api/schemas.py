@@ -19,10 +19,13 @@ from api.lease_bodies import AckBody, LeaseBody
 from api.session_schemas import ActionBody, OpenSessionBody, ToolArguments, VerifyBody
 from gym.batch import BatchSpec
 from gym.errors import ErrorKind
+from gym.ids import ID_CHARS, ID_PATTERN
 from gym.policy import PolicySpec, Version
 from gym.request_fields import IsNumber
 from gym.state.kept import DropReason
 
+# parameters of paths, with their most characters; those of a rollout end in its row and sample
+_IDS = {"batch_id": ID_CHARS, "session_id": ID_CHARS, "name": ID_CHARS, "group_id": 160, "rollout_id": 160}
 REF = "#/components/schemas/{model}"
 
 
@@ -331,6 +334,16 @@ def body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
+def _describe_ids(document: dict[str, Any]) -> None:
+    """Say of which characters the ids in paths are; routes check them by hand, since another id is a 404."""
+    for calls in document["paths"].values():
+        for call in calls.values():
+            for parameter in call.get("parameters", ()):
+                most = _IDS.get(parameter["name"]) if parameter["in"] == "path" else None
+                if most is not None:
+                    parameter["schema"] |= {"pattern": ID_PATTERN, "maxLength": most}
+
+
 def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
@@ -343,5 +356,6 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
         schemas |= definitions["$defs"]
         document["components"]["schemas"] = dict(sorted(schemas.items()))
         describe_keys(document)
+        _describe_ids(document)
         app.openapi_schema = document
     return app.openapi_schema

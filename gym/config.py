@@ -75,7 +75,7 @@ class ApiSettings(Section):
         default=(), description="names that api and proxy answer to without API keys, beside those of loopback"
     )
     max_row_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
-    max_body_bytes: Annotated[int, Field(ge=1024, description="of a request that is not streamed")] = 256 * 2**20
+    max_body_bytes: Annotated[int, Field(ge=1024, description="of a request that is not streamed")] = 32 * 2**20
     max_connections: Annotated[
         int, Field(ge=1, le=65536, description="open at a time at one api or proxy process; idle ones make room")
     ] = 4096

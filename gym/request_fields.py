@@ -22,15 +22,29 @@ def _bounded(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     if info.context == STORED:
         return value
     try:
-        size = len(orjson.dumps(value))
+        small = not _is_larger(value) and len(orjson.dumps(value)) <= FREE_BYTES
     except orjson.JSONEncodeError:
         return value  # refused as a whole, where what cannot be stored is (`check_model`)
-    if size > FREE_BYTES:
+    if not small:
         raise ValueError(
-            f"it has {size} bytes as JSON, at most {FREE_BYTES} are taken; it is shown with every list, so keep large "
-            "things elsewhere and give their name or address here"
+            f"at most {FREE_BYTES} bytes as JSON are taken; it is shown with every list, so keep large things "
+            "elsewhere and give their name or address here"
         )
     return value
+
+
+def _is_larger(value: object) -> bool:
+    """Whether a value is too large for certain, seen in as many steps as there may be bytes."""
+    size, left = 0, [value]
+    while left and size <= FREE_BYTES:
+        item = left.pop()
+        if isinstance(item, str):
+            size += len(item) + 2
+        elif isinstance(item, dict | list):
+            size += len(item) + 2
+            if size <= FREE_BYTES:
+                left += [*item, *item.values()] if isinstance(item, dict) else item
+    return size > FREE_BYTES
 
 
 def _number(value: object) -> object:

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
+from gym import json_bounds
 from gym.errors import Malformed, RequestTimedOut, TooLarge, UnsupportedMedia
 from gym.jsontypes import JsonObject
 
@@ -63,7 +64,9 @@ class Exchange:
         except TimeoutError:
             raise _late(f"the body was not complete after {BODY_S:g} s") from None
         try:
-            body: Any = orjson.loads(data)
+            body: Any = json_bounds.loads(data)
+        except json_bounds.TooManyContainers as error:
+            raise TooLarge("too_many_values", f"the body cannot be taken: {error}") from None
         except orjson.JSONDecodeError as error:
             raise Malformed("malformed_json", f"the body is no JSON: {error}") from error
         if not isinstance(body, dict):

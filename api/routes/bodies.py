@@ -16,6 +16,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
 from api.errors import invalid_body
+from gym import json_bounds
 from gym.errors import Invalid, Malformed, TooLarge, UnsupportedMedia
 from gym.jsontypes import JsonObject
 
@@ -99,35 +100,35 @@ async def _gunzipped(received: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
         raise Malformed("malformed_gzip", "the gzip body ends in the middle; send it again whole")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytearray:
     """A whole body. Raises TooLarge before it holds more than the limit."""
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    if declared.isdecimal() and int(declared[:20]) > limit:
         raise _body_too_large(limit)
-    pieces: list[bytes] = []
-    size = 0
+    body = bytearray()
     async with aclosing(body_stream(request)) as stream:
         async for piece in stream:
-            size += len(piece)
-            if size > limit:
+            if len(body) + len(piece) > limit:
                 raise _body_too_large(limit)
-            pieces.append(piece)
-    return b"".join(pieces)
+            body += piece
+    return body
 
 
 def _body_too_large(limit: int) -> TooLarge:
     return TooLarge(
         "body_too_large",
-        f"the body is over the limit of {limit} bytes (setting api.max_body_bytes); create the batch with "
-        '"sealed": false and stream its rows to POST /v1/batches/{id}/rows',
+        f"the body is over the limit of {limit} bytes (for batches the setting api.max_body_bytes): create the batch "
+        'with "sealed": false and stream its rows to POST /v1/batches/{id}/rows',
         {"limit_bytes": limit},
     )
 
 
-def parse_object(body: bytes, *, what: str) -> JsonObject:
-    """A JSON object. Raises Malformed with the position, or Invalid where it is another JSON value."""
+def parse_object(body: bytes | bytearray, *, what: str) -> JsonObject:
+    """A JSON object. Raises Malformed with the position, TooLarge, or Invalid where it is another JSON value."""
     try:
-        value = orjson.loads(body)
+        value = json_bounds.loads(body)
+    except json_bounds.TooManyContainers as error:
+        raise TooLarge("too_many_values", f"{what} cannot be taken: {error}; stream rows as NDJSON") from None
     except orjson.JSONDecodeError as error:
         raise malformed_json(error, where="the body") from None
     if not isinstance(value, dict):

@@ -32,6 +32,7 @@ T = TypeVar("T")
 WAIT_SLICE_S = 15.0
 MOST_WAIT_S = 24 * 3600.0
 ROOM_S = 3600.0
+METRICS_BODY_BYTES = 256 * 2**20  # NeMo Gym posts the results of a whole collection at once
 AGAIN_S = 1.0
 _JOB = "the job that the row belongs to; left out, the one that began when this address last read the configuration"
 
@@ -99,7 +100,8 @@ async def run_row(
 async def post_aggregate_metrics(request: Request, farm: Farm) -> Response:
     """Mean, maximum, minimum, median and standard deviation of what verify responses say in numbers."""
     check_content_type(request, JSON_TYPES)
-    body = parse_object(await read_body(request, farm.settings.api.max_body_bytes), what="the request")
+    limit = max(METRICS_BODY_BYTES, farm.settings.api.max_body_bytes)
+    body = parse_object(await read_body(request, limit), what="the request")
     responses = body.get("verify_responses")
     if not isinstance(responses, list) or not all(isinstance(response, dict) for response in responses):
         raise Invalid("invalid_request", "`verify_responses` is a list of objects", {"field": "verify_responses"})

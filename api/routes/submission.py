@@ -44,18 +44,19 @@ async def create_batch(request: Request, farm: Farm) -> Response:
     """Create a batch, with as many rows as fit into one body; `sealed: false` leaves it open for more."""
     check_content_type(request, JSON_TYPES)
     body = parse_object(await read_body(request, farm.settings.api.max_body_bytes), what="the batch")
+    options = {name: value for name, value in body.items() if name != "rows"}
+    rows = body.get("rows", [])
+    if not isinstance(rows, list):
+        raise Invalid("invalid_batch", f"`rows` is a list of rows, this is {type(rows).__name__}", {"field": "rows"})
+    if options.get("staleness") is not None:
+        raise Invalid(
+            "not_built", "field `staleness`: it is reserved and not built yet; leave it out", {"field": "staleness"}
+        )
+    spec = check_model(BatchSpec, options, code="invalid_batch", what="the batch")
     try:
         digest = canonical_digest(body)
     except orjson.JSONEncodeError:
         raise too_deep() from None
-    rows = body.pop("rows", [])
-    if not isinstance(rows, list):
-        raise Invalid("invalid_batch", f"`rows` is a list of rows, this is {type(rows).__name__}", {"field": "rows"})
-    if body.get("staleness") is not None:
-        raise Invalid(
-            "not_built", "field `staleness`: it is reserved and not built yet; leave it out", {"field": "staleness"}
-        )
-    spec = check_model(BatchSpec, body, code="invalid_batch", what="the batch")
     batch_id = spec.batch_id or new_id("batch")
     if spec.batch_id is not None and await existing(farm.store, batch_id, digest) is not None:
         return await _created(farm, batch_id, 200)

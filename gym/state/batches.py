@@ -22,6 +22,7 @@ from gym.state.judging import waiting_of
 from gym.state.store import REQUEUE, SEAL, Store, insisting
 
 REQUEUE_CHUNK = 100
+PAGE_BYTES = 4 * 2**20  # of what is kept of the batches of one page
 BatchState = Literal["open", "running", "done", "cancelled", "expired"]
 
 
@@ -100,10 +101,10 @@ class Batches:
     async def list(
         self, *, run: str | None = None, state: str | None = None, limit: int = 100, after: str | None = None
     ) -> tuple[list[BatchStatus], str | None]:
-        """Batches, newest first, and the cursor of the next page or `None`."""
+        """Batches, newest first, and the cursor of the next page or `None`; fewer where they are large."""
         found: list[BatchStatus] = []
         redis = self._store.redis
-        position = 0
+        position = size = 0
         if after is not None:
             rank = await redis.zrevrank(self._store.keys.batches, after)
             if rank is None:
@@ -112,7 +113,7 @@ class Batches:
         breakers = read_breakers(await redis.hgetall(self._store.keys.breakers))
         judges_fail = bool(open_names(breakers, BreakerKind.JUDGE))
         while True:
-            page = [name.decode() for name in await redis.zrevrange(self._store.keys.batches, position, position + 199)]
+            page = [name.decode() for name in await redis.zrevrange(self._store.keys.batches, position, position + 49)]
             if not page:
                 return found, None
             pipeline = redis.pipeline(transaction=False)
@@ -132,7 +133,8 @@ class Batches:
                 if run not in (None, status.run) or state not in (None, status.state):
                     continue
                 found.append(status)
-                if len(found) == limit:
+                size += sum(map(len, meta.values()))
+                if len(found) == limit or size > PAGE_BYTES:
                     return found, batch_id
 
     async def active(self) -> AsyncIterator[str]:
