@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from gym.errors import Malformed, RequestError
 from gym.relay.frames import PIECE_BYTES, WINDOW, Asker, Frame, cut
+from gym.relay.shares import Shares
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
@@ -40,7 +41,7 @@ class Call:
         asker: Asker,
         channel: str,
         publish: Callable[[str, bytes], Awaitable[int]],
-        grants: asyncio.Semaphore,
+        grants: Shares,
     ) -> None:
         self.asker = asker
         self.channel = channel
@@ -104,7 +105,7 @@ class Call:
             await self._left.wait()
             return {"type": "http.disconnect"}
         if self._pieces.empty() and not self._granted:
-            await self._grants.acquire()
+            await self._grants.wait(self.asker.name)
             self._granted = True
             await self._tell(Frame("more", self._ask.call, {"pieces": 1}))
         piece, last = await self._pieces.get()
@@ -152,7 +153,7 @@ class Call:
     def _return_grant(self) -> None:
         if self._granted:
             self._granted = False
-            self._grants.release()
+            self._grants.give_back(self.asker.name)
 
 
 def _scope(ask: Frame, asker: Asker) -> Message:

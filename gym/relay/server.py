@@ -19,15 +19,18 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from gym.errors import Unavailable
+from gym.errors import TooLarge, Unavailable
 from gym.relay.call import App, Call
-from gym.relay.frames import ANY, MAX_FRAME_BYTES, Channels, Frame, decode, is_token
+from gym.relay.frames import ANY, FIRST_BYTES, MAX_FRAME_BYTES, Channels, Frame, decode, is_token
+from gym.relay.shares import Shares
 from gym.state.store import end_tasks
 
 T = TypeVar("T")
 
 MAX_CALLS = 1024
+RESERVED_CALLS = 16  # for each client, however many the others have
 MAX_GRANTS = 32
+HEAD_BYTES = 64 * 1024  # of what comes before the body in an `ask`, as over HTTP
 PUBLISHING = 64
 WATCH_S = 1.0
 BEAT_EVERY_S = 5.0
@@ -35,6 +38,7 @@ SILENCE_S = 20.0
 AGAIN_S = 0.5
 AGAIN_MOST_S = 5.0
 LEAVE_S = 3.0
+_TOO_LARGE = f"a call begins with at most {HEAD_BYTES} bytes of headers and {FIRST_BYTES} bytes of its body"
 _LOG = logging.getLogger(__name__)
 
 
@@ -58,7 +62,9 @@ class RelayServer:
         self._app = app
         self._max_calls = max_calls
         self._publishing = asyncio.Semaphore(PUBLISHING)
-        self._grants = asyncio.Semaphore(MAX_GRANTS)
+        # a client's calls and uploads take no room from others (`Shares`), however many it begins and leaves
+        self._grants = Shares(total=MAX_GRANTS, each=MAX_GRANTS // 4, reserved=1)
+        self._places = Shares(total=max_calls, each=max(1, max_calls // 2), reserved=min(RESERVED_CALLS, max_calls))
         self._calls: dict[str, Call] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscription: Any = None
@@ -169,12 +175,16 @@ class RelayServer:
             call = Call(frame, asker, tell, self._publish, self._grants)
             if self._retired:
                 self._start(self._say(tell, Frame("lost", frame.call, {})), "refusal")
-            elif len(self._calls) < self._max_calls:
+            elif len(frame.payload) > FIRST_BYTES or len(data) - len(frame.payload) > HEAD_BYTES:
+                self._start(call.refuse(TooLarge("ask_too_large", _TOO_LARGE)), "refusal")
+            elif self._places.take(asker.name):
                 self._calls[frame.call] = call
                 self._start(self._run(call, frame.call), "call")
             else:
                 full = Unavailable(
-                    "relay_busy", f"{self._max_calls} calls are under way here; ask again", retry_after_s=2
+                    "relay_busy",
+                    f"{self._max_calls} calls are under way here, or half as many of {asker.name}'s; ask again",
+                    retry_after_s=2,
                 )
                 self._start(call.refuse(full), "refusal")
 
@@ -182,6 +192,7 @@ class RelayServer:
         try:
             await call.run(self._app)
         finally:
+            self._places.give_back(call.asker.name)
             if self._calls.get(call_id) is call:
                 del self._calls[call_id]
 

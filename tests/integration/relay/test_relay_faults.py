@@ -267,3 +267,65 @@ async def test_a_server_with_too_many_calls_says_when_to_come_back(redis_url: st
     await lines.close()
     task.cancel()
     await asyncio.wait([task])
+
+
+async def test_uploads_that_one_client_begins_and_leaves_hold_up_no_other(redis_url: str, new_client: Any) -> None:
+    app = App(b'"taken"')
+    greedy, other = new_client(redis_url, "greedy"), new_client(redis_url, "other")
+    channels = farm_channels(redis_url, DEFAULT_PREFIX)
+    async with serving(redis_url, app), Redis.from_url(greedy, protocol=2) as redis, redis.pubsub() as pubsub:
+        await pubsub.subscribe(channels.tell("greedy", "line"))
+        asker = Asker(scope="submit", name="greedy")
+        await redis.publish(channels.ask(asker), Frame("hello", "hello", {"line": "line"}).encode())
+        server = (await frame_of(pubsub, "here")).text("server")
+        head = {"line": "line", "method": "POST", "path": "/v1/queues", "headers": {}, "last": False}
+        for number in range(64):
+            assert await redis.publish(channels.ask(asker, server), Frame("ask", f"u{number}", head, b"start").encode())
+        await frame_of(pubsub, "more")
+        lines = AsyncRedisLines(other, timeout_s=30)
+        upload = Ask(method="POST", path="/v1/queues", body=[b"x" * 200_000, b"y" * 800_000])
+        answer = await asyncio.wait_for(lines.ask(upload, silence_s=30), BOUND_S)
+        await lines.close()
+    assert isinstance(answer, Answer)
+    assert len(app.bodies[-1]) == 1_000_000
+
+
+async def test_calls_of_one_client_leave_room_for_others(redis_url: str, new_client: Any) -> None:
+    app = App()
+    app.free.clear()
+    server = RelayServer(redis_url, farm_channels(redis_url, DEFAULT_PREFIX), app, max_calls=8)
+    task = asyncio.create_task(server.serve())
+    await asyncio.wait_for(server.listening.wait(), BOUND_S)
+    greedy, other = (AsyncRedisLines(new_client(redis_url, name), timeout_s=30) for name in ("greedy", "other"))
+    waiting = [asyncio.create_task(greedy.ask(GET, silence_s=30)) for _ in range(12)]
+    await until(lambda: app.asked == 4 and sum(each.done() for each in waiting) == 8, "eight of twelve are refused")
+    late = asyncio.create_task(other.ask(GET, silence_s=30))
+    await until(lambda: app.asked == 5, "the other client is heard")
+    app.free.set()
+    answers = [await each for each in (*waiting, late)]
+    assert sorted(each.status for each in answers if isinstance(each, Answer)) == [200] * 5 + [503] * 8
+    for lines in (greedy, other):
+        await lines.close()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_a_call_that_begins_with_too_much_is_413(redis_url: str, new_client: Any) -> None:
+    app = App()
+    async with serving(redis_url, app):
+        lines = AsyncRedisLines(new_client(redis_url), timeout_s=30)
+        answer = await lines.ask(Ask(method="GET", path="/", headers={"x": "y" * 100_000}), silence_s=30)
+        await lines.close()
+    assert isinstance(answer, Answer)
+    assert (answer.status, app.asked) == (413, 0)
+
+
+async def frame_of(pubsub: Any, kind: str) -> Frame:
+    """The next frame of a kind that a client is told."""
+    async with asyncio.timeout(BOUND_S):
+        while True:
+            message = await pubsub.get_message(timeout=BOUND_S)
+            if message is not None and message["type"] == "message":
+                frame = decode(message["data"])
+                if frame is not None and frame.kind == kind:
+                    return frame

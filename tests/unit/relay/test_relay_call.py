@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gym.relay.call import EXTENSION, App, Call
 from gym.relay.frames import PIECE_BYTES, WINDOW, Asker, Frame, decode
+from gym.relay.shares import Shares
 
 pytestmark = pytest.mark.anyio
 TRAINER = Asker(scope="submit", name="trainer")
@@ -24,7 +25,7 @@ class Client:
         head = {"method": "POST", "path": "/v1/a%20b", "query": "q=1", "headers": HEADERS, "last": True} | changes
         self.frames: list[Frame] = []
         self.listens = True
-        self.grants = asyncio.Semaphore(1)
+        self.grants = Shares(total=1, each=1, reserved=1)
         self.call = Call(Frame("ask", "c", head, b"start"), TRAINER, "tell", self.publish, self.grants)
 
     async def publish(self, _channel: str, data: bytes) -> int:
@@ -90,7 +91,7 @@ async def test_the_body_is_asked_for_as_the_app_reads_it() -> None:
         client.call.hear(Frame("body", "c", {"last": number == 2}, b"%d" % number))
     await task
     assert taken == [b"start", b"1", b"2"]
-    assert not client.grants.locked()
+    assert client.grants.take(TRAINER.name)
 
 
 async def test_a_piece_that_nobody_asked_for_is_passed_over() -> None:
