@@ -1,12 +1,14 @@
 """Flower in a process of its own, configured by the farm's settings and by nothing else.
 
-Without a login it is read-only, since a page that anybody on the machine may open must not stop workers. It sends no
-header that would let other web sites read it.
+Without a login it is read-only, since a page that anybody on the machine may open must not stop workers, and it answers
+loopback names and `api.trusted_hosts` only. It sends no header that would let other web sites read it. `/healthcheck`
+needs no login and says nothing but OK.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from types import FrameType
@@ -41,8 +43,9 @@ def run(settings: Settings) -> int:
     from flower.app import Flower
     from flower.options import options
     from flower.urls import settings as pages
+    from flower.views import monitor
     from tornado.httputil import HTTPHeaders
-    from tornado.web import OutputTransform
+    from tornado.web import HTTPError, OutputTransform, RequestHandler
 
     from workers.app import create_celery
 
@@ -56,6 +59,21 @@ def run(settings: Settings) -> int:
                 del headers[name]
             return super().transform_first_chunk(status_code, headers, chunk, finishing)
 
+    class Metrics(monitor.Metrics):  # type: ignore[misc]  # Flower has no types
+        """Flower's figures, which name workers and jobs, behind its login."""
+
+        async def get(self) -> None:
+            if not self.current_user:
+                raise HTTPError(401)
+            await super().get()
+
+    class NotTrusted(RequestHandler):
+        """What a name gets that another site may let resolve to this machine."""
+
+        def prepare(self) -> None:
+            self.set_status(421)
+            self.finish("without flower.basic_auth only loopback names and api.trusted_hosts are answered")
+
     prefix = url_prefix(settings.flower)
     options.address = settings.host
     options.port = settings.flower.port
@@ -68,6 +86,11 @@ def run(settings: Settings) -> int:
     served = pages | {name: prefix + pages[name] for name in ("login_url", "static_url_prefix")}
 
     flower = Flower(options=options, capp=create_celery(settings), transforms=[SameOriginOnly], **served)
+    if settings.flower.basic_auth is None:
+        known = [re.escape(name.lower()) for name in (settings.host, *settings.api.trusted_hosts)]
+        loopback = ["localhost", r"127\.[0-9.]+", "::1", r"\[::1\]"]
+        flower.add_handlers(f"(?!(?:{'|'.join(loopback + known)})$).*", [(".*", NotTrusted)])
+    flower.add_handlers(".*", [(f"{prefix}/metrics", Metrics)])
     flower.start_http_server()
 
     def end(_number: int, _frame: FrameType | None) -> None:

@@ -26,6 +26,7 @@ from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, Stage
 from gym.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.jsontypes import JsonObject
 from gym.proxy.guarded import connector_to
+from gym.proxy.hosts import HostRules, hosts_of
 from gym.wire.nemo_gym_resources import close_request, said
 
 KEEP_ALIVE_S = 4.0  # shorter than uvicorn's own 5 s, so that no call meets a connection that is being closed
@@ -178,11 +179,19 @@ class Servers:
             try:
                 async with asyncio.timeout(self.bounds.connect_s):
                     reader, writer = await asyncio.open_connection(url.host, url.port, ssl=tls)
+                _check_address(url, writer)
             except OSError as error:  # a TimeoutError is one
                 why = str(error) or f"no connection within {self.bounds.connect_s:g} s"
                 raise EnvironmentUnavailable(f"{url} cannot be reached: {why}") from error
             _keep_alive(writer)
             replica.watch = asyncio.get_running_loop().create_task(_until_end(replica, reader, writer))
+
+
+def _check_address(url: URL, writer: asyncio.StreamWriter) -> None:
+    """Raises OSError, and leaves at once, where a name stands for what only this machine should reach."""
+    if not HostRules(named=hosts_of([str(url)])).allows(url.host or "", writer.get_extra_info("peername")[0]):
+        writer.transport.abort()
+        raise OSError(None, f"{url.host} has no address that may be called")
 
 
 class ServerSession:

@@ -21,7 +21,7 @@ from gym import exact_json
 from gym.environments.capacity import waiting_for_capacity
 from gym.errors import EnvironmentUnavailable
 from gym.jsontypes import JsonObject
-from gym.proxy.guarded import connector_to
+from gym.proxy.guarded import connector_to, no_redirects
 
 CLOSE_S = 2.0
 FIRST_WAIT_S = 0.1
@@ -70,6 +70,7 @@ class OpenEnvSocket:
         """Raises ServerFull, EnvironmentUnavailable."""
         client = aiohttp.ClientSession(
             connector=connector_to([str(url)]),
+            trace_configs=[no_redirects()],
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=waits.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
         )

@@ -34,6 +34,17 @@ class GuardedResolver(AbstractResolver):
         await self._resolver.close()
 
 
+def no_redirects() -> aiohttp.TraceConfig:
+    """Return a trace that ends a request at a redirect, for calls that cannot be told not to follow one."""
+
+    async def refuse(_session: aiohttp.ClientSession, _context: Any, seen: aiohttp.TraceRequestRedirectParams) -> None:
+        raise aiohttp.ClientConnectionError(f"{seen.url} redirects, which is not followed")
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(refuse)
+    return trace
+
+
 def connector_to(urls: Iterable[str], **options: Any) -> aiohttp.TCPConnector:
     """Return a connector for servers that the settings name: at any address but link-local ones and metadata services.
 

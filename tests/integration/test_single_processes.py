@@ -52,9 +52,13 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def get(url: str, *, login: str | None = None, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+def get(
+    url: str, *, login: str | None = None, method: str = "GET", host: str | None = None
+) -> tuple[int, dict[str, str], bytes]:
     """Status 0 where nothing listens."""
     headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
+    if host is not None:
+        headers["Host"] = host
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -85,6 +89,9 @@ def test_flower_without_a_login_serves_its_api_to_this_machine_and_changes_nothi
         assert json.loads(body) == {}
         assert not [name for name in headers if name.lower().startswith("access-control-")]
         assert get(f"{api}/task/send-task/anything", method="POST")[0] == 403
+        assert get(f"{api}/tasks", host=f"localhost:{port}")[0] == 200
+        for page in (f"{api}/tasks", f"http://127.0.0.1:{port}/metrics", f"http://127.0.0.1:{port}/"):
+            assert get(page, host="rebound.example")[0] == 421
         assert not [part for part in Path(f"/proc/{flower.pid}/cmdline").read_text().split("\0") if "redis:" in part]
         flower.terminate()
         assert flower.wait(30) == 0
@@ -101,3 +108,7 @@ def test_flower_with_a_login_and_a_prefix(redis_url: str) -> None:
         assert b"/flower/static/" in body
         assert get(f"{page}api/tasks")[0] == 401
         assert get(f"{page}api/tasks", login="user:password")[0] == 200
+        assert get(f"{page}metrics")[0] == 401
+        assert get(f"{page}metrics", login="user:password")[0] == 200
+        assert get(f"{page}healthcheck")[2] == b"OK"
+        assert get(page, login="user:password", host="flower.example")[0] == 200

@@ -94,6 +94,23 @@ async def test_a_compressed_body_is_not_unpacked(serve):
         tracemalloc.stop()
 
 
+async def test_an_openenv_server_that_redirects_is_not_followed(serve):
+    followed: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        followed.append(request.path)
+        return web.Response()
+
+    target = await serve(elsewhere)
+
+    async def handler(_: web.Request) -> web.Response:
+        raise web.HTTPTemporaryRedirect(str(target))
+
+    with pytest.raises(EnvironmentUnavailable, match="redirect"):
+        await OpenEnvSocket.connect(await serve(handler), Waits())
+    assert followed == []
+
+
 async def test_an_openenv_server_that_floods_its_socket_loses_the_session(serve):
     async def handler(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
