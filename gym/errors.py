@@ -218,7 +218,7 @@ class ModelUnreachable(RolloutError):
 class ModelRejected(RolloutError):
     """The model server refused the request (4xx other than context overflow and overload).
 
-    `upstream_status` is what it answered, None where the farm knew without asking.
+    `upstream_status` is what it answered (502: nothing usable), None where the farm knew without asking.
     """
 
     kind = ErrorKind.MODEL_REJECTED

@@ -24,6 +24,7 @@ RETRY_AFTER_S = 2.0
 LOOP = 508
 _OF_THE_REQUEST = frozenset({400, 413, 422})  # statuses of the model server
 _POLICY = "the model server refused the farm, not you: whoever registered the policy has to look at it. "
+_UNUSABLE = "the model server is at fault, not you: whoever registered the policy has to look at it. "
 _LOG = logging.getLogger(__name__)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
@@ -108,4 +109,5 @@ def _rejected(error: ModelRejected) -> Problem:
         return Problem(status or 400, str(error.kind), error.message)
     if status == LOOP:  # every proxy on the way says so, and none tries again
         return Problem(status, str(error.kind), error.message, final=True)
-    return Problem(502, str(error.kind), _POLICY + error.message, final=True)
+    said = _UNUSABLE if status == 502 else _POLICY
+    return Problem(502, str(error.kind), said + error.message, final=True)

@@ -25,6 +25,7 @@ from gym.wire.passed_reply import to_completion
 
 Dialect = Literal["chat", "responses"]
 HIDDEN = "(its text is shown only for hosts that policies or policy_hosts name)"
+BAD_GATEWAY = 502  # no answer that could be used
 LOOP = 508  # the call has come back to a proxy that sent it
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
@@ -135,6 +136,7 @@ def unusable(attempt: Attempt, why: str) -> ModelRejected:
     return ModelRejected(
         f"policy {attempt.policy.name!r}: the call of {attempt.endpoint.url.shown} comes to nothing: "
         f"{attempt.clean(why)}",
+        upstream_status=BAD_GATEWAY,
         endpoint=attempt.endpoint.url.shown,
     )
 
