@@ -19,6 +19,8 @@ from api.errors_plain import send_error
 from gym.config import Settings, is_loopback
 from gym.errors import Forbidden, Misdirected, RequestError
 
+MOST_SEEN = 64
+_OF_BROWSERS = frozenset({b"origin", b"sec-fetch-site"})  # servers give the names of headers in lower case
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -28,6 +30,7 @@ class TrustedHosts:
     def __init__(self, app: ASGIApp, trusted: Iterable[str]) -> None:
         self._app = app
         self._trusted = frozenset(_plain(name) for name in trusted)
+        self._seen: set[bytes] = set()  # values of Host that are known to be good
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -41,6 +44,22 @@ class TrustedHosts:
 
     def check(self, headers: Headers) -> None:
         """Raises Misdirected, Forbidden."""
+        if not self._is_plain(headers):
+            self._look(headers)
+
+    def _is_plain(self, headers: Headers) -> bool:
+        """Whether a request is no browser's and has a Host that has been seen to be good."""
+        good = 0
+        for name, value in headers:
+            if name == b"host":
+                if value not in self._seen:
+                    return False
+                good += 1
+            elif name in _OF_BROWSERS:
+                return False
+        return good == 1
+
+    def _look(self, headers: Headers) -> None:
         found: dict[bytes, list[str]] = {}
         for name, value in headers:
             found.setdefault(name.lower(), []).append(value.decode("latin-1").strip())
@@ -66,6 +85,8 @@ class TrustedHosts:
                 "api.trusted_hosts only",
                 {"origin": shown},
             )
+        if len(self._seen) < MOST_SEEN:
+            self._seen.add(next(value for name, value in headers if name.lower() == b"host"))
 
     def _knows(self, host: str | None) -> bool:
         return host is not None and (is_loopback(host) or host in self._trusted)

@@ -58,11 +58,7 @@ class Exchange:
         declared = self.header(b"content-length") or ""
         if declared.isdecimal() and int(declared[:20]) > max_bytes:
             raise _too_large(max_bytes)
-        try:
-            async with asyncio.timeout(BODY_S):
-                data = await self._body(max_bytes)
-        except TimeoutError:
-            raise _late(f"the body was not complete after {BODY_S:g} s") from None
+        data = await self._body(max_bytes)
         try:
             body: Any = json_bounds.loads(data)
         except json_bounds.TooManyContainers as error:
@@ -75,20 +71,23 @@ class Exchange:
 
     async def _body(self, max_bytes: int) -> bytearray:
         data = bytearray()
-        more = True
-        while more:
-            try:
-                async with asyncio.timeout(BODY_STALL_S):
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + BODY_S
+        try:
+            async with asyncio.timeout(BODY_STALL_S) as limit:
+                while True:
                     message = await self._receive()
-            except TimeoutError:
-                raise _late(f"nothing of the body came for {BODY_STALL_S:g} s") from None
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            data += message.get("body", b"")
-            if len(data) > max_bytes:
-                raise _too_large(max_bytes)
-            more = message.get("more_body", False)
-        return data
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeft
+                    data += message.get("body", b"")
+                    if len(data) > max_bytes:
+                        raise _too_large(max_bytes)
+                    if not message.get("more_body", False):
+                        return data
+                    limit.reschedule(min(ends_at, clock() + BODY_STALL_S))
+        except TimeoutError:
+            stalled = f"nothing of the body came for {BODY_STALL_S:g} s"
+            raise _late(f"the body was not complete after {BODY_S:g} s" if clock() >= ends_at else stalled) from None
 
     @asynccontextmanager
     async def attended(self) -> AsyncIterator[None]:

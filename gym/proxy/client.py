@@ -126,7 +126,7 @@ class PolicyClient:
             connect_timeout_s=self._settings.connect_timeout_s,
             idle_s=KEEP_ALIVE_S,
             answer_bytes=self._settings.max_answer_bytes,
-            allows=self._hosts.allows,
+            allows=self._hosts.remembered(),
         )
         self._forwarder = Forwarder(
             self._connections, self._settings, self._gate, self._pool_of, jitter=self._jitter, hosts=self._hosts

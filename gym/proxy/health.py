@@ -90,6 +90,7 @@ class HealthChecks:
         hosts: HostRules = EVERY_HOST,
     ) -> None:
         self._hosts = hosts
+        self._allows = hosts.remembered()
         self._unit_s = self._interval_s = settings.health_check_s
         self._silent = Trouble("silent", f"gave a health check no answer within {SILENT * self._unit_s:g} s")
         self._policies = policies
@@ -146,7 +147,7 @@ class HealthChecks:
     def _may_ask(self, endpoint: Endpoint) -> bool:
         """Whether an endpoint given by its address may be called; names are looked at when they are resolved."""
         host = endpoint.url.chat.raw_host or ""
-        return read_address(host) is None or self._hosts.allows(host, host)
+        return read_address(host) is None or self._allows(host, host)
 
     def _start(self, patient: _Patient, *, suspect: bool) -> None:
         patient.watch.under_way = True

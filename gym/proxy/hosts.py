@@ -9,9 +9,10 @@ settings name that very host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from yarl import URL
 
@@ -71,6 +72,10 @@ class HostRules:
         # a pattern of names says nothing of addresses, but was not meant for this machine
         by_name = any(pattern not in _CLASSES and fnmatchcase(host, pattern) for pattern in self.patterns)
         return by_name and kind in (AddressKind.PRIVATE, AddressKind.PUBLIC)
+
+    def remembered(self) -> Callable[[str, str], bool]:
+        """Return `allows` with a memory, for what asks at every connection."""
+        return lru_cache(maxsize=4096)(self.allows)
 
     def names(self, host: str) -> bool:
         """Whether the settings name a host, rather than a class of hosts, so that its error texts may be shown."""

@@ -91,3 +91,17 @@ def test_a_link_on_another_site_may_be_followed():
 
 def test_with_keys_every_name_is_answered():
     assert trusted_hosts(app, load_settings(host="0.0.0.0", api={"keys": KEYS})) is app
+
+
+def test_a_host_that_was_good_before_lets_nothing_else_pass() -> None:
+    guard = TrustedHosts(app, ("127.0.0.1",))
+    for _ in range(2):
+        guard.check([(b"host", b"localhost:8700"), (b"accept", b"*/*")])
+    with pytest.raises(Misdirected):
+        guard.check([(b"host", b"localhost:8700"), (b"host", b"evil.example")])
+    with pytest.raises(Misdirected):
+        guard.check([(b"host", b"localhost:8701.evil.example")])
+    with pytest.raises(Forbidden):
+        guard.check([(b"host", b"localhost:8700"), (b"origin", b"https://evil.example")])
+    with pytest.raises(Forbidden):
+        guard.check([(b"host", b"localhost:8700"), (b"sec-fetch-site", b"cross-site")])
