@@ -17,7 +17,7 @@ import orjson
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from gym.limits import Seconds
-from gym.masking import Address, MaskedModel, Secret
+from gym.masking import Address, MaskedModel
 from gym.policy import PolicySpec
 from gym.request_fields import HeaderText
 
