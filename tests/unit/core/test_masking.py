@@ -52,7 +52,8 @@ SECRETS: dict[str, Any] = {
     },
 }
 PUBLIC = {
-    "Settings": {"host", "default_policy", "policy_hosts"},
+    "Settings": {"host", "default_policy", "policy_hosts", "judge_hosts"},
+    "ApiSettings": {"trusted_hosts"},
     "ApiKey": {"name"},
     "RedisSettings": {"prefix"},
     "FlowerSettings": {"url_prefix"},
