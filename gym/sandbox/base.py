@@ -74,6 +74,7 @@ class Start:
     environment: Mapping[str, str]
     stop: Sequence[str] = ()  # a command that ends it for good, where killing the process does not
     filters: bool = True  # whether the command applies the filter of system calls; else process 1 does
+    scoped: bool = True  # whether it is to run in a control group of its own, where one can be made
     own_user: bool = True  # whether no process outside of it counts towards its user's limits
 
 

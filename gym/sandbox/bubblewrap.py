@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gym.sandbox.base import Mount, SandboxUnavailable, Start
+from gym.sandbox.cgroup import find_place, sweep_scopes
 from gym.sandbox.left_over import sweep_pid_files
 from gym.sandbox.limits import Limits
 
@@ -59,7 +60,9 @@ class Bubblewrap:
 
     def sweep(self, directory: Path) -> int:
         """See SandboxProvider."""
-        return sweep_pid_files(directory)
+        killed = sweep_pid_files(directory)
+        sweep_scopes(find_place())
+        return killed
 
 
 def _as_nobody() -> list[str]:

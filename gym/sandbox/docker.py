@@ -65,6 +65,7 @@ class Docker:
             },
             stop=[client, "rm", "--force", label],
             filters=False,
+            scoped=False,
             own_user=False,
         )
 

@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
@@ -33,12 +34,14 @@ from gym.sandbox.base import (
     Start,
     Verdict,
 )
+from gym.sandbox.cgroup import Scope, find_place, new_scope
 from gym.sandbox.limits import Limits
 from gym.sandbox.seccomp import filter_program
 from gym.subprocesses import start_process
 
 START_TIMEOUT_S = 60.0
 GRACE_S = 30.0  # for a loaded machine, after the wall limit that is kept inside
+logger = logging.getLogger(__name__)
 _NO_ANSWER = (TimeoutError, OSError, EOFError, ValueError, RuntimeError, asyncio.LimitOverrunError)
 
 
@@ -73,8 +76,16 @@ def _program(system_calls: bytes | None) -> bytes:
 class Sandbox:
     """One sandbox, for one rollout; calls one after another. Made by `start_sandbox`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, limits: Limits, start: Start, note: Path | None) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        limits: Limits,
+        start: Start,
+        note: Path | None,
+        scope: Scope | None = None,
+    ) -> None:
         self._process = process
+        self._scope = scope
         self._limits = limits
         self._start = start
         self._note = note
@@ -145,6 +156,8 @@ class Sandbox:
                 async with asyncio.timeout(GRACE_S):
                     await stopping.wait()
         await self._process.wait()
+        if self._scope is not None:
+            await self._scope.remove()
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:  # at its end the transport is closed, also where the event loop ends right after
                 with contextlib.suppress(OSError, TimeoutError):
@@ -238,23 +251,38 @@ async def start_sandbox(
     except ValueError as error:
         raise SandboxUnavailable(str(error)) from error
     filter_fd = os.memfd_create("seccomp")
+    scope: Scope | None = None
+    process: asyncio.subprocess.Process | None = None
     try:
         os.write(filter_fd, system_calls)
         os.lseek(filter_fd, 0, os.SEEK_SET)
         start = provider.start(f"sandbox-{secrets.token_hex(8)}", limits, filter_fd, mounts)
         pipe = asyncio.subprocess.PIPE
+        scope = new_scope(limits, find_place()) if start.scoped else None
         process = await start_process(
-            start.argv, stdin=pipe, stdout=pipe, stderr=pipe, keep=(filter_fd,), environment=start.environment
+            start.argv,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            keep=(filter_fd,),
+            environment=start.environment,
+            before_exec=None if scope is None else scope.enter,
         )
     except OSError as error:
         raise SandboxUnavailable(f"{provider.name}: {error}") from error
     finally:
         os.close(filter_fd)
+        if scope is not None:
+            scope.started()
+            if process is None:
+                await scope.remove()
+    if scope is not None and not scope.holds(process.pid):
+        logger.warning("a sandbox did not get into its control group", extra={"action": "no_scope"})
     try:
         note: Path | None = left_over.note(directory or left_over.pid_directory(), process.pid)
     except OSError:
         note = None
-    sandbox = Sandbox(process, limits, start, note)
+    sandbox = Sandbox(process, limits, start, note, scope)
     await sandbox.handshake(None if start.filters else system_calls)
     return sandbox
 

@@ -10,9 +10,11 @@ import io
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,43 @@ class Engine:
 
 class NoEngine(Exception):
     """The text says why."""
+
+
+@contextlib.contextmanager
+def docker(engine: Engine) -> Iterator[Engine]:
+    """Docker's client at the Docker-compatible socket of that Podman. Raises NoEngine."""
+    if shutil.which("docker") is None:
+        raise NoEngine("there is no docker client")
+    with tempfile.TemporaryDirectory(prefix="farm-docker-") as name:
+        address = f"unix://{name}/docker.sock"
+        command = ["podman", "system", "service", "--time=0", address]
+        service = subprocess.Popen(
+            command,
+            env={**os.environ, **engine.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _wait_for(Path(name) / "docker.sock", service)
+            environment = {**engine.environment, "DOCKER_HOST": address}
+            _run(
+                ["docker", "run", "--rm", "--network=none", *engine.arguments, IMAGE, "python3", "-c", ""], environment
+            )
+            yield Engine("docker", engine.arguments, environment)
+        finally:
+            service.terminate()
+            service.wait(WAIT_S)
+
+
+def _wait_for(place: Path, service: subprocess.Popen[bytes]) -> None:
+    give_up_at = time.monotonic() + WAIT_S
+    while time.monotonic() < give_up_at and service.poll() is None:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as tried:
+            tried.connect(str(place))
+            return
+        time.sleep(0.05)
+    raise NoEngine("podman system service does not listen")
 
 
 @contextlib.contextmanager
@@ -100,7 +139,7 @@ def _root() -> bytes:
                 tar.add(f"/{name}", name)
         for name in ("work", "tmp", "proc", "dev", "sys", "etc", "run", "var/tmp"):
             folder = tarfile.TarInfo(name)
-            folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o1777 if name in ("work", "tmp", "var/tmp") else 0o755
             tar.addfile(folder)
         tar.add(library, str(library)[1:], filter=_kept)
         for path in sorted(_with_targets(wanted)):
