@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gym.environments.code import Code, CodeRow
@@ -13,7 +15,7 @@ from gym.trajectory import Trajectory
 from tests.unit.sandbox.forgeries import FORGERIES, at_load, in_call
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pools")]
-ROW = {"tests": ["assert double(2) == 4", "assert double(0) == 0", "assert double('a') == 'aa'"]}
+ROW: dict[str, Any] = {"tests": ["assert double(2) == 4", "assert double(0) == 0", "assert double('a') == 'aa'"]}
 QUICK, REST = list(FORGERIES)[:24], list(FORGERIES)[24:]  # a container takes seconds
 RIGHT = [
     "def double(x):\n    return x + x",
@@ -29,8 +31,8 @@ RIGHT = [
 ]
 
 
-async def score(answer: str) -> Reward:
-    environment = Code(CodeRow.model_validate(ROW), seed=0)
+async def score(answer: str, row: dict[str, Any] | None = None) -> Reward:
+    environment = Code(CodeRow.model_validate(row or ROW), seed=0)
     message = {
         "type": "message",
         "role": "assistant",
@@ -60,6 +62,33 @@ async def test_a_wrong_answer_that_forges_is_scored_nothing(name: str, boxes: Sa
 async def test_a_wrong_answer_in_a_container_is_scored_nothing(name: str, boxes: SandboxSettings) -> None:
     configure_loop_pool(boxes.model_copy(update={"wall_s": 3}))
     assert (await score(forged(name))).value == 0.0
+
+
+ODD = {
+    "a lone surrogate": "'\ud800'",
+    "a NUL": "x = '\0'",
+    "brackets without end": "(" * 100_000,
+    "signs without end": "-" * 100_000 + "1",
+    "calls without end": "x" + "()" * 40_000,
+    "nothing": " ",
+    "a marker of the harness": '{"finished": true}\n{"passed": true}',
+}
+ROWS = {
+    "asserts": ROW,
+    "check": {
+        "prompt": "def double(x):\n",
+        "entry_point": "double",
+        "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+    },
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("boxes", ["bubblewrap"], indirect=True)
+async def test_an_answer_that_is_hard_to_read_is_scored_nothing(kind: str, odd: str, boxes: SandboxSettings) -> None:
+    configure_loop_pool(boxes.model_copy(update={"wall_s": 3}))
+    assert (await score(ODD[odd], ROWS[kind])).value == 0.0
 
 
 @pytest.mark.parametrize("answer", RIGHT)
