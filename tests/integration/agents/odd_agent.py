@@ -65,7 +65,7 @@ def main() -> None:
         sys.stdout.write(f"other networks: {others}" if others else "no other network")
     elif word == "descriptors":
         ask("What is 2 + 2 =")
-        found = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+        found = sorted(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208  numbers
         sys.stdout.write(json.dumps(found[:-1]))  # the last one is the list's own
     elif word == "look":
         ask("What is 2 + 2 =")
