@@ -80,6 +80,17 @@ def links(pid: int) -> set[str]:
     return {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
+def test_one_function_starts_the_children_of_event_loops_and_no_call_keeps_descriptors_open() -> None:
+    root = Path(__file__).parents[3]
+    sources = {
+        str(path.relative_to(root)): path.read_text()
+        for package in ("api", "gym", "workers")
+        for path in (root / package).rglob("*.py")
+    }
+    starters = ("asyncio.create_subprocess_", ".subprocess_exec(", ".subprocess_shell(", "close_fds=False")
+    assert [name for name, text in sources.items() if any(each in text for each in starters)] == ["gym/subprocesses.py"]
+
+
 async def test_a_child_has_its_streams_and_what_is_named() -> None:
     pipe = asyncio.subprocess.PIPE
     named = os.open(os.devnull, os.O_RDONLY)
