@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,6 +32,7 @@ from gym.jsontypes import JsonObject
 from gym.sandbox.choose import find_provider
 from gym.sandbox.pool import close_loop_pool, configure_loop_pool, loop_pool
 from gym.sandbox.settings import SandboxSettings
+from gym.subprocesses import start_process
 from gym.trajectory import Trajectory
 
 READY_S = 60.0
@@ -162,7 +164,7 @@ async def _boxed(name: str, arguments: str, *, warm: int) -> AsyncIterator[Open]
 async def _server(module: str, path: str) -> AsyncIterator[str]:
     """The address of a stand-in for a server, as a process of its own."""
     port = free_port()
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, "--port", str(port))
+    process = await start_process([sys.executable, "-m", module, "--port", str(port)], environment=os.environ)
     url = f"http://127.0.0.1:{port}"
     try:
         async with asyncio.timeout(READY_S), httpx.AsyncClient() as client:

@@ -29,6 +29,7 @@ from api.cli.forking import ForkServer, NotForked, Process
 from gym.errors import FarmError
 from gym.orphans import end_with_parent
 from gym.state.data_dir import append_private, make_private
+from gym.subprocesses import start_process
 
 TAIL_LINES = 20
 LINE_BYTES = 64 * 1024
@@ -256,15 +257,14 @@ class Supervisor:
             except NotForked as error:
                 self._fork_server = None
                 self._note(child, f"and others are started without the fork server from now on: {error}")
-        return await asyncio.create_subprocess_exec(
-            *spec.command,
+        return await start_process(
+            spec.command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=dict(environment),
-            start_new_session=True,
-            pass_fds=spec.inherited_fds,
-            preexec_fn=end_with_parent(spec.orphan_signal, niceness=spec.niceness),
+            environment=environment,
+            keep=spec.inherited_fds,
+            before_exec=end_with_parent(spec.orphan_signal, niceness=spec.niceness),
         )
 
     async def _keep(self, child: Child, output: asyncio.Task[None]) -> None:

@@ -87,7 +87,7 @@ class BoxedAgent(OutsideAgent):
         )
         mounts = (door, *(Mount(path, path) for path in settings.readable))
         try:
-            sandbox = await start_sandbox(find_provider(self._sandbox), limits, mounts=mounts)
+            sandbox = await start_sandbox(find_provider(self._sandbox), limits, mounts=mounts, loopback=True)
         except SandboxUnavailable as error:
             raise AgentUnreachable(f"no sandbox for the agent {self.name}: {error}") from error
         try:

@@ -23,6 +23,7 @@ from gym.agents.outside import Access, Door, OutsideAgent, Said
 from gym.agents.settings import CommandSettings
 from gym.errors import AgentFailed, AgentUnreachable, TimedOut
 from gym.jsontypes import JsonObject
+from gym.subprocesses import start_process
 from gym.trajectory import message_text
 
 MOST_ARGUMENT_CHARS = 100_000  # Linux takes no longer one than 128 KiB
@@ -108,15 +109,8 @@ class CommandAgent(OutsideAgent):
         pipe = asyncio.subprocess.PIPE
         keeper = [sys.executable, "-I", "-S", str(Path(process_tree.__file__)), str(os.getpid())]
         try:
-            return await asyncio.create_subprocess_exec(
-                *keeper,
-                *argv,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=environment,
-                cwd=work,
-                start_new_session=True,
+            return await start_process(
+                [*keeper, *argv], stdin=pipe, stdout=pipe, stderr=pipe, environment=environment, directory=work
             )
         except OSError as error:
             raise AgentUnreachable(f"the agent {self.name} cannot be started: {error}") from error

@@ -19,6 +19,7 @@ from typing import Any
 from gym import exact_json
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
+from gym.subprocesses import environment_without_settings
 
 STOP_S = 5.0
 
@@ -44,7 +45,11 @@ class Child:
                 _end(self._process)
             try:
                 process = subprocess.Popen(  # noqa: S603  the command is the settings'
-                    self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=environment_without_settings(),
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise EnvironmentUnavailable(f"{self._what} cannot be started: {error}") from error

@@ -2,7 +2,7 @@
 
 The answer is the last fenced block of the last message, else all of it. The tests run in a sandbox, in a process apart
 from the answer's: they call its functions by plain values and compare themselves, so that nothing the answer prints,
-patches or kills can make it pass (`gym.sandbox.inside`).
+patches or kills can make it pass (`gym.sandbox.inside`). An answer that ends its own sandbox has reward 0.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from pydantic import Field, field_validator, model_validator
 from gym.enclosed import enclosed
 from gym.environments.base import Row
 from gym.environments.sandboxed import SandboxedEnvironment
-from gym.errors import BadRow
+from gym.errors import BadRow, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
 from gym.reward import Reward
-from gym.sandbox.base import MAX_CODE_CHARS, SandboxFailed
+from gym.sandbox.base import MAX_CODE_CHARS, SandboxEnded, SandboxFailed, Verdict
 from gym.trajectory import Trajectory
 
 _OPENING = re.compile(r"```[ \t]*(?:(?:python|py)[ \t]*)?\n", re.IGNORECASE)
 _CLOSING = re.compile("```")
+_TRIES = 2
+_NOTHING_RAN = Reward(0.0, {"passed": 0.0, "ran": 0.0})
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
@@ -76,22 +78,42 @@ class Code(SandboxedEnvironment[CodeRow]):
     row_model = CodeRow
 
     async def verify(self, trajectory: Trajectory) -> Reward:
-        """Raises BadRow where the tests ask for what cannot be done, SandboxFailed where the sandbox died."""
+        """Score the answer in a sandbox that no tool has used.
+
+        Raises BadRow where the tests ask for what cannot be done, EnvironmentUnavailable where no sandbox can be had.
+        """
         answer = answer_of(trajectory.final_text)
         if not answer.strip() or len(answer) + len(self.row.prompt) > MAX_CODE_CHARS:
-            return Reward(0.0, {"passed": 0.0, "ran": 0.0})
-        sandbox = await self.sandbox()
-        if not sandbox.is_usable:
-            raise SandboxFailed("the sandbox is gone")
+            return _NOTHING_RAN
         tests = self.row.tests if self.row.tests is not None else [self.row.test or ""]
-        entry = self.row.entry_point if self.row.test is not None else None
-        verdict = await sandbox.check(self._program(answer), tests, entry)
+        verdict = await self._verdict(self._program(answer), tests)
+        if verdict is None:
+            return _NOTHING_RAN
         if verdict.bad_tests is not None:
             raise BadRow(f"the tests of this row cannot be run: {verdict.bad_tests}")
         total = max(verdict.seen, sum(_asserts(_parsed(text)) for text in tests), 1)
         passed = verdict.finished and verdict.seen > 0 and verdict.passed == verdict.seen
         ran = 1.0 if verdict.failed is None else 0.0
         return Reward(1.0 if passed else 0.0, {"passed": 1.0 if passed else verdict.passed / total, "ran": ran})
+
+    async def _verdict(self, program: str, tests: list[str]) -> Verdict | None:
+        """None where the answer ended its sandbox, twice: once could be the machine's fault.
+
+        A sandbox that fails before the answer runs says nothing about the answer.
+        """
+        entry = self.row.entry_point if self.row.test is not None else None
+        ended = failed = 0
+        while ended < _TRIES:
+            sandbox = await self.new_sandbox()
+            try:
+                return await sandbox.check(program, tests, entry)
+            except SandboxEnded:
+                ended += 1
+            except SandboxFailed as error:
+                failed += 1
+                if failed == _TRIES:
+                    raise EnvironmentUnavailable(f"the sandbox failed: {error}") from error
+        return None
 
     def _program(self, answer: str) -> str:
         """The answer after the prompt's definitions, or as the body that the prompt asks for."""

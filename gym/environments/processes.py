@@ -23,9 +23,9 @@ from gym.agents import process_tree
 from gym.environments.capacity import waiting_for_capacity
 from gym.environments.process_wire import HEAD_BYTES, MOST_BYTES, pack_call
 from gym.jsontypes import JsonObject
+from gym.subprocesses import environment_without_settings, start_process
 
 END_S = 5.0
-SECRETS = "FARM_"  # the farm's settings in the environment, which may hold passwords
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gym.environments.process_child import main; main()"
 )
@@ -50,16 +50,9 @@ class EnvironmentProcess:
         """Raises ProcessGone where none can be started."""
         command = [sys.executable, str(Path(process_tree.__file__)), str(os.getpid())]
         command += [sys.executable, "-c", _START, orjson.dumps(sys.path).decode()]
-        # not settings of ours: what any child process has from its parent, PATH and HOME and the like
-        known = {name: value for name, value in os.environ.items() if not name.startswith(SECRETS)}
+        pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=known,
-                start_new_session=True,
-            )
+            process = await start_process(command, stdin=pipe, stdout=pipe, environment=environment_without_settings())
         except OSError as error:
             raise ProcessGone(f"a process for it cannot be started: {error}") from error
         return cls(source, process)

@@ -12,7 +12,7 @@ from pydantic import Field
 from gym.environments.base import Environment, RowT, tool
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
-from gym.sandbox.base import Outcome, SandboxFailed, SandboxUnavailable
+from gym.sandbox.base import Outcome, SandboxEnded, SandboxFailed, SandboxUnavailable
 from gym.sandbox.choose import find_provider
 from gym.sandbox.pool import loop_pool
 from gym.sandbox.process import Sandbox
@@ -24,7 +24,9 @@ _STOPPED = {
     "memory": "it used too much memory and was stopped",
     "processes": "it started too many processes and was stopped",
     "output": "it printed too much and was stopped; the output is cut",
+    "files": "it made too many files and was stopped; the working directory is empty again",
 }
+_ENDED = "it ended the sandbox it ran in; the working directory is empty again"
 
 
 class SandboxedEnvironment(Environment[RowT]):
@@ -35,6 +37,7 @@ class SandboxedEnvironment(Environment[RowT]):
     def __init__(self, row: RowT, *, seed: int) -> None:
         super().__init__(row, seed=seed)
         self._sandbox: Sandbox | None = None
+        self._used = False
 
     @classmethod
     def check_machine(cls, sandbox: SandboxSettings) -> None:
@@ -46,15 +49,18 @@ class SandboxedEnvironment(Environment[RowT]):
         self, code: Annotated[str, Field(description="A Python program; print what you need.")]
     ) -> JsonObject:
         """Run a Python program in a sandbox without network. Files in the working directory stay, variables do not."""
-        return _shown(await self._run("{python}", "-I", "-c", code))
+        return await self._run("{python}", "-I", "-c", code)
 
     @tool
     async def bash(self, command: Annotated[str, Field(description="A bash script.")]) -> JsonObject:
         """Run a bash script in a sandbox without network. Files in the working directory stay, processes do not."""
-        return _shown(await self._run("/bin/bash", "-c", command))
+        return await self._run("/bin/bash", "-c", command)
 
     async def sandbox(self) -> Sandbox:
-        """The rollout's sandbox, started at its first use. Raises EnvironmentUnavailable."""
+        """The rollout's sandbox: started at its first use, and anew after a program has ended it.
+
+        Raises EnvironmentUnavailable.
+        """
         if self._sandbox is None:
             try:
                 self._sandbox = await loop_pool().take()
@@ -62,17 +68,33 @@ class SandboxedEnvironment(Environment[RowT]):
                 raise EnvironmentUnavailable(f"no sandbox: {error}") from error
         return self._sandbox
 
+    async def new_sandbox(self) -> Sandbox:
+        """One that no program of this rollout has run in; an earlier one is closed. Raises EnvironmentUnavailable."""
+        if self._sandbox is not None and (self._used or not self._sandbox.is_usable):
+            await self.close()
+        sandbox = await self.sandbox()
+        self._used = True
+        return sandbox
+
     async def close(self) -> None:
         """Kill the sandbox and all that runs in it."""
-        if self._sandbox is not None:
-            await self._sandbox.close()
+        sandbox, self._sandbox, self._used = self._sandbox, None, False
+        if sandbox is not None:
+            await sandbox.close()
 
-    async def _run(self, *argv: str) -> Outcome:
+    async def _run(self, *argv: str) -> JsonObject:
         sandbox = await self.sandbox()
+        self._used = True
         try:
-            return await sandbox.run(argv)
+            outcome = await sandbox.run(argv)
+        except SandboxEnded:
+            await self.close()
+            return {"stdout": "", "stderr": "", "exit_code": None, "error": _ENDED}
         except SandboxFailed as error:
             raise EnvironmentFailed(f"the sandbox is gone: {error}") from error
+        if outcome.stopped == "files":
+            await self.close()
+        return _shown(outcome)
 
 
 def _shown(outcome: Outcome) -> JsonObject:

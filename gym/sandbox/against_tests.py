@@ -60,6 +60,30 @@ def decode(data: Any) -> Any:
     return kinds[tag](decode(each) for each in held)
 
 
+class Counts:
+    """What the tests' process says, folded as it comes: one line of JSON for each count, and a last one."""
+
+    def __init__(self) -> None:
+        self._passed = self._seen = 0
+        self._said: dict[str, Any] = {}
+        self._rest = b""
+
+    def take(self, data: bytes) -> None:
+        """A line that is not whole waits for the rest of it."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            if "passed" in said:
+                self._seen += 1
+                self._passed += bool(said["passed"])
+            else:
+                self._said.update(said)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything so far."""
+        return {"passed": self._passed, "seen": self._seen, "finished": False, "failed": None, "bad": None} | self._said
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of it, however much the pipe takes at a time."""
     while data:
@@ -208,4 +232,4 @@ def run_tests(channel: socket.socket, verdict_fd: int, request: dict[str, Any]) 
                 count(False)
         send({"finished": True})
     except _BadTests as error:
-        send({"bad": str(error)})
+        send({"bad": str(error)[:500]})

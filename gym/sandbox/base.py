@@ -20,13 +20,17 @@ class SandboxFailed(Exception):
     """The sandbox itself failed, not what ran in it; a new one may do. It is gone."""
 
 
+class SandboxEnded(SandboxFailed):
+    """The sandbox ended, or stopped answering, while a program ran in it: most likely the program's doing."""
+
+
 class SandboxUnavailable(Exception):
     """No sandbox can be had here; the text says what was tried and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a call came to. `stopped` names the limit that ended it: cpu, memory, processes, output or wall.
+    """What a call came to. `stopped` names the limit that ended it: cpu, memory, files, processes, output or wall.
 
     `exit_code` is negative for a signal, and None where the call was stopped.
     """
@@ -69,6 +73,9 @@ class Start:
     argv: Sequence[str]
     environment: Mapping[str, str]
     stop: Sequence[str] = ()  # a command that ends it for good, where killing the process does not
+    filters: bool = True  # whether the command applies the filter of system calls; else process 1 does
+    scoped: bool = True  # whether it is to run in a control group of its own, where one can be made
+    own_user: bool = True  # whether no process outside of it counts towards its user's limits
 
 
 class SandboxProvider(Protocol):

@@ -15,12 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gym.sandbox.base import Mount, SandboxUnavailable, Start
+from gym.sandbox.cgroup import find_place, sweep_scopes
 from gym.sandbox.left_over import sweep_pid_files
 from gym.sandbox.limits import Limits
 
 BOOT = "import sys;r=sys.stdin.buffer.raw;n=b''\nwhile n[-1:]!=b'\\n':n+=r.read(1) or sys.exit()\ns=b''\n"
 BOOT += "while len(s)<int(n):s+=r.read(int(n)-len(s)) or sys.exit()\n"
-BOOT += "g={'__name__':'inside'};exec(compile(s,'inside','exec'),g);g['serve'](s.decode())"
+BOOT += "g={'__name__':'inside'};exec(compile(s,'inside','exec'),g);g['serve']()"
 _NOBODY = "65534"
 _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime")
 
@@ -44,7 +45,8 @@ class Bubblewrap:
         argv += ["--unshare-uts", "--unshare-cgroup", "--uid", _NOBODY, "--gid", _NOBODY, "--hostname", label]
         argv += ["--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL", "--clearenv"]
         argv += ["--seccomp", str(filter_fd), *_system_files(python)]
-        argv += ["--proc", "/proc", "--dev", "/dev"]
+        argv += ["--proc", "/proc", "--ro-bind", "/dev/null", "/proc/cmdline", "--dev", "/dev"]
+        argv += ["--dev-bind", "/dev/full", "/dev/zero"]  # reads alike; a mapping of it would be memory of no process
         for place in ("/work", "/tmp", "/dev/shm"):  # noqa: S108  the sandbox's own
             argv += ["--size", str(limits.work_bytes), "--tmpfs", place]
         for mount in mounts:
@@ -58,7 +60,9 @@ class Bubblewrap:
 
     def sweep(self, directory: Path) -> int:
         """See SandboxProvider."""
-        return sweep_pid_files(directory)
+        killed = sweep_pid_files(directory)
+        sweep_scopes(find_place())
+        return killed
 
 
 def _as_nobody() -> list[str]:
@@ -85,6 +89,8 @@ def _open_to_all(path: Path) -> bool:
 
 def _system_files(python: str) -> Iterator[str]:
     yield from ("--ro-bind", "/usr", "/usr")
+    if not python.startswith("/usr/local/"):
+        yield from ("--tmpfs", "/usr/local", "--remount-ro", "/usr/local")
     for name in ("/bin", "/sbin", "/lib", "/lib32", "/lib64"):
         place = Path(name)
         if place.is_symlink():

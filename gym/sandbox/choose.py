@@ -17,7 +17,7 @@ from gym.sandbox.limits import Limits
 from gym.sandbox.process import start_sandbox
 from gym.sandbox.settings import SandboxSettings
 
-_TRIAL = "import socket, os; print('inside', os.getpid(), len(socket.if_nameindex()))"
+_TRIAL = "import os; print('inside', os.getpid(), len(open('/proc/net/dev').readlines()) - 2)"
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def find_provider(settings: SandboxSettings | None = None) -> SandboxProvider:
     """The first provider that works; what an earlier process left is ended. Raises SandboxUnavailable."""
     settings = settings or SandboxSettings()
-    found = _found(settings.provider, settings.image)
+    found = _found(settings)
     if isinstance(found, str):
         raise SandboxUnavailable(found)
     return found
@@ -44,10 +44,12 @@ def require_named(settings: SandboxSettings) -> None:
 
 
 @lru_cache(maxsize=8)
-def _found(name: str, image: str) -> SandboxProvider | str:
+def _found(settings: SandboxSettings) -> SandboxProvider | str:
+    name = settings.provider
     if name == "none":
         return "the setting sandbox.provider is none"
-    known: dict[str, SandboxProvider] = {"bubblewrap": Bubblewrap(), "docker": Docker(image=image)}
+    docker = Docker(command=settings.docker_command, arguments=settings.docker_arguments, image=settings.image)
+    known: dict[str, SandboxProvider] = {"bubblewrap": Bubblewrap(), "docker": docker}
     try:
         found = first_working(tuple(known.values()) if name == "auto" else (known[name],))
         found.sweep(pid_directory())

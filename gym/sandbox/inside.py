@@ -1,9 +1,11 @@
 """The first process of a sandbox: it starts what it is asked to, watches it and ends all of it. Standard library only.
 
-Its source is sent into the sandbox (`gym.sandbox.process`), where it is process 1 of the process namespace: nothing in
-there can signal it, and as it is not dumpable nothing can read its memory or its pipes. Frames are a length, a newline
-and JSON, on its own standard streams, which no other process has. After each request every process but itself has been
-killed.
+Its source is sent into the sandbox (`gym.sandbox.process`), where it is process 1 of the process namespace: no signal
+from inside has an effect on it, and as it is not dumpable nothing can read its memory or its descriptors. Frames are a
+length, a newline and JSON, on descriptors that it has alone: what it starts has those that it is given and no other.
+Each request has a nonce, which nothing but process 1 sees and each frame of the answer repeats. First comes `began`,
+before the program takes its first step: a sandbox that ends after that was ended by the program. After each request
+every process but itself has been killed.
 """
 
 from __future__ import annotations
@@ -19,39 +21,65 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from gym.sandbox.against_tests import run_tests, write_all
+from gym.sandbox.against_tests import Counts, run_tests, write_all
+from gym.sandbox.usage import files_in_use, look
 
 LOOK_EVERY_S = 0.05
 PYTHON = sys.executable
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
+_SECCOMP_MODE_FILTER = 2
 
 
 def _limit(limits: dict[str, Any]) -> None:
     cpu = int(limits["cpu_s"]) + 1
-    for what, most in (
-        (resource.RLIMIT_CPU, cpu),
-        (resource.RLIMIT_AS, limits["memory_bytes"]),
-        (resource.RLIMIT_NPROC, limits["processes"] + 1),
-        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
-        (resource.RLIMIT_NOFILE, limits["open_files"]),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        resource.setrlimit(what, (most, most))
+    most = {
+        resource.RLIMIT_CPU: cpu,
+        resource.RLIMIT_AS: limits["memory_bytes"],
+        resource.RLIMIT_FSIZE: limits["file_bytes"],
+        resource.RLIMIT_NOFILE: limits["open_files"],
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_SIGPENDING: limits["pending_signals"],
+    }
+    if limits["own_user"]:
+        most[resource.RLIMIT_NPROC] = limits["processes"] + 1
+    for what, value in most.items():
+        resource.setrlimit(what, (value, value))
 
 
-def _spawn(limits: dict[str, Any], stdio: tuple[int, int, int], start: Callable[[], None]) -> int:
+def _close_all_but(keep: Collection[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  between fork and exec
+        if int(name) > 2 and int(name) not in keep:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+
+
+def _spawn(
+    limits: dict[str, Any],
+    stdio: tuple[int, int, int],
+    start: Callable[[], None],
+    *,
+    keep: Collection[int] = (),
+    wait_for: int | None = None,
+) -> int:
+    """Fork and `start` there, with these streams and the descriptors in `keep`, once there is a byte in `wait_for`."""
     pid = os.fork()
     if pid:
         return pid
     try:
         os.setsid()
-        _limit(limits)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+            file.write("1000")  # it goes before process 1 does
+        if wait_for is not None:
+            os.read(wait_for, 1)
         for target, fd in enumerate(stdio):
             os.dup2(fd, target)
+        _close_all_but(keep)
+        _limit(limits)
         start()
         os._exit(0)
     except BaseException as error:  # noqa: BLE001  a forked child must not return
@@ -59,24 +87,6 @@ def _spawn(limits: dict[str, Any], stdio: tuple[int, int, int], start: Callable[
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
     finally:
         os._exit(127)
-
-
-def _usage() -> tuple[int, int, float]:
-    """Processes beside this one, their memory in bytes that is no file's, and their CPU seconds."""
-    processes, memory, ticks = 0, 0, 0
-    for name in os.listdir("/proc"):  # noqa: PTH208  hot
-        if not name.isdigit() or name == "1":
-            continue
-        processes += 1
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{name}/status", "rb") as file:  # noqa: PTH123  hot
-                for line in file:
-                    if line.startswith((b"RssAnon:", b"RssShmem:")):
-                        memory += int(line.split()[1]) * 1024
-            with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123  hot
-                ticks += sum(int(part) for part in file.read().rpartition(b")")[2].split()[11:15])
-    reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return processes, memory, ticks / os.sysconf("SC_CLK_TCK") + reaped.ru_utime + reaped.ru_stime
 
 
 def end_all() -> None:
@@ -91,88 +101,120 @@ def end_all() -> None:
             return
 
 
-def _watch(main: int, pipes: dict[int, str], limits: dict[str, Any]) -> dict[str, Any]:
-    """Read the pipes until the process `main` has ended or a limit is reached; kills all that is left."""
-    kept: dict[str, bytearray] = {name: bytearray() for name in pipes.values()}
-    start, next_look = time.monotonic(), 0.0
-    cpu_before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_start = cpu_before.ru_utime + cpu_before.ru_stime
-    stopped: str | None = None
-    status: int | None = None
-    room = limits["output_bytes"]
+class _Output:
+    """What the pipes of a call brought; of the text `room` bytes are kept, and what is not text is taken elsewhere."""
 
-    def take(wait_s: float) -> bool:
-        nonlocal room
-        ready = select.select(list(pipes), [], [], wait_s)[0]
+    def __init__(self, texts: dict[int, str], others: dict[int, Callable[[bytes], None]], room: int) -> None:
+        self.kept: dict[str, bytearray] = {name: bytearray() for name in texts.values()}
+        self.room = room
+        self._texts = texts
+        self._others = others
+        self._open = {*texts, *others}
+
+    def take(self, wait_s: float) -> bool:
+        """Read what is there; whether anything was."""
+        ready = select.select(list(self._open), [], [], wait_s)[0]
         for fd in ready:
             data = os.read(fd, 65536)
             if not data:
-                del pipes[fd]
+                self._open.discard(fd)
                 os.close(fd)
-                continue
-            kept[pipes[fd]] += data[: max(room, 0)]
-            room -= len(data)
+            elif fd in self._others:
+                self._others[fd](data)
+            else:
+                self.kept[self._texts[fd]] += data[: max(self.room, 0)]
+                self.room -= len(data)
         return bool(ready)
 
+    def close(self) -> None:
+        """Read what is left, after all writers have ended, and close the pipes."""
+        while self._open and self.room >= 0 and self.take(0):
+            pass
+        for fd in self._open:
+            os.close(fd)
+
+
+def _over(limits: dict[str, Any], cpu_start: float) -> str | None:
+    """The limit that is passed at this moment."""
+    now = look()
+    over = {
+        "memory": now.memory_bytes > limits["memory_bytes"],
+        "files": now.files > limits["files"],
+        "cpu": now.cpu_s - cpu_start > limits["cpu_s"],
+        "processes": now.processes > limits["processes"] + 1,
+    }
+    return next((name for name, is_over in over.items() if is_over), None)
+
+
+def _watch(main: int, output: _Output, limits: dict[str, Any]) -> dict[str, Any]:
+    """Read the pipes until the process `main` has ended or a limit is reached; kills all that is left."""
+    start, next_look = time.monotonic(), 0.0
+    cpu_start = _reaped_cpu_s()
+    stopped: str | None = None
+    status: int | None = None
     while status is None and stopped is None:
-        take(0.01 if time.monotonic() - start < 0.5 else LOOK_EVERY_S)
+        output.take(0.01 if time.monotonic() - start < 0.5 else LOOK_EVERY_S)
         now = time.monotonic()
         if now >= next_look:
             next_look = now + LOOK_EVERY_S
-            processes, memory, cpu_s = _usage()
-            over = {
-                "memory": memory > limits["memory_bytes"],
-                "cpu": cpu_s - cpu_start > limits["cpu_s"],
-                "processes": processes > limits["processes"] + 1,
-            }
-            stopped = next((name for name, is_over in over.items() if is_over), None)
+            stopped = _over(limits, cpu_start)
         if now - start > limits["wall_s"]:
             stopped = "wall"
-        if room < 0:
+        if output.room < 0:
             stopped = "output"
-        try:
-            while status is None:
-                pid, ended = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                if pid == main:
-                    status = ended
-        except ChildProcessError:
-            break
+        status = _ended(main)
+    if stopped is None and files_in_use()[1] > limits["files"]:
+        stopped = "files"
     end_all()
-    while pipes and room >= 0 and take(0):
-        pass
-    for fd in pipes:
-        os.close(fd)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    output.close()
     return {
         "exit_code": None if status is None else os.waitstatus_to_exitcode(status),
-        "stopped": stopped or ("output" if room < 0 else None),
+        "stopped": stopped or ("output" if output.room < 0 else None),
         "wall_s": time.monotonic() - start,
-        "cpu_s": after.ru_utime + after.ru_stime - cpu_start,
-        **kept,
+        "cpu_s": _reaped_cpu_s() - cpu_start,
+        **output.kept,
     }
 
 
-def run_command(request: dict[str, Any]) -> dict[str, Any]:
+def _reaped_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _ended(main: int) -> int | None:
+    """Reap what has ended; the status of `main` where it is among that."""
+    while True:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return None
+        if pid == main:
+            return status
+
+
+def run_command(request: dict[str, Any], begin: Callable[[], None]) -> dict[str, Any]:
     """Run a program to its end."""
     limits = request["limits"]
     null = os.open("/dev/null", os.O_RDWR)
     out_read, out_write = os.pipe()
     error_read, error_write = os.pipe()
+    go_read, go_write = os.pipe()
     argv = [PYTHON if part == "{python}" else part for part in request["argv"]]
-    main = _spawn(limits, (null, out_write, error_write), lambda: os.execvp(argv[0], argv))  # noqa: S606  no shell is wanted
-    for fd in (null, out_write, error_write):
+    stdio = (null, out_write, error_write)
+    main = _spawn(limits, stdio, lambda: os.execvp(argv[0], argv), wait_for=go_read)  # noqa: S606  no shell is wanted
+    begin()
+    os.write(go_write, b"g")
+    for fd in (null, out_write, error_write, go_read, go_write):
         os.close(fd)
-    return _watch(main, {out_read: "stdout", error_read: "stderr"}, limits)
+    return _watch(main, _Output({out_read: "stdout", error_read: "stderr"}, {}, limits["output_bytes"]), limits)
 
 
-def run_check(request: dict[str, Any], source: str) -> dict[str, Any]:
-    """Hold an answer against tests; `verdict` has a line of JSON for each count."""
+def run_check(request: dict[str, Any], source: str, begin: Callable[[], None]) -> dict[str, Any]:
+    """Hold an answer against tests; the reply says what they came to."""
     limits = request["limits"]
     null = os.open("/dev/null", os.O_RDWR)
     out_read, out_write = os.pipe()
     verdict_read, verdict_write = os.pipe()
+    go_read, go_write = os.pipe()
     tests_end, answer_end = socket.socketpair()
     boot = "import sys; fd = int(sys.argv[1]); names = {'__name__': 'inside'}; exec(sys.argv[2], names); "
     argv = [PYTHON, "-I", "-c", boot + "names['serve_answer'](fd)", str(answer_end.fileno()), source]
@@ -181,23 +223,60 @@ def run_check(request: dict[str, Any], source: str) -> dict[str, Any]:
         os.set_inheritable(answer_end.fileno(), True)
         os.execv(argv[0], argv)  # noqa: S606  no shell is wanted
 
-    _spawn(limits, (null, out_write, out_write), answer)
+    tests = {name: request[name] for name in ("answer", "tests", "entry_point")}
+    main = _spawn(
+        limits,
+        (null, null, null),
+        lambda: run_tests(tests_end, verdict_write, tests),
+        keep=(tests_end.fileno(), verdict_write),
+    )
+    _spawn(limits, (null, out_write, out_write), answer, keep=(answer_end.fileno(),), wait_for=go_read)
+    begin()
+    os.write(go_write, b"g")
     answer_end.close()
-    main = _spawn(limits, (null, null, null), lambda: run_tests(tests_end, verdict_write, request))
     tests_end.close()
-    for fd in (null, out_write, verdict_write):
+    for fd in (null, out_write, verdict_write, go_read, go_write):
         os.close(fd)
-    return _watch(main, {out_read: "stdout", verdict_read: "verdict"}, limits)
+    counts = Counts()
+    output = _Output({out_read: "stdout"}, {verdict_read: counts.take}, limits["output_bytes"])
+    return {**_watch(main, output, limits), "verdict": counts.as_json()}
 
 
-def serve(source: str) -> None:
+def _answer(request: dict[str, Any], source: str, begin: Callable[[], None]) -> dict[str, Any]:
+    try:
+        return run_check(request, source, begin) if request["op"] == "check" else run_command(request, begin)
+    except Exception as error:  # noqa: BLE001  told to the worker
+        end_all()
+        return {"broken": f"{type(error).__name__}: {error}"}
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))  # struct sock_fprog
+
+
+def _apply_filter(libc: ctypes.CDLL, steps: bytes) -> None:
+    """Have the kernel refuse system calls to this process and all that it starts. Raises OSError."""
+    program = _FilterProgram(len(steps) // 8, steps)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
+        _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0
+    ):
+        raise OSError(ctypes.get_errno(), "the filter of system calls cannot be applied")
+
+
+def serve(source: str, system_calls: bytes | None) -> None:
     """Answer requests until the standard input ends, then end everything."""
-    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    if system_calls is not None:
+        _apply_filter(libc, system_calls)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a signal without a handler does nothing to process 1
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     replies = os.dup(1)
+    _close_all_but((requests.fileno(), replies))
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1):
         os.dup2(null, fd)
+    os.close(null)
 
     def send(data: dict[str, Any]) -> None:
         packed = {
@@ -216,9 +295,7 @@ def serve(source: str) -> None:
         if left:
             break
         request = json.loads(parts)
-        try:
-            send(run_check(request, source) if request["op"] == "check" else run_command(request))
-        except OSError as error:
-            end_all()
-            send({"broken": str(error)})
+        nonce = request.pop("nonce")
+        del parts, part
+        send({**_answer(request, source, lambda: send({"began": True, "nonce": nonce})), "nonce": nonce})  # noqa: B023
     end_all()

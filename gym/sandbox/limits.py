@@ -15,12 +15,14 @@ class Limits:
 
     cpu_s: float = 10.0
     wall_s: float = 20.0
-    memory_bytes: int = 512 * MIB  # of address space for each process, of memory in use for all together
+    memory_bytes: int = 512 * MIB  # of address space for each process; for all together of memory, files and buffers
     processes: int = 32
     file_bytes: int = 32 * MIB  # of each file
     work_bytes: int = 64 * MIB  # of /work, and as much again of /tmp
     output_bytes: int = 64 * 1024
-    open_files: int = 128
+    open_files: int = 64  # of each process
+    files: int = 16_384  # files, directories and links that there are in it
+    pending_signals: int = 256  # queued signals and timers
 
     def __post_init__(self) -> None:
         """Raises ValueError for a limit that is none."""

@@ -12,6 +12,7 @@ import base64
 import binascii
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
@@ -22,42 +23,71 @@ from typing import Any
 
 from gym.jsontypes import JsonObject
 from gym.sandbox import left_over
-from gym.sandbox.base import MAX_CODE_CHARS, Mount, Outcome, SandboxFailed, SandboxProvider, SandboxUnavailable, Verdict
+from gym.sandbox.base import (
+    MAX_CODE_CHARS,
+    Mount,
+    Outcome,
+    SandboxEnded,
+    SandboxFailed,
+    SandboxProvider,
+    SandboxUnavailable,
+    Start,
+    Verdict,
+)
+from gym.sandbox.cgroup import Scope, find_place, new_scope
 from gym.sandbox.limits import Limits
 from gym.sandbox.seccomp import filter_program
+from gym.subprocesses import start_process
 
 START_TIMEOUT_S = 60.0
 GRACE_S = 30.0  # for a loaded machine, after the wall limit that is kept inside
+logger = logging.getLogger(__name__)
+_NO_ANSWER = (TimeoutError, OSError, EOFError, ValueError, RuntimeError, asyncio.LimitOverrunError)
 
 
-_MODULES = ("against_tests", "inside")
+_MODULES = ("against_tests", "usage", "inside")
 _LOAD = """
 import sys, types
 for name, text in MODULES:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(text, name, "exec"), module.__dict__)
-serve = sys.modules["gym.sandbox.inside"].serve
 serve_answer = sys.modules["gym.sandbox.against_tests"].serve_answer
+"""
+_SERVE = """
+def serve():
+    sys.modules["gym.sandbox.inside"].serve(PROGRAM, FILTER)
 """
 
 
 @cache
-def _source() -> bytes:
+def _source() -> str:
     """One program that makes the modules of the sandbox's side, where no file of the farm can be read."""
     folder = Path(__file__).parent
     modules = [(f"gym.sandbox.{name}", (folder / f"{name}.py").read_text()) for name in _MODULES]
-    return f"MODULES = {modules!r}{_LOAD}".encode()
+    return f"MODULES = {modules!r}{_LOAD}"
+
+
+@cache
+def _program(system_calls: bytes | None) -> bytes:
+    """What process 1 runs; it applies the filter itself where one is given."""
+    return f"PROGRAM = {_source()!r}\nFILTER = {system_calls!r}\nexec(PROGRAM)\n{_SERVE}".encode()
 
 
 class Sandbox:
     """One sandbox, for one rollout; calls one after another. Made by `start_sandbox`."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, limits: Limits, stop: Sequence[str], note: Path | None
+        self,
+        process: asyncio.subprocess.Process,
+        limits: Limits,
+        start: Start,
+        note: Path | None,
+        scope: Scope | None = None,
     ) -> None:
         self._process = process
+        self._scope = scope
         self._limits = limits
-        self._stop = stop
+        self._start = start
         self._note = note
         self._turn = asyncio.Lock()
         self._closed = False
@@ -75,7 +105,8 @@ class Sandbox:
     async def run(self, argv: Sequence[str]) -> Outcome:
         """Run a program; `{python}` in `argv` is the sandbox's interpreter.
 
-        Raises ValueError for an argument that is too long, SandboxFailed where the sandbox died.
+        Raises ValueError for an argument that is too long, SandboxFailed where the sandbox died before it ran,
+        SandboxEnded where it died with it.
         """
         for part in argv:
             if len(part) > MAX_CODE_CHARS or "\0" in part:
@@ -93,18 +124,17 @@ class Sandbox:
     async def check(self, answer: str, tests: Sequence[str], entry_point: str | None) -> Verdict:
         """Hold an answer against tests; with an `entry_point` their function `check` is called with the answer's.
 
-        Raises SandboxFailed.
+        Raises SandboxFailed where the sandbox died before the answer ran, SandboxEnded where it died with it.
         """
         request = {"op": "check", "answer": answer, "tests": list(tests), "entry_point": entry_point}
         reply = await self._ask(request)
-        lines = [json.loads(line) for line in _text(reply["verdict"]).splitlines()]
-        counts = [line["passed"] for line in lines if "passed" in line]
+        said = reply["verdict"]
         return Verdict(
-            passed=sum(counts),
-            seen=len(counts),
-            finished=any("finished" in line for line in lines) and reply["exit_code"] == 0,
-            failed=next((line["failed"] for line in lines if "failed" in line), None),
-            bad_tests=next((line["bad"] for line in lines if "bad" in line), None),
+            passed=said["passed"],
+            seen=said["seen"],
+            finished=said["finished"] and reply["exit_code"] == 0,
+            failed=said["failed"],
+            bad_tests=said["bad"],
             stopped=reply["stopped"],
         )
 
@@ -117,13 +147,17 @@ class Sandbox:
             os.killpg(self._process.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             self._process.stdin.close()
-        if self._stop:
+        if self._start.stop:
             with contextlib.suppress(OSError, TimeoutError):
-                devnull = asyncio.subprocess.DEVNULL
-                stopping = await asyncio.create_subprocess_exec(*self._stop, stdout=devnull, stderr=devnull)
+                null = asyncio.subprocess.DEVNULL
+                stopping = await start_process(
+                    self._start.stop, stdin=null, stdout=null, stderr=null, environment=self._start.environment
+                )
                 async with asyncio.timeout(GRACE_S):
                     await stopping.wait()
         await self._process.wait()
+        if self._scope is not None:
+            await self._scope.remove()
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:  # at its end the transport is closed, also where the event loop ends right after
                 with contextlib.suppress(OSError, TimeoutError):
@@ -133,22 +167,31 @@ class Sandbox:
             self._note.unlink(missing_ok=True)
 
     async def _ask(self, request: JsonObject) -> JsonObject:
+        """The reply to a request, which is made with a nonce that is in no other."""
         async with self._turn:
             if not self.is_usable:
                 raise SandboxFailed("the sandbox is closed")
-            answered = False
+            nonce = secrets.token_hex(16)
+            began = answered = False
             try:
                 async with asyncio.timeout(self._limits.wall_s + GRACE_S):
-                    await self._send(json.dumps({**request, "limits": self._limits.as_json()}).encode())
-                    reply = await self._receive()
+                    limits = {**self._limits.as_json(), "own_user": self._start.own_user}
+                    await self._send(json.dumps({**request, "limits": limits, "nonce": nonce}).encode())
+                    reply = await self._receive(nonce)
+                    if "began" in reply:
+                        began = True
+                        reply = await self._receive(nonce)
                 if "broken" in reply:
-                    raise SandboxFailed(f"the sandbox could not run it: {reply['broken']}")
+                    raise ValueError(reply["broken"])
                 answered = True
-            except (TimeoutError, OSError, EOFError, ValueError) as error:
-                raise SandboxFailed(f"the sandbox ended or does not answer: {error!r}") from error
+            except _NO_ANSWER as error:
+                kind = SandboxEnded if began else SandboxFailed
+                raise kind(f"the sandbox ended or does not answer: {error!r}") from error
             finally:
                 if not answered:
                     await self.close()
+            if reply["stopped"] == "files":
+                await self.close()  # they would be there in the next call too
             return reply
 
     async def _send(self, body: bytes) -> None:
@@ -156,7 +199,7 @@ class Sandbox:
         self._process.stdin.write(str(len(body)).encode() + b"\n" + body)
         await self._process.stdin.drain()
 
-    async def _receive(self) -> JsonObject:
+    async def _receive(self, nonce: str | None = None) -> JsonObject:
         assert self._process.stdout is not None  # noqa: S101  it was asked for
         size = int((await self._process.stdout.readuntil(b"\n"))[:12])
         if size > 4 * self._limits.output_bytes + 100_000:
@@ -164,19 +207,21 @@ class Sandbox:
         reply: Any = json.loads(await self._process.stdout.readexactly(size))
         if not isinstance(reply, dict):
             raise ValueError("an answer that is no object")  # noqa: TRY004  one kind for whatever it says
+        if nonce is not None and not secrets.compare_digest(str(reply.pop("nonce", "")), nonce):
+            raise ValueError("an answer without the nonce of its request")
         return reply
 
-    async def handshake(self) -> None:
+    async def handshake(self, system_calls: bytes | None = None) -> None:
         """Send it its program and wait until it is process 1 of its own. Raises SandboxUnavailable."""
         error = b""
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._send(_source())
+                await self._send(_program(system_calls))
                 reply = await self._receive()
             if reply.get("ready") == 1:
                 return
             error = b"it has no process namespace of its own"
-        except (TimeoutError, OSError, EOFError, ValueError) as failure:
+        except _NO_ANSWER as failure:
             error = f"it ended or did not answer while it started: {failure!r}".encode()
             if self._process.stderr is not None and not isinstance(failure, TimeoutError):
                 with contextlib.suppress(TimeoutError):
@@ -190,37 +235,55 @@ class Sandbox:
 
 
 async def start_sandbox(
-    provider: SandboxProvider, limits: Limits, directory: Path | None = None, *, mounts: Sequence[Mount] = ()
+    provider: SandboxProvider,
+    limits: Limits,
+    directory: Path | None = None,
+    *,
+    mounts: Sequence[Mount] = (),
+    loopback: bool = False,
 ) -> Sandbox:
-    """A new sandbox, ready, noted in `directory`. Raises SandboxUnavailable, with what the provider said."""
-    filter_fd = os.memfd_create("seccomp")
+    """A new sandbox, ready, noted in `directory`; with `loopback` its programs may speak to each other over 127.0.0.1.
+
+    Raises SandboxUnavailable, with what the provider said.
+    """
     try:
-        try:
-            os.write(filter_fd, filter_program())
-        except ValueError as error:
-            raise SandboxUnavailable(str(error)) from error
+        system_calls = filter_program(loopback=loopback)
+    except ValueError as error:
+        raise SandboxUnavailable(str(error)) from error
+    filter_fd = os.memfd_create("seccomp")
+    scope: Scope | None = None
+    process: asyncio.subprocess.Process | None = None
+    try:
+        os.write(filter_fd, system_calls)
         os.lseek(filter_fd, 0, os.SEEK_SET)
         start = provider.start(f"sandbox-{secrets.token_hex(8)}", limits, filter_fd, mounts)
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            *start.argv,
+        scope = new_scope(limits, find_place()) if start.scoped else None
+        process = await start_process(
+            start.argv,
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,
-            pass_fds=(filter_fd,),
-            env=dict(start.environment),
-            start_new_session=True,
+            keep=(filter_fd,),
+            environment=start.environment,
+            before_exec=None if scope is None else scope.enter,
         )
     except OSError as error:
         raise SandboxUnavailable(f"{provider.name}: {error}") from error
     finally:
         os.close(filter_fd)
+        if scope is not None:
+            scope.started()
+            if process is None:
+                await scope.remove()
+    if scope is not None and not scope.holds(process.pid):
+        logger.warning("a sandbox did not get into its control group", extra={"action": "no_scope"})
     try:
         note: Path | None = left_over.note(directory or left_over.pid_directory(), process.pid)
     except OSError:
         note = None
-    sandbox = Sandbox(process, limits, start.stop, note)
-    await sandbox.handshake()
+    sandbox = Sandbox(process, limits, start, note, scope)
+    await sandbox.handshake(None if start.filters else system_calls)
     return sandbox
 
 

@@ -1,95 +1,130 @@
-"""The system calls that no program in a sandbox needs and escapes are made of, as a BPF program for seccomp.
+"""The filter of system calls for programs in a sandbox, as a BPF program for seccomp.
 
-Refused calls fail with EPERM, `clone3` with ENOSYS so that the C library falls back to `clone`, whose flags can be
-seen. Numbers: Linux's `arch/x86/entry/syscalls/syscall_64.tbl` and `include/uapi/asm-generic/unistd.h`; format:
+Refused calls fail with EPERM and sockets of a family that is not allowed with EAFNOSUPPORT. `clone3` and calls that are
+newer than the list fail with ENOSYS, so that the C library falls back to calls whose arguments can be seen. Format:
 `linux/filter.h`, `linux/seccomp.h`. Another architecture has no filter and so no sandbox.
 """
 
 from __future__ import annotations
 
 import platform
+import socket
 import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+from gym.sandbox.system_calls import LAST_KNOWN, LOOKED_INTO, REFUSED
+
+_LOAD, _AND, _EQUAL, _MORE, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x35, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_EPERM, _ENOSYS = 1, 38
-_NUMBER_AT, _ARCH_AT, _FIRST_ARGUMENT_AT, _SECOND_ARGUMENT_AT = 0, 4, 16, 24
-_NEW_NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME
+_EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
+_NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT, _ARGUMENT_BYTES = 0, 4, 16, 8
 _X32_BIT = 0x40000000
+_ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+_ALL_BITS = 0xFFFFFFFF
+_MOST_JUMPS = 200  # a jump goes at most 255 steps forward
+
+_NEW_NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_IOCTL_X86, _IOCTL_ARM = 16, 29
+_SHARED_ANONYMOUS = 0x21  # MAP_SHARED and MAP_ANONYMOUS: memory that stays when it is in no process any more
+_F_SETPIPE_SZ = 1031
+_SOL_SOCKET = 1
+_BUFFER_OPTIONS = (7, 8, 26, 32, 33, 50)  # SO_SNDBUF, SO_RCVBUF, both by force, SO_ATTACH_FILTER and its BPF
+_LOOPBACK_FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_NETLINK)
+_PROTOCOLS: dict[int, tuple[int, ...]] = {
+    socket.AF_INET: (0, socket.IPPROTO_TCP, socket.IPPROTO_UDP),
+    socket.AF_NETLINK: (0,),  # NETLINK_ROUTE, by which programs list network interfaces
+}
 
 
 @dataclass(frozen=True, slots=True)
-class _Machine:
-    arch: int
-    clone: int
-    ioctl: int
-    refused: tuple[int, ...]
+class _Test:
+    """Of the low half of an argument."""
+
+    argument: int
+    equals: int
+    mask: int = _ALL_BITS
+    negated: bool = False
 
 
-_NEWER = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442, 443, 447, 448, 450)
-# fmt: off
-_MACHINES = {
-    # ptrace, syslog, chroot, mount and swap, modules, quotactl, keys, perf, bpf, userfaultfd, kexec, SysV IPC, memfd …
-    "x86_64": _Machine(
-        0xC000003E,
-        56,
-        _IOCTL_X86,
-        (
-            29, 30, 31, 64, 65, 66, 67, 68, 69, 70, 71, 101, 103, 134, 135, 139, 153, 154, 155, 156, 159, 161,
-            163, 164, 165, 166, 167, 168, 169, 170, 171, 172, 173, 174, 175, 176, 177, 178, 179, 180, 212,
-            220, 227, 237, 238, 239, 240, 241, 242, 243, 244, 245, 246, 248, 249, 250, 256, 272, 278, 279,
-            298, 300, 303, 304, 305, 308, 310, 311, 312, 313, 319, 320, 321, 323, *_NEWER,
-        ),
-    ),
-    "aarch64": _Machine(
-        0xC00000B7,
-        220,
-        _IOCTL_ARM,
-        (
-            18, 39, 40, 41, 42, 51, 58, 60, 75, 89, 92, 97, 104, 105, 106, 112, 116, 117, 142, 161, 162, 170,
-            171, 180, 181, 182, 183, 184, 185, 186, 187, 188, 189, 190, 191, 192, 193, 194, 195, 196, 197,
-            217, 218, 219, 224, 225, 235, 236, 237, 238, 239, 241, 262, 264, 265, 266, 268, 270, 271, 272,
-            273, 279, 280, 282, 294, *_NEWER,
-        ),
-    ),
-}
-# fmt: on
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A call that is refused where all tests hold."""
+
+    call: str
+    tests: tuple[_Test, ...]
+    errno: int = _EPERM
 
 
-def filter_program(machine: str | None = None) -> bytes:
-    """The filter for a machine as `struct sock_filter` one after another. Raises ValueError where there is none."""
+def _rules(families: Sequence[int]) -> Iterator[_Rule]:
+    yield _Rule("clone", (_Test(0, 0, mask=_NEW_NAMESPACES, negated=True),))
+    for request in (_TIOCSTI, _TIOCLINUX):
+        yield _Rule("ioctl", (_Test(1, request),))
+    yield _Rule("mmap", (_Test(3, _SHARED_ANONYMOUS, mask=_SHARED_ANONYMOUS),))
+    yield _Rule("fcntl", (_Test(1, _F_SETPIPE_SZ),))
+    for option in _BUFFER_OPTIONS:
+        yield _Rule("setsockopt", (_Test(1, _SOL_SOCKET), _Test(2, option)))
+    for call in ("socket", "socketpair"):
+        yield _Rule(call, tuple(_Test(0, family, negated=True) for family in families), _EAFNOSUPPORT)
+    for family in set(families) & _PROTOCOLS.keys():
+        others = tuple(_Test(2, protocol, negated=True) for protocol in _PROTOCOLS[family])
+        yield _Rule("socket", (_Test(0, family), *others), _EAFNOSUPPORT)
+    # 0 is the process that asks; another could be process 1, which has the same user
+    for call in ("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity"):
+        yield _Rule(call, (_Test(0, 0, negated=True),))
+    for argument in (0, 1):
+        yield _Rule("setpriority", (_Test(argument, 0, negated=True),))
+
+
+def filter_program(machine: str | None = None, *, loopback: bool = False) -> bytes:
+    """The filter for a machine as `struct sock_filter` one after another. Raises ValueError where there is none.
+
+    `loopback` allows Internet sockets too, for which a sandbox has its own loopback and nothing else.
+    """
     name = machine or platform.machine()
-    found = _MACHINES.get(name)
-    if found is None:
-        raise ValueError(f"there is no seccomp filter for {name}; there are those for {', '.join(_MACHINES)}")
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"there is no seccomp filter for {name}; there are those for {', '.join(_ARCHITECTURES)}")
+    audit_code, column = _ARCHITECTURES[name]
     steps = [
         _step(_LOAD, _ARCH_AT),
-        _step(_EQUAL, found.arch, 1, 0),
+        _step(_EQUAL, audit_code, 1, 0),
         _step(_RETURN, _KILL),
         _step(_LOAD, _NUMBER_AT),
     ]
     if name == "x86_64":
         steps += [_step(_AT_LEAST, _X32_BIT, 0, 1), _step(_RETURN, _KILL)]
-    steps += [_step(_EQUAL, 435, 0, 1), _step(_RETURN, _ERRNO | _ENOSYS)]
-    for number in found.refused:
-        steps += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ERRNO | _EPERM)]
-    steps += [
-        _step(_EQUAL, found.clone, 0, 4),
-        _step(_LOAD, _FIRST_ARGUMENT_AT),
-        _step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
-        _step(_RETURN, _ERRNO | _EPERM),
-        _step(_RETURN, _ALLOW),
-        _step(_EQUAL, found.ioctl, 0, 4),
-        _step(_LOAD, _SECOND_ARGUMENT_AT),
-        _step(_EQUAL, _TIOCSTI, 1, 0),
-        _step(_EQUAL, _TIOCLINUX, 0, 1),
-        _step(_RETURN, _ERRNO | _EPERM),
-        _step(_RETURN, _ALLOW),
-    ]
+    steps += [_step(_MORE, LAST_KNOWN, 0, 1), _step(_RETURN, _ERRNO | _ENOSYS)]
+    steps += [_step(_EQUAL, LOOKED_INTO["clone3"][column] or 0, 0, 1), _step(_RETURN, _ERRNO | _ENOSYS)]
+    steps += _refused(sorted(number for numbers in REFUSED.values() if (number := numbers[column]) is not None))
+    families = _LOOPBACK_FAMILIES if loopback else (socket.AF_UNIX,)
+    for rule in _rules(families):
+        number = LOOKED_INTO[rule.call][column]
+        if number is not None:
+            steps += _looked_into(number, rule)
+    steps.append(_step(_RETURN, _ALLOW))
     return b"".join(steps)
+
+
+def _refused(numbers: Sequence[int]) -> Iterable[bytes]:
+    for first in range(0, len(numbers), _MOST_JUMPS):
+        some = numbers[first : first + _MOST_JUMPS]
+        for place, number in enumerate(some):
+            last = place == len(some) - 1
+            yield _step(_EQUAL, number, len(some) - 1 - place, int(last))
+        yield _step(_RETURN, _ERRNO | _EPERM)
+
+
+def _looked_into(number: int, rule: _Rule) -> list[bytes]:
+    """Steps for one rule; the number of the call is in the accumulator before and after them."""
+    steps = [_step(_RETURN, _ERRNO | rule.errno), _step(_LOAD, _NUMBER_AT)]
+    for test in reversed(rule.tests):
+        to_end = len(steps) - 1
+        jumps = (to_end, 0) if test.negated else (0, to_end)
+        steps.insert(0, _step(_EQUAL, test.equals, *jumps))
+        if test.mask != _ALL_BITS:
+            steps.insert(0, _step(_AND, test.mask))
+        steps.insert(0, _step(_LOAD, _ARGUMENTS_AT + _ARGUMENT_BYTES * test.argument))
+    return [_step(_EQUAL, number, 0, len(steps)), *steps]
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

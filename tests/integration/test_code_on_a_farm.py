@@ -18,6 +18,7 @@ import pytest
 from api.cli.local_farm import LocalFarm, local_farm
 from gym.sandbox.base import SandboxUnavailable
 from gym.sandbox.choose import find_provider
+from tests.unit.sandbox.forgeries import FORGERIES, at_load
 
 SLEEP = "86399"  # seconds; also the mark by which what is left over would be found
 RIGHT = "def double(x):\n    return 2 * x"
@@ -99,6 +100,17 @@ def test_answers_are_scored_and_an_endless_one_harms_no_other(boxed: LocalFarm) 
     (output,) = [item for item in results[3]["response"]["output"] if item["type"] == "function_call_output"]
     assert '"stdout":"42\\n"' in output["output"]
     assert sleepers() == []
+
+
+def test_wrong_answers_that_forge_or_end_their_sandbox_are_scored_nothing_and_never_unscored(boxed: LocalFarm) -> None:
+    names = list(FORGERIES)[::2]
+    ahead = f"[[call python_exec {json.dumps({'code': FORGERIES['writes replies to every descriptor']})}]]"
+    ending_it = f"[[call python_exec {json.dumps({'code': 'import os; os.kill(1, 2); os.kill(-1, 9)'})}]]"
+    rows = [row(at_load(FORGERIES[name])) for name in names]
+    rows += [row(WRONG, ahead), row(WRONG, ending_it), row(RIGHT, ahead), row(RIGHT, ending_it)]
+    results = results_of(boxed, rows)
+    assert [each["error"] for each in results] == [None] * len(rows)
+    assert [each["reward"] for each in results] == [*[0.0] * len(names), 0.0, 0.0, 1.0, 1.0]
 
 
 def test_nothing_is_left_when_the_farm_has_ended(boxed: LocalFarm, ending: contextlib.ExitStack, folder: Path) -> None:

@@ -63,6 +63,10 @@ def main() -> None:
             sys.stdout.write("nobody there, ")
         others = [name for _, name in socket.if_nameindex() if name != "lo"]
         sys.stdout.write(f"other networks: {others}" if others else "no other network")
+    elif word == "descriptors":
+        ask("What is 2 + 2 =")
+        found = sorted(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208  numbers
+        sys.stdout.write(json.dumps(found[:-1]))  # the last one is the list's own
     elif word == "look":
         ask("What is 2 + 2 =")
         sys.stdout.write(json.dumps(sorted(os.environ)))

@@ -152,6 +152,20 @@ def test_what_an_agent_printed_is_its_answer_and_its_failure_is_not_the_models(
     assert list((folder / "tmp").glob("farm-agent-*")) == []
 
 
+def test_a_program_inherits_no_descriptor_of_the_worker(http: httpx.Client) -> None:
+    for result in results_of(http, [row("odd", "descriptors") for _ in range(6)]):
+        assert result["response"]["output"][-1]["content"][0]["text"] == "[0, 1, 2]"
+
+
+def test_a_program_in_a_sandbox_inherits_no_descriptor_of_the_worker(http: httpx.Client) -> None:
+    try:
+        find_provider()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    for result in results_of(http, [row("boxed", "descriptors") for _ in range(3)]):
+        assert result["response"]["output"][-1]["content"][0]["text"] == "[0, 1, 2]"
+
+
 def test_a_program_is_killed_with_all_that_it_started(http: httpx.Client, folder: Path) -> None:
     with ThreadPoolExecutor() as beside:
         cutting = beside.submit(results_of, http, [row("odd", f"sleep {SLEEP}")], limits={"rollout_timeout_s": 7})

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from gym.environments.code import CodeRow
+from gym.environments.code import CodeRow, answer_of
 
 TESTS = {"tests": ["assert double(2) == 4"]}
 HUMAN = {"test": "def check(candidate):\n    assert candidate(1)\n"}
@@ -25,3 +26,17 @@ HUMAN = {"test": "def check(candidate):\n    assert candidate(1)\n"}
 def test_a_bad_row_is_named(row: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         CodeRow.model_validate(row)
+
+
+@pytest.mark.parametrize("piece", ["``` ", "```py\n", "```python", "`", "``", "```\n``"])
+@pytest.mark.parametrize("end", [" " * 100_000, ""])
+def test_the_answers_block_is_found_in_linear_time(piece: str, end: str) -> None:
+    start = time.process_time()
+    answer_of(piece * 20_000 + "```" + end)
+    assert time.process_time() - start < 5
+
+
+def test_the_last_block_is_the_answer() -> None:
+    assert answer_of("```python\na\n``` and ``` Py \nb\n```") == "b\n"
+    assert answer_of("a ```\nb\n```") == "b\n"
+    assert answer_of("a") == "a"

@@ -1,5 +1,5 @@
 # ruff: noqa: E501, ASYNC110  programs on one line; what ends by itself can only be polled
-"""Providers, the pool and what is left over. Docker is tried as a client's arguments only: there is no engine here."""
+"""Providers, the pool and what is left over. An engine is used in `test_container_sandboxes`."""
 
 from __future__ import annotations
 
@@ -154,30 +154,39 @@ def frames(*answers: str) -> str:
     return " ".join(f"printf '{len(answer)}\\n%s' '{answer}';" for answer in answers)
 
 
+def answering(answer: str) -> str:
+    """A stand-in that reads a request and answers it with its nonce."""
+    take = 'read size; request=$(head -c "$size");'
+    nonce = """nonce=$(expr "$request" : '.*"nonce": "\\([0-9a-f]*\\)"');"""
+    body = f"""body='{answer[:-1]}, "nonce": "'$nonce'"}}';"""
+    ready = frames('{"ready": 1}')
+    return f"""{take} {ready} {take} {nonce} {body} printf '%s\\n%s' "${{#body}}" "$body"; sleep 5"""
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
         ("echo 'no namespaces for you' >&2; exit 1", "no namespaces for you"),
         (frames('{"ready": 77}') + "sleep 5", "it has no process namespace of its own"),
-        (frames('{"ready": 1}', '{"broken": "no memory"}') + "sleep 5", "the trial failed.*no memory"),
+        (answering('{"broken": "no memory"}'), "the trial failed.*no memory"),
         ('read size; head -c "$size" >/dev/null;' + frames('{"ready": 1}'), "the trial failed"),
+        (
+            frames('{"ready": 1}', '{"exit_code": 0, "stdout": "", "nonce": "0"}') + "sleep 5",
+            "the trial failed.*without the nonce of its request",
+        ),
         ("exec 0<&-", "it ended or did not answer while it started"),
         (
-            frames(
-                '{"ready": 1}',
+            answering(
                 '{"exit_code": 0, "stopped": null, "wall_s": 1, "cpu_s": 1, "stderr": "", '
                 f'"stdout": "{b64encode(b"inside 2 3").decode()}"}}',
-            )
-            + "sleep 5",
+            ),
             "the trial saw a network",
         ),
         (
-            frames(
-                '{"ready": 1}',
+            answering(
                 '{"exit_code": 1, "stopped": null, "wall_s": 1, "cpu_s": 1, "stdout": "", '
                 f'"stderr": "{b64encode(b"no such library").decode()}"}}',
-            )
-            + "sleep 5",
+            ),
             "the trial printed.*no such library",
         ),
     ],
