@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -134,14 +135,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         sessions=SessionCalls(store, lease_calls, settings.sessions),
         alarms=Alarms(store),
     )
+    relay = _relay(settings, settings.redis.url, app)
+    if relay is not None:
+        services = replace(services, relay=relay)
     app.state.services = services
     beside = [_start(watch_for_eviction(settings.redis.url), "watch for eviction")]
     try:
         if not await _register_policies(services):
             beside.append(_start(_keep_registering(services), "register policies"))
-        if settings.redis.clients:
-            channels = farm_channels(settings.redis.url, settings.redis.prefix)
-            relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
+        if relay is not None:
             beside.append(_start(relay.serve(), "relay"))
             with suppress(TimeoutError):
                 await asyncio.wait_for(relay.listening.wait(), RELAY_START_S)
@@ -151,6 +153,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()
+
+
+def _relay(settings: Settings, redis_url: str, app: FastAPI) -> RelayServer | None:
+    """Return what answers clients over Redis, where the settings want it."""
+    if not settings.redis.clients:
+        return None
+    channels = farm_channels(redis_url, settings.redis.prefix)
+    return RelayServer(redis_url, channels, app, timeout_s=settings.redis.timeout_s)
 
 
 def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

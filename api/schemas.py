@@ -101,7 +101,7 @@ class BatchAnswer(BaseModel):
 
     batch_id: str
     run: str
-    state: Literal["open", "running", "done", "cancelled", "expired"]
+    state: Literal["open", "running", "done", "cancelled", "expired", "unreadable"]
     sealed: bool
     created_at: str
     ended_at: str | None
@@ -110,6 +110,7 @@ class BatchAnswer(BaseModel):
     fenced: Annotated[int, Field(description="late or duplicate writers that changed nothing")]
     parked: ParkedAnswer
     environments: dict[str, dict[str, float | None]]
+    trouble: Annotated[str | None, Field(description="of one that is `unreadable`: why")] = None
 
 
 class BatchList(BaseModel):

@@ -122,6 +122,7 @@ def batch_answer(batch: BatchStatus) -> JsonObject:
         "fenced": batch.fenced,
         "parked": parked_answer(batch.parked),
         "environments": {name: means(sums) for name, sums in sorted(batch.environments.items())},
+        **({"trouble": batch.trouble} if batch.trouble else {}),
     }
 
 

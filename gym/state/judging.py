@@ -29,6 +29,7 @@ from gym.state.store import (
     ScriptCall,
     Store,
 )
+from gym.state.unreadable import complain, concerns_redis, read_or_none
 
 Argument = str | bytes | int | float
 CHUNK = 200
@@ -136,8 +137,16 @@ class Judging:
         pipeline = self._store.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
             pipeline.hgetall(self._store.keys.batch(batch_id).judges)
-        answers = await pipeline.execute() if batch_ids else []
-        return {batch_id: read_lines(counters) for batch_id, counters in zip(batch_ids, answers, strict=True)}
+        answers = await pipeline.execute(raise_on_error=False) if batch_ids else []
+        found = {}
+        for batch_id, counters in zip(batch_ids, answers, strict=True):
+            if isinstance(counters, Exception):
+                if concerns_redis(counters):
+                    raise counters
+                complain("batch", batch_id, counters)
+                continue
+            found[batch_id] = read_lines(counters)
+        return found
 
     async def take(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
         """Send up to `most` rollouts on their way, each (member, token); none that is parked."""
@@ -238,9 +247,14 @@ def waiting_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
 
 def read_lines(counters: Mapping[bytes, bytes]) -> dict[str, Line]:
     """The lines of a batch by judge, as Redis counts them."""
-    numbers = {name.decode(): int(value) for name, value in counters.items()}
+    read = [read_or_none("counter of judges", name, _counter, name, value) for name, value in counters.items()]
+    numbers = dict(each for each in read if each is not None)
     judges = {name.rpartition("|")[0] for name, number in numbers.items() if number}
     return {judge: Line(*(numbers.get(f"{judge}|{field}", 0) for field in Line._fields)) for judge in judges}
+
+
+def _counter(name: bytes, value: bytes) -> tuple[str, int]:
+    return name.decode(), int(value)
 
 
 def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:

@@ -18,6 +18,7 @@ import orjson
 from gym.errors import NotFound, Overloaded
 from gym.jsontypes import JsonObject
 from gym.state.store import Store, load_script
+from gym.state.unreadable import read_object, read_or_none
 
 CALLS_TTL_S = 120
 RECORD_GRACE_S = 60
@@ -85,9 +86,10 @@ class Sessions:
     async def get(self, session_id: str) -> SessionRecord:
         """Raises NotFound."""
         values = await self._store.redis.hgetall(self._store.keys.session(session_id))
-        if not values:
+        record = read_or_none("session", session_id, _record, session_id, values) if values else None
+        if record is None:
             raise session_not_found(session_id)
-        return _record(session_id, values)
+        return record
 
     async def touch(self, record: SessionRecord, *, idle_s: float) -> int:
         """Used just now; returns when it expires, in ms."""
@@ -120,12 +122,20 @@ class Sessions:
         if after is not None:
             rank = await redis.zrank(keys.sessions, after)
             first = 0 if rank is None else int(rank) + 1
-        names = [name.decode() for name in await redis.zrange(keys.sessions, first, first + limit - 1)]
+        names = [
+            name.decode(errors="backslashreplace")
+            for name in await redis.zrange(keys.sessions, first, first + limit - 1)
+        ]
         pipeline = redis.pipeline(transaction=False)
         for name in names:
             pipeline.hgetall(keys.session(name))
-        found = await pipeline.execute() if names else []
-        records = [_record(name, values) for name, values in zip(names, found, strict=True) if values]
+        found = await pipeline.execute(raise_on_error=False) if names else []
+        read = [
+            read_or_none("session", name, _record, name, values)
+            for name, values in zip(names, found, strict=True)
+            if values and not isinstance(values, Exception)
+        ]
+        records = [record for record in read if record is not None]
         return records, names[-1] if len(names) == limit else None
 
     async def call(self, worker: str, call: JsonObject) -> None:
@@ -158,7 +168,8 @@ class Sessions:
         if first is None:
             return []
         more = await redis.lpop(key, TAKE_MOST) or []
-        return [orjson.loads(text) for text in (first[1], *more)]
+        read = [read_or_none("call of a session", key, read_object, text) for text in (first[1], *more)]
+        return [each for each in read if each is not None]
 
 
 def session_not_found(session_id: str) -> NotFound:

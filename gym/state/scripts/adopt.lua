@@ -7,11 +7,11 @@ even_when_full()
 local lined = {}
 for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
   local row, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
-  for sample = tonumber(from), tonumber(to) - 1 do lined[row .. ':' .. sample] = true end
+  for sample = tonumber(from) or 0, (tonumber(to) or 0) - 1 do lined[row .. ':' .. sample] = true end
 end
 for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
   local _, row, from, to = parse_parked(entry)
-  for sample = from, to - 1 do lined[row .. ':' .. sample] = true end
+  for sample = from or 0, (to or 0) - 1 do lined[row .. ':' .. sample] = true end
 end
 -- counters that say more than is there lose what is found
 local missing = { running = tonumber(redis.call('HGET', META, 'running')), judging = tonumber(redis.call('HGET', META, 'judging')),
@@ -19,7 +19,7 @@ local missing = { running = tonumber(redis.call('HGET', META, 'running')), judgi
 for _, value in ipairs(redis.call('HVALS', LIVE)) do
   local state = string.sub(value, 1, 1)
   local counter = state == 'd' and 'dispatched' or COUNTER[state]
-  missing[counter] = missing[counter] - 1
+  if missing[counter] then missing[counter] = missing[counter] - 1 end
 end
 local found = {}
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) - 1 do

@@ -40,8 +40,8 @@ end
 for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, most - 1)) do
   local environment, row, from, to = parse_parked(entry)
   redis.call('ZREM', PARKED, entry)
-  count('parked|' .. environment, from - to)
-  for sample = from, to - 1 do
+  if environment then count('parked|' .. environment, from - to) end
+  for sample = from or 0, (to or 0) - 1 do
     if stop(row .. ':' .. sample, letter, reason) then stopped = stopped + 1 end
   end
 end
@@ -50,10 +50,11 @@ while entries < most do
   local entry = redis.call('LPOP', BACKLOG)
   if not entry then break end
   local row, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
-  for sample = tonumber(from), tonumber(to) - 1 do
+  from, to = tonumber(from) or 0, tonumber(to) or 0
+  for sample = from, to - 1 do
     if stop(row .. ':' .. sample, letter, reason) then stopped = stopped + 1 end
   end
-  entries = entries + 1 + math.floor((tonumber(to) - tonumber(from)) / 16)
+  entries = entries + 1 + math.floor((to - from) / 16)
 end
 mark_end()
 return { 1, stopped, redis.call('LLEN', BACKLOG) + redis.call('ZCARD', LATER) + redis.call('ZCARD', PARKED) }

@@ -22,7 +22,8 @@ local function group_results(row)
     for sample = from, math.min(from + 499, samples - 1) do members[#members + 1] = row .. ':' .. sample end
     for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
       if not value then return nil end
-      local letter, id = string.match(value, '^(%a)|.*|([%d-]+)$')
+      local letter, id = string.match(value, '^([sfce])|.*|(%d+%-%d+)$')
+      if not letter then return nil end
       ids[#ids + 1] = id
       outcomes[letter] = outcomes[letter] + 1
       if later(id, last) then last = id end
