@@ -137,8 +137,20 @@ class TrajectoryDropped(BaseModel):
     at: str
 
 
+class RecordedOutcome(BaseModel):
+    """How a rollout ended whose result cannot be read; the ledger counts it so until it is queued again."""
+
+    outcome: str | None
+    reward: float | None
+    error: dict[str, Any] | None
+
+
 class ResultAnswer(BaseModel):
-    """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`."""
+    """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`.
+
+    Where what is stored cannot be read, `error.kind` is `result_unreadable`, and `reward`, `trajectory`, `segments` and
+    `response` are null.
+    """
 
     rollout_id: str
     batch_id: str
@@ -175,6 +187,8 @@ class ResultAnswer(BaseModel):
         Field(description="of a stepped environment, with `segments`: turn, action, reward, done, truncated of each"),
     ] = None
     trajectory_dropped: TrajectoryDropped | None = None
+    recorded: Annotated[RecordedOutcome | None, Field(description="of one that cannot be read")] = None
+    trajectory: Annotated[None, Field(description="null in one that cannot be read; no other has it")] = None
 
 
 class CapturedRollout(BaseModel):

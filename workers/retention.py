@@ -11,7 +11,9 @@ import time
 
 from gym.config import Settings
 from gym.results.blobs import BlobStore
+from gym.state.alarms import Alarms
 from gym.state.kept import DropReason, Ended, Kept
+from gym.state.result_records import unreadable_alarm
 from gym.state.store import Store
 from gym.state.submission import sweep_staged
 from workers.quarantine import Quarantine
@@ -72,6 +74,7 @@ class Retention:
                 if await self._kept.remove(batch_id, before_ms):
                     await self._blobs.discard(batch_id)
                     await self._kept.removed(batch_id)
+                    await Alarms(self._store).clear(unreadable_alarm(batch_id, [], "").name)
 
     def _to_drop(self, now: int, batches: list[Ended], live_bytes: int) -> list[tuple[Ended, DropReason]]:
         """Whose trajectories go, and why: the acknowledged ones, then the oldest until the rest fits."""

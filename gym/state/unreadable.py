@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
+import msgpack
 import orjson
 from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, RedisError
 
@@ -20,8 +21,16 @@ from gym.state.store import will_pass
 P = ParamSpec("P")
 T = TypeVar("T")
 
-DECODE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
-"""Errors that decoding of an unexpected value raises; those of orjson, msgpack and pydantic are ValueErrors."""
+DECODE_ERRORS = (
+    ValueError,  # those of orjson and pydantic too, and most of msgpack's
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    msgpack.UnpackException,
+)
+"""Errors that decoding of an unexpected value raises."""
 
 SAY_AGAIN_S = 60.0
 MOST_SAID = 1000

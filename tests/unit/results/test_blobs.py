@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gym.errors import Unavailable
+from gym.errors import ResultUnreadable
 from gym.ids import RolloutRef
 from gym.results.blobs import BlobStore
 
@@ -37,7 +37,7 @@ async def test_batches_do_not_share_a_folder_whatever_they_are_called(root: Path
     gone = await blobs.write(RolloutRef(other, 0, 0), 1, b"two")
     assert await blobs.discard(other)
     assert await blobs.read(kept) == b"one"
-    with pytest.raises(Unavailable):
+    with pytest.raises(ResultUnreadable):
         await blobs.read(gone)
     assert all(path.is_relative_to(root) for path in files(root.parent.parent))
 
