@@ -139,7 +139,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if relay is not None:
         services = replace(services, relay=relay)
     app.state.services = services
-    beside = [_start(watch_for_eviction(settings.redis.url), "watch for eviction")]
+    beside = [_start(watch_for_eviction(settings.redis.url, settings.redis.prefix), "watch for eviction")]
     try:
         if not await _register_policies(services):
             beside.append(_start(_keep_registering(services), "register policies"))

@@ -296,7 +296,7 @@ async def _main(settings: Settings, redis_url: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, dispatcher.stop)
-    watching = loop.create_task(watch_for_eviction(redis_url), name="watch for eviction")
+    watching = loop.create_task(watch_for_eviction(redis_url, settings.redis.prefix), name="watch for eviction")
     try:
         await dispatcher.run()
     finally:

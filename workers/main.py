@@ -21,7 +21,8 @@ from gym.config import Settings
 from gym.errors import SettingsError
 from gym.garbage import collect_garbage_less
 from gym.sandbox.choose import require_named
-from gym.state.server import require_noeviction
+from gym.state.format import require_data_format, require_format
+from gym.state.server import require_noeviction, watch_for_eviction
 from workers.admission import admission_step, count_received
 from workers.app import create_celery, judging_queue_name
 from workers.eventing import GatherEvents
@@ -75,10 +76,14 @@ def _redis_url(settings: Settings) -> str:
 def _run(
     settings: Settings, app: Celery, runtime: Runtime | JudgingRuntime, register: Callable[[Celery, LoopThread], None]
 ) -> int:
-    require_noeviction(_redis_url(settings))
+    url, prefix = _redis_url(settings), settings.redis.prefix
+    usable = require_noeviction(url) and require_format(url, prefix)
+    require_data_format(settings.data_dir, create=True)
     name, slots = runtime.worker, runtime.slots
     loop = LoopThread("rollouts")
     loop.start()
+    if not usable:
+        loop.submit(watch_for_eviction(url, prefix))
     watchdog = loop.submit(keep_watchdog(settings.worker.hang_s))
     loop.submit(runtime.open()).result(30)
     lease = LeaseKeeper(

@@ -41,7 +41,7 @@ class Parts:
         if settings.redis.url is None:
             raise SettingsError("the proxy needs redis.url (FARM_REDIS_URL)")
         self._name = new_id("proxy")
-        self._redis_url = settings.redis.url
+        self._redis_url, self._prefix = settings.redis.url, settings.redis.prefix
         self._store = Store.connect(
             settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s
         )
@@ -65,7 +65,7 @@ class Parts:
         self._services = [
             loop.create_task(self.policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self.captures.keep_leases(), name="leases"),
-            loop.create_task(watch_for_eviction(self._redis_url), name="watch for eviction"),
+            loop.create_task(watch_for_eviction(self._redis_url, self._prefix), name="watch for eviction"),
         ]
         return self
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from gym.errors import SettingsError
+from gym.state.format import require_data_format
 
 LOCK_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -34,7 +35,8 @@ class DataDirLock:
     def take(cls, data_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Self:
         """Make the directory where it is missing, and lock it.
 
-        Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it.
+        Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it,
+        or where its data is of a newer one.
         """
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = (data_dir / "lock").open("a+", encoding="utf-8")
@@ -50,6 +52,11 @@ class DataDirLock:
                     f": stop that farm, or give another directory with --data-dir"
                 )
             time.sleep(POLL_S)
+        try:
+            require_data_format(data_dir)
+        except SettingsError:
+            file.close()
+            raise
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
