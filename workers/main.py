@@ -23,6 +23,7 @@ from gym.garbage import collect_garbage_less
 from gym.sandbox.choose import require_named
 from gym.state.format import require_data_format, require_format
 from gym.state.server import require_noeviction, watch_for_eviction
+from gym.state.store import Store
 from workers.admission import admission_step, count_received
 from workers.app import create_celery, judging_queue_name
 from workers.eventing import GatherEvents
@@ -30,6 +31,7 @@ from workers.jobs import register_jobs, register_judge_jobs
 from workers.judging import JudgingRuntime
 from workers.lease import LeaseKeeper
 from workers.loop import LoopThread, keep_watchdog
+from workers.messages import keep_message, messages_step
 from workers.pace import keep_pace
 from workers.runtime import Runtime
 from workers.slots import Slots
@@ -96,6 +98,8 @@ def _run(
     pace = loop.submit(keep_pace(slots)) if isinstance(runtime, Runtime) else None
     app.steps["consumer"].add(admission_step(slots))
     app.steps["consumer"].add(GatherEvents)
+    aside = Store.connect(url, prefix=prefix, timeout_s=settings.redis.timeout_s)
+    app.steps["consumer"].add(messages_step(lambda *said: loop.submit(keep_message(aside, *said))))
     count_received(slots)
     register(app, loop)
     app.finalize()
@@ -140,5 +144,6 @@ def _run(
         if pace is not None:
             pace.cancel()
         loop.submit(runtime.close()).result(15)
+        loop.submit(aside.close()).result(5)
         loop.stop(5)
     return EXHAUSTED if runtime.exhausted else int(worker.exitcode or 0)

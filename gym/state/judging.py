@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
+from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
+from gym.state.result_records import read_tries
 from gym.state.rollouts import OUTCOME_LETTER, Claim
 from gym.state.store import (
     ASK_JUDGE,
@@ -29,7 +32,8 @@ from gym.state.store import (
     ScriptCall,
     Store,
 )
-from gym.state.unreadable import complain, concerns_redis, read_or_none
+from gym.state.unreadable import complain, concerns_redis, read_object, read_or_none
+from gym.state.unreadable_claims import ClaimedItem, readable_claims
 
 Argument = str | bytes | int | float
 CHUNK = 200
@@ -176,7 +180,12 @@ class Judging:
         for member, token in wanted:
             args += [member, token]
         now, *items = await self._store.run(JUDGE_CLAIM, self._keys(batch_id), args)
-        return [_claim(batch_id, int(now), item) for item in items]
+        claimed = [
+            ClaimedItem(member=item[0], attempt=item[1], token=item[2], read=partial(_claim, batch_id, int(now), item))
+            for item in items
+        ]
+        kind = ErrorKind.RESULT_UNREADABLE
+        return await readable_claims(self._store, batch_id, claimed, kind=kind, stage=Stage.JUDGE)
 
     def again_call(
         self,
@@ -259,8 +268,12 @@ def _counter(name: bytes, value: bytes) -> tuple[str, int]:
 
 def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
     member, attempt, token, environment, judge, first, lines, ask = item
-    header: JsonObject = orjson.loads(first)
+    header = read_object(first)
+    if header.get("unreadable"):
+        raise ValueError("what is stored of its judging is damaged")
     record, *tries = lines.splitlines()
+    if record:  # none where nothing is kept of it yet
+        read_object(record)
     old: dict[str, Any] = header.get("old") or {}
     return JudgeClaim(
         batch_id=batch_id,
@@ -274,7 +287,7 @@ def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
         now=now,
         lost=int(header["lost"]),
         record=record,
-        tries=tuple(orjson.loads(line) for line in tries),
+        tries=tuple(read_tries(b"\n".join(tries))),
         ask=ask,
         replaced=bool(header.get("replaced")),
         old_outcome={letter: name for name, letter in OUTCOME_LETTER.items()}.get(old.get("letter", "")),
