@@ -77,9 +77,22 @@ class BlobStore:
         return self._read_all(values)
 
     def _read_all(self, values: Sequence[bytes | None]) -> list[bytes | ResultUnreadable | None]:
-        return [None if not value else value[1:] if value[:1] == b"i" else self._read_file(value) for value in values]
+        found: list[bytes | ResultUnreadable | None] = []
+        away: Unavailable | None = None
+        for value in values:
+            if not value or value[:1] == b"i":
+                found.append(value[1:] if value else None)
+                continue
+            packed = self._read_file(value)
+            if isinstance(packed, Unavailable):
+                away = away or packed  # the others are looked at all the same, so that the time of each begins
+            else:
+                found.append(packed)
+        if away is not None:
+            raise away
+        return found
 
-    def _read_file(self, value: bytes) -> bytes | ResultUnreadable:
+    def _read_file(self, value: bytes) -> bytes | ResultUnreadable | Unavailable:
         pointer = _Pointer.parse(value)
         if pointer is None:
             return ResultUnreadable("the pointer to the trajectory is damaged")
@@ -92,28 +105,30 @@ class BlobStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             if self._root.is_dir():
                 return ResultUnreadable(f"the trajectory file {pointer.path} is not here: {error.strerror}")
-            return self._away(path, error)
+            return self._away(path, str(self._root), error)
         except OSError as error:
-            return self._away(path, error)
-        self._away_since.pop(path, None)
+            return self._away(path, path, error)
+        if self._away_since:
+            self._away_since.pop(path, None)
+            self._away_since.pop(str(self._root), None)
         if not pointer.fits(packed):
             return ResultUnreadable(f"the trajectory file {pointer.path} is damaged")
         return packed
 
-    def _away(self, path: str, error: OSError) -> ResultUnreadable:
-        """Raise Unavailable for a while, then give the file up."""
+    def _away(self, path: str, what: str, error: OSError) -> ResultUnreadable | Unavailable:
+        """Return Unavailable for a while after `what` was found to be away, then give the file up."""
         now = time.monotonic()
         if len(self._away_since) >= MOST_REMEMBERED:
             self._away_since.clear()
-        since = self._away_since.setdefault(path, now)
+        since = self._away_since.setdefault(what, now)
         name = path.rpartition("/")[2]
         if now - since >= self._patience_s:
             return ResultUnreadable(f"the trajectory file {name} cannot be read: {error.strerror}")
-        raise Unavailable(
+        return Unavailable(
             "blob_unreachable",
             f"the trajectory file {name} cannot be read for now: {error.strerror}",
             retry_after_s=min(RETRY_AFTER_S, self._patience_s),
-        ) from error
+        )
 
     async def discard(self, batch_id: str) -> bool:
         """Put a batch's files out of reach, to be deleted by `empty_trash`; whether there were any."""

@@ -25,7 +25,7 @@ class AlarmKind(StrEnum):
     REDIS_FULL = "redis_full"  # at maxmemory: submissions are refused
     UNREADABLE_BATCH = "unreadable_batch"  # set aside by the dispatcher: what is stored of it cannot be read
     UNREADABLE_ROLLOUT = "unreadable_rollout"  # its state could not be read; it was put aside and is queued again
-    UNREADABLE_RESULT = "unreadable_result"  # its trajectory is missing or damaged; delivered without it
+    UNREADABLE_RESULT = "unreadable_result"  # what is stored of it is missing or damaged
     UNREADABLE_RECORD = "unreadable_record"  # a policy, breaker, worker, replica or alarm that is passed over
     UNREADABLE_MESSAGE = "unreadable_message"  # a message of the broker that was no job
 

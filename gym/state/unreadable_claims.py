@@ -60,7 +60,7 @@ async def readable_claims(
 async def _raise_alarm(store: Store, batch_id: str, failed: dict[str, str]) -> None:
     member, why = next(iter(failed.items()))
     alarm = Alarm(
-        kind=AlarmKind.UNREADABLE_ROLLOUT,
+        kind=AlarmKind.UNREADABLE_RESULT,
         batch_id=batch_id,
         rollouts=tuple(f"{batch_id}:{name}" for name in list(failed)[:SHOWN]),
         message=f"batch {batch_id}: {len(failed)} rollouts were ended as failed ({member}: {why})",
