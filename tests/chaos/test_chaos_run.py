@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gym.state.alarms import AlarmKind
 from tests.chaos.processes import FarmOptions
 from tests.chaos.report import Report
 from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
-from tests.chaos.scenarios import flush_broker, roll, stop_a_worker
+from tests.chaos.scenarios import flush_broker, roll, spoil, stop_a_worker
 from tests.chaos.schedule import Kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
@@ -88,3 +89,10 @@ def test_a_rolling_restart_of_all_processes_uses_no_attempt_up(folder: Path) -> 
         settings={"FARM_WORKER_DRAIN_S": "0.5"},
     )
     assert run_now(options, folder, roll).most_attempts == 1
+
+
+def test_everything_completes_beside_batches_and_messages_that_cannot_be_read(folder: Path) -> None:
+    options = RunOptions(seed=15, rollouts=120, seconds=240, portion_pause_s=0.0)
+    report = run_now(options, folder, spoil(2))
+    assert report.most_attempts == 1
+    assert report.alarms.get(AlarmKind.UNREADABLE_BATCH, 0) >= 2
