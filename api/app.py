@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from redis.exceptions import RedisError
 
 from api.auth import ApiKeyAuth
+from api.docs_page import add_docs_page
 from api.errors import ErrorAnswer, add_error_handlers
 from api.metrics import HttpMetrics, MeasureRequests
 from api.routes import (
@@ -38,6 +39,7 @@ from api.routes.policies import check_policy_hosts
 from api.routes.services import Backlog, Services
 from api.schemas import openapi_of
 from api.sessions import SessionCalls
+from api.shutdown import EndRequests, Shutdown
 from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import load_registry
@@ -67,19 +69,21 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, shutdown: Shutdown | None = None) -> FastAPI:
     """The ASGI app. It connects when it starts up, and then waits for nobody: without Redis it answers 503."""
     app = FastAPI(
         title="Rollout farm",
         version=version("rollout-farm"),
         description="Runs reinforcement-learning rollouts for language-model agents, apart from training.",
         lifespan=_lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         responses=_ERRORS,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings
+    app.state.shutdown = shutdown = shutdown or Shutdown()
     app.state.http_metrics = HttpMetrics()
     app.state.routes = []
     add_error_handlers(app)
@@ -102,7 +106,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(family.router)
         app.state.routes += family.router.routes
     app.add_middleware(ApiKeyAuth, keys=settings.api.keys)
+    app.add_middleware(EndRequests, shutdown=shutdown)
     app.add_middleware(MeasureRequests, metrics=app.state.http_metrics)
+    add_docs_page(app)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
@@ -110,6 +116,8 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
+    shutdown: Shutdown = app.state.shutdown
+    shutdown.serve()
     if settings.redis.url is None:
         raise SettingsError("the api needs redis.url (FARM_REDIS_URL)")
     store = Store.connect(settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
@@ -132,8 +140,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         leases=lease_calls,
         backlog=Backlog(store, settings.api.max_backlog),
         single_rows=SingleRows(store, result_calls, batch_calls),
-        sessions=SessionCalls(store, lease_calls, settings.sessions),
+        sessions=SessionCalls(store, lease_calls, settings.sessions, shutdown),
         alarms=Alarms(store),
+        shutdown=shutdown,
     )
     relay = _relay(settings, settings.redis.url, app)
     if relay is not None:
@@ -145,10 +154,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             beside.append(_start(_keep_registering(services), "register policies"))
         if relay is not None:
             beside.append(_start(relay.serve(), "relay"))
+            beside.append(_start(_retire_at_shutdown(relay, shutdown), "relay at shutdown"))
             with suppress(TimeoutError):
                 await asyncio.wait_for(relay.listening.wait(), RELAY_START_S)
         yield
     finally:
+        shutdown.begin()
         await end_tasks(beside, again_s=END_AGAIN_S)
         await services.single_rows.close()
         await services.sessions.close()
@@ -161,6 +172,11 @@ def _relay(settings: Settings, redis_url: str, app: FastAPI) -> RelayServer | No
         return None
     channels = farm_channels(redis_url, settings.redis.prefix)
     return RelayServer(redis_url, channels, app, timeout_s=settings.redis.timeout_s)
+
+
+async def _retire_at_shutdown(relay: RelayServer, shutdown: Shutdown) -> None:
+    await shutdown.wait()
+    await relay.retire()
 
 
 def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

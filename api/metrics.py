@@ -19,8 +19,10 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.routes.services import COUNTERS, active_counters
+from gym.rollout import Outcome
 from gym.state.alarms import Alarms
 from gym.state.breakers import BreakerKey
+from gym.state.ends import read_ends
 from gym.state.leases import Leases, WorkerStatus
 from gym.state.store import Store
 from gym.state.unreadable import printable, read_or_none
@@ -37,6 +39,7 @@ class FarmNumbers:
     active_batches: int = 0
     states: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerKey] = field(default_factory=list)
+    ends: Counter[str] = field(default_factory=Counter)  # as `gym.state.ends` names them
     totals: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0
@@ -49,6 +52,7 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
     """The numbers of now."""
     try:
         batches, breakers = await active_counters(store)
+        ends = await read_ends(store, dict(batches))
         totals = await store.redis.hgetall(store.keys.totals)
         alive = _alive(await leases.workers())
         dispatcher = await leases.dispatcher()
@@ -62,6 +66,7 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         active_batches=len(batches),
         states=states,
         breakers=[breaker.key for breaker in breakers if breaker.open],
+        ends=ends,
         totals=_totals(totals),
         workers=len(alive),
         slots=sum(worker.slots for worker in alive),
@@ -109,18 +114,15 @@ class _Snapshot(Collector):
         for key in farm.breakers:
             breakers.add_metric([key.kind, key.name], 1)
         yield breakers
-        ended = CounterMetricFamily("farm_rollouts", "Rollouts that ended.", labels=["outcome"])
+        yield from _ends(farm.ends)
         events = CounterMetricFamily("farm_events", "What else happened to rollouts.", labels=["event"])
         alarms = CounterMetricFamily("farm_alarms", "Alarms that were raised.", labels=["kind"])
         for name, value in sorted(farm.totals.items()):
             kind, _, outcome = name.partition(":")
-            if kind == "rollouts":
-                ended.add_metric([outcome], value)
-            elif kind == "alarm":
+            if kind == "alarm":
                 alarms.add_metric([outcome], value)
-            else:
+            elif kind != "rollouts":  # of an earlier release
                 events.add_metric([name], value)
-        yield ended
         yield events
         yield alarms
         standing = GaugeMetricFamily("farm_alarms_standing", "Alarms that stand now.", labels=["kind"])
@@ -136,6 +138,22 @@ class _Snapshot(Collector):
             value=farm.hung,
         )
         yield GaugeMetricFamily("farm_dispatcher_up", "Whether a dispatcher leads.", value=farm.dispatcher)
+
+
+def _ends(ends: Counter[str]) -> Iterable[Metric]:
+    ended = CounterMetricFamily(
+        "farm_rollouts",
+        "Rollouts that ended, once more each time that they ran or were judged again.",
+        labels=["outcome"],
+    )
+    again = CounterMetricFamily(
+        "farm_rollouts_taken_back", "Outcomes taken back by a requeue or a rejudging.", labels=["outcome"]
+    )
+    for outcome in Outcome:
+        ended.add_metric([outcome], ends[outcome])
+        again.add_metric([outcome], ends[f"again|{outcome}"])
+    yield ended
+    yield again
 
 
 class HttpMetrics:

@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
+from api.docs_page import describe_keys
 from api.judge_schemas import RejudgeBody
 from api.lease_bodies import AckBody, LeaseBody
 from api.session_schemas import ActionBody, OpenSessionBody, ToolArguments, VerifyBody
@@ -263,12 +264,16 @@ class Acknowledged(BaseModel):
 
 
 class Cancelled(BaseModel):
-    """`cancelled` counts rollouts that this call ended; a tombstone waits for what has not been submitted yet."""
+    """`cancelled` counts rollouts that this call ended, `left` those that are still to be ended.
+
+    A tombstone waits for what has not been submitted yet.
+    """
 
     batch_id: str | None = None
     group_id: str | None = None
     rollout_id: str | None = None
     cancelled: int
+    left: int = 0
     tombstone: bool
     state: str | None = None
     ledger: LedgerAnswer | None = None
@@ -350,5 +355,6 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas |= definitions["$defs"]
         document["components"]["schemas"] = dict(sorted(schemas.items()))
+        describe_keys(document)
         app.openapi_schema = document
     return app.openapi_schema

@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from api.shutdown import Shutdown, shutting_down
 from gym.config import SessionSettings
 from gym.errors import Conflict, Invalid, NotFound, RequestError, Unavailable
 from gym.ids import new_id
@@ -26,6 +27,7 @@ LISTEN_S = 2.0
 AGAIN_S = 0.5
 LOOK_AFTER_S = 2.0
 LOADS_AGE_S = 1.0
+ANSWER_S = 1.0
 SPARE_S = 5.0
 _LOG = logging.getLogger(__name__)
 _FAULTS: dict[int, type[RequestError]] = {404: NotFound, 422: Invalid, 503: Unavailable}
@@ -50,8 +52,11 @@ class WantedSession:
 class SessionCalls:
     """One for each api process."""
 
-    def __init__(self, store: Store, leases: Leases, settings: SessionSettings) -> None:
+    def __init__(
+        self, store: Store, leases: Leases, settings: SessionSettings, shutdown: Shutdown | None = None
+    ) -> None:
         self.books = Sessions(store)
+        self._shutdown = shutdown or Shutdown()
         self._leases = leases
         self._settings = settings
         self._asker = new_id("api")
@@ -61,6 +66,11 @@ class SessionCalls:
         self._able: dict[str, frozenset[str]] = {}
         self._loads_at = float("-inf")
         self._looking = asyncio.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for a worker's answer."""
+        return len(self._waiting)
 
     async def open(self, wanted: WantedSession) -> tuple[SessionRecord, JsonObject, bool]:
         """A session, what its worker says of it, and whether it is new: the same id and body is the same session.
@@ -154,9 +164,14 @@ class SessionCalls:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._settings.call_timeout_s + SPARE_S
         while loop.time() < ends_at:
-            done, _ = await asyncio.wait({answered}, timeout=LOOK_AFTER_S)
-            if done:
+            await self._shutdown.bounded(_within(answered, LOOK_AFTER_S))
+            if answered.done():
                 return answered.result()
+            if self._shutdown.has_begun():  # most answers come at once, the others are for another process
+                await _within(answered, ANSWER_S)
+                if answered.done():
+                    return answered.result()
+                raise shutting_down()
             alive = {each.worker for each in await self._leases.workers() if each.lease_ends_in_s > 0}
             if worker not in alive:
                 raise session_not_found(str(call.get("session_id") or call["record"]["session_id"]))
@@ -171,6 +186,10 @@ class SessionCalls:
                 await asyncio.sleep(AGAIN_S)
                 continue
             for answer in answers:
-                waiting = self._waiting.get(answer["call"])
+                waiting = self._waiting.get(str(answer.get("call")))
                 if waiting is not None and not waiting.done():
                     waiting.set_result(answer)
+
+
+async def _within(answered: asyncio.Future[JsonObject], seconds: float) -> None:
+    await asyncio.wait({answered}, timeout=seconds)

@@ -1,8 +1,11 @@
-"""The health check of the images: whether the role that a container runs is alive. Exit status 0 or 1, and a word why.
+"""The health check of the images: whether the role that a container runs is alive, or ready. Exit status 0 or 1.
 
-The role is the argument, else the command of process 1. Api, proxy and Flower answer HTTP at their settings' port; a
-worker or judge worker of this host holds a lease in Redis; some dispatcher leads, if it is not this one; a judge pool
-tells how it is. Ports given as `--port` and not in FARM_… or FARM_CONFIG are not seen.
+    health.py [--live | --ready] [ROLE]
+
+`--live` asks the process alone: api, proxy and Flower answer HTTP at their settings' port, the others answer on a
+socket of their own. `--ready` asks Redis: a worker or judge worker of this host holds a lease, some dispatcher leads, a
+judge pool tells how it is. Without either, `--live` comes first and then `--ready`. The role is the argument, else the
+command of process 1. Ports given as `--port` and not in FARM_… or FARM_CONFIG are not seen.
 """
 
 from __future__ import annotations
@@ -12,24 +15,38 @@ import socket
 import sys
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from redis import Redis
+from gym.liveness import NotAliveError, check_liveness
 
-from gym.config import Settings, load_settings
-from gym.state.embedded import embedded_url
-from gym.state.keys import Keys
+if TYPE_CHECKING:
+    from gym.config import Settings
 
 ROLES = ("api", "proxy", "flower", "dispatcher", "worker", "judge-worker", "judge")
 WAIT_S = 4.0
 
 
-def check(role: str, settings: Settings) -> str:
-    """What is wrong, empty if nothing. Raises OSError and RedisError where something does not answer."""
+def check_live(role: str) -> None:
+    """Return where the process answers. Raises OSError, NotAliveError."""
     if role in ("api", "proxy", "flower"):
+        settings = read_settings()
         ports = {"api": settings.api.port, "proxy": settings.proxy.port, "flower": settings.flower.port}
         path = f"{settings.flower.url_prefix}/healthcheck" if role == "flower" else "/healthz"
         with urllib.request.urlopen(f"http://127.0.0.1:{ports[role]}{path}", timeout=WAIT_S):
-            return ""
+            return
+    check_liveness(role, timeout_s=WAIT_S)
+
+
+def what_is_not_ready(role: str) -> str:
+    """Return what Redis lacks of the role, empty where nothing. Raises RedisError."""
+    if role in ("api", "proxy", "flower"):
+        return ""
+    from redis import Redis
+
+    from gym.state.embedded import embedded_url
+    from gym.state.keys import Keys
+
+    settings = read_settings()
     keys = Keys(settings.redis.prefix)
     url = settings.redis.url or embedded_url(settings.data_dir)
     with Redis.from_url(url, socket_timeout=WAIT_S, socket_connect_timeout=WAIT_S) as redis:
@@ -42,16 +59,31 @@ def check(role: str, settings: Settings) -> str:
         return "" if redis.exists(key) else f"nothing lies under {key}"
 
 
+def read_settings() -> Settings:
+    """Return the settings of this container."""
+    from gym.config import load_settings
+
+    config = os.environ.get("FARM_CONFIG")
+    return load_settings(Path(config) if config else None)
+
+
 def main() -> int:
     """Check, say, and return the exit status."""
-    words = sys.argv[1:] or Path("/proc/1/cmdline").read_bytes().decode().split("\0")
+    options = {word for word in sys.argv[1:] if word in ("--live", "--ready")} or {"--live", "--ready"}
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    words = words or Path("/proc/1/cmdline").read_bytes().decode().split("\0")
     role = next((word for word in words if word in ROLES), None)
     if role is None:
         sys.stdout.write(f"no role among {words}\n")
         return 1
-    config = os.environ.get("FARM_CONFIG")
+    wrong = ""
     try:
-        wrong = check(role, load_settings(Path(config) if config else None))
+        if "--live" in options:
+            check_live(role)
+        if "--ready" in options:
+            wrong = what_is_not_ready(role)
+    except NotAliveError as error:
+        wrong = str(error)
     except Exception as error:  # noqa: BLE001  whatever it is, this container is not well
         wrong = f"{type(error).__name__}: {error}"
     sys.stdout.write(f"{role}: {wrong or 'alive'}\n")

@@ -16,6 +16,6 @@ USER 10001
 ENV FARM_DATA_DIR=/home/farm/data
 VOLUME /home/farm/data
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=10s --start-period=120s CMD ["python", "/app/health.py", "judge"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s CMD ["python", "/app/health.py", "--live", "judge"]
 ENTRYPOINT ["farm"]
 CMD ["judge"]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,25 +28,27 @@ from gym.errors import SettingsError
 from gym.judges.pool import PoolSettings
 from gym.judges.settings import JudgeName, JudgeSettings
 from gym.limits import Seconds
+from gym.masking import Address, MaskedModel, Secret
 from gym.policy import PolicySpec
 from gym.sandbox.settings import SandboxSettings
 
 Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free one")]
 Scope = Literal["submit", "read", "admin"]
 
-MASK = "********"
+STOP_SPARE_S = 15.0  # for a worker to hand back what its drain has left; then it ends
+KILL_SPARE_S = 5.0  # for whoever stops a worker, before it is killed
 
 
-class Section(BaseModel):
+class Section(MaskedModel):
     """A named part of the settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class ApiKey(Section):
     """A key and what it may do; `admin` covers everything."""
 
-    key: Annotated[str, Field(min_length=16, repr=False)]
+    key: Annotated[Secret, Field(min_length=16, repr=False)]
     scopes: tuple[Scope, ...] = ("submit", "read")
     name: str = ""
 
@@ -53,8 +56,8 @@ class ApiKey(Section):
 class RedisSettings(Section):
     """Where the truth lives. Without a URL, `farm up` starts a server of its own in the data directory."""
 
-    url: str | None = Field(default=None, repr=False)
-    broker_url: str | None = Field(default=None, repr=False, description="Celery's; left out, the next database")
+    url: Address | None = Field(default=None, repr=False)
+    broker_url: Address | None = Field(default=None, repr=False, description="Celery's; left out, the next database")
     prefix: str = Field(default="farm", pattern=r"^[a-z0-9_.-]{1,32}$")
     timeout_s: Seconds = 10.0
     clients: bool = Field(default=True, description="whether api processes answer clients that come through Redis")
@@ -65,7 +68,7 @@ class ApiSettings(Section):
 
     port: Port = 8700
     keys: tuple[ApiKey, ...] = ()
-    key: str | None = Field(
+    key: Secret | None = Field(
         default=None, repr=False, description="what clients on this machine send; servers ignore it"
     )
     max_row_bytes: Annotated[int, Field(ge=1024)] = 16 * 2**20
@@ -77,7 +80,7 @@ class ProxySettings(Section):
     """The model proxy as a process."""
 
     port: Port = 8701
-    url: str | None = Field(
+    url: Address | None = Field(
         default=None, description="where agents reach it; left out, `host` and `proxy.port`, as on one machine"
     )
 
@@ -89,7 +92,7 @@ class FlowerSettings(Section):
     port: Port = 5555
     url_prefix: str = ""
     max_tasks: Annotated[int, Field(ge=100, le=10_000)] = 5000
-    basic_auth: str | None = Field(default=None, repr=False, description="user:password")
+    basic_auth: Secret | None = Field(default=None, repr=False, description="user:password")
 
 
 class WorkerSettings(Section):
@@ -103,12 +106,28 @@ class WorkerSettings(Section):
     environment_processes: Annotated[
         int, Field(ge=1, le=1024, description="for environments with `isolation: process`, one session in each")
     ] = 16
+    max_tool_output_bytes: Annotated[
+        int, Field(ge=1024, le=64 * 2**20, description="of a tool's output or an observation; a longer text is cut")
+    ] = 4 * 2**20
+    max_tool_arguments_chars: Annotated[
+        int, Field(ge=1024, le=64 * 2**20, description="of a tool call; longer ones are refused to the model")
+    ] = 2**20
     max_hung_threads: Annotated[
         int, Field(ge=1, le=1024, description="environment calls that do not return; then the worker is restarted")
     ] = 32
     hang_s: Annotated[
         Seconds, Field(description="the event loop may stand still for so long, then the worker ends")
     ] = 120.0
+
+    @property
+    def stop_s(self) -> float:
+        """From SIGTERM to the end of a worker, whatever hangs."""
+        return self.drain_s + STOP_SPARE_S
+
+    @property
+    def kill_s(self) -> float:
+        """The grace that a supervisor, Compose or Kubernetes gives a worker."""
+        return self.stop_s + KILL_SPARE_S
 
 
 class DispatcherSettings(Section):
@@ -189,7 +208,7 @@ class SessionSettings(Section):
     max_per_worker: Annotated[int, Field(ge=0, le=65536)] = 4096
 
 
-class Settings(BaseSettings):
+class Settings(MaskedModel, BaseSettings):
     """All settings."""
 
     model_config = SettingsConfigDict(
@@ -198,6 +217,7 @@ class Settings(BaseSettings):
         env_nested_max_split=1,
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,
         nested_model_default_partial_update=True,
     )
 
@@ -251,11 +271,6 @@ class Settings(BaseSettings):
                 '(FARM_API_KEYS=\'[{"key": "…", "scopes": ["admin"]}]\') or listen on 127.0.0.1'
             )
         return self
-
-    def masked(self) -> dict[str, Any]:
-        """The settings as JSON, without secrets."""
-        masked: dict[str, Any] = _mask(self.model_dump(mode="json"))
-        return masked
 
 
 def is_loopback(host: str) -> bool:
@@ -325,6 +340,10 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
 
     try:
         return Loaded(**overrides)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise SettingsError(f"{config} is not YAML{where}") from None  # the parser's own text may repeat a secret
     except SourceError as error:
         raise SettingsError(f"the settings cannot be read: {error}; lists and objects are given as JSON") from None
     except ValidationError as error:
@@ -332,17 +351,3 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
             f"  {'.'.join(str(part) for part in item['loc']) or 'settings'}: {item['msg']}" for item in error.errors()
         ]
         raise SettingsError("the settings cannot be used:\n" + "\n".join(lines)) from None
-
-
-def _mask(value: Any, key: str = "") -> Any:
-    if isinstance(value, dict):
-        shown = {name: _mask(inner, name) for name, inner in value.items()}
-        return dict.fromkeys(shown, MASK) if key == "environment" else shown
-    if isinstance(value, list):
-        return [_mask(inner, key) for inner in value]
-    if value is not None and key in {"key", "api_key", "basic_auth"}:
-        return MASK
-    if isinstance(value, str) and key.endswith("url") and "@" in value:
-        scheme, _, rest = value.partition("://")
-        return f"{scheme}://{MASK}@{rest.rpartition('@')[2]}"
-    return value

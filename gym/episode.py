@@ -17,7 +17,7 @@ from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.registry import EnvironmentType
 from gym.environments.session import EnvironmentSession
-from gym.errors import BadRow, RolloutError, VerifierFailed
+from gym.errors import BadRow, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.limits import Limits
@@ -155,11 +155,14 @@ async def play(
 def judged_reward(kind: EnvironmentType, ask: Ask, verdicts: Sequence[Verdict]) -> Reward:
     """Return the reward that an environment makes of its judges' verdicts, one for each question in order.
 
-    Raises BadRow where the environment cannot be run here, VerifierFailed where its `judged` raises.
+    Raises BadRow where the environment cannot be run here, VerifierFailed where its `judged` raises or gives no number,
+    or the RolloutError that it raised.
     """
     if kind.cls is None:
         raise BadRow(f"{kind.name} cannot be run: {kind.error}")
     try:
         return Reward.of(kind.cls.judged(ask, verdicts))
-    except Exception as error:
-        raise VerifierFailed(f"{kind.name}, judged: {type(error).__name__}: {error}") from error
+    except RolloutError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise VerifierFailed(f"{kind.name}, judged: {text_of(error)}") from error

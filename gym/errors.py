@@ -29,6 +29,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, ClassVar
 
+MESSAGE_CHARS = 10_000
+
 
 class FarmError(Exception):
     """The root of the tree."""
@@ -177,8 +179,8 @@ class RolloutError(FarmError):
     endpoint: str | None = None  # the model server that was asked last, where one was
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = _stored_text(message)
+        super().__init__(self.message)
 
 
 class ModelUnreachable(RolloutError):
@@ -322,3 +324,20 @@ class WorkerLost(RolloutError):
 
 class Internal(RolloutError):
     """A fault of the farm itself."""
+
+
+def text_of(error: BaseException) -> str:
+    """An exception's type and text, cut; the type alone where user code fails to say the text."""
+    try:
+        said = str(error)[: MESSAGE_CHARS + 1]
+    except Exception:  # noqa: BLE001  the exception is the user's
+        said = ""
+    return f"{type(error).__name__}: {said}"
+
+
+def _stored_text(message: object) -> str:
+    """An error's text as a result can hold it, whatever user code gave: cut, and in UTF-8."""
+    text = str(message)
+    if len(text) > MESSAGE_CHARS:
+        text = f"{text[:MESSAGE_CHARS]}…"
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from gym.masking import Address, MaskedModel, Secret, mask_address
 from gym.wire.parsers import REASONING_PARSERS, TOOL_PARSERS
 
 
-class PolicySpec(BaseModel):
+class PolicySpec(MaskedModel):
     """A policy under training, as `PUT /v1/policies/{name}` takes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_urls: Annotated[list[str], Field(min_length=1, max_length=1024)]
+    base_urls: Annotated[list[Address], Field(min_length=1, max_length=1024)]
     model: Annotated[str, Field(min_length=1)]
-    api_key: str | None = Field(default=None, repr=False)
+    api_key: Secret | None = Field(default=None, repr=False)
     api: Literal["chat", "tokens", "responses"] = Field(
         default="chat",
         description="`responses`: Responses calls go to the server's own /v1/responses as they are, all others to "
@@ -53,8 +54,7 @@ class PolicySpec(BaseModel):
         for url in urls:
             scheme, _, rest = url.partition("://")
             if scheme not in ("http", "https") or not rest or any(c.isspace() for c in url):
-                shown = url.rpartition("@")[2]  # without the credentials that it may carry
-                raise ValueError(f"{shown!r} is not an http:// or https:// URL")
+                raise ValueError(f"{mask_address(url)!r} is not an http:// or https:// URL")
         return [url.rstrip("/") for url in urls]
 
     @field_validator("tool_parser", "reasoning_parser")

@@ -1,7 +1,8 @@
 """The one float for training, and what it was made of."""
 
-import math
 from dataclasses import dataclass, field
+
+from gym.plain import NotPlain, number, text
 
 PASS_REWARD = 1.0  # from which a rollout counts as passed
 
@@ -10,22 +11,25 @@ PASS_REWARD = 1.0  # from which a rollout counts as passed
 class Reward:
     """A finite reward and its named components; components are for people, training reads `value`.
 
-    Raises ValueError where a number is not finite.
+    Numbers and booleans of any library become floats. Raises NotPlain for what is no finite number.
     """
 
     value: float
     components: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, number in (("reward", self.value), *self.components.items()):
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise ValueError(f"{name} is {number!r}; a reward is a finite number")
+        object.__setattr__(self, "value", number(self.value, "the reward"))
+        if not self.components:
+            return
+        if not isinstance(self.components, dict):
+            raise NotPlain(f"reward_components is of type {type(self.components).__name__}; expected a dict")
+        components = {
+            text(name, "a name in reward_components"): number(value, f"reward_components.{name}")
+            for name, value in self.components.items()
+        }
+        object.__setattr__(self, "components", components)
 
     @staticmethod
     def of(result: "Reward | float | bool") -> "Reward":
         """The reward that a verifier's return value stands for: itself, a number, or a bool as 1.0 and 0.0."""
-        if isinstance(result, Reward):
-            return result
-        if isinstance(result, bool):
-            return Reward(1.0 if result else 0.0)
-        return Reward(float(result) if isinstance(result, int) else result)
+        return result if isinstance(result, Reward) else Reward(result)

@@ -158,8 +158,11 @@ class Trajectory:
 
 
 def message_text(item: JsonObject) -> str:
-    """All output_text parts of a message, joined."""
+    """All output_text parts of a message, joined; what is no text counts as none."""
     content: Any = item.get("content")
     if isinstance(content, str):
         return content
-    return "".join(part.get("text") or "" for part in content or () if isinstance(part, dict))
+    if not isinstance(content, list):
+        return ""
+    texts = (part.get("text") for part in content if isinstance(part, dict))
+    return "".join(text for text in texts if isinstance(text, str))

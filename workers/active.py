@@ -11,7 +11,7 @@ from gym.batch import BatchSpec
 from gym.limits import Limits
 from gym.state.breakers import BreakerKey, policy_key
 
-COUNTERS = ("queued", "dispatched", "running", "judging", "cancel", "ended_at")
+COUNTERS = ("queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", "search", "publishing")
 """Fields of `meta` that `Batch.count` takes, with the counters of parked rollouts behind them."""
 
 
@@ -36,17 +36,21 @@ class Batch:
     running: int = 0
     judging: int = 0
     stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
-    sweep_at: float = 0.0  # when to finish a cancellation that whoever asked for it has not finished
+    stops: int = 0  # large groups that are being stopped
+    publishing: str | None = None  # the request whose rows go to the backlog
+    search: str | None = None  # from where on what nothing holds is searched for
     ended: bool = False
 
     def count(self, values: Sequence[bytes | None]) -> None:
         """Take over the counters of this tick. Raises a decode error where one is no number."""
-        queued, dispatched, running, judging, flag, ended_at, *parked = values
+        queued, dispatched, running, judging, flag, ended_at, stops, search, publishing, *parked = values
         self.queued, self.dispatched, self.running = int(queued or 0), int(dispatched or 0), int(running or 0)
         self.judging = int(judging or 0)
         self.parked = sum(int(number or 0) for number in parked)
         self.stopping = flag or b"0"
         self.ended = ended_at is not None
+        self.stops, self.search = int(stops or 0), search.decode() if search else None
+        self.publishing = publishing.decode() if publishing else None
 
 
 def read_batch(batch_id: str, values: Sequence[bytes | None]) -> Batch:

@@ -11,6 +11,7 @@ from typing import Any
 from celery import Celery
 
 from gym.config import Settings, broker_url
+from workers.broker import TRANSPORT
 
 QUEUE_VERSION = 2
 URGENT, USUAL = 0, 5
@@ -44,6 +45,7 @@ def create_celery(settings: Settings, **changes: Any) -> Celery:
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Celery's settings."""
     return {
+        "broker_transport": TRANSPORT,
         "result_backend": None,
         "result_backend_thread_safe": True,  # else each new thread looks through all installed packages for one
         "task_ignore_result": True,

@@ -134,11 +134,12 @@ class Auditor:
                 done = f"{done}, {judged_again} wait for a judge again"
             return replace(alarm, message=f"{alarm.message}; {done}")
         if finding.remedy is Remedy.ADOPT:
-            members = await self._audits.adopt(batch.batch_id)
-            if members is None:
+            search = await self._audits.adopt(batch.batch_id)
+            if search is None:
                 return replace(alarm, message=f"{alarm.message}; too much is under way to look for them yet")
-            rollouts = tuple(f"{batch.batch_id}:{member}" for member in members[:SHOWN_ROLLOUTS])
-            return replace(alarm, rollouts=rollouts, message=f"{alarm.message}; {len(members)} were queued again")
+            rollouts = tuple(f"{batch.batch_id}:{member}" for member in search.members[:SHOWN_ROLLOUTS])
+            done = f"{len(search.members)} were queued again" + (", the search goes on" if search.goes_on_at else "")
+            return replace(alarm, rollouts=rollouts, message=f"{alarm.message}; {done}")
         return alarm
 
     async def _raise(self, alarm: Alarm) -> None:

@@ -19,17 +19,20 @@ import time
 from redis.exceptions import RedisError
 
 from gym.config import Settings
+from gym.ending import end_within
 from gym.errors import SettingsError
+from gym.liveness import serve_liveness
 from gym.state.dispatcher_health import DispatcherHealth
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts, Taken
 from gym.state.server import watch_for_eviction
-from gym.state.store import Store
+from gym.state.store import Store, end_tasks
 from gym.state.unreadable import DECODE_ERRORS, names, read_or_none, reason
 from workers.active import COUNTERS, Batch, read_batch
 from workers.alone_jobs import AloneJobs, jobs_of
 from workers.housekeeping import Housekeeping
 from workers.judge_dispatch import JudgeDispatch
+from workers.long_work import LongWork
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
 from workers.quarantine import Quarantine
@@ -38,6 +41,7 @@ from workers.schedule import Waiting, plan, shares, slice_size, tick_gap_s
 LEAD_TTL_S = 3.0
 IDLE_TICK_S = 1.0  # where no batch is active; what comes wakes it
 COMPLAIN_S = 10.0
+STOP_S = 10.0  # from SIGTERM to the end, whatever hangs
 MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
 _LOG = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class Dispatcher:
         self._housekeeping = Housekeeping(settings, store, publisher, self._judges, self._quarantine)
         self._alone = AloneJobs(store)
         self._health = DispatcherHealth(store, self.name)
+        self._long_work = LongWork(store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
         self._stopping = asyncio.Event()
@@ -70,6 +75,13 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Lead when nobody else does, tick when woken or from time to time."""
+        stepping = asyncio.create_task(self._long_work.run(), name="long work")
+        try:
+            await self._run()
+        finally:
+            await end_tasks([stepping])
+
+    async def _run(self) -> None:
         while not self._stopping.is_set():
             began = time.monotonic()
             more = False
@@ -82,6 +94,7 @@ class Dispatcher:
                 else:
                     self._virtual_times = None
                     self._housekeeping.take_over()
+                    self._long_work.see(())
                     await self._pause(LEAD_TTL_S / 3)
             except Exception as error:  # noqa: BLE001  it ends by a signal only, whatever is stored
                 self._complain(error)
@@ -129,6 +142,7 @@ class Dispatcher:
         """Whether there is more to send at once."""
         await self._parking.refresh()
         await self._read_batches()
+        self._long_work.see(self._batches.values())
         for batch in self._batches.values():
             batch.held = self._parking.holds(batch.policy)
         await self._housekeeping.run_when_due(self._batches)
@@ -294,12 +308,20 @@ async def _main(settings: Settings, redis_url: str) -> None:
     publisher = Publisher(settings)
     dispatcher = Dispatcher(settings, store, publisher)
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        dispatcher.stop()
+        end_within(STOP_S)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, dispatcher.stop)
+        loop.add_signal_handler(number, stop)
+    liveness = await serve_liveness("dispatcher")  # it answers for as long as it is kept
     watching = loop.create_task(watch_for_eviction(redis_url, settings.redis.prefix), name="watch for eviction")
     try:
         await dispatcher.run()
     finally:
         watching.cancel()
+        if liveness is not None:
+            liveness.close()
         publisher.close()
         await store.close()

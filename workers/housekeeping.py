@@ -12,20 +12,19 @@ import math
 import time
 
 from gym.config import Settings
-from gym.state.batches import cancel
+from gym.state.cancellation import cancel
 from gym.state.leases import Leases
 from gym.state.rollouts import Rollouts
 from gym.state.store import Store
 from workers.active import Batch
 from workers.audit import Auditor
-from workers.judge_dispatch import JudgeDispatch
+from workers.judge_dispatch import LOOKS, JudgeDispatch
 from workers.publisher import Publisher
 from workers.quarantine import Quarantine
 from workers.retention import Retention
 
 INTERVAL_S = 1.0
 NO_WORKERS_S = 0.1
-ORPHANED_CANCEL_S = 10.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -53,6 +52,7 @@ class Housekeeping:
         self._auditor = Auditor(settings, store, quarantine=self._quarantine)
         self._due_at = 0.0
         self._looked_at = -math.inf
+        self._resend_look_at = 0.0
         self._bury_from = 0.0
         self._server_ahead_ms = 0  # Redis's clock minus ours, which nobody sets
 
@@ -84,7 +84,8 @@ class Housekeeping:
         now = await self._store.now_ms()
         self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
         overdue_ms = 0
-        if any(batch.dispatched for batch in batches.values()):
+        if any(batch.dispatched for batch in batches.values()) and time.monotonic() >= self._resend_look_at:
+            self._resend_look_at = time.monotonic() + self._settings.dispatcher.resend_after_s / LOOKS
             overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in list(batches.values()):
             if batch.ended:
@@ -122,13 +123,9 @@ class Housekeeping:
 
     async def _look_after(self, batch: Batch, now: int, overdue_ms: int, dead: list[str]) -> None:
         overdue = batch.deadline_at is not None and now > batch.deadline_at
-        if batch.stopping == b"2" or (overdue and batch.stopping == b"0"):
+        if overdue and batch.stopping == b"0":
             await cancel(self._store, batch.batch_id, "batch", "*", letter="e", reason="deadline")
-        elif batch.stopping == b"1":
-            batch.sweep_at = batch.sweep_at or time.monotonic() + ORPHANED_CANCEL_S
-            if time.monotonic() >= batch.sweep_at:
-                await cancel(self._store, batch.batch_id, "batch", "*")
-        if dead or batch.dispatched:
+        if dead or (overdue_ms and batch.dispatched):
             recovered = await self._rollouts.recover(
                 batch.batch_id,
                 overdue_ms=overdue_ms,

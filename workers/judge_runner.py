@@ -28,6 +28,7 @@ from gym.errors import (
     Unavailable,
     VerdictUnreadable,
     WorkerLost,
+    text_of,
 )
 from gym.judges.base import Ask, Question, Verdict
 from gym.judges.desk import Desk
@@ -126,7 +127,7 @@ class JudgeRunner:
             return error
         except Exception as error:  # noqa: BLE001  # the boundary: one rollout's fault is one failed result
             _LOG.exception("judging failed", extra={"action": "judging_internal"})
-            return Internal(f"{type(error).__name__}: {error}")
+            return Internal(text_of(error))
 
     async def _decide(self, judged: Judged) -> Decided | Undecided:
         claim = judged.claim

@@ -38,6 +38,7 @@ from workers.slots import Slots
 from workers.specs import AGAIN_S, Specs
 
 WATCH_S = 0.5
+ANSWER_S = 2.0  # for Redis, before something is handed back
 _LOG = logging.getLogger(__name__)
 
 
@@ -229,12 +230,8 @@ class JudgingRuntime:
         answer = self._rollouts.committed(await self._committer.send(self._rollouts.commit_call(claim, commit)))
         if not answer.verdict:
             self._committer.add_total("fenced")
-        elif first:
-            self._committer.add_total(f"rollouts:{commit.outcome}")
-        else:
+        elif not first:
             self._committer.add_total("rejudged")
-        if answer.stopped:
-            self._committer.add_total("rollouts:cancelled", answer.stopped)
 
     async def _watch(self) -> None:
         """Stop what was cancelled or given to others."""
@@ -252,6 +249,10 @@ class JudgingRuntime:
                 if not mine and not judged.committing:
                     task.cancel()
 
+    async def reaches_redis(self) -> bool:
+        """Return whether something can be handed back now."""
+        return await self._store.answers(within_s=ANSWER_S)
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, wait for what runs, and hand back what is left."""
         self.draining = True
@@ -260,6 +261,11 @@ class JudgingRuntime:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
+            if not await self.reaches_redis():
+                _LOG.warning("%d rollouts are left to their lease", len(self._running), extra={"action": "drain_away"})
+                for task in self._running:
+                    task.cancel()
+                return
             left = [(task, judged) for task, judged in self._running.items() if not judged.committing]
             _LOG.info("handing %d rollouts back", len(left), extra={"action": "drain_release"})
             for task, _ in left:

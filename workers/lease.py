@@ -47,6 +47,11 @@ class LeaseKeeper:
         except RedisError as error:
             _LOG.warning("lease not renewed: %s", error, extra={"action": "lease_failed"})
 
+    def problem(self) -> str:
+        """Return what is wrong with the thread, empty where nothing is; an absent Redis is not its fault."""
+        started = self._thread.ident is not None
+        return "the thread of the lease has ended" if started and not self._thread.is_alive() else ""
+
     def stop(self) -> None:
         """Strike the worker off; what it still ran would be given to others at once."""
         self._stop.set()

@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -18,8 +19,10 @@ from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
+from gym.ending import end_within
 from gym.errors import SettingsError
 from gym.garbage import collect_garbage_less
+from gym.liveness import serve_liveness
 from gym.sandbox.choose import require_named
 from gym.state.format import require_data_format, require_format
 from gym.state.server import require_noeviction, watch_for_eviction
@@ -37,6 +40,7 @@ from workers.runtime import Runtime
 from workers.slots import Slots
 
 EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only what failed restarts this too
+AWAY_END_S = 2.0  # from the end of a drain to the end of the process, where Redis is away
 HEARTBEAT_S = 5.0  # of Celery's events, which Flower alone reads
 _LOG = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ def run(settings: Settings) -> int:
     require_named(settings.sandbox)
     slots = Slots(settings.worker.concurrency)
     runtime = Runtime(settings, worker_name(), slots, url, on_exhausted=lambda: os.kill(os.getpid(), signal.SIGTERM))
-    return _run(settings, create_celery(settings), runtime, partial(register_jobs, runtime=runtime))
+    return _run("worker", settings, create_celery(settings), runtime, partial(register_jobs, runtime=runtime))
 
 
 def run_judging(settings: Settings) -> int:
@@ -66,7 +70,7 @@ def run_judging(settings: Settings) -> int:
         task_default_queue=judging_queue_name(settings.redis.prefix),
         worker_concurrency=slots.total,
     )
-    return _run(settings, app, runtime, partial(register_judge_jobs, runtime=runtime))
+    return _run("judge-worker", settings, app, runtime, partial(register_judge_jobs, runtime=runtime))
 
 
 def _redis_url(settings: Settings) -> str:
@@ -76,7 +80,11 @@ def _redis_url(settings: Settings) -> str:
 
 
 def _run(
-    settings: Settings, app: Celery, runtime: Runtime | JudgingRuntime, register: Callable[[Celery, LoopThread], None]
+    role: str,
+    settings: Settings,
+    app: Celery,
+    runtime: Runtime | JudgingRuntime,
+    register: Callable[[Celery, LoopThread], None],
 ) -> int:
     url, prefix = _redis_url(settings), settings.redis.prefix
     usable = require_noeviction(url) and require_format(url, prefix)
@@ -95,6 +103,7 @@ def _run(
         ttl_s=settings.worker.lease_ttl_s,
         describe=runtime.describe,
     )
+    liveness = loop.submit(serve_liveness(role, lease.problem)).result(10)  # it answers for as long as it is kept
     pace = loop.submit(keep_pace(slots)) if isinstance(runtime, Runtime) else None
     app.steps["consumer"].add(admission_step(slots))
     app.steps["consumer"].add(GatherEvents)
@@ -106,16 +115,23 @@ def _run(
 
     drained = threading.Event()
 
-    def drain() -> None:
+    def status() -> int:
+        return EXHAUSTED if runtime.exhausted else 0
+
+    def drain(ends_at: float) -> None:
         lease.renew_now()
-        loop.submit(runtime.drain(settings.worker.drain_s)).result(settings.worker.drain_s + 30)
+        loop.submit(runtime.drain(max(0.0, ends_at - time.monotonic()))).result(settings.worker.stop_s)
         drained.set()
+        if not loop.submit(runtime.reaches_redis()).result(2 * AWAY_END_S):
+            end_within(AWAY_END_S, status())  # Celery may wait for its broker for minutes
 
     def begin_drain(**_: Any) -> None:
         """Celery waits for the jobs' threads, which end when their rollouts do; this makes them end in time."""
         runtime.draining = True
         slots.close()
-        threading.Thread(target=drain, name="drain", daemon=True).start()
+        end_within(settings.worker.stop_s, status())
+        ends_at = time.monotonic() + settings.worker.drain_s
+        threading.Thread(target=drain, args=(ends_at,), name="drain", daemon=True).start()
 
     def announce(**_: Any) -> None:
         lease.start()
@@ -137,10 +153,12 @@ def _run(
     try:
         worker.start()
     finally:
-        if not drained.wait(settings.worker.drain_s + 30 if runtime.draining else 0):
+        if not drained.wait(settings.worker.stop_s if runtime.draining else 0):
             _LOG.warning("worker ends without having drained", extra={"action": "drain_cut"})
         lease.stop()
         watchdog.cancel()
+        if liveness is not None:
+            loop.loop.call_soon_threadsafe(liveness.close)
         if pace is not None:
             pace.cancel()
         loop.submit(runtime.close()).result(15)

@@ -23,8 +23,9 @@ from gym.environments.process_session import new_session
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry
 from gym.environments.threads import EnvironmentThreads
+from gym.environments.values import BOUNDS, ValueBounds
 from gym.episode import Finished, Play, play, task_of
-from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut
+from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut, text_of
 from gym.ids import RolloutRef, parse_member
 from gym.policy import PolicySpec
 from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
@@ -81,7 +82,9 @@ class Runner:
         policies: PolicySource,
         executor: EnvironmentThreads,
         processes: EnvironmentProcesses,
+        bounds: ValueBounds = BOUNDS,
     ) -> None:
+        self._bounds = bounds
         self._registry = registry
         self._agents = agents
         self._model = model
@@ -110,7 +113,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001  # the rollout boundary: one rollout's fault is one failed result
             _LOG.exception("rollout %s failed", running.rollout, extra={"action": "rollout_internal"})
             where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {error} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
+            text = f"{text_of(error)} (at {where.filename.rpartition('/')[2]}:{where.lineno})"
             return self._failed(running, Internal(text))
 
     def cut_off(self, running: Running) -> Finished:
@@ -149,6 +152,7 @@ class Runner:
             seed=zlib.crc32(rollout_id.encode()),
             executor=self._executor,
             processes=self._processes,
+            bounds=self._bounds,
         )
         replay = None
         if claim.replay:

@@ -22,6 +22,7 @@ from gym.config import Settings, proxy_url
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import load_registry
 from gym.environments.threads import EnvironmentThreads
+from gym.environments.values import ValueBounds
 from gym.episode import Finished
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
@@ -45,6 +46,7 @@ from workers.slots import Slots
 from workers.suspects import SuspectRuns
 
 WATCH_S = 0.5
+ANSWER_S = 2.0  # for Redis, before something is handed back
 VOID_CLAIMS_S = 3.0
 HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
 HAND_BACK_BYTES = 64 * 2**20
@@ -85,6 +87,10 @@ class Runtime:
             settings.worker.environment_threads, most_hung=settings.worker.max_hung_threads
         )
         self._processes = EnvironmentProcesses(settings.worker.environment_processes)
+        bounds = ValueBounds(
+            output_bytes=settings.worker.max_tool_output_bytes,
+            argument_chars=settings.worker.max_tool_arguments_chars,
+        )
         self._model = PolicyClient(settings.model, self._policies)
         self._runner = Runner(
             registry=self._registry,
@@ -96,9 +102,10 @@ class Runtime:
             policies=self._policies,
             executor=self._threads,
             processes=self._processes,
+            bounds=bounds,
         )
         self._sessions = SessionHost(
-            self._store, settings.sessions, self._registry, self._threads, self._processes, worker
+            self._store, settings.sessions, self._registry, self._threads, self._processes, worker, bounds
         )
         self._claims = Claims(self._store, self._policies, worker, draining=lambda: self.draining)
         self._running: dict[asyncio.Task[None], Running] = {}
@@ -307,12 +314,8 @@ class Runtime:
             sums=sums(finished),
         )
         answer = self._rollouts.committed(await self._committer.send(self._rollouts.commit_call(running.claim, commit)))
-        if answer.verdict:
-            self._committer.add_total(f"rollouts:{outcome}")
-        else:
+        if not answer.verdict:
             self._committer.add_total("fenced")
-        if answer.stopped:
-            self._committer.add_total("rollouts:cancelled", answer.stopped)
 
     async def _watch(self) -> None:
         """Stop what was cancelled or given to others, and what has stalled."""
@@ -359,10 +362,15 @@ class Runtime:
             if not mine and not running.stopping and not running.committing:
                 running.stop(task)
 
+    async def reaches_redis(self) -> bool:
+        """Return whether something can be handed back now."""
+        return await self._store.answers(within_s=ANSWER_S)
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more, wait for what runs, and hand back what is left without using up its attempt.
 
-        What its model calls came to goes along, so that none is made again.
+        What its model calls came to goes along, so that none is made again. Where Redis has been away, the lease ends
+        and others run them; what has finished here is kept until the end of the drain.
         """
         self.draining = True
         self.slots.close()
@@ -371,6 +379,12 @@ class Runtime:
                 await self._idle.wait()
                 return
         left = list(self._running.items())
+        if not await self.reaches_redis():
+            _LOG.warning("%d rollouts are left to their lease", len(left), extra={"action": "drain_away"})
+            for task, _ in left:
+                task.cancel()
+            await asyncio.wait([task for task, _ in left], timeout=ANSWER_S)
+            return
         _LOG.info("handing %d rollouts back", len(left), extra={"action": "drain_release"})
         for task, running in left:
             if not running.committing:

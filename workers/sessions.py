@@ -14,9 +14,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
 from redis.exceptions import RedisError
 
+from gym import exact_json
 from gym.config import SessionSettings
 from gym.environments.process_session import new_session
 from gym.environments.processes import EnvironmentProcesses
@@ -24,9 +24,11 @@ from gym.environments.registry import Registry
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments
-from gym.errors import NotFound, RolloutError, VerifierFailed
+from gym.environments.values import BOUNDS, ValueBounds
+from gym.errors import NotFound, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
+from gym.plain import utf8
 from gym.state.sessions import SessionRecord, Sessions, session_not_found
 from gym.state.store import Store
 from gym.trajectory import Trajectory
@@ -62,7 +64,9 @@ class SessionHost:
         executor: EnvironmentThreads,
         processes: EnvironmentProcesses,
         worker: str,
+        bounds: ValueBounds = BOUNDS,
     ) -> None:
+        self._bounds = bounds
         self._sessions = Sessions(store)
         self._settings = settings
         self._registry = registry
@@ -135,11 +139,22 @@ class SessionHost:
             answer = _fault(422, error.kind.value, error.message)
         except Exception as error:  # noqa: BLE001  the boundary of a call, as a rollout is one
             _LOG.exception("a session call failed", extra={"action": "session_internal"})
-            answer = _fault(503, "internal", f"{type(error).__name__}: {error}")
+            answer = _fault(503, "internal", text_of(error))
+        await self._send(call, answer)
+
+    async def _send(self, call: JsonObject, answer: JsonObject) -> None:
+        """Give the answer, or a fault where it cannot be written: whoever asked is never left waiting."""
         try:
-            await self._sessions.answer(call["asker"], [{"call": call["call"], **answer}])
+            try:
+                await self._sessions.answer(call["asker"], [{"call": call["call"], **answer}])
+            except (TypeError, ValueError) as error:
+                _LOG.exception("a session's answer cannot be written", extra={"action": "session_internal"})
+                fault = _fault(503, "internal", f"the answer cannot be written: {text_of(error)}")
+                await self._sessions.answer(call["asker"], [{"call": call["call"], **fault}])
         except RedisError as error:
             _LOG.warning("answer of a session lost: %s", error, extra={"action": "redis_unavailable"})
+        except KeyError as error:
+            _LOG.warning("a session call without %s was dropped", error, extra={"action": "session_internal"})
 
     async def _answer(self, call: JsonObject) -> JsonObject:
         if call["do"] == "open":
@@ -169,6 +184,7 @@ class SessionHost:
             seed=seed if seed is not None else zlib.crc32(record.session_id.encode()),
             executor=self._executor,
             processes=self._processes,
+            bounds=self._bounds,
         )
         try:
             await session.setup()
@@ -187,7 +203,7 @@ class SessionHost:
             case "describe":
                 answer: JsonObject = held.made
             case "tool":
-                text = orjson.dumps(call["arguments"]).decode()
+                text = exact_json.dumps(call["arguments"]).decode()
                 outcome = await held.session.call_tool(call["tool"], text)
                 held.trajectory.tool_calls.append(outcome)
                 answer = {"output": outcome.output, "failed": outcome.failed}
@@ -237,4 +253,4 @@ class SessionHost:
 
 
 def _fault(status: int, code: str, message: str) -> JsonObject:
-    return {"fault": {"status": status, "code": code, "message": message}}
+    return {"fault": {"status": status, "code": code, "message": utf8(message)}}

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from api.cli.options import DEFAULT_URL, ApiKey, AsJson, Url, client, console, print_json, progress_console
+from gym.state.data_dir import create_private
 
 if TYPE_CHECKING:
     from gym.client import Batch, Result
@@ -165,7 +166,10 @@ def cancel(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel what has not finished; results that are there remain. An unknown name is an error and changes nothing."""
+    """Cancel what has not finished; results that are there remain, and nothing starts any more when this returns.
+
+    An unknown name is an error and changes nothing.
+    """
     from gym.ids import parse_group_id, parse_rollout_id
 
     part = None if kind == "batch" else parse_rollout_id(item) or parse_group_id(item)
@@ -177,6 +181,8 @@ def cancel(
         raise typer.Exit(1)
     if as_json:
         print_json(answer)
+    elif answer.get("left"):
+        console().print(f"{item} is being cancelled{_counted(answer)}")
     else:
         console().print(f"cancelled {item}{_counted(answer)}")
 
@@ -246,7 +252,7 @@ def _opened(out: Path) -> Iterator[IO[bytes]]:
         sys.stdout.flush()
         return
     try:
-        file = out.open("wb")
+        file = create_private(out)
     except OSError as error:
         raise typer.BadParameter(f"{out} cannot be written: {error.strerror}") from None
     with file:

@@ -14,6 +14,7 @@ from gym.environments.registry import load_registry
 from gym.errors import SettingsError
 from gym.jsontypes import JsonObject
 from gym.sandbox.base import SandboxUnavailable
+from gym.state.data_dir import create_private, make_private
 
 RUN = "demo"
 
@@ -24,7 +25,7 @@ def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
     The results stay in `data_dir/results.jsonl`; the farm's own state is kept only when something went wrong.
     """
     progress = progress_console()
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(data_dir)
     state_dir = Path(tempfile.mkdtemp(prefix="state-", dir=data_dir))
     results_file = data_dir / "results.jsonl"
     tasks = demo_tasks(rows, seed)
@@ -71,7 +72,7 @@ def demo_tasks(count: int, seed: int) -> list[JsonObject]:
 def _submit_and_follow(farm: LocalFarm, tasks: list[JsonObject], num_samples: int, results_file: Path) -> bool:
     """Whether every rollout succeeded."""
     summary = Summary()
-    with client(farm.url, None) as connected, results_file.open("wb") as out:
+    with client(farm.url, None) as connected, create_private(results_file) as out:
         batch = connected.submit(tasks, run=RUN, num_samples=num_samples)
         status = follow(batch, summary, console=progress_console(), out=out, view="full")
     print_summary(summary, console())

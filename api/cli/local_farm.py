@@ -22,6 +22,7 @@ from pathlib import Path
 from api.cli.up import ADDRESSES_FILE, READY_TIMEOUT_S, NotReady
 from gym.orphans import end_with_parent
 from gym.policy import PolicySpec
+from gym.state.data_dir import append_private, make_private
 
 MODEL_NAME = "mock"
 MODEL_TIMEOUT_S = 30.0
@@ -65,7 +66,7 @@ def local_farm(
     `options` are of `farm up`, `model_options` of `farm mock-model`, `settings` are `FARM_…` variables; none are taken
     from this process. Raises NotReady with what `farm up` said.
     """
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(data_dir)
     model_port = free_port()
     model_url = f"http://127.0.0.1:{model_port}"
     policies = {"policy": mock_policy(model_url).model_dump(mode="json", exclude_none=True)}
@@ -98,7 +99,7 @@ def farm_process(
     environment. What it prints is appended to the log, but for `up`, whose standard output is a pipe for the caller.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
-    with log.open("ab") as errors:
+    with append_private(log) as errors:
         return subprocess.Popen(  # noqa: S603 - this program
             [sys.executable, "-m", "api.cli.main", command, *options],
             stdin=subprocess.DEVNULL,

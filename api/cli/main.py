@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 
@@ -51,6 +52,7 @@ def build() -> typer.Typer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; ends in SystemExit: 0 done, 1 failed, 2 what was asked cannot be, 130 interrupted."""
+    mask = os.umask(0o077)  # what a command makes is for its user alone: trajectories, keys, logs
     try:
         build()(args=list(argv) if argv is not None else None)
     except FarmError as error:
@@ -60,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         # whoever read our output has seen enough; Python would complain once more while it ends
         sys.stderr.close()
         sys.exit(FAILED)
+    finally:
+        os.umask(mask)
 
 
 def exit_code(error: FarmError) -> int:

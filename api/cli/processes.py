@@ -12,9 +12,11 @@ import typer
 from api.cli.options import ConfigFile, settings_from
 
 if TYPE_CHECKING:
+    from api.shutdown import Shutdown
     from gym.config import Settings
 
-GRACE_S = 5
+STOP_S = 20.0  # the grace that Compose or Kubernetes gives api, proxy and dispatcher
+GRACE_S = 6  # longer than the grace of `api.shutdown`, which ends requests with an answer
 
 DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="Where the farm keeps its state. [farm-data]")]
 Host = Annotated[str | None, typer.Option(help="The address to listen on. [127.0.0.1]")]
@@ -100,8 +102,10 @@ def api(
     """The REST head."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, api={"port": port})
     from api.app import create_app
+    from api.shutdown import Shutdown
 
-    raise typer.Exit(serve(create_app(settings), settings.host, settings.api.port))
+    shutdown = Shutdown()
+    raise typer.Exit(serve(create_app(settings, shutdown), settings.host, settings.api.port, shutdown))
 
 
 def proxy(
@@ -114,8 +118,10 @@ def proxy(
     """The model proxy, for agents outside the workers."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, proxy={"port": port})
     from api.proxy.app import create_app
+    from api.shutdown import Shutdown
 
-    raise typer.Exit(serve(create_app(settings), settings.host, settings.proxy.port))
+    shutdown = Shutdown()
+    raise typer.Exit(serve(create_app(settings, shutdown), settings.host, settings.proxy.port, shutdown))
 
 
 def dispatcher(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
@@ -177,7 +183,7 @@ def redis(
     os.execv(command[0], command)  # noqa: S606 - a server found on this machine
 
 
-def serve(app: Any, host: str, port: int) -> int:
+def serve(app: Any, host: str, port: int, shutdown: Shutdown) -> int:
     """Serve an ASGI app until SIGTERM or SIGINT; open requests get a few seconds."""
     import uvicorn
 
@@ -201,7 +207,8 @@ def serve(app: Any, host: str, port: int) -> int:
             log_config=None,
             server_header=False,
             timeout_graceful_shutdown=GRACE_S,
-        )
+        ),
+        shutdown,
     )
     server.run()
     return 0 if server.started else 1

@@ -1,12 +1,15 @@
-"""uvicorn's server for a process that may be idle for hours."""
+"""uvicorn's server for a process that may be idle for hours, and whose requests may wait for a minute."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from types import FrameType
 
 import uvicorn
+
+from api.shutdown import Shutdown
 
 TICK_S = 1.0
 TICKS = 10
@@ -17,6 +20,10 @@ class QuietServer(uvicorn.Server):
     """Looks once a second whether it is to end, and at once after a signal; uvicorn's own looks ten times a second."""
 
     _loop: asyncio.AbstractEventLoop | None = None
+
+    def __init__(self, config: uvicorn.Config, shutdown: Shutdown) -> None:
+        super().__init__(config)
+        self._shutdown = shutdown
 
     async def main_loop(self) -> None:
         """Until a signal."""
@@ -33,3 +40,8 @@ class QuietServer(uvicorn.Server):
         super().handle_exit(sig, frame)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._signalled.set)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what waits, then let requests under way finish."""
+        self._shutdown.begin()
+        await super().shutdown(sockets)

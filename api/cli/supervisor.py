@@ -28,6 +28,7 @@ from typing import BinaryIO
 from api.cli.forking import ForkServer, NotForked, Process
 from gym.errors import FarmError
 from gym.orphans import end_with_parent
+from gym.state.data_dir import append_private, make_private
 
 TAIL_LINES = 20
 LINE_BYTES = 64 * 1024
@@ -93,7 +94,7 @@ class LogFile:
     def write(self, line: bytes) -> None:
         """Append one line, which ends with a newline."""
         if self._file is None:
-            self._file = self._path.open("ab", buffering=0)
+            self._file = append_private(self._path)
         self._file.write(line)
         if self._file.tell() >= self._size_bytes:
             self.close()
@@ -159,7 +160,7 @@ class Supervisor:
         restarts: Restarts = Restarts(),
         fork_server: ForkServer | None = None,
     ) -> None:
-        log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(log_dir)
         self.log_dir = log_dir
         self.children: dict[str, Child] = {}
         self.failed: asyncio.Future[ChildFailed] = asyncio.get_running_loop().create_future()

@@ -46,7 +46,6 @@ READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
 SYNC_EVERY_S = 1.0
 ADDRESSES_FILE = "farm.json"
-HAND_BACK_S = 20  # for a worker to stop and hand back what its drain has left
 POOL_BAD_INPUT = 2
 """What `farm judge` ends with when what was asked of it cannot be (workers.judge_pool.main)."""
 FLOWER_NICENESS = 10  # watching must not cost rollouts
@@ -267,7 +266,7 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
             forked=[command] if command in MODULES else (),
         )
 
-    drain_s = settings.worker.drain_s + HAND_BACK_S
+    drain_s = settings.worker.kill_s
     for number in range(1, settings.worker.processes + 1):
         yield child(f"worker-{number}", "worker", WORK, drain_s)
     for number in range(1, settings.judging.processes + 1 if settings.judges else 1):

@@ -1,10 +1,15 @@
-"""Who may call the proxy: holders of API keys, and agents with a key for one attempt of one rollout."""
+"""The check of the proxy's callers: holders of API keys, and agents with a key for one attempt of one rollout.
+
+Invariant: an agent's key is good while a worker runs its attempt, by Redis' word, and never for longer.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import orjson
+from redis.exceptions import RedisError
 
 from api.keys import KeyRing, given_key
 from gym.agents.keys import PREFIX, AgentKeys, Grant
@@ -18,6 +23,7 @@ from gym.state.agent_secret import agent_secret
 from gym.state.store import Store
 
 MOST_POLICIES = 256
+LOOK_S = 1.0  # between looks at whether the attempt of a call under way still runs
 
 
 class Admission:
@@ -30,7 +36,10 @@ class Admission:
         self._inline: dict[str, PolicyRecord] = {}
 
     async def check(self, method: str, headers: Sequence[tuple[bytes, bytes]], rollout_id: str | None) -> Grant | None:
-        """What an agent's key grants, None for any other caller. Raises Unauthorized, Forbidden, RedisError."""
+        """Return what an agent's key grants, None for any other caller.
+
+        Raises Unauthorized, RedisError, and Forbidden where the key is for another rollout or its attempt is over.
+        """
         key = (given_key(headers) or b"").decode("latin-1")
         if not key.startswith(PREFIX):
             if self._ring is not None:
@@ -48,7 +57,32 @@ class Admission:
                 f"this key is for the rollout {grant.rollout_id}: call below /rollouts/{grant.rollout_id}/v1",
                 {"rollout_id": grant.rollout_id},
             )
+        await self.require_running(grant)
         return grant
+
+    async def require_running(self, grant: Grant) -> None:
+        """Raise Forbidden unless a worker runs the attempt that a key is for. Raises RedisError."""
+        rollout = parse_rollout_id(grant.rollout_id)
+        live = None
+        if rollout is not None:
+            live = await self._store.redis.hget(self._store.keys.batch(rollout.batch_id).live, rollout.member)
+        if live is None or not live.startswith(b"r|%d|" % grant.attempt):
+            raise Forbidden(
+                "attempt_over",
+                f"attempt {grant.attempt} of rollout {grant.rollout_id} is over, and this key with it: end",
+                {"rollout_id": grant.rollout_id, "attempt": grant.attempt},
+            )
+
+    async def until_over(self, grant: Grant) -> Forbidden:
+        """Wait until the attempt that a key is for is over; return the error that says so."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self.require_running(grant)
+            except Forbidden as over:
+                return over
+            except RedisError:
+                continue  # the worker goes on without Redis too
 
     async def inline_policy(self, grant: Grant) -> PolicyRecord:
         """The policy that the batch of a granted rollout brought along. Raises NotFound."""

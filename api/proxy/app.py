@@ -13,11 +13,12 @@ from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.proxy.admission import Admission
-from api.proxy.calls import Calls
+from api.proxy.calls import Call, Calls
 from api.proxy.capture import CapturedCalls
 from api.proxy.dialects import DIALECTS
 from api.proxy.errors import Shape, problem_of
 from api.proxy.exchange import ClientLeft, Exchange
+from api.shutdown import EndRequests, Shutdown, shutting_down
 from gym.agents.keys import Grant
 from gym.config import Settings
 from gym.errors import NotFound, RequestError, SettingsError
@@ -37,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 class Parts:
     """What lives as long as the process: connections, the copy of the policies, the services that keep them fresh."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shutdown: Shutdown) -> None:
         if settings.redis.url is None:
             raise SettingsError("the proxy needs redis.url (FARM_REDIS_URL)")
         self._name = new_id("proxy")
@@ -51,7 +52,8 @@ class Parts:
         self.client = PolicyClient(settings.model, self.policies)
         self.admission = Admission(settings.api.keys, self._store)
         self.calls = Calls(settings, self.client, self.policies)
-        self.captured = CapturedCalls(self.calls, self.captures)
+        self.captured = CapturedCalls(self.calls, self.captures, shutdown)
+        self._shutdown = shutdown
         self._services: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -66,6 +68,7 @@ class Parts:
             loop.create_task(self.policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self.captures.keep_leases(), name="leases"),
             loop.create_task(watch_for_eviction(self._redis_url, self._prefix), name="watch for eviction"),
+            loop.create_task(self._refuse_held_at_shutdown(), name="shutdown"),
         ]
         return self
 
@@ -79,6 +82,10 @@ class Parts:
         await self._stack.aclose()
         await self._store.close()
 
+    async def _refuse_held_at_shutdown(self) -> None:
+        await self._shutdown.wait()
+        self.client.refuse_held()
+
     def _lanes(self) -> dict[str, tuple[int, int]]:
         return {name: (int(load["in_flight"]), int(load["held"])) for name, load in self.client.load().items()}
 
@@ -86,8 +93,9 @@ class Parts:
 class ProxyApp:
     """ASGI."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shutdown: Shutdown) -> None:
         self._settings = settings
+        self._shutdown = shutdown
         self._parts: Parts | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,9 +108,11 @@ class ProxyApp:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            async with Parts(self._settings) as self._parts:
+            self._shutdown.serve()
+            async with Parts(self._settings, self._shutdown) as self._parts:
                 await send({"type": "lifespan.startup.complete"})
                 await receive()
+                self._shutdown.begin()
         except SettingsError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
@@ -151,10 +161,16 @@ class ProxyApp:
             try:
                 if rollout_id is None:
                     await parts.calls.run(call)
+                elif grant is None:
+                    await parts.captured.run(call, rollout_id)
                 else:
-                    await parts.captured.run(call, rollout_id, grant)
+                    await _while_granted(parts, call, rollout_id, grant)
             except Exception as error:  # noqa: BLE001  the ASGI edge: it may have to end a stream
                 await call.fail(problem_of(error))
+            except asyncio.CancelledError:
+                if not self._shutdown.has_begun():
+                    raise
+                await call.fail(problem_of(shutting_down()))  # the grace is over
 
     def _models(self, shape: Shape, grant: Grant | None) -> JsonObject:
         """The policies; an agent sees its own."""
@@ -177,6 +193,23 @@ class ProxyApp:
         }
 
 
+async def _while_granted(parts: Parts, call: Call, rollout_id: str, grant: Grant) -> None:
+    """Run an agent's call; end it where the agent's attempt is over before the model has answered."""
+    run = asyncio.ensure_future(parts.captured.run(call, rollout_id, grant))
+    over = asyncio.ensure_future(parts.admission.until_over(grant))
+    try:
+        await asyncio.wait({run, over}, return_when=asyncio.FIRST_COMPLETED)
+        if not run.done():
+            raise over.result()
+        await run
+    finally:
+        over.cancel()
+        if not run.done():
+            run.cancel()
+            await asyncio.wait({run})
+        _ = run.cancelled() or run.exception()  # seen: what counts is why it was cancelled
+
+
 def _place(scope: Scope) -> tuple[str, str | None]:
     """The path without the rollout that it may begin with, and that rollout."""
     path: str = scope["path"]
@@ -193,6 +226,7 @@ def _refuse(path: str, method: str) -> None:
     raise NotFound("not_found", f"there is no {method} {path[:200]} here; there are {known}, also below /rollouts/ID")
 
 
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings, shutdown: Shutdown | None = None) -> ASGIApp:
     """The ASGI app. It connects when it starts up; without Redis it starts too, and answers 503 or 404."""
-    return ProxyApp(settings)
+    shutdown = shutdown or Shutdown()
+    return EndRequests(ProxyApp(settings, shutdown), shutdown)

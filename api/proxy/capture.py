@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from api.proxy.calls import Call, Calls, shown, still_waiting
 from api.proxy.errors import ContextTooLong
+from api.shutdown import Shutdown, shutting_down
 from gym.agents.keys import Grant
 from gym.errors import Forbidden, Invalid, ModelRejected, RolloutError
 from gym.ids import is_id, parse_rollout_id
@@ -29,9 +30,10 @@ POLL_S = 0.25
 class CapturedCalls:
     """Runs the calls of rollouts."""
 
-    def __init__(self, calls: Calls, captures: Captures) -> None:
+    def __init__(self, calls: Calls, captures: Captures, shutdown: Shutdown) -> None:
         self._calls = calls
         self._captures = captures
+        self._shutdown = shutdown
 
     async def run(self, call: Call, rollout_id: str, grant: Grant | None = None) -> None:
         """`grant` says which attempt it is and how many calls there may be.
@@ -76,7 +78,9 @@ class CapturedCalls:
             remaining_s = call.deadline - loop.time()
             if remaining_s <= 0:
                 raise still_waiting(loop.time() - began)
-            await asyncio.sleep(min(wait_s, remaining_s))
+            await self._shutdown.bounded(asyncio.sleep(min(wait_s, remaining_s)))
+            if self._shutdown.has_begun():
+                raise shutting_down()
             wait_s = min(POLL_S, wait_s * 1.5)
         return begun
 

@@ -9,13 +9,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from api.routes.bodies import json_response, read_model
 from api.routes.policies import policy_shown
-from api.routes.services import Farm, Services
+from api.routes.services import Farm
 from api.schemas import BatchAnswer, BatchList, Cancelled, RequeueBody, Requeued, body_of
 from gym.errors import ErrorKind, Invalid
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import BatchState, BatchStatus, batch_not_found
 from gym.state.breakers import Breaker, Parked
+from gym.state.cancellation import Cancellation
 from gym.state.recall import Recalled, find_unreadable, recall
 from gym.state.results import View, rfc3339
 
@@ -34,6 +35,9 @@ MEANS = (
     "judge_s",
     "total_s",
 )
+BEING_CANCELLED: dict[int | str, dict[str, Any]] = {
+    202: {"model": Cancelled, "description": "Being cancelled: `left` rollouts have not ended yet, and none starts"}
+}
 
 router = APIRouter(tags=["batches"])
 
@@ -59,18 +63,21 @@ async def get_batch(batch_id: str, farm: Farm) -> Response:
     return json_response(batch_answer(await farm.batches.status(batch_id)))
 
 
-@router.delete("/v1/batches/{batch_id}", response_model=Cancelled)
+@router.delete("/v1/batches/{batch_id}", response_model=Cancelled, responses=BEING_CANCELLED)
 async def cancel_batch(batch_id: str, farm: Farm) -> Response:
-    """Cancel what has not finished; repeatable, and before the submission it wins over it."""
+    """Cancel what has not finished; repeatable, and before the submission it wins over it.
+
+    From now on nothing of the batch starts. 200: everything in it has ended, or a tombstone waits for it. 202: `left`
+    rollouts are still being ended; the batch's status says when they have.
+    """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
-    known, stopped = await farm.batches.cancel_batch(batch_id)
-    await count_cancelled(farm, stopped)
-    answer: JsonObject = {"batch_id": batch_id, "cancelled": stopped, "tombstone": not known}
-    if known:
+    done = await farm.batches.cancel_batch(batch_id)
+    answer = cancelled_answer({"batch_id": batch_id}, done)
+    if done.known:
         status = await farm.batches.status(batch_id)
         answer |= {"state": status.state, "ledger": status.ledger.as_dict()}
-    return json_response(answer)
+    return json_response(answer, status=202 if done.left else 200)
 
 
 @router.post(
@@ -111,10 +118,9 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
         after = page.next_after
 
 
-async def count_cancelled(farm: Services, stopped: int) -> None:
-    """Add to the farm's totals, which the metrics show."""
-    if stopped:
-        await farm.store.insist(farm.store.keys.totals, "HINCRBY", "rollouts:cancelled", stopped)
+def cancelled_answer(names: JsonObject, done: Cancellation) -> JsonObject:
+    """The answer to a cancellation of what is named."""
+    return {**names, "cancelled": done.stopped, "left": done.left, "tombstone": not done.known}
 
 
 def batch_answer(batch: BatchStatus) -> JsonObject:

@@ -77,7 +77,8 @@ async def event_lines(
     said_at = time.monotonic()
     try:
         while True:
-            async with aclosing(portions(farm.results, batch_id, page, View.LIGHT, wait_s=heartbeat_s)) as pages:
+            found = portions(farm.results, batch_id, page, View.LIGHT, wait_s=heartbeat_s, shutdown=farm.shutdown)
+            async with aclosing(found) as pages:
                 async for page in pages:
                     said = [*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)]
                     if said:
@@ -89,6 +90,8 @@ async def event_lines(
                     said_at = time.monotonic()
                     if changes.ended:
                         return
+            if farm.shutdown.has_begun():
+                return  # the client comes back with the last event's id
             page = Page([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
     except NotFound:
         return  # kept for as long as the settings say, then gone
@@ -101,7 +104,9 @@ async def _short(farm: Services, batch_id: str, page: Page, *, wait_s: float) ->
     """The events of one page, once there is one."""
     ends_at = time.monotonic() + wait_s
     while not page.records and not page.done and (left_s := ends_at - time.monotonic()) > 0:
-        await farm.results.wait(batch_id, after=page.next_after, timeout_s=left_s)
+        await farm.shutdown.bounded(farm.results.wait(batch_id, after=page.next_after, timeout_s=left_s))
+        if farm.shutdown.has_begun():
+            break
         page = await farm.results.page(batch_id, after=page.next_after, limit=LIGHT_PORTION, view=View.LIGHT)
     changes = _Changes(farm, batch_id)
     return b"".join([*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)])

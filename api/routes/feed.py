@@ -60,10 +60,10 @@ async def lease_results(
             packed=packed,
         )
         left_s = ends_at - time.monotonic()
-        if lease.records or lease.done or left_s <= 0:
+        if lease.records or lease.done or left_s <= 0 or farm.shutdown.has_begun():
             break
-        await farm.feed.wait(batch_id, body.consumer, timeout_s=left_s)
-        if await request.is_disconnected():
+        await farm.shutdown.bounded(farm.feed.wait(batch_id, body.consumer, timeout_s=left_s))
+        if farm.shutdown.has_begun() or await request.is_disconnected():
             break  # before something is handed to nobody
     expires_at = rfc3339(lease.expires_at) if lease.records else None
     if packed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from api.routes.batches import count_cancelled
+from api.routes.batches import BEING_CANCELLED, cancelled_answer
 from api.routes.bodies import json_response
 from api.routes.services import Farm
 from api.schemas import Cancelled
@@ -14,14 +14,16 @@ from gym.ids import parse_group_id
 router = APIRouter(tags=["rollouts"])
 
 
-@router.delete("/v1/groups/{group_id}", response_model=Cancelled)
+@router.delete("/v1/groups/{group_id}", response_model=Cancelled, responses=BEING_CANCELLED)
 async def cancel_group(group_id: str, farm: Farm) -> Response:
-    """Cancel what has not finished of a group; repeatable, and before the submission it wins over it."""
+    """Cancel what has not finished of a group; repeatable, and before the submission it wins over it.
+
+    Nothing of it starts any more. 202: `left` rollouts of a large group are still being ended.
+    """
     group = parse_group_id(group_id)
     if group is None:
         raise NotFound(
             "group_not_found", f"{group_id[:200]!r} is not the id of a group (BATCH:ROW)", {"group_id": group_id[:200]}
         )
-    known, stopped = await farm.batches.cancel_group(group)
-    await count_cancelled(farm, stopped)
-    return json_response({"group_id": group_id, "cancelled": stopped, "tombstone": not known})
+    done = await farm.batches.cancel_group(group)
+    return json_response(cancelled_answer({"group_id": group_id}, done), status=202 if done.left else 200)

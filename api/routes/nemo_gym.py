@@ -21,6 +21,7 @@ from api.errors import redis_error
 from api.ingest import row_reader
 from api.routes.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
 from api.routes.services import Farm, Services
+from api.shutdown import shutting_down
 from gym.errors import Conflict, Invalid, Overloaded, RequestError, TooLarge, Unavailable
 from gym.ids import RolloutRef, is_id, new_id
 from gym.jsontypes import JsonObject
@@ -76,12 +77,16 @@ async def run_row(
         staged = _read(farm, row)
     except (Invalid, TooLarge) as error:
         return json_response(failed_response(row, kind="bad_row", message=error.message))
-    rollout = await _patiently(lambda: _submit(farm, request, staged, x_farm_job))
+    rollout = await _patiently(farm, lambda: _submit(farm, request, staged, x_farm_job))
     ends_at = time.monotonic() + MOST_WAIT_S
     while time.monotonic() < ends_at and not await request.is_disconnected():
-        result = await _patiently(lambda: farm.single_rows.result(rollout, wait_s=WAIT_SLICE_S))
+        result = await _patiently(
+            farm, lambda: farm.shutdown.bounded(farm.single_rows.result(rollout, wait_s=WAIT_SLICE_S))
+        )
         if result is not None:
             return Response(orjson.dumps(verify_response(row, result)), media_type="application/json")
+        if farm.shutdown.has_begun():
+            raise shutting_down()
     raise Unavailable(
         "not_ended",
         f"rollout {rollout} has not ended yet; post the same row again",
@@ -124,7 +129,7 @@ async def _submit(farm: Services, request: Request, row: StagedRow, job: str | N
     raise Unavailable("job_ended", "the job ended in between; post the same row again", retry_after_s=1)
 
 
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+async def _patiently(farm: Services, call: Callable[[], Awaitable[T]]) -> T:
     """Asked again while the backlog is full or Redis is away, since the client would give up for good."""
     ends_at = time.monotonic() + ROOM_S
     while True:
@@ -139,4 +144,6 @@ async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
             refusal = meant
         if time.monotonic() >= ends_at:
             raise refusal
-        await asyncio.sleep(min(AGAIN_S, refusal.retry_after_s or AGAIN_S))
+        await farm.shutdown.bounded(asyncio.sleep(min(AGAIN_S, refusal.retry_after_s or AGAIN_S)))
+        if farm.shutdown.has_begun():
+            raise shutting_down()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
@@ -14,6 +14,7 @@ from api.routes.batches import breaker_answer
 from api.routes.bodies import json_response
 from api.routes.services import MOVING, Farm, Services, active_counters
 from api.schemas import Items
+from api.shutdown import shutting_down
 from gym.errors import Unavailable
 from gym.state.dispatcher_health import dispatcher_trouble
 from gym.state.store import RedisAway
@@ -29,9 +30,18 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz", response_model=dict[str, str])
-async def readyz(farm: Farm) -> Response:
+async def readyz(
+    farm: Farm,
+    needs: Annotated[
+        Literal["farm", "redis"], Query(description="`redis`: whether this process can serve, for a load balancer")
+    ] = "farm",
+) -> Response:
     """Redis, at least one worker and the dispatcher are up; else 503 with what is missing. `alarms` if any stand."""
+    if farm.shutdown.has_begun():
+        raise shutting_down()
     missing = await _missing(farm)
+    if needs == "redis":
+        missing = [part for part in missing if part == "redis"]
     if missing:
         named = ", ".join(f"{name} ({why})" if why else name for name, why in missing.items())
         raise Unavailable(

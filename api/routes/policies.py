@@ -9,10 +9,11 @@ from fastapi import APIRouter, Request, Response
 from api.routes.bodies import json_response, read_model
 from api.routes.services import Farm
 from api.schemas import Items, PolicyAnswer, body_of
-from gym.config import MASK, Settings
+from gym.config import Settings
 from gym.errors import Invalid
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
+from gym.masking import MASK, mask_address
 from gym.policy import PolicySpec
 from gym.proxy.hosts import check_hosts
 from gym.proxy.policies import PolicyRecord
@@ -70,18 +71,10 @@ def check_policy_hosts(spec: PolicySpec, settings: Settings, *, field: str) -> N
 
 def policy_shown(spec: JsonObject) -> JsonObject:
     """A policy's JSON without its key and without credentials in its URLs."""
-    shown = {**spec, "base_urls": [_without_credentials(url) for url in spec["base_urls"]]}
+    shown = {**spec, "base_urls": [mask_address(url) for url in spec["base_urls"]]}
     if shown.get("api_key") is not None:
         shown["api_key"] = MASK
     return shown
-
-
-def _without_credentials(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    if "@" not in authority:
-        return url
-    return f"{scheme}{separator}{MASK}@{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def policy_answer(record: PolicyRecord) -> JsonObject:

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from api.errors import redis_error
 from api.routes.services import Farm
 from api.schemas import ResultPage
+from api.shutdown import Shutdown
 from gym.ids import is_id
 from gym.results.record import pack_page
 from gym.state.batches import batch_not_found
@@ -59,24 +60,26 @@ async def get_results(
     """Results in order of completion; a page may hold fewer than `limit`, `done` says when nothing follows.
 
     `Accept: application/x-ndjson` streams until the batch is done, with an empty line now and then while nothing
-    happens; `limit` and `wait` do not count there.
+    happens; `limit` and `wait` do not count there. A farm that is shut down ends the stream with a line
+    `{"next_after": …, "done": false}` instead of a result: go on from that cursor.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     wanted = answer_type(request.headers.get("accept", ""))
     if wanted == NDJSON:
         first = await _portion(farm.results, batch_id, after=after, limit=LIGHT_PORTION, view=view)
-        return StreamingResponse(result_lines(farm.results, batch_id, first, view), media_type=NDJSON)
+        lines = result_lines(farm.results, batch_id, first, view, shutdown=farm.shutdown)
+        return StreamingResponse(lines, media_type=NDJSON)
     packed = wanted == MSGPACK
     ends_at = time.monotonic() + wait
-    await asyncio.sleep(min(wait, gather_s(after)))
+    await farm.shutdown.bounded(asyncio.sleep(min(wait, gather_s(after))))
     while True:
         page = await _page(farm.results, batch_id, after=after, limit=limit, view=view, packed=packed)
         left_s = ends_at - time.monotonic()
-        if page.records or page.done or left_s <= 0 or await request.is_disconnected():
+        if page.records or page.done or left_s <= 0 or farm.shutdown.has_begun() or await request.is_disconnected():
             break
         after = page.next_after
-        await farm.results.wait(batch_id, after=after, timeout_s=left_s)
+        await farm.shutdown.bounded(farm.results.wait(batch_id, after=after, timeout_s=left_s))
     if packed:
         return Response(pack_page(page.records, next_after=page.next_after, done=page.done), media_type=MSGPACK)
     return Response(items_json(page.records, next_after=page.next_after, done=page.done), media_type=JSON)
@@ -123,43 +126,63 @@ async def _page(results: Results, batch_id: str, *, after: str | None, limit: in
 
 
 async def result_lines(
-    results: Results, batch_id: str, first: Page, view: View, *, heartbeat_s: float = HEARTBEAT_S
+    results: Results,
+    batch_id: str,
+    first: Page,
+    view: View,
+    *,
+    heartbeat_s: float = HEARTBEAT_S,
+    shutdown: Shutdown | None = None,
 ) -> AsyncIterator[bytes]:
     """Every result as a line, from a first page on until the batch is done; an empty line where nothing happens.
 
-    Raises redis-py's errors where Redis stays away; the connection is cut then, so that it does not look complete.
+    At a shutdown the last line is the cursor to go on from, so that the stream does not look complete. Raises
+    redis-py's errors where Redis stays away; the connection is cut then, for the same reason.
     """
+    shutdown = shutdown or Shutdown()
     said_at = time.monotonic()
-    async for page in portions(results, batch_id, first, view, wait_s=heartbeat_s):
+    page = first
+    async for page in portions(results, batch_id, first, view, wait_s=heartbeat_s, shutdown=shutdown):
         if page.records:
             yield b"\n".join(page.records) + b"\n"
             said_at = time.monotonic()
         elif time.monotonic() - said_at >= heartbeat_s:
             yield b"\n"
             said_at = time.monotonic()
+    if not page.done:
+        yield orjson.dumps({"next_after": page.next_after, "done": False}) + b"\n"
 
 
 async def portions(
-    results: Results, batch_id: str, page: Page, view: View, *, wait_s: float = HEARTBEAT_S
+    results: Results,
+    batch_id: str,
+    page: Page,
+    view: View,
+    *,
+    shutdown: Shutdown,
+    wait_s: float = HEARTBEAT_S,
 ) -> AsyncGenerator[Page]:
-    """Pages from a first one on until the batch is done, an empty one at least every `wait_s` or second.
+    """Pages from a first one on until the batch is done or the process is shut down.
 
-    Raises redis-py's errors where Redis stays away for longer than `REDIS_AWAY_S`.
+    An empty one comes at least every `wait_s` or second. Raises redis-py's errors where Redis stays away for longer
+    than `REDIS_AWAY_S`.
     """
     seen_redis_at = time.monotonic()
     while True:
         yield page
-        if page.done:
+        if page.done or shutdown.has_begun():
             return
         try:
             if page.records:
-                await asyncio.sleep(gather_s(page.next_after))
+                await shutdown.bounded(asyncio.sleep(gather_s(page.next_after)))
             else:
-                await results.wait(batch_id, after=page.next_after, timeout_s=wait_s)
+                await shutdown.bounded(results.wait(batch_id, after=page.next_after, timeout_s=wait_s))
+            if shutdown.has_begun():
+                return
             page = await _portion(results, batch_id, after=page.next_after, limit=LIGHT_PORTION, view=view)
             seen_redis_at = time.monotonic()
         except RedisError as error:
             if redis_error(error, submitting=False) is None or time.monotonic() - seen_redis_at > REDIS_AWAY_S:
                 raise
             page = Page([], [], page.next_after, done=False)
-            await asyncio.sleep(min(1.0, wait_s))
+            await shutdown.bounded(asyncio.sleep(min(1.0, wait_s)))

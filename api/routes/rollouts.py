@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from api.routes.batches import count_cancelled
+from api.routes.batches import cancelled_answer
 from api.routes.bodies import json_response
 from api.routes.services import Farm
 from api.schemas import Cancelled, CapturedRollout, ResultAnswer, UnfinishedRollout
@@ -50,9 +50,7 @@ async def cancel_rollout(rollout_id: str, farm: Farm) -> Response:
     rollout = parse_rollout_id(rollout_id)
     if rollout is None:
         raise rollout_not_found(rollout_id)
-    known, stopped = await farm.batches.cancel_rollout(rollout)
-    await count_cancelled(farm, stopped)
-    return json_response({"rollout_id": rollout_id, "cancelled": stopped, "tombstone": not known})
+    return json_response(cancelled_answer({"rollout_id": rollout_id}, await farm.batches.cancel_rollout(rollout)))
 
 
 def _captured(rollout_id: str, records: list[JsonObject], failures: list[JsonObject], view: View) -> JsonObject | None:

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from api.sessions import SessionCalls
+from api.shutdown import Shutdown
 from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import Registry
@@ -20,6 +21,7 @@ from gym.state.alarms import Alarms
 from gym.state.batches import Batches
 from gym.state.breakers import Breaker, Breakers, parked_now, read_breakers
 from gym.state.captures import Captures
+from gym.state.ends import FIELDS
 from gym.state.feed import Feed
 from gym.state.leases import Leases
 from gym.state.policies import Policies
@@ -67,10 +69,14 @@ class Backlog:
 
 MOVING = ("queued", "running", "judging", "dispatched")  # what is dispatched is also queued
 COUNTERS = (*MOVING, "succeeded", "failed", "cancelled", "expired")
+_READ = tuple(dict.fromkeys((*COUNTERS, *FIELDS)))
 
 
 async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]], list[Breaker]]:
-    """The counters of each batch that has not ended, oldest first, with what is `parked` of it; and the breakers."""
+    """The counters of each batch that has not ended, oldest first, with what is `parked` of it; and the breakers.
+
+    `gym.state.ends.FIELDS` are among them.
+    """
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.zrange(store.keys.active, 0, -1)
     pipeline.hgetall(store.keys.breakers)
@@ -78,10 +84,10 @@ async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]
     breakers = read_breakers(stored)
     names = unreadable.names(active)
     for name in names:
-        pipeline.hmget(store.keys.batch(name).meta, COUNTERS)
+        pipeline.hmget(store.keys.batch(name).meta, _READ)
     answers = await pipeline.execute(raise_on_error=False) if names else []
     counters = [
-        read_or_none("counters of batch", name, _counters, values) or dict.fromkeys((*COUNTERS, "parked"), 0)
+        read_or_none("counters of batch", name, _counters, values) or dict.fromkeys((*_READ, "parked"), 0)
         for name, values in zip(names, answers, strict=True)
     ]
     if any(breaker.open for breaker in breakers):
@@ -91,7 +97,7 @@ async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]
 
 
 def _counters(values: list[bytes | None]) -> dict[str, int]:
-    return {field: int(value or 0) for field, value in zip(COUNTERS, values, strict=True)} | {"parked": 0}
+    return {field: int(value or 0) for field, value in zip(_READ, values, strict=True)} | {"parked": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +118,7 @@ class Services:
     single_rows: SingleRows
     sessions: SessionCalls
     alarms: Alarms
+    shutdown: Shutdown
     relay: RelayServer | None = None
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.auth import caller_of
@@ -29,7 +28,8 @@ from api.session_schemas import (
     VerifyBody,
 )
 from api.sessions import WantedSession
-from gym.errors import NotFound
+from gym import exact_json
+from gym.errors import Invalid, NotFound
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.state.results import rfc3339
@@ -55,7 +55,7 @@ async def open_session(name: str, request: Request, farm: Farm) -> Response:
     wanted = WantedSession(session_id=body.session_id, environment=name, row=row, seed=body.seed, owner=_owner(request))
     record, made, is_new = await farm.sessions.open(wanted)
     shown = {**_shown(record), "observation": made["observation"], "tools": made["tools"]}
-    return json_response(shown, 201 if is_new else 200)
+    return Response(exact_json.dumps(shown), 201 if is_new else 200, media_type="application/json")
 
 
 @router.get("/v1/sessions", response_model=Items)
@@ -138,11 +138,14 @@ def _shown(record: SessionRecord) -> JsonObject:
 def _answer(answer: JsonObject) -> Response:
     shown = {name: value for name, value in answer.items() if name not in ("call", "expires_at_ms")}
     shown["expires_at"] = rfc3339(answer["expires_at_ms"])
-    return Response(orjson.dumps(shown), media_type="application/json")
+    return Response(exact_json.dumps(shown), media_type="application/json")
 
 
 def _output_of(response: JsonObject | list[JsonObject] | str) -> list[JsonObject]:
     if isinstance(response, str):
         return [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": response}]}]
     items = response.get("output", []) if isinstance(response, dict) else response
+    if not isinstance(items, list):
+        text = f"field `response.output` is of type {type(items).__name__}; expected a list of items"
+        raise Invalid("invalid_request", text, {"field": "response.output"})
     return [item for item in items if isinstance(item, dict)]

@@ -8,6 +8,7 @@ from api.routes.bodies import json_response, read_model
 from api.routes.policies import policy_answer
 from api.routes.services import Farm
 from api.schemas import PauseAnswer, PauseBody, PolicyAnswer, ResumeBody, body_of
+from api.shutdown import shutting_down
 
 MAX_BODY_BYTES = 2**16
 
@@ -18,7 +19,9 @@ router = APIRouter(tags=["policies"])
 async def pause(name: str, request: Request, farm: Farm) -> Response:
     """Keep the policy's new model calls waiting; held calls survive and go on after `resume`."""
     body = await read_model(request, PauseBody, limit=MAX_BODY_BYTES, code="invalid_pause", what="the pause")
-    load = await farm.policies.pause(name, body.mode, timeout_s=body.timeout_s)
+    load = await farm.shutdown.bounded(farm.policies.pause(name, body.mode, timeout_s=body.timeout_s))
+    if load is None:
+        raise shutting_down()
     answer = {"policy": name, "mode": body.mode, "in_flight": load.in_flight, "held": load.held, "obeyed": load.obeyed}
     return json_response(answer)
 

@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.exceptions import RedisError
 
@@ -31,6 +31,7 @@ WATCH_S = 1.0
 COLLECT_S = 5.0  # when the rollout has been cut off; else it may take until the rollout's deadline
 AGAIN_S = 0.5
 KEY_MARGIN_S = 60.0
+HIDDEN = "…"
 _REASONS = {
     "max_tokens": StopReason.MAX_TOKENS,
     "content_filter": StopReason.CONTENT_FILTER,
@@ -141,9 +142,9 @@ class OutsideAgent(ABC):
         said, failure = Said(), None
         try:
             try:
-                said = await self.drive(episode, access)
+                said = without_key(await self.drive(episode, access), access.key)
             except AgentFailed as error:
-                failure = error
+                failure = AgentFailed(error.message.replace(access.key, HIDDEN))
             records, failures = await self._door.collect(episode)
         except BaseException:
             with suppress(TimeoutError):
@@ -159,6 +160,11 @@ class OutsideAgent(ABC):
         if not episode.trajectory.items:
             raise AgentFailed(f"the agent {self.name} made no model call through the proxy and said nothing")
         return reason or said.reason or StopReason.COMPLETED
+
+
+def without_key(said: Said, key: str) -> Said:
+    """Return what an agent said without the key that it was given, which a program may print."""
+    return said if said.text is None else replace(said, text=said.text.replace(key, HIDDEN))
 
 
 def settle(episode: Episode, records: Sequence[JsonObject], text: str | None) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from gym.limits import Seconds
+from gym.masking import Address, Argument, MaskedModel, Secret, mask_address
 
 OWN_AGENTS = ("tool_loop", "single_turn", "stepped")  # the farm's own
 AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -19,7 +20,7 @@ AbsolutePath = Annotated[str, Field(pattern=r"^/[^:]+$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class _AgentSettings(BaseModel):
+class _AgentSettings(MaskedModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -27,8 +28,10 @@ class RemoteSettings(_AgentSettings):
     """An agent that is a service with `POST {url}/v1/responses`."""
 
     kind: Literal["remote"]
-    url: str
-    api_key: str | None = Field(default=None, repr=False, description="sent to the service as `Authorization: Bearer`")
+    url: Address
+    api_key: Secret | None = Field(
+        default=None, repr=False, description="sent to the service as `Authorization: Bearer`"
+    )
     timeout_s: Annotated[Seconds, Field(description="of one call of the service")] = 600.0
     connect_timeout_s: Seconds = 5.0
     max_retries: Annotated[int, Field(ge=0, le=20, description="where no connection comes about, or 502, 503, 429")] = 3
@@ -38,7 +41,7 @@ class RemoteSettings(_AgentSettings):
     def _absolute(cls, url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-            raise ValueError(f"{url[:100]!r} is not an http(s) address without a query")
+            raise ValueError(f"{mask_address(url[:100])!r} is not an http(s) address without a query")
         if parts.username or parts.password:
             raise ValueError("the url holds a password; give it as `api_key`")
         return url.rstrip("/")
@@ -52,8 +55,8 @@ class CommandSettings(_AgentSettings):
     """
 
     kind: Literal["command"]
-    argv: Annotated[tuple[str, ...], Field(min_length=1)]
-    environment: dict[VariableName, str] = Field(default_factory=dict, description="more variables for the program")
+    argv: Annotated[tuple[Argument, ...], Field(min_length=1)]
+    environment: dict[VariableName, Secret] = Field(default_factory=dict, description="more variables for the program")
     stdin: Literal["prompt", "task", "none"] = "prompt"
     answer: Annotated[
         Literal["model", "stdout"], Field(description="what is scored: the model's last message, or what was printed")

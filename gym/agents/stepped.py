@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from gym.agents.base import Episode, tool_calls_of
 from gym.environments.base import Step
+from gym.environments.codec_calls import CodecCalls
 from gym.environments.codecs import Act
 from gym.environments.tools import BadArguments
 from gym.jsontypes import JsonObject
@@ -26,7 +27,7 @@ class Stepped:
         Limits are looked at in the order of `gym.limits`; an answer with an act counts as one with a tool call. Tools
         that the environment has besides are run before its actions.
         """
-        first, codec = await episode.observe(), episode.environment.codec
+        first, codec = await episode.observe(), CodecCalls(episode.environment.codec)
         tools = [*episode.environment.tools, *codec.tools]
         acting = {str(tool.get("name")) for tool in codec.tools}
         episode.trajectory.items += codec.show(first, None)
@@ -48,15 +49,14 @@ class Stepped:
                 return reason
             if calls:
                 await episode.run_tools(calls)
-            last = await self._act(episode, acts, turn=turns - 1)
+            last = await self._act(episode, codec, acts, turn=turns - 1)
             if last is not None and last.done:
                 return StopReason.TRUNCATED if last.truncated else StopReason.COMPLETED
             if reason is not None:
                 return reason
 
-    async def _act(self, episode: Episode, acts: Sequence[Act], *, turn: int) -> Step | None:
+    async def _act(self, episode: Episode, codec: CodecCalls, acts: Sequence[Act], *, turn: int) -> Step | None:
         """Take the actions in order until one ends the episode: the last step, if there was any."""
-        codec = episode.environment.codec
         last: Step | None = None
         for act in acts:
             shown: list[JsonObject]

@@ -229,12 +229,16 @@ def rejudge(batch_id: str, *, rollout_ids: Sequence[str] | None = None, judge: s
 
 
 def cancel_batch(batch_id: str) -> Flow[JsonObject]:
-    """Cancel what has not finished; results that are there remain."""
+    """Cancel what has not finished; results that are there remain.
+
+    Nothing of it starts any more. `left` in the answer counts rollouts that are still being ended; the status of the
+    batch says when they have.
+    """
     return (yield from _json(Request(method="DELETE", path=_path("batches", batch_id))))
 
 
 def cancel(item_id: str, *, kind: Kind | None = None) -> Flow[JsonObject]:
-    """Cancel a batch, group or rollout, told apart by the form of the id (`gym.ids`).
+    """Cancel a batch, group or rollout, told apart by the form of the id (`gym.ids`); answers as `cancel_batch`.
 
     Give `kind` where batch ids of your own end in `:NUMBER`.
     """

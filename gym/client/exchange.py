@@ -9,8 +9,10 @@ Invariant: every request is a repeat when it is sent twice (its ids are in it), 
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Generator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -51,8 +53,10 @@ _BY_STATUS: dict[int, type[RequestError]] = {
         Unavailable,
     )
 }
-# 502 and 504 come from whatever stands before the farm
-_AGAIN = frozenset({429, 502, 503, 504})
+# errors of the farm's own that a repeat would meet again; every other 5xx passes, also those of a load balancer
+_FINAL_CODES = frozenset({"internal"})
+WARN_AFTER_S = 2.0
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +111,23 @@ Attempts = Generator[Request, Response | Disconnected, T]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how fast a request is asked again: full jitter under a doubling ceiling."""
+    """How long and how fast a request is asked again: jitter under a doubling ceiling.
 
-    retries: int = 8
+    `budget_s` counts from the first failure of a request. The default is longer than a farm takes to drain and to start
+    again. `retries` bounds the number of repeats, too.
+    """
+
+    budget_s: float = 150.0
+    retries: int | None = None
     first_s: float = 0.25
     most_s: float = 10.0
+    clock: Callable[[], float] = time.monotonic
+
+    def left_s(self, attempt: int, failed_at: float) -> float:
+        """Return the time that is left for repeats; none where their number is used up."""
+        if self.retries is not None and attempt >= self.retries:
+            return 0.0
+        return self.budget_s - (self.clock() - failed_at)
 
     def pause_s(self, attempt: int, *, retry_after: str | None, chance: random.Random) -> float:
         """The pause before retry number `attempt`, counted from 0; never shorter than what the farm asked for."""
@@ -143,15 +159,30 @@ def with_retries(flow: Flow[T], policy: RetryPolicy, chance: random.Random) -> A
 
 def _exchange(request: Request, policy: RetryPolicy, chance: random.Random) -> Attempts[Response]:
     attempt = 0
+    failed_at: float | None = None
+    warned = False
     while True:
         answer = yield request
         if isinstance(answer, Response) and (200 <= answer.status < 300 or answer.status in request.accept):
+            if warned:
+                _LOG.info("the farm answers again", extra={"action": "farm_back"})
             return answer
-        if attempt >= policy.retries or not _may_repeat(request, answer):
+        failed_at = policy.clock() if failed_at is None else failed_at
+        left_s = policy.left_s(attempt, failed_at)
+        if left_s <= 0 or not _may_repeat(request, answer):
             raise _error(request, answer, attempts=attempt + 1)
         retry_after = answer.retry_after if isinstance(answer, Response) else None
-        request = replace(request, after_s=policy.pause_s(attempt, retry_after=retry_after, chance=chance))
+        pause_s = min(left_s, policy.pause_s(attempt, retry_after=retry_after, chance=chance))
+        if not warned and policy.budget_s - left_s + pause_s >= WARN_AFTER_S:
+            warned = True
+            _warn(request, answer, left_s)
+        request = replace(request, after_s=pause_s)
         attempt += 1
+
+
+def _warn(request: Request, answer: Response | Disconnected, left_s: float) -> None:
+    error = _error(request, answer, attempts=1)
+    _LOG.warning("asking the farm again for up to %.0f s: %s", left_s, error, extra={"action": "farm_away"})
 
 
 def _may_repeat(request: Request, answer: Response | Disconnected) -> bool:
@@ -159,7 +190,15 @@ def _may_repeat(request: Request, answer: Response | Disconnected) -> bool:
         return request.repeatable or not answer.sent
     if answer.status == 429:
         return True
-    return answer.status in _AGAIN and request.repeatable
+    return answer.status >= 500 and request.repeatable and _code_of(answer) not in _FINAL_CODES
+
+
+def _code_of(answer: Response) -> str | None:
+    """The code of the farm's error; `None` where something else answered."""
+    try:
+        return str(orjson.loads(answer.body)["error"]["code"])
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return None
 
 
 def _error(request: Request, answer: Response | Disconnected, *, attempts: int) -> RequestError:

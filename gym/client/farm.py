@@ -23,26 +23,37 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., object])
 
 DEFAULT_TIMEOUT_S = 60.0
-DEFAULT_RETRIES = 8
+DEFAULT_RETRY_S = 150.0
 
 
 def connect(
-    url: str, *, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, retries: int = DEFAULT_RETRIES
+    url: str,
+    *,
+    api_key: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retry_s: float = DEFAULT_RETRY_S,
+    retries: int | None = None,
 ) -> AsyncFarm:
     """A farm for asyncio; nothing is sent yet.
 
-    `timeout_s` bounds each silence of a call, `retries` how often a call is asked again after a lost connection or a
-    429, 502, 503 or 504. Raises Invalid where the address is not one of a farm.
+    `timeout_s` bounds each silence of a call. A call is repeated for up to `retry_s` after a lost connection, a 429 or
+    a 5xx that may pass, so that a restart of the farm is not noticed; a warning is logged after 2 s. `retries` bounds
+    the number of repeats, too. Raises Invalid where the address is not one of a farm.
     """
-    policy = RetryPolicy(retries=retries)
+    policy = RetryPolicy(budget_s=retry_s, retries=retries)
     return AsyncFarm(AsyncTransport(url, api_key=api_key, timeout_s=timeout_s, policy=policy))
 
 
 def connect_sync(
-    url: str, *, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S, retries: int = DEFAULT_RETRIES
+    url: str,
+    *,
+    api_key: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    retry_s: float = DEFAULT_RETRY_S,
+    retries: int | None = None,
 ) -> Farm:
     """As `connect`, with methods that block."""
-    policy = RetryPolicy(retries=retries)
+    policy = RetryPolicy(budget_s=retry_s, retries=retries)
     return Farm(SyncTransport(url, api_key=api_key, timeout_s=timeout_s, policy=policy))
 
 

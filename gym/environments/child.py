@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-import orjson
-
+from gym import exact_json
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
 
@@ -53,7 +53,7 @@ class Child:
             timer.start()
             first = process.stdout.readline() if process.stdout is not None else b""
             timer.cancel()
-            said: JsonObject = orjson.loads(first) if first.strip() else {}
+            said = _read(first)
             if "ready" not in said:
                 _end(process)
                 why = said.get("failed") or f"it was not ready within {within_s:g} s, or died; see the worker's log"
@@ -76,7 +76,7 @@ class Child:
         process = self._process
         if process is None or process.poll() is not None:
             raise EnvironmentUnavailable(f"{self._what}: its process is gone")
-        self._outgoing.put(orjson.dumps(line) + b"\n")
+        self._outgoing.put(exact_json.dumps(line) + b"\n")
 
     def listen(self, rollout: str, take: Callable[[JsonObject], None]) -> None:
         """Have the lines of a rollout given to a function, which is called in another thread.
@@ -92,7 +92,7 @@ class Child:
     def _read(self, process: subprocess.Popen[bytes], outgoing: SimpleQueue[bytes | None]) -> None:
         with contextlib.suppress(ValueError, OSError):
             for line in process.stdout or ():
-                said: JsonObject = orjson.loads(line)
+                said = _read(line)
                 waiting = self._waiting.get(str(said.get("rollout")))
                 if waiting is not None:
                     waiting[1](said)
@@ -135,6 +135,18 @@ class Talk:
         self._child.forget(self._rollout)
         with contextlib.suppress(EnvironmentUnavailable):
             self._child.say(rollout=self._rollout, do="close")
+
+
+def _read(line: bytes) -> JsonObject:
+    """A line; where it holds what JSON cannot, as NaN, a fault of the rollout that it names, so that others go on."""
+    with contextlib.suppress(ValueError):
+        said = exact_json.loads(line)
+        return said if isinstance(said, dict) else {}
+    rollout = None
+    with contextlib.suppress(ValueError, RecursionError):
+        said = json.loads(line)
+        rollout = said.get("rollout") if isinstance(said, dict) else None
+    return {"rollout": rollout, "fault": "it said something that JSON cannot hold, such as NaN or half a character"}
 
 
 def _write(process: subprocess.Popen[bytes], outgoing: SimpleQueue[bytes | None]) -> None:

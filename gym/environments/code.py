@@ -12,6 +12,7 @@ import re
 
 from pydantic import Field, field_validator, model_validator
 
+from gym.enclosed import enclosed
 from gym.environments.base import Row
 from gym.environments.sandboxed import SandboxedEnvironment
 from gym.errors import BadRow
@@ -20,7 +21,8 @@ from gym.reward import Reward
 from gym.sandbox.base import MAX_CODE_CHARS, SandboxFailed
 from gym.trajectory import Trajectory
 
-_BLOCK = re.compile(r"```[ \t]*(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_OPENING = re.compile(r"```[ \t]*(?:(?:python|py)[ \t]*)?\n", re.IGNORECASE)
+_CLOSING = re.compile("```")
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}")
 
 
@@ -120,8 +122,8 @@ class Code(SandboxedEnvironment[CodeRow]):
 
 def answer_of(text: str) -> str:
     """The last fenced block of a text, else the text."""
-    blocks = _BLOCK.findall(text)
-    return str(blocks[-1]) if blocks else text
+    blocks = enclosed(text, _OPENING, _CLOSING)
+    return blocks[-1] if blocks else text
 
 
 def _parsed(text: str) -> ast.Module:

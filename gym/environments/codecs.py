@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import orjson
-
+from gym import exact_json
+from gym.enclosed import enclosed
 from gym.jsontypes import JsonObject
+from gym.plain import utf8
 from gym.trajectory import message_text
 
-_TAGGED = re.compile(r"<action>(.*?)</action>", re.DOTALL | re.IGNORECASE)
+MOST_ARGUMENT_CHARS = 2**20
+_OPENING, _CLOSING = (re.compile(mark, re.IGNORECASE) for mark in ("<action>", "</action>"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +109,12 @@ class ToolCodec(TextCodec):
 
     def _act(self, call: JsonObject) -> Act:
         call_id = str(call.get("call_id"))
+        text = call.get("arguments") or "{}"
+        if len(text) > MOST_ARGUMENT_CHARS:
+            return Act(call_id=call_id, fault=f"the arguments are longer than {MOST_ARGUMENT_CHARS} characters")
         try:
-            arguments = orjson.loads(call.get("arguments") or "{}")
-        except orjson.JSONDecodeError as error:
+            arguments = exact_json.loads(text)
+        except ValueError as error:
             return Act(call_id=call_id, fault=f"the arguments are not valid JSON: {error}")
         if not isinstance(arguments, dict):
             return Act(call_id=call_id, fault="the arguments must be a JSON object")
@@ -122,15 +127,13 @@ class ToolCodec(TextCodec):
 
 def as_text(observation: Any) -> str:
     """A text as it is, anything else as JSON; lone surrogates, which cannot be sent, are replaced."""
-    if isinstance(observation, str):
-        return observation if observation.isascii() else observation.encode("utf-8", "replace").decode()
-    return orjson.dumps(observation, option=orjson.OPT_NON_STR_KEYS).decode()
+    return utf8(observation) if isinstance(observation, str) else exact_json.dumps(observation).decode()
 
 
 def _chosen(said: str) -> str:
-    tagged = _TAGGED.findall(said)
+    tagged = enclosed(said, _OPENING, _CLOSING)
     if tagged:
-        return str(tagged[-1]).strip()
+        return tagged[-1].strip()
     lines = said.strip().splitlines()
     return lines[-1].strip() if lines else ""
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from gym.enclosed import enclosed
 from gym.environments.base import Environment, Row
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Question
@@ -27,7 +28,8 @@ FACTS = (
     ("What is 7 + 5?", "12"),
 )
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+MOST_COMPARED = 8_000  # characters: normalising runs of combining marks takes quadratic time
+_OPENING, _CLOSING = (re.compile(mark, re.IGNORECASE) for mark in ("<answer>", "</answer>"))
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?")
 _FRACTION = re.compile(r"([+-]?\d{1,30})\s*/\s*(\d{1,30})")
 _EDGES = " \t\n\r.,;:!?\"'`*$()[]"
@@ -85,7 +87,7 @@ class Equivalence(Environment[EquivalenceRow]):
 
 def answer_of(text: str) -> str:
     """What stands in the last <answer> tags, else the whole text."""
-    tagged = _ANSWER.findall(text)
+    tagged = enclosed(text, _OPENING, _CLOSING)
     return (tagged[-1] if tagged else text).strip()
 
 
@@ -93,6 +95,8 @@ def same_plainly(answer: str, expected: str) -> bool | None:
     """Whether both are the same text or number, `None` where only a judge can say."""
     if not answer:
         return False
+    if max(len(answer), len(expected)) > MOST_COMPARED:
+        return True if answer == expected else None
     if _plain(answer) == _plain(expected):
         return True
     said, right = _number(answer), _number(expected)

@@ -109,7 +109,7 @@ class Gymnasium(SteppedEnvironment[GymnasiumRow]):
 
     def step(self, action: Any) -> Step:
         """Act; the action is JSON, or a name."""
-        from gym.environments.gymnasium_text import plain, read_action
+        from gym.environments.gymnasium_text import read_action, told
 
         chosen = read_action(self.env.action_space, self.names, action)
         observation, reward, terminated, truncated, info = self.env.step(chosen)
@@ -121,7 +121,7 @@ class Gymnasium(SteppedEnvironment[GymnasiumRow]):
             reward=float(reward),
             done=bool(terminated or truncated),
             truncated=bool(truncated and not terminated),
-            info=plain(info),
+            info=told(info),
         )
 
     def close(self) -> None:

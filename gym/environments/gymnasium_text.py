@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import orjson
 from gymnasium import Env, spaces
 
 from gym.environments.codecs import TextCodec, ToolCodec, as_text
 from gym.jsontypes import JsonObject
+from gym.plain import NotPlain, shown, utf8
 
 Space = spaces.Space[Any]
 
@@ -27,7 +27,9 @@ ACTION_NAMES: Mapping[str, tuple[str, ...]] = {
     "MountainCar": ("left", "stay", "right"),
     "Taxi": ("south", "north", "east", "west", "pickup", "dropoff"),
 }
+_COLOUR_END = "\x1b[0m"
 _COLOURED = re.compile(r"\x1b\[[\d;]*m(.*?)\x1b\[0m", re.DOTALL)
+REPR_CHARS = 1000
 
 
 def family(env_id: str) -> str:
@@ -73,18 +75,32 @@ def as_json(space: Space, observation: Any) -> Any:
         return [as_json(inner, each) for inner, each in zip(space.spaces, observation, strict=True)]
     if isinstance(space, spaces.Dict):
         return {str(name): as_json(inner, observation[name]) for name, inner in space.spaces.items()}
-    return plain(observation)
+    return shown(observation, "the observation")
 
 
-def plain(value: Any) -> Any:
-    """What numpy gives as JSON can hold it; anything else that it cannot is its `repr`."""
-    return orjson.loads(orjson.dumps(value, default=_plain, option=orjson.OPT_NON_STR_KEYS))
+def told(info: Any) -> Any:
+    """What an environment says beside an observation; values that JSON cannot hold are their `repr`, cut short."""
+    try:
+        return shown(info, "info")
+    except NotPlain:
+        pass
+    if not isinstance(info, dict):
+        return {"info": repr(info)[:REPR_CHARS]}
+    found: JsonObject = {}
+    for name, value in info.items():
+        try:
+            found[utf8(str(name))] = shown(value, "info")
+        except NotPlain:
+            found[utf8(str(name))] = utf8(repr(value)[:REPR_CHARS])
+    return found
 
 
 def picture(env: Env[Any, Any]) -> str:
     """The `ansi` rendering without colours: what they mark stands in brackets."""
-    drawn = env.render()
-    return _COLOURED.sub(r"[\1]", str(drawn)).strip("\n")
+    drawn = str(env.render())
+    # behind the last end of a colour, each beginning would be searched to the end of the text
+    coloured, end, rest = drawn.rpartition(_COLOUR_END)
+    return (_COLOURED.sub(r"[\1]", coloured + end) + rest).strip("\n")
 
 
 def blackjack(env: Env[Any, Any], observation: Any) -> str:  # noqa: ARG001  one of DESCRIBED
@@ -163,11 +179,3 @@ def _from_json(space: Space, value: Any) -> Any:
     if isinstance(space, spaces.Dict):
         return {name: _from_json(inner, value[name]) for name, inner in space.spaces.items()}
     return space.from_jsonable([value])[0]
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, tuple | set | frozenset):
-        return list(value)
-    return repr(value)

@@ -16,6 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from yarl import URL
 
+from gym import exact_json
 from gym.environments.base import Row, ToolsOfRows
 from gym.environments.nemo_gym_servers import AWAY, Answer, Bounds, Servers, ServerSession
 from gym.environments.tools import BadArguments
@@ -100,7 +101,7 @@ class NemoGym(ToolsOfRows[Row]):
         """`POST /{name}`; what the server answers is the output, whatever its status."""
         if not is_tool(name):
             raise BadArguments(f"`{name}` is no tool")
-        answer = await self._post(name, orjson.dumps(arguments), within_s=self.options.call_timeout_s)
+        answer = await self._post(name, exact_json.dumps(arguments), within_s=self.options.call_timeout_s)
         return ToolCall(name, arguments, answer.text, failed=answer.status >= 400)
 
     async def verify(self, trajectory: Trajectory) -> Reward:
@@ -110,7 +111,7 @@ class NemoGym(ToolsOfRows[Row]):
             self._row, trajectory, response_id=f"resp_{session.session_id}", created_at=float(int(time.time()))
         )
         try:
-            answer = await self._post("verify", orjson.dumps(body), within_s=self.options.verify_timeout_s)
+            answer = await self._post("verify", exact_json.dumps(body), within_s=self.options.verify_timeout_s)
         except EnvironmentUnavailable as error:
             error.stage = Stage.VERIFY
             raise

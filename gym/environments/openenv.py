@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from yarl import URL
 
+from gym import exact_json
 from gym.environments.base import Row, Step, SteppedEnvironment
 from gym.environments.codecs import TextCodec, ToolCodec
 from gym.environments.openenv_socket import OpenEnvSocket, ServerSaid, Waits, begin
@@ -92,8 +92,8 @@ class ActionText(TextCodec):
         if self._field is not None:
             return {self._field: text}
         try:
-            action = orjson.loads(text)
-        except orjson.JSONDecodeError as error:
+            action = exact_json.loads(text)
+        except ValueError as error:
             raise ValueError(f"an action is a JSON object, and this is not JSON: {error}") from None
         if not isinstance(action, dict):
             raise ValueError(f"an action is a JSON object, not {type(action).__name__}")  # noqa: TRY004  the codec's
@@ -161,7 +161,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
         reward = found.get("reward")
         return Step(
             observation=self._shown(found),
-            reward=float(reward) if isinstance(reward, int | float) else 0.0,
+            reward=0.0 if reward is None else reward,
             done=found.get("done") is True,
         )
 

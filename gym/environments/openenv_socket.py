@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import orjson
 from yarl import URL
 
+from gym import exact_json
 from gym.environments.capacity import waiting_for_capacity
 from gym.errors import EnvironmentUnavailable
 from gym.jsontypes import JsonObject
@@ -98,7 +98,7 @@ class OpenEnvSocket:
         try:
             async with asyncio.timeout(within_s):
                 with contextlib.suppress(OSError, aiohttp.ClientError):  # then the reader ends, and that is the answer
-                    await self._socket.send_str(orjson.dumps(message).decode())
+                    await self._socket.send_str(exact_json.dumps(message).decode())
                 answer = await self._answers.get()
         except TimeoutError:
             await self.close()
@@ -137,9 +137,9 @@ class OpenEnvSocket:
             async for message in self._socket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     break
-                read: Any = orjson.loads(message.data)
+                read: Any = exact_json.loads(message.data)
                 self._answers.put_nowait(read if isinstance(read, dict) else {})
-        except orjson.JSONDecodeError:
+        except ValueError:
             self._answers.put_nowait({})
         finally:
             self._answers.put_nowait(None)

@@ -22,6 +22,7 @@ from gym.environments.registry import EnvironmentType, load_source
 from gym.environments.session import EnvironmentSession
 from gym.environments.settings import EnvironmentEntry
 from gym.environments.threads import EnvironmentThreads
+from gym.environments.values import ValueBounds
 from gym.errors import EnvironmentFailed
 from gym.jsontypes import JsonObject
 
@@ -81,13 +82,23 @@ class Served:
         raise EnvironmentFailed(f"there is no call {what!r}")
 
     async def _open(
-        self, source: str | EnvironmentEntry, data: JsonObject, seed: int, close_timeout_s: float
+        self,
+        source: str | EnvironmentEntry,
+        data: JsonObject,
+        seed: int,
+        close_timeout_s: float,
+        bounds: ValueBounds,
     ) -> object:
         key = repr(source)
         if key not in self._loaded:
             self._loaded[key] = await asyncio.to_thread(load_source, source)
         self._session = EnvironmentSession(
-            self._loaded[key], data, seed=seed, executor=self._threads, close_timeout_s=close_timeout_s
+            self._loaded[key],
+            data,
+            seed=seed,
+            executor=self._threads,
+            close_timeout_s=close_timeout_s,
+            bounds=bounds,
         )
         await self._session.setup()
         return None

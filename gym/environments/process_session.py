@@ -13,6 +13,7 @@ from gym.environments.processes import EnvironmentProcess, EnvironmentProcesses,
 from gym.environments.registry import EnvironmentType
 from gym.environments.session import EnvironmentSession
 from gym.environments.threads import EnvironmentThreads
+from gym.environments.values import BOUNDS, ValueBounds
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable, Stage, VerifierFailed
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
@@ -31,11 +32,12 @@ def new_session(
     seed: int,
     executor: EnvironmentThreads,
     processes: EnvironmentProcesses,
+    bounds: ValueBounds = BOUNDS,
 ) -> EnvironmentSession:
     """A session here, or in a process where the environment is to be isolated."""
     if environment_type.isolation == "process":
-        return ProcessSession(environment_type, data, seed=seed, executor=executor, processes=processes)
-    return EnvironmentSession(environment_type, data, seed=seed, executor=executor)
+        return ProcessSession(environment_type, data, seed=seed, executor=executor, processes=processes, bounds=bounds)
+    return EnvironmentSession(environment_type, data, seed=seed, executor=executor, bounds=bounds)
 
 
 class ProcessSession(EnvironmentSession):
@@ -50,8 +52,11 @@ class ProcessSession(EnvironmentSession):
         executor: EnvironmentThreads,
         processes: EnvironmentProcesses,
         close_timeout_s: float = 5.0,
+        bounds: ValueBounds = BOUNDS,
     ) -> None:
-        super().__init__(environment_type, data, seed=seed, executor=executor, close_timeout_s=close_timeout_s)
+        super().__init__(
+            environment_type, data, seed=seed, executor=executor, close_timeout_s=close_timeout_s, bounds=bounds
+        )
         self._processes = processes
         self._process: EnvironmentProcess | None = None
 
@@ -64,10 +69,11 @@ class ProcessSession(EnvironmentSession):
             self._process = await self._processes.take(repr(source))
         except ProcessGone as error:
             raise EnvironmentUnavailable(f"{self._type.name}, setup: {error}") from error
-        await self._ask("open", source, self._data, self._seed, self._close_timeout_s)
+        await self._ask("open", source, self._data, self._seed, self._close_timeout_s, self._bounds)
 
     async def call_tool(self, name: str, arguments: str) -> ToolCall:
-        """As EnvironmentSession does."""
+        """As EnvironmentSession does; arguments that are too long are not sent."""
+        arguments = arguments[: self._bounds.argument_chars + 1]
         called = await self._ask("call_tool", name, arguments)
         if not isinstance(called, ToolCall):
             raise self._nonsense("call_tool", called)
@@ -123,7 +129,7 @@ class ProcessSession(EnvironmentSession):
             self._processes.give_back(process, clean=clean)
 
     async def _ask(self, what: str, *args: Any) -> object:
-        stage = {"open": Stage.SETUP, "verify": Stage.VERIFY}.get(what, Stage.TOOL)
+        stage = {"open": Stage.SETUP, "observe": Stage.SETUP, "verify": Stage.VERIFY}.get(what, Stage.TOOL)
         self._check_open(stage)  # the process may be another session's by now
         if self._process is None:
             raise RuntimeError("the session has not been set up")

@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
-from gym import errors
+from gym import errors, exact_json
 from gym.environments.base import Step
 from gym.environments.tools import BadArguments
-from gym.errors import EnvironmentFailed, RolloutError, Stage
+from gym.errors import EnvironmentFailed, RolloutError, Stage, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
 from gym.reward import Reward
@@ -41,30 +41,31 @@ def pack_call(number: int, what: str, args: tuple[Any, ...]) -> bytes:
 
 
 def pack_result(number: int, value: object) -> bytes:
-    """A frame from the process. Raises TypeError for what JSON cannot hold."""
+    """A frame from the process, of what its session has made plain. Raises ValueError for what is too long."""
     body: JsonObject
     match value:
         case ToolCall():
             body = {"tool": [value.name, value.arguments, value.output, value.failed]}
         case Step():
-            body = {"step": [value.observation, float(value.reward), value.done, value.truncated, value.info]}
+            body = {"step": [value.observation, value.reward, value.done, value.truncated, value.info]}
         case Reward():
             body = {"reward": [value.value, value.components]}
         case Ask():
             body = {"ask": value.pack().decode()}
         case _:
             body = {"value": value}
-    return frame(orjson.dumps({"id": number, **body}, option=orjson.OPT_NON_STR_KEYS))
+    return frame(exact_json.dumps({"id": number, **body}))
 
 
 def pack_error(number: int, error: BaseException) -> bytes:
     """A frame from the process, for what a call raised."""
     name = "BadArguments" if isinstance(error, BadArguments) else type(error).__name__
-    text = error.message if isinstance(error, RolloutError) else str(error)
     if name not in _KINDS and name != "BadArguments":
-        name, text = EnvironmentFailed.__name__, f"{type(error).__name__}: {error}"
+        name, text = EnvironmentFailed.__name__, text_of(error)
+    else:
+        text = error.message if isinstance(error, RolloutError) else str(error)
+    text = EnvironmentFailed(text).message  # cut, and in UTF-8
     stage = error.stage.value if isinstance(error, RolloutError) else None
-    text = text.encode("utf-8", "replace").decode()
     return frame(orjson.dumps({"id": number, "error": [name, text, stage]}))
 
 

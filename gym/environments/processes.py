@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from gym import exact_json
 from gym.agents import process_tree
 from gym.environments.capacity import waiting_for_capacity
 from gym.environments.process_wire import HEAD_BYTES, MOST_BYTES, pack_call
@@ -122,7 +123,7 @@ class EnvironmentProcess:
                 size = int.from_bytes(await stdout.readexactly(HEAD_BYTES), "big")
                 if size > MOST_BYTES:
                     break
-                answer: JsonObject = orjson.loads(await stdout.readexactly(size))
+                answer: JsonObject = exact_json.loads(await stdout.readexactly(size))
                 future = self._waiting.get(answer["id"])
                 if future is not None and not future.done():
                     future.set_result(answer)

@@ -16,10 +16,12 @@ from typing import Any
 import orjson
 from pydantic import Field, model_validator
 
+from gym.enclosed import enclosed
 from gym.environments.base import Environment, Row
 from gym.environments.evaluable import is_arithmetic, is_literal
 from gym.errors import BadRow, Invalid
 from gym.jsontypes import JsonObject
+from gym.plain import number
 from gym.reward import Reward
 from gym.trajectory import Trajectory
 
@@ -30,7 +32,9 @@ EVALUATED: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("puzzle24", "countdown"), is_arithmetic),
 }
 DEMO_DATASETS = ("chain_sum", "basic_arithmetic", "leg_counting", "letter_counting", "calendar_arithmetic")
-_BOXED = re.compile(r"\\boxed\s*\{")
+MOST_ANSWER_CHARS = 32_768  # the data sets' own verifiers are not linear in it
+_OPENING, _CLOSING = re.compile("<answer>"), re.compile("</answer>")
+_BRACE = re.compile(r"(?P<boxed>\\boxed\s*)?\{|\}")
 
 
 class ReasoningRow(Row):
@@ -87,12 +91,14 @@ class ReasoningGym(Environment[ReasoningRow]):
     def verify(self, trajectory: Trajectory) -> Reward:
         """Score the answer. One that the verifier stumbles over scores 0, if it can score the right one."""
         answer: str | None = extract_answer(trajectory.final_text)
+        if answer is not None and len(answer) > MOST_ANSWER_CHARS:
+            return Reward(0.0, {"unreadable": 1.0})
         score = _score_fn(self.dataset)
         safe = EVALUATED.get(self.dataset)
         if safe is not None and answer is not None and not safe(answer):
             answer = None
         try:
-            value = float(score(answer, self.entry))
+            value = number(score(answer, self.entry), "the score")
         except Exception:  # noqa: BLE001  raised again by the next line where the answer is not at fault
             score(self.entry["answer"] or "", self.entry)
             return Reward(0.0, {"unreadable": 1.0})
@@ -162,24 +168,25 @@ def reasoning_row(dataset: str, *, seed: int, index: int, config: JsonObject) ->
 
 def extract_answer(text: str) -> str:
     r"""The answer in a message: in the last <answer> tags, else in the last \boxed{}, else all of it."""
-    from reasoning_gym.utils import extract_answer as extract_tagged
-
-    tagged = extract_tagged(text)
-    if tagged is not None:
-        return str(tagged)
+    tagged = enclosed(text, _OPENING, _CLOSING)
+    if tagged:
+        return tagged[-1].strip()
     boxed = _last_boxed(text)
     return (boxed if boxed is not None else text).strip()
 
 
 def _last_boxed(text: str) -> str | None:
     r"""What is in the last closed \boxed{}; braces may be nested."""
-    for start in reversed([match.end() for match in _BOXED.finditer(text)]):
-        depth = 1
-        for place in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[start:place]
-    return None
+    opened: list[tuple[bool, int]] = []
+    last: tuple[int, int] | None = None
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append((brace["boxed"] is not None, brace.end()))
+        elif opened:
+            boxed, start = opened.pop()
+            if boxed and (last is None or start > last[0]):
+                last = start, brace.start()
+    return text[last[0] : last[1]] if last else None
 
 
 @functools.lru_cache(maxsize=128)

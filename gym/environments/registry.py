@@ -27,7 +27,7 @@ from gym.agents.settings import OWN_AGENTS
 from gym.environments.base import Environment, Isolation, Row
 from gym.environments.settings import EnvironmentEntry
 from gym.environments.tools import ToolSpec, problems, tools_of
-from gym.errors import NotFound
+from gym.errors import NotFound, text_of
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.sandbox.settings import SandboxSettings
@@ -232,7 +232,7 @@ def _load(source: str, load: Callable[[], object], sandbox: SandboxSettings | No
         said = "; ".join(f"{field}: {message}" if field else message for field, message in problems(error))
         return EnvironmentType(name=name, error=f"its options cannot be used: {said}")
     except (Exception, SystemExit) as error:  # noqa: BLE001  see above
-        return EnvironmentType(name=name, error=f"{type(error).__name__}: {error}")
+        return EnvironmentType(name=name, error=text_of(error))
 
 
 def _configured(entry: EnvironmentEntry) -> object:

@@ -1,7 +1,8 @@
 """An environment at work for one rollout: set up, tools called, verified, closed.
 
 Invariants. Only tools that the task offers can be called. Whatever a model sends for a tool becomes an answer that it
-can read, never an exception. Of an instance at most one plain method runs at a time, also after a cancellation: a
+can read, never an exception. What an environment returns is made plain and bounded here (`gym.environments.values`);
+what cannot be fails the rollout. Of an instance at most one plain method runs at a time, also after a cancellation: a
 thread cannot be stopped, so the next call and `close` wait for it.
 """
 
@@ -17,16 +18,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from gym.environments.base import Environment, Step, SteppedEnvironment, ToolsOfRows
 from gym.environments.codecs import Codec
 from gym.environments.registry import EnvironmentType
 from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments, ToolSpec, decode_arguments, problems
+from gym.environments.values import BOUNDS, ValueBounds, bounded_text, plain_observation, plain_step, tool_output
 from gym.errors import BadRow, EnvironmentFailed, RolloutError, Stage, VerifierFailed
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask
+from gym.plain import NotPlain, utf8
 from gym.reward import Reward
 from gym.trajectory import ToolCall, Trajectory
 
@@ -54,11 +57,13 @@ class EnvironmentSession:
         seed: int,
         executor: EnvironmentThreads,
         close_timeout_s: float = 5.0,
+        bounds: ValueBounds = BOUNDS,
         on_fault: Callable[[BaseException], None] | None = None,
     ) -> None:
         """`on_fault` is called with each exception of the environment's code before it is handled, for a debugger."""
         self._type = environment_type
         self._on_fault = on_fault
+        self._bounds = bounds
         self._data = data
         self._seed = seed
         self._executor = executor
@@ -104,27 +109,34 @@ class EnvironmentSession:
         """Call a tool as the model asked for it; `arguments` is JSON text.
 
         Raises EnvironmentFailed (its stage is `tool`), or another RolloutError, where the tool says by raising it that
-        the rollout cannot go on; every other fault is an answer with `failed` set.
+        the rollout cannot go on, or returns what JSON cannot hold; every other fault is an answer with `failed` set.
         """
         environment = self._ready()
         decoded: JsonObject | None = None
         try:
-            decoded = decode_arguments(arguments)
+            decoded = decode_arguments(arguments, most_chars=self._bounds.argument_chars)
             if isinstance(environment, ToolsOfRows) and name in self._offered:
                 called: Any = await self._run(functools.partial(environment.call, name, decoded), thread=False)
-                return ToolCall(name, decoded, _utf8(called.output), failed=called.failed)
+                return ToolCall(name, decoded, bounded_text(called.output, self._bounds), failed=called.failed)
             spec = self._offered_tool(name)
             call = functools.partial(getattr(environment, spec.name), **spec.read_arguments(arguments))
-            output = _as_output(await self._run(call, thread=environment.blocking and not spec.is_async))
+            result = await self._run(call, thread=environment.blocking and not spec.is_async)
+            output = self._output_of(spec.name, result)
         except RolloutError as error:
             if isinstance(error, EnvironmentFailed):
                 error.stage = Stage.TOOL
             raise
         except BadArguments as error:
-            return _failure(name, decoded, str(error))
+            return _failure(name, decoded, _said(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001  a tool that raises is an answer to the model
             return _failure(name, decoded, _text_of(error))
         return ToolCall(name, decoded, output, failed=False)
+
+    def _output_of(self, tool: str, result: object) -> str:
+        try:
+            return tool_output(result, self._bounds)
+        except NotPlain as error:
+            raise EnvironmentFailed(f"{self._type.name}, tool {tool}: {error}") from error
 
     async def observe(self) -> Any:
         """What there is to see at first: a stepped environment's first observation, else the task's input.
@@ -133,7 +145,11 @@ class EnvironmentSession:
         """
         environment = self._ready()
         if isinstance(environment, SteppedEnvironment):
-            return await self._stepped(environment, environment.reset, "reset")
+            first = await self._stepped(environment, environment.reset, "reset")
+            try:
+                return plain_observation(first, self._bounds)
+            except NotPlain as error:
+                raise EnvironmentFailed(f"{self._type.name}, reset: {error}") from error
         return (self._data.get("responses_create_params") or {}).get("input")
 
     @property
@@ -154,20 +170,32 @@ class EnvironmentSession:
             raise BadArguments(f"{self._type.name} is not stepped; call its tools")
         step: Any = await self._stepped(environment, functools.partial(environment.step, action), "step")
         if not isinstance(step, Step):
-            raise EnvironmentFailed(f"{self._type.name}, step: it returned {type(step).__name__}, not a Step")
-        return step
+            raise self._step_failed(f"it returned {type(step).__name__}, not a Step")
+        try:
+            return plain_step(step, self._bounds)
+        except NotPlain as error:
+            raise self._step_failed(str(error)) from error
 
     async def _stepped(self, environment: Environment[Any], call: Callable[[], object], what: str) -> object:
         method = getattr(environment, what)
         try:
             thread = environment.blocking and not inspect.iscoroutinefunction(method)
             return await self._run(call, thread=thread, expected=(ValueError,) if what == "step" else ())
-        except RolloutError:
+        except RolloutError as error:
+            if isinstance(error, EnvironmentFailed) and what == "step":
+                error.stage = Stage.TOOL
             raise
         except (Exception, SystemExit) as error:
-            if isinstance(error, ValueError) and what == "step":
-                raise BadArguments(str(error) or "that is no action here") from error
-            raise EnvironmentFailed(f"{self._type.name}, {what}: {_text_of(error)}") from error
+            if what != "step":
+                raise EnvironmentFailed(f"{self._type.name}, {what}: {_text_of(error)}") from error
+            if isinstance(error, ValueError) and not isinstance(error, NotPlain):
+                raise BadArguments(_said(error) or "that is no action here") from error
+            raise self._step_failed(_text_of(error)) from error
+
+    def _step_failed(self, why: str) -> EnvironmentFailed:
+        failed = EnvironmentFailed(f"{self._type.name}, step: {why}")
+        failed.stage = Stage.TOOL
+        return failed
 
     async def verify(self, trajectory: Trajectory) -> Reward | Ask:
         """Score the episode, or say what judges are to be asked.
@@ -182,7 +210,9 @@ class EnvironmentSession:
                 self._check_ask(result)
                 return result
             return Reward.of(result)
-        except RolloutError:
+        except RolloutError as error:
+            if isinstance(error, EnvironmentFailed):
+                error.stage = Stage.VERIFY
             raise
         except (Exception, SystemExit) as error:
             raise VerifierFailed(f"{self._type.name}, verify: {_text_of(error)}") from error
@@ -291,28 +321,20 @@ def _outcome_of(call: Callable[[], object]) -> _Outcome:
 
 
 def _failure(name: str, arguments: JsonObject | None, message: str) -> ToolCall:
-    return ToolCall(name, arguments, orjson.dumps({"error": _utf8(message)}).decode(), failed=True)
-
-
-def _as_output(result: object) -> str:
-    if isinstance(result, str):
-        return _utf8(result)
-    return orjson.dumps(result, default=_jsonable, option=orjson.OPT_NON_STR_KEYS).decode()
-
-
-def _jsonable(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, set | frozenset):
-        return list(value)
-    raise TypeError(f"a tool returns a text or what JSON can hold, not {type(value).__name__}")
+    return ToolCall(name, arguments, orjson.dumps({"error": utf8(_short(message))}).decode(), failed=True)
 
 
 def _text_of(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}"
+    return _short(f"{type(error).__name__}: {_said(error)}")
+
+
+def _said(error: BaseException) -> str:
+    """What an exception says, not too long; nothing where its own code fails to say it."""
+    try:
+        return str(error)[: _ERROR_CHARS + 1]
+    except Exception:  # noqa: BLE001  the exception is the environment's
+        return ""
+
+
+def _short(text: str) -> str:
     return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]}…"
-
-
-def _utf8(text: str) -> str:
-    """The text without lone surrogates, which cannot be sent."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from gym.environments.base import Isolation
 from gym.ids import ID_PATTERN
 from gym.jsontypes import JsonObject
+from gym.masking import MaskedModel
 
 
-class EnvironmentEntry(BaseModel):
+class EnvironmentEntry(MaskedModel):
     """An environment with a name and options of its own."""
 
     model_config = ConfigDict(extra="allow", frozen=True)

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from gym.enclosed import enclosed
 from gym.environments.base import Environment, Row, tool
-from gym.environments.sql_database import Cell, Database, QueryFailed
+from gym.environments.sql_database import Cell, Database, QueryFailed, size_of
 from gym.environments.sql_results import same_result
 from gym.environments.sql_shop import QUESTIONS, SHOP_DATA, SHOP_SCHEMA
 from gym.jsontypes import JsonObject
@@ -24,7 +25,9 @@ from gym.trajectory import Trajectory
 SHOWN_ROWS = 200
 SHOWN_BYTES = 32_000
 MAX_EXPECTED_ROWS = 10_000
-_SQL_BLOCK = re.compile(r"```sql\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+MIN_RESULT_BYTES = 2**20  # of a result that is compared; one twice as large as expected is another one
+_OPENING = re.compile(r"```sql\s*\n", re.IGNORECASE)
+_CLOSING = re.compile("```")
 JsonCell = str | int | float | None
 
 
@@ -106,12 +109,13 @@ class Sql(Environment[SqlRow]):
 
     def verify(self, trajectory: Trajectory) -> Reward:
         """Run the final query again, without the limits on what is shown, and compare."""
-        blocks = _SQL_BLOCK.findall(trajectory.final_text)
+        blocks = enclosed(trajectory.final_text, _OPENING, _CLOSING)
         sql = blocks[-1] if blocks else self._last_sql
         if sql is None:
             return Reward(0.0, {"ran": 0.0})
         try:
-            found = self._database.run(sql, max_rows=len(self._expected) + 1)
+            most_bytes = MIN_RESULT_BYTES + 2 * size_of(self._expected)
+            found = self._database.run(sql, max_rows=len(self._expected) + 1, max_bytes=most_bytes)
         except QueryFailed:
             return Reward(0.0, {"ran": 0.0})
         same = same_result(found.rows, self._expected, ordered=self.row.ordered)

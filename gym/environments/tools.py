@@ -13,9 +13,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from gym import exact_json
 from gym.environments.base import TOOL_MARK, Environment
 from gym.jsontypes import JsonObject
 
@@ -51,11 +51,13 @@ class ToolSpec:
         return {str(parameters[given].alias): getattr(read, given) for given in read.model_fields_set}
 
 
-def decode_arguments(text: str) -> JsonObject:
-    """Arguments as plain JSON, for the record. Raises BadArguments where they are no JSON object."""
+def decode_arguments(text: str, *, most_chars: int | None = None) -> JsonObject:
+    """Arguments as plain JSON, for the record. Raises BadArguments where they are no JSON object, or too long."""
+    if most_chars is not None and len(text) > most_chars:
+        raise BadArguments(f"the arguments are {len(text)} characters long; at most {most_chars} are taken")
     try:
-        decoded = orjson.loads(text) if text.strip() else {}
-    except orjson.JSONDecodeError as error:
+        decoded = exact_json.loads(text) if text.strip() else {}
+    except ValueError as error:
         raise BadArguments(f"the arguments are not valid JSON: {error}") from None
     if not isinstance(decoded, dict):
         raise BadArguments(f"the arguments must be a JSON object, not {type(decoded).__name__}")

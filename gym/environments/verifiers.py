@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from gym import exact_json
 from gym.environments.base import Row, Step, SteppedEnvironment
 from gym.environments.child import Child, Talk
 from gym.environments.codecs import Act, TextCodec
@@ -193,7 +194,7 @@ def _assistant_message(action: Any) -> JsonObject:
 def _item(message: JsonObject) -> JsonObject:
     content = message.get("content")
     if message.get("role") == "tool":
-        text = content if isinstance(content, str) else orjson.dumps(content).decode()
+        text = content if isinstance(content, str) else exact_json.dumps(content).decode()
         return {"type": "function_call_output", "call_id": message["tool_call_id"], "output": text}
     if isinstance(content, list):
         content = [

@@ -19,6 +19,7 @@ import contextlib
 import functools
 import inspect
 import json
+import math
 import os
 import sys
 import threading
@@ -71,6 +72,10 @@ class Rollouts:
                 self.say(rollout=rollout, unscored=f"{type(fault).__name__}: {fault}")
                 return
             metrics = {name: float(value) for name, value in (state.get("metrics") or {}).items()}
+            numbers = {"reward": float(state["reward"]), **metrics}
+            if odd := {name: value for name, value in numbers.items() if not math.isfinite(value)}:
+                self.say(rollout=rollout, unscored=f"ValueError: no finite number: {odd}")
+                return
             truncated = bool(state.get("is_truncated") or state.get("timed_out"))
             done = {"reward": float(state["reward"]), "metrics": metrics, "truncated": truncated}
             self.say(rollout=rollout, done=done, shown=shown(state.get("final_env_response")))

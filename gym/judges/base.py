@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import orjson
-
+from gym import exact_json
 from gym.jsontypes import JsonObject
+from gym.plain import NotPlain, plain, text
 
 TEXT_CHARS = 500  # of what a judge said, in a record
 
@@ -33,6 +33,16 @@ class Question:
     reference: str = ""
     extra: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("judge", "answer", "question", "reference"):
+            object.__setattr__(self, name, text(getattr(self, name), f"a question's {name}"))
+        if self.extra:
+            extra = {
+                text(name, "a name in a question's extra"): text(value, f"a question's extra.{name}")
+                for name, value in self.extra.items()
+            }
+            object.__setattr__(self, "extra", extra)
+
     def fields(self) -> dict[str, str]:
         """What a prompt template may name."""
         return {**self.extra, "question": self.question, "answer": self.answer, "reference": self.reference}
@@ -40,7 +50,10 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What `verify` returns where judges decide. `facts` is JSON that `judged` gets back; it is stored with the ask."""
+    """What `verify` returns where judges decide. `facts` is JSON that `judged` gets back; it is stored with the ask.
+
+    Numbers and arrays of other libraries become JSON's. Raises NotPlain for what JSON cannot hold.
+    """
 
     questions: tuple[Question, ...]
     facts: JsonObject = field(default_factory=dict)
@@ -48,6 +61,10 @@ class Ask:
     def __post_init__(self) -> None:
         if not self.questions:
             raise ValueError("an Ask has at least one question")
+        if not isinstance(self.facts, dict):
+            raise NotPlain(f"facts is of type {type(self.facts).__name__}; expected a dict")
+        object.__setattr__(self, "questions", tuple(self.questions))
+        object.__setattr__(self, "facts", plain(self.facts, "facts"))
 
     def pack(self) -> bytes:
         """As it is stored."""
@@ -55,12 +72,12 @@ class Ask:
             {"judge": q.judge, "answer": q.answer, "question": q.question, "reference": q.reference, "extra": q.extra}
             for q in self.questions
         ]
-        return orjson.dumps({"v": 1, "questions": questions, "facts": self.facts})
+        return exact_json.dumps({"v": 1, "questions": questions, "facts": self.facts})
 
     @staticmethod
     def unpack(packed: bytes) -> Ask:
         """What `pack` stored."""
-        stored: Any = orjson.loads(packed)
+        stored: Any = exact_json.loads(packed)
         return Ask(tuple(Question(**question) for question in stored["questions"]), stored["facts"])
 
 

@@ -6,7 +6,7 @@ They differ in where the model is served: `llm` at replicas that the judge pool 
 from __future__ import annotations
 
 from gym.jsontypes import JsonObject
-from gym.judges.base import Case, Verdict
+from gym.judges.base import TEXT_CHARS, Case, Verdict
 from gym.judges.cache import VerdictCache, digest_of
 from gym.judges.calls import JudgeCalls, together
 from gym.judges.settings import LlmJudge, PairwiseJudge, RemoteJudge
@@ -38,7 +38,9 @@ class ChatJudge:
         )
         votes = [read_score(text, settings.verdict) for text in texts]
         score, read = tally(votes, settings.vote, self.name)
-        return Verdict(judge=self.name, version=version, score=score, votes=tuple(read), text=texts[0].strip())
+        return Verdict(
+            judge=self.name, version=version, score=score, votes=tuple(read), text=texts[0].strip()[:TEXT_CHARS]
+        )
 
 
 async def ask_once(

@@ -12,15 +12,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from gym.judges.settings import JudgeName
 from gym.limits import Seconds
+from gym.masking import Argument, MaskedModel, Secret
 
 Amount = Annotated[float, Field(ge=0, le=10_000)]
 
 
-class PooledJudge(BaseModel):
+class PooledJudge(MaskedModel):
     """How the replicas of a judge are run. Amounts are of one replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,12 +35,12 @@ class PooledJudge(BaseModel):
     max_replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     target_load: Annotated[float, Field(gt=0, description="calls and waiting rollouts for one replica")] = 64.0
     scale_down_after_s: Seconds = 120.0
-    command: tuple[str, ...] = Field(
+    command: tuple[Argument, ...] = Field(
         default=(), description="instead of the kind's own; {host} and {port} are replaced"
     )
-    args: tuple[str, ...] = Field(default=(), description="added to the kind's own command")
+    args: tuple[Argument, ...] = Field(default=(), description="added to the kind's own command")
     python: Path | None = Field(default=None, description="the interpreter of the environment that serves this judge")
-    environment: dict[str, str] = Field(default_factory=dict, repr=False)
+    environment: dict[str, Secret] = Field(default_factory=dict, repr=False)
     capacity: Annotated[int, Field(ge=1)] = 1024
     ready_timeout_s: Seconds = 900.0
     drain_s: Seconds = 60.0
@@ -55,7 +56,7 @@ class PooledJudge(BaseModel):
         return self
 
 
-class PoolSettings(BaseModel):
+class PoolSettings(MaskedModel):
     """The pool of judges."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

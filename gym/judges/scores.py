@@ -7,7 +7,6 @@ it, and takes more batches than it works on at a time: beyond its capacity it an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,10 @@ from gym.judges.batching import MicroBatcher
 from gym.judges.cache import VerdictCache, digest_of
 from gym.judges.calls import JudgeCalls
 from gym.judges.settings import EmbeddingJudge, RewardModelJudge
+from gym.plain import NotPlain, number
 
 PATH = "scores"
+SHOWN_CHARS = 200
 
 
 class ScoreJudge:
@@ -70,16 +71,20 @@ class ScoreJudge:
         )
         scores: Any = answer.get("scores")
         if not isinstance(scores, list) or len(scores) != len(cases):
-            raise VerdictUnreadable(f"judge {self.name!r}: {len(cases)} scores were expected, not {str(scores)[:200]}")
+            raise VerdictUnreadable(
+                f"judge {self.name!r}: {len(cases)} scores were expected, not {str(scores)[:SHOWN_CHARS]}"
+            )
         server = str(answer.get("version") or "")
         if server and "@" not in version:
             version = f"{version}@{server}"
         return [self._verdict(score, version) for score in scores]
 
     def _verdict(self, score: Any, version: str) -> Verdict | Exception:
-        if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-            return VerdictUnreadable(f"judge {self.name!r} gave {score!r} for a score")
-        return Verdict(judge=self.name, version=version, score=float(score), votes=(float(score),))
+        try:
+            value = number(None if isinstance(score, bool) else score, "the score")
+        except NotPlain:
+            return VerdictUnreadable(f"judge {self.name!r} gave {repr(score)[:SHOWN_CHARS]} for a score")
+        return Verdict(judge=self.name, version=version, score=value, votes=(value,))
 
 
 def _item(case: Case) -> JsonObject:

@@ -1,6 +1,7 @@
 """From a judge's words to a score: prompt, parser, votes. Pure.
 
-Invariant: what cannot be read is `None`, never a default; a score is only made of votes that were read.
+Invariants: what cannot be read is `None`, never a default; a score is only made of votes that were read. Reading takes
+time that is linear in the answer, whatever a judge writes.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from gym.errors import VerdictUnreadable
 from gym.jsontypes import JsonObject
 from gym.judges.settings import FIELD, JsonVerdict, LabelVerdict, NumberVerdict
 
-_THOUGHTS = re.compile(r"^.*</think>", re.DOTALL)
-_NUMBER = re.compile(r"[\s*_`\"']*(-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w%/])")
+MOST_ANSWER_CHARS = 2**20
+_TRIES = 20  # how often each character of an answer may be read in search of a JSON object
+_NUMBER = re.compile(r"[\s*_`\"']*+(-?(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d++)?+)(?![\w%/])")
+_OBJECT = re.compile(r'\{\s*["}]')
 _DECODER = json.JSONDecoder()
 
 
@@ -28,7 +31,9 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
 
 def read_score(text: str, form: LabelVerdict | NumberVerdict | JsonVerdict) -> float | None:
     """The score in a judge's answer, `None` where there is none. Only what follows its thoughts counts."""
-    said = _THOUGHTS.sub("", text)
+    if len(text) > MOST_ANSWER_CHARS:
+        return None
+    said = text.rpartition("</think>")[2]
     match form:
         case LabelVerdict():
             return _label(said, form)
@@ -37,12 +42,12 @@ def read_score(text: str, form: LabelVerdict | NumberVerdict | JsonVerdict) -> f
             number = _NUMBER.match(said, places[-1]) if places else None
             return _bounded(float(number[1]), form.minimum, form.maximum) if number else None
         case JsonVerdict():
-            for value in reversed(list(_json_objects(said))):
+            for value in reversed(_json_objects(said)):
                 found = value.get(form.field)
                 if isinstance(found, bool):
                     return float(found)
                 if isinstance(found, int | float):
-                    return _bounded(float(found), form.minimum, form.maximum)
+                    return _bounded(found, form.minimum, form.maximum)
     return None
 
 
@@ -74,18 +79,22 @@ def _label(said: str, form: LabelVerdict) -> float | None:
 
 
 def _bounded(value: float, minimum: float, maximum: float) -> float | None:
-    return value if minimum <= value <= maximum else None
+    return float(value) if minimum <= value <= maximum else None
 
 
-def _json_objects(text: str) -> Iterator[JsonObject]:
-    """The JSON objects in a text, outermost ones, in order."""
-    place = text.find("{")
-    while place >= 0:
+def _json_objects(text: str) -> list[JsonObject]:
+    """The JSON objects in a text, outermost ones, in order; none of a text in which too many begin and do not end."""
+    found: list[JsonObject] = []
+    place, left = 0, _TRIES * (len(text) + 1)
+    while begin := _OBJECT.search(text, place):
         try:
             value: Any
-            value, end = _DECODER.raw_decode(text, place)
-        except (json.JSONDecodeError, RecursionError):
-            end = place + 1
-        else:
-            yield value
-        place = text.find("{", end)
+            value, place = _DECODER.raw_decode(text, begin.start())
+            found.append(value)
+        except (ValueError, RecursionError) as error:
+            place = begin.start() + 1
+            read_to = error.pos if isinstance(error, json.JSONDecodeError) else len(text)
+            left -= read_to - begin.start() + read_to // 64  # an error counts the lines before it
+            if left < 0:
+                return []
+    return found

@@ -129,6 +129,10 @@ class PolicyClient:
             self._health = asyncio.create_task(checks.run(), name="health checks")
         return self
 
+    def refuse_held(self) -> None:
+        """Hold no more calls: those of paused policies raise Unavailable."""
+        self._gate.close()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

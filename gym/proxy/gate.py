@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gym.errors import ModelUnreachable
+from gym.errors import ModelUnreachable, Unavailable
 from gym.proxy.policies import PolicyRecord, PolicySource, newest
 
 TICK_S = 0.1
@@ -31,7 +31,12 @@ class Gate:
     def __init__(self, policies: PolicySource, *, tick_s: float = TICK_S) -> None:
         self._policies = policies
         self._tick_s = tick_s
+        self._closed = False
         self.lanes: dict[str, Lane] = {}
+
+    def close(self) -> None:
+        """Refuse the calls that are held, and those that would be from now on: the process is ending."""
+        self._closed = True
 
     async def enter(
         self, record: PolicyRecord, *, deadline: float, on_held: Callable[[], None] | None = None
@@ -39,7 +44,8 @@ class Gate:
         """Wait while the policy is paused; returns its newest record. `leave` must follow.
 
         `on_held` is called now and then while the call is held, so that a watch for stalled rollouts can be told.
-        Raises ModelUnreachable where the policy is deleted, or still paused at the deadline (`loop.time()`).
+        Raises ModelUnreachable where the policy is deleted, or still paused at the deadline (`loop.time()`), and
+        Unavailable where the gate is closed.
         """
         lane = self.lanes.get(record.name)
         if lane is None:
@@ -62,6 +68,12 @@ class Gate:
         lane.held += 1
         try:
             while record.paused is not None:
+                if self._closed:
+                    raise Unavailable(
+                        "shutting_down",
+                        f"policy {record.name!r} is paused and this process is shutting down; send the call again",
+                        retry_after_s=1.0,
+                    )
                 remaining_s = deadline - loop.time()
                 if remaining_s <= 0:
                     raise ModelUnreachable(

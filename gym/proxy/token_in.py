@@ -21,9 +21,11 @@ Images and audio are placed by the server in its own rendering only, so a prompt
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -44,6 +46,8 @@ from gym.wire.parsers import finish_reason, is_read_as_it_is, parse_reply
 Prompt = Literal["first", "kept", "spliced", "broken"]
 Post = Callable[[URL, JsonObject], Awaitable[Answered]]
 
+IN_PLACE_CHARS = 16_384  # of a text that is parsed on the event loop
+MOST_TEXT_CHARS = 8 * 2**20
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _STREAM = ("stream", "stream_options")
 _UNREADABLE = (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError)
@@ -93,7 +97,8 @@ async def complete(post: Post, call: TokenCall, streamed: Streamed | None = None
         text = choice.get("text")
         if text is None:
             text = await _detokenized(post, call.url, choice, ended=ended)
-        completion = _completion(call, generated, choice, text, tools, request["token_ids"], ended=ended)
+        message = await _parsed(call, text, tools)
+        completion = _completion(call, generated, choice, message, request["token_ids"], ended=ended)
     except _UNREADABLE as error:
         raise BadCompletion(f"the model server generates something that is no answer: {error!r}") from error
     if streamed is not None:
@@ -211,12 +216,28 @@ async def _detokenized(post: Post, url: EndpointUrl, choice: JsonObject, *, ende
     return text[: text.rfind(reason)] if isinstance(reason, str) and reason in text else text
 
 
+async def _parsed(call: TokenCall, text: str, tools: list[JsonObject]) -> JsonObject:
+    """The message that a text is; a long one is read in a thread, and none that is longer than any context."""
+    if len(text) > MOST_TEXT_CHARS:
+        raise ValueError(f"its text has {len(text)} characters, more than the {MOST_TEXT_CHARS} that are read")
+    parse = partial(
+        parse_reply,
+        text,
+        tool_parser=call.spec.tool_parser,
+        reasoning_parser=call.spec.reasoning_parser,
+        tools=tools,
+        id_prefix=call.reply_id,
+        tool_choice=call.body.get("tool_choice"),
+        thinking=_thinks(call),
+    )
+    return parse() if len(text) <= IN_PLACE_CHARS else await asyncio.to_thread(parse)
+
+
 def _completion(
     call: TokenCall,
     generated: JsonObject,
     choice: JsonObject,
-    text: str,
-    tools: list[JsonObject],
+    message: JsonObject,
     prompt_ids: list[int],
     *,
     ended: bool,
@@ -226,17 +247,7 @@ def _completion(
     Other than there, an answer that a limit cut finishes with `length` though calls could be read out of it.
     """
     stopped = choice["finish_reason"]
-    body = call.body
-    tool_choice = body.get("tool_choice")
-    message = parse_reply(
-        text,
-        tool_parser=call.spec.tool_parser,
-        reasoning_parser=call.spec.reasoning_parser,
-        tools=tools,
-        id_prefix=call.reply_id,
-        tool_choice=tool_choice,
-        thinking=_thinks(call),
-    )
+    tool_choice = call.body.get("tool_choice")
     kept: dict[str, Any] = {name: choice.get(name) for name in ("stop_reason", "logprobs", "weight_versions")}
     return {
         "id": f"chatcmpl-{call.reply_id}",

@@ -11,7 +11,7 @@ from typing import Any
 
 from gym.jsontypes import JsonObject
 
-_VERSION = re.compile(r"(?:[A-Za-z_]+[-_:]?)?(\d+)")
+_VERSION = re.compile(r"(?:[A-Za-z_]+[-_:]?)?(\d{1,18})")
 
 
 def reported_versions(completion: JsonObject) -> tuple[int, int] | None:

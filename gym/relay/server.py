@@ -61,6 +61,8 @@ class RelayServer:
         self._grants = asyncio.Semaphore(MAX_GRANTS)
         self._calls: dict[str, Call] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._subscription: Any = None
+        self._retired = False
         self.listening = asyncio.Event()
         """Set from when clients are heard for the first time."""
         self.trouble = ""
@@ -86,6 +88,15 @@ class RelayServer:
         finally:
             await self._end()
 
+    async def retire(self) -> None:
+        """Take no further calls: other servers answer them. Calls under way go on."""
+        self._retired = True
+        if self._subscription is not None:
+            try:
+                await self._bounded(self._subscription.punsubscribe(self._channels.asked(ANY)))
+            except RedisError as error:
+                _LOG.warning("the relay still listens: %s", type(error).__name__, extra={"action": "relay_away"})
+
     async def _end(self) -> None:
         """Let calls end, then end them; a second cancellation makes it short."""
         try:
@@ -99,7 +110,7 @@ class RelayServer:
 
     async def _session(self, server: str) -> None:
         """Listen under one name until the subscription breaks."""
-        pubsub = self._redis.pubsub()
+        pubsub = self._subscription = self._redis.pubsub()
         try:
             await self._bounded(pubsub.psubscribe(self._channels.asked(server), self._channels.asked(ANY)))
             async with asyncio.TaskGroup() as group:
@@ -153,13 +164,15 @@ class RelayServer:
             return
         tell = self._channels.tell(asker.name, line)
         to_all = channel.endswith(f":{ANY}")
-        if frame.kind == "hello":
+        if frame.kind == "hello" and not self._retired:
             self._start(self._say(tell, Frame("here", frame.call, {"server": server})), "hello")
         elif frame.kind == "ping" and not to_all:
             self._start(self._say(tell, Frame("lost", frame.call, {})), "ping")
         elif frame.kind == "ask" and not to_all:
             call = Call(frame, asker, tell, self._publish, self._grants)
-            if len(self._calls) < self._max_calls:
+            if self._retired:
+                self._start(self._say(tell, Frame("lost", frame.call, {})), "refusal")
+            elif len(self._calls) < self._max_calls:
                 self._calls[frame.call] = call
                 self._start(self._run(call, frame.call), "call")
             else:

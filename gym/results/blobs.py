@@ -3,7 +3,7 @@
 A value starts with a byte that says which: `i` inline and the packed trajectory; `f`, the size, a path below the root
 and the CRC-32 of the content (values of older farms end with the path). Files are written beside their place and
 renamed, so a reader never sees half of one. Each batch has a folder of its own, which goes as a whole: renamed into the
-trash at once, deleted in bounded steps.
+trash at once, deleted in bounded steps. Only the owner of the files may read them, whatever the umask.
 
 Invariant: a file that is missing or damaged concerns its own rollout only. A store that does not answer is waited for,
 within bounds; then its files count as missing.
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from gym.errors import ResultUnreadable, Unavailable
 from gym.ids import RolloutRef
+from gym.state.data_dir import make_private
 
 TRASH = ".trash"
 _POINTER = re.compile(rb"f([0-9]{1,15}) ([A-Za-z0-9._~/-]{1,400})(?: ([0-9a-f]{8}))?")
@@ -54,7 +55,7 @@ class BlobStore:
         name = f"{_folder(rollout.batch_id)}/{place}"
         if part:
             name = f"{name}.{part}"
-        await asyncio.to_thread(_write, self._root / name, packed)
+        await asyncio.to_thread(_write, self._root, self._root / name, packed)
         return b"f%d %s %08x" % (len(packed), name.encode(), zlib.crc32(packed))
 
     async def read(self, value: bytes | None) -> bytes | None:
@@ -170,7 +171,7 @@ def _discard(root: Path, folder: str) -> bool:
     trash = root / TRASH
     try:
         (root / folder).stat()
-        trash.mkdir(exist_ok=True)
+        trash.mkdir(mode=0o700, exist_ok=True)
         (root / folder).rename(trash / f"{folder}.{secrets.token_hex(4)}")
     except FileNotFoundError:
         return False
@@ -190,8 +191,19 @@ def _empty(trash: Path, most: int) -> int:
     return deleted
 
 
-def _write(path: Path, packed: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(root: Path, path: Path, packed: bytes) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    beside.write_bytes(packed)
+    try:
+        file = _create(beside)
+    except FileNotFoundError:
+        make_private(root)
+        for folder in (path.parent.parent, path.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        file = _create(beside)
+    with os.fdopen(file, "wb") as opened:
+        opened.write(packed)
     beside.rename(path)
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from gym.limits import Seconds
+from gym.masking import MaskedModel
 from gym.sandbox.limits import MIB, Limits
 
 Mib = Annotated[int, Field(ge=1, le=2**20)]
 
 
-class SandboxSettings(BaseModel):
+class SandboxSettings(MaskedModel):
     """`auto` takes the first provider that works; one that is named has to work, or no worker starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -14,7 +14,12 @@ from gym.state.unreadable import DECODE_ERRORS, concerns_redis, printable
 
 MOST_LIVE = 2000
 MOST_BACKLOG = 500
-ROWS_PER_STEP = 200
+SEARCHED_PER_STEP = 500
+AT_ONCE = 4
+"""Batches counted in one round trip: Redis may run all that a client has sent before it turns to another one."""
+
+FIRST_STEPS = 20
+"""Of a search for what nothing holds, before the rest is left to further steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +36,9 @@ class Owned:
 class Holdings:
     """A batch at one moment, atomically. Times in ms of the server's clock.
 
-    `backlog_rollouts`, with those parked, is `None` where they are too many to be counted; it may be more than is
-    queued, since what was cancelled stays in line until it is met. `states` (dispatched, running, judging) is `None`,
-    and `owners` only a part of them that differs from call to call, where too much is live.
+    `backlog_rollouts`, with those parked, is `None` where they are too many to be counted, or are being published or
+    stopped. It may be more than is queued, since what was cancelled stays in line until it is met. Where too much is
+    live, `states` (dispatched, running, judging) is `None`, and `owners` a part of them that differs from call to call.
     """
 
     batch_id: str
@@ -53,6 +58,14 @@ class Holdings:
     cursor: str
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search has queued again, and the row and sample from which it goes on; `None` where it is over."""
+
+    members: tuple[str, ...]
+    goes_on_at: str | None
+
+
 class Audits:
     """Counts batches, many in one round trip."""
 
@@ -67,7 +80,9 @@ class Audits:
             ScriptCall(AUDIT, self._store.keys.batch(batch_id).scripted(), [cursor, MOST_LIVE, MOST_BACKLOG])
             for batch_id, cursor in cursors.items()
         ]
-        answers = await self._store.run_many(calls) if calls else []
+        answers: list[Any] = []
+        for first in range(0, len(calls), AT_ONCE):
+            answers += await self._store.run_many(calls[first : first + AT_ONCE])
         found = []
         self.unreadable = {}
         for batch_id, answer in zip(cursors, answers, strict=True):
@@ -97,21 +112,32 @@ class Audits:
             if cursor == b"0":
                 return found
 
-    async def adopt(self, batch_id: str) -> list[str] | None:
-        """Queue again what nothing holds, in bounded steps: the members, `None` where too much is held to be searched.
+    async def adopt(self, batch_id: str) -> Search | None:
+        """Queue again what nothing holds, as far as a few steps go; `None` where too much is held to be searched.
 
         A member is looked up and queued by the same script, so nothing can be queued twice.
         """
+        found: tuple[str, ...] = ()
+        at = "0:0"
+        for _ in range(FIRST_STEPS):
+            step = await self.adopt_step(batch_id, at)
+            if step is None:
+                return None
+            found += step.members
+            if step.goes_on_at is None:
+                return Search(found, None)
+            at = step.goes_on_at
+        return Search(found, at)
+
+    async def adopt_step(self, batch_id: str, at: str) -> Search | None:
+        """One step of `adopt`, from a row and sample on."""
         keys = self._store.keys.batch(batch_id)
         rows = int(await self._store.redis.get(keys.seq) or 0)
-        found: list[str] = []
-        for first in range(0, rows, ROWS_PER_STEP):
-            step = [first, min(first + ROWS_PER_STEP, rows), MOST_LIVE]
-            members = await self._store.run(ADOPT, keys.scripted(), step)
-            if members == -1:
-                return None
-            found += [member.decode() for member in members]
-        return found
+        answer = await self._store.run(ADOPT, keys.scripted(), [*at.split(":"), rows, SEARCHED_PER_STEP, MOST_LIVE])
+        if answer == -1:
+            return None
+        row, sample, *members = answer
+        return Search(tuple(member.decode() for member in members), f"{row}:{sample}" if row < rows else None)
 
 
 def _read(batch_id: str, answer: list[Any]) -> Holdings:

@@ -19,12 +19,12 @@ from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
 from gym.state.breakers import Breaker, BreakerKind, Parked, open_names, parked_in, policy_key, read_breakers
+from gym.state.cancellation import Cancellation, cancel
 from gym.state.judging import waiting_of
-from gym.state.store import CANCEL, REQUEUE, SEAL, Store, insisting
+from gym.state.store import REQUEUE, SEAL, Store, insisting
 from gym.state.unreadable import DECODE_ERRORS, concerns_redis, printable, read_object, read_or_none, reason
 
-CANCEL_CHUNK = 500
-Scope = Literal["batch", "group", "rollout"]
+REQUEUE_CHUNK = 100
 BatchState = Literal["open", "running", "done", "cancelled", "expired", "unreadable"]
 
 
@@ -61,22 +61,6 @@ async def activate(store: Store, batch_id: str) -> None:
     pipeline.eval(*insisting(store.keys.active, "ZADD", int(created_at), batch_id))
     await pipeline.execute()
     await store.wake_dispatcher()
-
-
-async def cancel(
-    store: Store, batch_id: str, scope: Scope, name: str, *, letter: str = "c", reason: str = "cancelled"
-) -> tuple[int, int]:
-    """End what has not ended, in bounded steps: (known, how many ended now).
-
-    Known is 1, 0 where a tombstone was left, -1 where the group has no such sample.
-    """
-    keys = store.keys.batch(batch_id)
-    stopped = 0
-    while True:
-        known, now, left = await store.run(CANCEL, keys.scripted(), [scope, name, letter, reason, CANCEL_CHUNK])
-        stopped += now
-        if not left:
-            return known, stopped
 
 
 async def keep_for(store: Store, batch_id: str, keep_s: float | None) -> None:
@@ -173,33 +157,42 @@ class Batches:
         await self._store.wake_dispatcher()
         return await self.status(batch_id)
 
-    async def cancel_batch(self, batch_id: str, *, letter: str = "c", reason: str = "cancelled") -> tuple[bool, int]:
-        """End everything in it that has not ended: (known, how many ended now). Unknown ones get a tombstone."""
-        known, stopped = await cancel(self._store, batch_id, "batch", "*", letter=letter, reason=reason)
-        await self._store.wake_dispatcher()
-        return known == 1, stopped
+    async def cancel_batch(self, batch_id: str, *, letter: str = "c", reason: str = "cancelled") -> Cancellation:
+        """Begin to end everything in it that has not ended; the dispatcher ends what is left after this call.
 
-    async def cancel_group(self, group: GroupRef) -> tuple[bool, int]:
+        Unknown batches get a tombstone. Raises Overloaded where there are too many of these.
+        """
+        done = await cancel(self._store, batch_id, "batch", "*", letter=letter, reason=reason)
+        await self._store.wake_dispatcher()
+        return done
+
+    async def cancel_group(self, group: GroupRef) -> Cancellation:
         """As `cancel_batch`, for one group."""
-        known, stopped = await cancel(self._store, group.batch_id, "group", str(group.row))
+        done = await cancel(self._store, group.batch_id, "group", str(group.row))
         await self._store.wake_dispatcher()
-        return known == 1, stopped
+        return done
 
-    async def cancel_rollout(self, rollout: RolloutRef) -> tuple[bool, int]:
+    async def cancel_rollout(self, rollout: RolloutRef) -> Cancellation:
         """As `cancel_batch`, for one rollout. Raises NotFound where its group has fewer samples."""
-        known, stopped = await cancel(self._store, rollout.batch_id, "rollout", rollout.member)
-        if known == -1:
+        done = await cancel(self._store, rollout.batch_id, "rollout", rollout.member)
+        if done.no_such_sample:
             raise rollout_not_found(str(rollout))
         await self._store.wake_dispatcher()
-        return known == 1, stopped
+        return done
 
     async def requeue(self, batch_id: str, items: Sequence[tuple[str, int, str, bytes]]) -> int:
-        """Run failed rollouts again, each (member, attempt, environment, its attempts as JSON lines): how many."""
+        """Run failed rollouts again, each (member, attempt, environment, its attempts as JSON lines): how many.
+
+        Raises Conflict where the batch is being cancelled.
+        """
         keys = self._store.keys.batch(batch_id)
         requeued = 0
-        for first in range(0, len(items), 200):
-            args = [value for item in items[first : first + 200] for value in item]
-            requeued += int(await self._store.run(REQUEUE, keys.scripted(), args))
+        for first in range(0, len(items), REQUEUE_CHUNK):
+            args = [value for item in items[first : first + REQUEUE_CHUNK] for value in item]
+            done = int(await self._store.run(REQUEUE, keys.scripted(), args))
+            if done < 0:
+                raise being_cancelled(batch_id)
+            requeued += done
         if requeued:
             await keep_for(self._store, batch_id, None)
             await activate(self._store, batch_id)
@@ -306,6 +299,14 @@ def batch_not_found(batch_id: str) -> NotFound:
 
 def rollout_not_found(rollout_id: str) -> NotFound:
     return NotFound("rollout_not_found", f"there is no rollout {rollout_id}", {"rollout_id": rollout_id})
+
+
+def being_cancelled(batch_id: str) -> Conflict:
+    return Conflict(
+        "being_cancelled",
+        f"batch {batch_id} is being cancelled; wait until all of its rollouts have ended",
+        {"batch_id": batch_id},
+    )
 
 
 def batch_conflict(batch_id: str) -> Conflict:

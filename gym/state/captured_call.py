@@ -9,11 +9,14 @@ from typing import Any
 import msgpack
 
 from gym.jsontypes import JsonObject
+from gym.state.capture_keys import CaptureKeys
 from gym.state.conversation import Head, chain, count_items, pack_tokens
-from gym.state.keys import CaptureKeys
 from gym.trajectory import TurnTokens, Usage
 
 MAX_TURNS = "max_turns"  # the kind of a call that was refused since the rollout had made all it may
+MOST_BEGINNINGS = 1000
+"""Of a conversation, its longest ones, as one script call looks for them or keeps them."""
+
 # of a chat request: what the calls of a conversation do not share
 NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
 
@@ -101,6 +104,14 @@ class Underway:
         return f"{self.request.rollout_id}-{self.request.attempt}-{self.turn}"
 
 
+def left_out(digests: Sequence[bytes]) -> int:
+    """How many beginnings of a conversation, the shortest, are not looked for and not kept, so that scripts are short.
+
+    A call that goes on from one of these is recorded whole, as a new conversation is.
+    """
+    return max(0, len(digests) - MOST_BEGINNINGS)
+
+
 def answered(call: Underway, answer: CallAnswer) -> tuple[bytes, list[str | bytes]]:
     """The record of a call, and what is known of the conversation's beginnings now: digests, each with what it is."""
     request = call.request
@@ -122,7 +133,7 @@ def answered(call: Underway, answer: CallAnswer) -> tuple[bytes, list[str | byte
         "tokens": tokens,
     }
     pairs: list[str | bytes] = []
-    for digest in call.digests[call.known :]:
+    for digest in call.digests[max(call.known, left_out(call.digests)) :]:
         pairs += [digest, "i"]
     if answer.completion is not None:
         reply = answer.completion["choices"][0]["message"]

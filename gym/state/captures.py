@@ -26,6 +26,7 @@ from gym.state.captured_call import (
     Underway,
     answered,
     failed,
+    left_out,
     unpack,
 )
 from gym.state.continuation import RecentTurns, goes_on_from, prompt_digest, turn_of
@@ -94,8 +95,9 @@ class Captures:
             self._max_bytes,
             ttl_ms,
             settings_digest,
+            left_out(digests),
         ]
-        verdict, *rest = await self._store.run(_BEGIN, keys.scripted(), [*fixed, *digests])
+        verdict, *rest = await self._store.run(_BEGIN, keys.scripted(), [*fixed, *digests[left_out(digests) :]])
         match verdict:
             case b"recorded":
                 return unpack(rest[0])

@@ -8,16 +8,21 @@ its server is still writing.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
+import stat
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, BinaryIO, Self, cast
 
 from gym.errors import SettingsError
 from gym.state.format import require_data_format
 
 LOCK_TIMEOUT_S = 10.0
 POLL_S = 0.02
+_OPEN = {"action": "directory_open"}
+_LOG = logging.getLogger(__name__)
 
 
 class DataDirLock:
@@ -38,8 +43,8 @@ class DataDirLock:
         Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it,
         or where its data is of a newer one.
         """
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (data_dir / "lock").open("a+", encoding="utf-8")
+        make_private(data_dir)
+        file = os.fdopen(_private(str(data_dir / "lock"), os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+", encoding="utf-8")
         give_up_at = time.monotonic() + timeout_s
         while not _lock(file):
             file.seek(0)
@@ -65,6 +70,50 @@ class DataDirLock:
     def release(self) -> None:
         """Let go; a process that inherited the lock keeps it."""
         self._file.close()
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory that only its owner may enter; one that others may enter is corrected, or warned about.
+
+    Its parents that are missing are made so too.
+    """
+    for path in (*reversed(directory.parents), directory):
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077 == 0:
+        return
+    reason = "it is a directory for all, by its sticky bit"
+    if not mode & stat.S_ISVTX:
+        try:
+            directory.chmod(mode & 0o700)
+        except OSError as error:
+            reason = error.strerror or "refused"
+        else:
+            _LOG.warning("others could enter %s (mode %o); they cannot any more", directory, mode, extra=_OPEN)
+            return
+    _LOG.warning(
+        "others may enter %s (mode %o), which is left so (%s): give a directory of the farm's own, for trajectories "
+        "lie there",
+        directory,
+        mode,
+        reason,
+        extra=_OPEN,
+    )
+
+
+def append_private(path: Path) -> BinaryIO:
+    """Open a file to append to, unbuffered; one that is made now can be read by its owner alone."""
+    return cast("BinaryIO", open(path, "ab", buffering=0, opener=_private))
+
+
+def create_private(path: Path) -> BinaryIO:
+    """Open a file to write anew; one that is made now can be read by its owner alone."""
+    return open(path, "wb", opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def write_private(path: Path, text: str) -> None:

@@ -32,7 +32,7 @@ from redis.retry import Retry
 
 from gym.errors import SettingsError
 from gym.orphans import end_with_parent
-from gym.state.data_dir import DataDirLock, write_private
+from gym.state.data_dir import DataDirLock, append_private, make_private, write_private
 
 OLDEST = (6, 2)
 START_TIMEOUT_S = 30.0
@@ -97,7 +97,8 @@ class EmbeddedRedis:
     def prepare(self) -> list[str]:
         """Write the configuration and return the command that serves it. The server logs to its standard output."""
         server = find_server()
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.data_dir)
+        make_private(self.folder)
         self._password = self._password or _stored_password(self.folder / "password")
         self.port = self.port or _free_port()
         config = self.folder / "redis.conf"
@@ -144,7 +145,7 @@ class EmbeddedRedis:
             self._own_lock = self._lock = DataDirLock.take(self.data_dir)
         try:
             command = self.prepare()
-            with (self.folder / "redis.log").open("ab") as log:
+            with append_private(self.folder / "redis.log") as log:
                 self._process = subprocess.Popen(  # noqa: S603 - a server found on this machine
                     command,
                     stdin=subprocess.DEVNULL,
@@ -271,6 +272,8 @@ def _configuration(folder: Path, port: int, password: str) -> str:
             "appendfsync no",
             'save ""',
             "maxmemory-policy noeviction",
+            "lazyfree-lazy-expire yes",  # a large batch that ends by itself holds nobody up
+            "lazyfree-lazy-server-del yes",
             'logfile ""',
             "",
         ]

@@ -8,22 +8,25 @@ server's. Each lease costs what it hands out, not what lies in the log: a cursor
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from gym.errors import Conflict, Invalid
 from gym.ids import ID_PATTERN, is_id, new_id, parse_rollout_id
 from gym.results.blobs import BlobStore
 from gym.rollout import Outcome
 from gym.state.batches import batch_not_found
-from gym.state.results import START, Results, View
+from gym.state.results import START, LogEntry, Results, View
 from gym.state.store import ACK, GROUPS_ENDED, LEASE, Argument, Store
 
 LEASE_BYTES = 32 * 2**20
-LOOK_AT = 1000  # entries of the log that one script call looks at
-LIGHT_PORTION = 500
+LOOK_AT = 250  # entries of the log that one script call looks at
+LIGHT_PORTION = 250
 HEAVY_PORTION = 32
+ACK_PORTION = 200
 
 
 class LeaseUnit(StrEnum):
@@ -88,7 +91,7 @@ class Feed:
             if verdict == b"unit":
                 raise _other_unit(consumer, answer[0].decode(), unit)
             run, expires_at, more, done, *found = answer
-            entries = [(entry_id, dict(zip(flat[::2], flat[1::2], strict=True))) for entry_id, flat in found]
+            entries = await self._entries(batch_id, found)
             for first in range(0, len(entries), portion):
                 part = entries[first : first + portion]
                 records += await self._results.records(batch_id, run.decode(), part, view, packed=packed)
@@ -113,11 +116,19 @@ class Feed:
             raise Invalid("invalid_ack", "give `lease_id` or `rollout_ids`", {"field": "lease_id"})
         if rollout_ids is not None and not rollout_ids:
             return await self._nothing(batch_id)
-        keys = self._store.keys.batch(batch_id)
         members = [] if rollout_ids is None else [_of_batch(batch_id, name, at) for at, name in enumerate(rollout_ids)]
-        verdict, *answer = await self._store.run(
-            ACK, [*keys.scripted(), keys.feeds, *keys.feed(consumer)], [consumer, lease_id or "", *members]
-        )
+        portions = _portions(members)
+        if len(portions) > 1:  # all or none
+            for portion in portions:
+                await self._ack(batch_id, consumer, lease_id, portion, only_look=True)
+        return sum([await self._ack(batch_id, consumer, lease_id, portion) for portion in portions])
+
+    async def _ack(
+        self, batch_id: str, consumer: str, lease_id: str | None, members: Sequence[str], *, only_look: bool = False
+    ) -> int:
+        keys = self._store.keys.batch(batch_id)
+        names = [*keys.scripted(), keys.feeds, *keys.feed(consumer)]
+        verdict, *answer = await self._store.run(ACK, names, [consumer, lease_id or "", int(only_look), *members])
         if verdict == b"missing":
             raise batch_not_found(batch_id)
         if verdict == b"partial":
@@ -130,6 +141,28 @@ class Feed:
             )
         return int(answer[0])
 
+    async def _entries(self, batch_id: str, found: Sequence[Any]) -> list[LogEntry]:
+        """What a lease handed out, with the fields of large groups, of which it gave the ids, read in portions.
+
+        A result that was taken back since is left out.
+        """
+        log = self._store.keys.batch(batch_id).log
+        bare = [entry_id for item in found if len(item) == 1 for entry_id in item[0].split()]
+        read: dict[bytes, LogEntry] = {}
+        for first in range(0, len(bare), HEAVY_PORTION * 4):
+            pipeline = self._store.redis.pipeline(transaction=False)
+            for entry_id in bare[first : first + HEAVY_PORTION * 4]:
+                pipeline.xrange(log, min=entry_id, max=entry_id)
+            read |= {entry[0]: entry for entries in await pipeline.execute() for entry in entries}
+        entries: list[LogEntry] = []
+        for ids, *fields in found:
+            if fields:
+                [flat] = fields
+                entries.append((ids, dict(zip(flat[::2], flat[1::2], strict=True))))
+            else:
+                entries += [read[entry_id] for entry_id in ids.split() if entry_id in read]
+        return entries
+
     async def wait(self, batch_id: str, consumer: str, *, timeout_s: float) -> None:
         """Return when there may be something to lease, at the latest after `timeout_s` or a second."""
         [feed, *_] = self._store.keys.batch(batch_id).feed(consumer)
@@ -140,7 +173,13 @@ class Feed:
         """Those of these cursors at which a group was complete, with how many of its rollouts had which outcome."""
         if not cursors:
             return {}
-        ended = await self._store.run(GROUPS_ENDED, self._store.keys.batch(batch_id).scripted(), cursors)
+        ended: list[list[Any]] = []
+        at = 0
+        while at < len(cursors):
+            keys = self._store.keys.batch(batch_id).scripted()
+            looked_at, *found = await self._store.run(GROUPS_ENDED, keys, cursors[at : at + LOOK_AT])
+            ended += found
+            at += looked_at
         return {
             cursor.decode(): {outcome.value: number for outcome, number in zip(Outcome, counts, strict=True)}
             for cursor, *counts in ended
@@ -165,6 +204,20 @@ def _of_batch(batch_id: str, rollout_id: str, at: int) -> str:
             {"field": f"rollout_ids.{at}"},
         )
     return rollout.member
+
+
+def _portions(members: Sequence[str]) -> list[list[str]]:
+    """Distinct members as one script call takes them, those of a group together; one empty portion of none."""
+    portions: list[list[str]] = [[]]
+    for _, group in itertools.groupby(sorted(set(members), key=_row_of), key=_row_of):
+        if len(portions[-1]) >= ACK_PORTION:
+            portions.append([])
+        portions[-1] += group
+    return portions
+
+
+def _row_of(member: str) -> str:
+    return member.partition(":")[0]
 
 
 def _check_name(field: str, name: str | None) -> None:

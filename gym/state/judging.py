@@ -8,6 +8,7 @@ A judge worker names a rollout by (member, attempt, token) as a worker does, and
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ import orjson
 from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
 from gym.state.result_records import read_tries
-from gym.state.rollouts import OUTCOME_LETTER, Claim
+from gym.state.rollouts import LIVE_PER_STEP, OUTCOME_LETTER, STEP_PAUSE_S, Claim
 from gym.state.store import (
     ASK_JUDGE,
     JUDGE_AGAIN,
@@ -36,7 +37,9 @@ from gym.state.unreadable import complain, concerns_redis, read_object, read_or_
 from gym.state.unreadable_claims import ClaimedItem, readable_claims
 
 Argument = str | bytes | int | float
-CHUNK = 200
+CHUNK = 100
+MOST_STEPS = 50
+"""Of a judge's line in one call, since the dispatcher waits for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,18 +209,33 @@ class Judging:
         return ScriptCall(JUDGE_AGAIN, self._keys(batch_id), args)
 
     async def recover(self, batch_id: str, *, overdue_ms: int, dead_workers: Iterable[str]) -> tuple[int, int]:
-        """Take back what dead judge workers had, and jobs older than `overdue_ms` (0 leaves them): how many of each."""
-        waiting, resent = await self._store.run(JUDGE_RECOVER, self._keys(batch_id), [overdue_ms, *dead_workers])
-        return waiting, resent
+        """Take back what dead judge workers had, and jobs older than `overdue_ms` (0 leaves them): how many of each.
+
+        Bounded steps, which may be repeated.
+        """
+        dead, waiting, resent, cursor = list(dead_workers), 0, 0, b"0"
+        while True:
+            step: list[Argument] = [overdue_ms, cursor, LIVE_PER_STEP, *dead]
+            waiting_now, resent_now, cursor = await self._store.run(JUDGE_RECOVER, self._keys(batch_id), step)
+            waiting, resent = waiting + waiting_now, resent + resent_now
+            if cursor == b"0":
+                return waiting, resent
+            await asyncio.sleep(STEP_PAUSE_S)
 
     async def rejudge(self, batch_id: str, items: Sequence[Rejudged]) -> int:
-        """Judge results again; returns how many. Those that have changed since they were read are left alone."""
+        """Judge results again; returns how many, -1 where the batch is being cancelled.
+
+        Those that have changed since they were read are left alone.
+        """
         judged = 0
         for first in range(0, len(items), CHUNK):
             args: list[Argument] = []
             for item in items[first : first + CHUNK]:
                 args += [item.member, item.cursor, item.environment, item.judge, _again_header(item), item.record]
-            judged += int(await self._store.run(REJUDGE, self._keys(batch_id), args))
+            done = int(await self._store.run(REJUDGE, self._keys(batch_id), args))
+            if done < 0:
+                return -1
+            judged += done
         return judged
 
     async def group(self, batch_id: str, row: int) -> list[Sibling]:
@@ -225,25 +243,28 @@ class Judging:
         keys = self._store.keys.batch(batch_id)
         head = await self._store.redis.hget(keys.rows, str(row))
         members = [f"{row}:{sample}" for sample in range(int(head.split(b" ", 1)[0]) if head else 0)]
-        if not members:
-            return []
-        pipeline = self._store.redis.pipeline(transaction=False)
-        for key in (keys.live, keys.done, keys.asks):
-            pipeline.hmget(key, members)
-        live, done, asks = await pipeline.execute()
-        return [
-            Sibling(sample, ended is not None or (state is not None and state[:1] in b"wsj"), ask)
-            for sample, (state, ended, ask) in enumerate(zip(live, done, asks, strict=True))
-        ]
+        found: list[Sibling] = []
+        for first in range(0, len(members), LIVE_PER_STEP):
+            pipeline = self._store.redis.pipeline(transaction=False)
+            for key in (keys.live, keys.done, keys.asks):
+                pipeline.hmget(key, members[first : first + LIVE_PER_STEP])
+            live, done, asks = await pipeline.execute()
+            found += [
+                Sibling(sample, ended is not None or (state is not None and state[:1] in b"wsj"), ask)
+                for sample, (state, ended, ask) in enumerate(zip(live, done, asks, strict=True), first)
+            ]
+        return found
 
     async def _take(self, batch_id: str, judge: str, most: int, which: str) -> list[tuple[str, str]]:
         flat = await self._store.run(JUDGE_TAKE, self._keys(batch_id), [judge, most, which])
         return [(flat[i].decode(), str(flat[i + 1])) for i in range(0, len(flat), 2)]
 
     async def _all_of(self, script: Script, batch_id: str, judge: str, *args: Argument) -> None:
-        """A script over a judge's line, in bounded steps."""
-        while await self._store.run(script, self._keys(batch_id), [judge, *args, CHUNK]):
-            pass
+        """Run a script over a judge's line in bounded steps, so many at most; the next call goes on with the rest."""
+        for _ in range(MOST_STEPS):
+            if not await self._store.run(script, self._keys(batch_id), [judge, *args, CHUNK]):
+                return
+            await asyncio.sleep(STEP_PAUSE_S)
 
     def _keys(self, batch_id: str) -> list[str]:
         return self._store.keys.batch(batch_id).scripted()

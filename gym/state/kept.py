@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from gym.state.batches import everything, keep_for
+from gym.state.ends import fold, forget
 from gym.state.store import DROP, REMOVE, Store
 from gym.state.unreadable import read_or_none
+
+KEYS_AT_ONCE = 500
+REMOVED_WITHIN_S = 3600.0
+"""After this a batch that nobody removed ends by itself, which may hold Redis up for as long as it is large."""
 
 
 class DropReason(StrEnum):
@@ -43,13 +48,14 @@ class Kept:
         ended_at, size_bytes = await redis.hmget(keys.batch(batch_id).meta, ["ended_at", "stored_bytes"])
         if ended_at is None:
             return
+        await fold(self._store, batch_id)
         # first, so that it is in one of the two at any moment
         await self._store.insist(keys.kept, "ZADD", int(ended_at), batch_id)
         if int(size_bytes or 0) > 0:
             await self._store.insist(keys.stored, "HSET", batch_id, size_bytes)
         await redis.zrem(keys.active, batch_id)
         if await redis.hexists(keys.batch(batch_id).meta, "ended_at"):
-            await keep_for(self._store, batch_id, keep_s)
+            await keep_for(self._store, batch_id, keep_s + REMOVED_WITHIN_S)
         else:
             await self._store.insist(keys.active, "ZADD", created_at, batch_id)  # it was queued again in between
 
@@ -105,8 +111,12 @@ class Kept:
         """Remove a batch that ended before a moment; false where it runs again, or has ended again since."""
         redis, keys = self._store.redis, self._store.keys
         scripted = keys.batch(batch_id).scripted()
+        await fold(self._store, batch_id)  # it may have run again and ended since
         others = [key for key in await everything(self._store, batch_id) if key not in scripted]
-        if await self._store.run(REMOVE, [*scripted, *others], [before_ms]):
+        while len(others) > KEYS_AT_ONCE:  # those of many consumers
+            part, others = others[:KEYS_AT_ONCE], others[KEYS_AT_ONCE:]
+            await self._store.run(REMOVE, [*scripted, *part], [before_ms, len(scripted) + 1])
+        if await self._store.run(REMOVE, [*scripted, *others], [before_ms, 1]):
             return True
         if not await redis.hexists(keys.batch(batch_id).meta, "ended_at"):
             await self.removed(batch_id)  # it will be entered again
@@ -120,6 +130,7 @@ class Kept:
         pipeline.zrem(keys.batches, batch_id)
         pipeline.hdel(keys.stored, batch_id)
         await pipeline.execute()
+        await forget(self._store, batch_id)
 
 
 def _sized(name: bytes, size: bytes) -> tuple[str, int]:

@@ -24,16 +24,20 @@ Of a batch (`{B}` is the hash tag, so that all of them live on one node of a clu
 | judging | hash | member → a line of JSON on its judging, its record so far, then a line for each failed try |
 | asks | hash | member → what its verifier asked a judge, or a pointer to it; kept, to be asked again |
 | judges | hash | `JUDGE/waiting`, `/asked`, `/parked` (bars for slashes) → how many wait, are with workers, parked |
+| stops | hash | row number → `NEXT/LETTER/REASON` (bars for slashes): its samples from NEXT on are being ended |
 | staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
 | feeds | hash | consumer → when it had acknowledged everything in ms, empty before |
 | feed:C | hash | of consumer C: `unit` that it leases, `cursor` in the log up to where it was handed results |
 | feed-out:C | zset | what it has not acknowledged: log id (a group's last) → end of its lease in ms |
 | feed-leases:C | hash | lease → what was handed out under it, `LOG_ID` or `LOG_ID*RESULTS` |
 | feed-ends:C | zset | lease → its end in ms |
+| publisher | string | the request whose task ids are being compared; ends by itself |
 | stage:R | list | rows of request R that are not published yet; `stage:R:tasks` beside it |
 """
 
 from dataclasses import dataclass
+
+from gym.state.capture_keys import CaptureKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,10 @@ class BatchKeys:
     def suspects(self) -> str:
         return self._key("suspects")
 
+    @property
+    def stops(self) -> str:
+        return self._key("stops")
+
     def stage(self, request_id: str) -> str:
         """Rows of a request that is still being read."""
         return self._key(f"stage:{request_id}")
@@ -145,6 +153,14 @@ class BatchKeys:
     def stage_tasks(self, request_id: str) -> str:
         """The task ids of `stage`, element by element."""
         return self._key(f"stage:{request_id}:tasks")
+
+    def stage_progress(self, request_id: str) -> str:
+        """How much of `stage` was compared with the batch's tasks, where that is much."""
+        return self._key(f"stage:{request_id}:progress")
+
+    @property
+    def publisher(self) -> str:
+        return self._key("publisher")
 
     def stage_done(self, request_id: str) -> str:
         """What publishing answered, so that a repeated script call answers the same."""
@@ -173,47 +189,12 @@ class BatchKeys:
             self.judging,
             self.asks,
             self.judges,
+            self.stops,
         ]
 
     def everything(self) -> list[str]:
         """All lasting keys of the batch but those of its consumers (`feed`, by the names in `feeds`)."""
         return [*self.scripted(), self.seq, self.feeds]
-
-
-@dataclass(frozen=True, slots=True)
-class CaptureKeys:
-    """The keys of what the proxy captured of a rollout; all of them end by themselves."""
-
-    prefix: str
-    rollout_id: str
-    attempt: int
-
-    @property
-    def current(self) -> str:
-        """string: the latest attempt."""
-        return f"{self.prefix}:cap:{{{self.rollout_id}}}:attempt"
-
-    @property
-    def calls(self) -> str:
-        """list: a record for each finished call, msgpack."""
-        return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:calls"
-
-    @property
-    def failures(self) -> str:
-        """list: a record for each of the last calls that failed, msgpack."""
-        return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:failures"
-
-    @property
-    def index(self) -> str:
-        """hash: `d:DIGEST` → a request under way `w:OWNER:UNTIL` or answered `r:PLACE`; `m:DIGEST` → a known beginning
-        of the conversation; `s:DIGEST` → known settings; `f:DIGEST` → a request that failed; `began` in ms;
-        `turns`; `bytes`.
-        """
-        return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:index"
-
-    def scripted(self) -> list[str]:
-        """The keys that the capture scripts are given."""
-        return [self.current, self.calls, self.index, self.failures]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +233,11 @@ class Keys:
     def stored(self) -> str:
         """hash: those of `kept` that have trajectories → their bytes."""
         return f"{self.prefix}:stored"
+
+    @property
+    def tombstoned(self) -> str:
+        """zset: batches that were cancelled, wholly or in part, before they came, by when that is forgotten in ms."""
+        return f"{self.prefix}:tombstoned"
 
     @property
     def staged(self) -> str:
@@ -391,6 +377,16 @@ class Keys:
     def totals(self) -> str:
         """hash: counters of the whole farm since its first start."""
         return f"{self.prefix}:totals"
+
+    @property
+    def ends(self) -> str:
+        """hash: outcome → rollouts that ended so; `again|OUTCOME` → those that were taken back (`gym.state.ends`)."""
+        return f"{self.prefix}:{{ends}}:farm"
+
+    @property
+    def ends_folded(self) -> str:
+        """hash: batch → `CREATED_MS|NAME=VALUE …`, what of it is in `ends`."""
+        return f"{self.prefix}:{{ends}}:folded"
 
     @property
     def alarms_standing(self) -> str:

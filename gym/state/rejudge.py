@@ -10,7 +10,7 @@ import orjson
 from gym.ids import parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.reward import PASS_REWARD
-from gym.state.batches import activate, keep_for
+from gym.state.batches import activate, being_cancelled, keep_for
 from gym.state.judging import Judging, Rejudged
 from gym.state.results import Results, View
 from gym.state.store import Store
@@ -29,7 +29,9 @@ class Rejudging:
 async def rejudge(
     store: Store, results: Results, batch_id: str, *, wanted: Collection[str] | None = None, judge: str | None = None
 ) -> Rejudging:
-    """Judge a batch's results again, or those of the rollouts that are wanted. Raises NotFound.
+    """Judge a batch's results again, or those of the rollouts that are wanted.
+
+    Raises NotFound, or Conflict while the batch is being cancelled.
 
     No model is called, and each keeps its reward until there is a new verdict. Results that come in meanwhile are left
     alone.
@@ -52,6 +54,8 @@ async def rejudge(
             if item is not None:
                 items.append(item)
         done = await judging.rejudge(batch_id, items) if items else 0
+        if done < 0:
+            raise being_cancelled(batch_id)
         judged += done
         skipped += meant - done
         if not page.more or _place(page.next_after) >= last:

@@ -6,6 +6,7 @@ a batch share one. What does not match any more was cancelled, recovered, or com
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,26 @@ import orjson
 
 from gym.errors import ErrorKind, Stage
 from gym.rollout import RolloutState
-from gym.state.store import ALONE, BOUNCE, CLAIM, COMMIT, PROBE, RECOVER, REFUND, RETRY, TAKE, ScriptCall, Store
+from gym.state.store import (
+    ALONE,
+    BOUNCE,
+    CLAIM,
+    COMMIT,
+    PROBE,
+    RECOVER,
+    REFUND,
+    RETRY,
+    TAKE,
+    Argument,
+    ScriptCall,
+    Store,
+)
 from gym.state.unreadable_claims import ClaimedItem, readable_claims
 
 SUSPECT_AFTER = 2
+LIVE_PER_STEP, STEP_PAUSE_S = 500, 0.002
+"""How much of what is live one script call looks at, and how long others have Redis before the next one."""
+
 OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
 LIVE_STATES = {
     "d": RolloutState.QUEUED,
@@ -199,14 +216,18 @@ class Rollouts:
     ) -> Recovered:
         """Take back what dead workers ran, and jobs handed to Celery before `overdue_ms` (0 leaves them).
 
-        What was present at `suspect_after` deaths is run alone from then on, and fails only where it dies so.
+        What was present at `suspect_after` deaths is run alone from then on, and fails only where it dies so. Bounded
+        steps, which may be repeated.
         """
-        requeued, failed, resent, _ended = await self._store.run(
-            RECOVER,
-            self._store.keys.batch(batch_id).scripted(),
-            [overdue_ms, max_attempts, suspect_after, *dead_workers],
-        )
-        return Recovered(requeued, failed, resent)
+        keys = self._store.keys.batch(batch_id).scripted()
+        found, cursor = [0, 0, 0], b"0"
+        while True:
+            step: list[Argument] = [overdue_ms, max_attempts, suspect_after, cursor, LIVE_PER_STEP, *dead_workers]
+            *counts, _ended, cursor = await self._store.run(RECOVER, keys, step)
+            found = [total + count for total, count in zip(found, counts, strict=True)]
+            if cursor == b"0":
+                return Recovered(*found)
+            await asyncio.sleep(STEP_PAUSE_S)
 
     async def still_mine(self, claims: Sequence[Held]) -> list[bool]:
         """Whether each claim still stands; a false one was cancelled or given to somebody else."""

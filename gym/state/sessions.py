@@ -10,11 +10,11 @@ which shows in its lease.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import orjson
-
+from gym import exact_json
 from gym.errors import NotFound, Overloaded
 from gym.jsontypes import JsonObject
 from gym.state.store import Store, load_script
@@ -23,6 +23,7 @@ from gym.state.unreadable import read_object, read_or_none
 CALLS_TTL_S = 120
 RECORD_GRACE_S = 60
 TAKE_MOST = 64
+_LOG = logging.getLogger(__name__)
 
 
 _OPEN = load_script("session_open", of_batch=False)
@@ -142,7 +143,7 @@ class Sessions:
         """Send a call to the worker that holds the session."""
         key = self._store.keys.session_calls(worker)
         pipeline = self._store.redis.pipeline(transaction=False)
-        pipeline.rpush(key, orjson.dumps(call))
+        pipeline.rpush(key, exact_json.dumps(call))
         pipeline.expire(key, CALLS_TTL_S)
         await pipeline.execute()
 
@@ -151,10 +152,10 @@ class Sessions:
         return await self._taken(self._store.keys.session_calls(worker), wait_s)
 
     async def answer(self, asker: str, answers: Sequence[JsonObject]) -> None:
-        """Send answers to the process that asked."""
+        """Send answers to the process that asked. Raises TypeError or ValueError for what JSON cannot hold."""
         key = self._store.keys.session_answers(asker)
         pipeline = self._store.redis.pipeline(transaction=False)
-        pipeline.rpush(key, *map(orjson.dumps, answers))
+        pipeline.rpush(key, *map(exact_json.dumps, answers))
         pipeline.expire(key, CALLS_TTL_S)
         await pipeline.execute()
 
@@ -180,6 +181,16 @@ def session_not_found(session_id: str) -> NotFound:
         "open a new one",
         {"session_id": session_id[:200]},
     )
+
+
+def _read(text: bytes) -> JsonObject | None:
+    """An entry of a list, None for one that is no JSON object: it is dropped, and the others go on."""
+    try:
+        read = exact_json.loads(text)
+    except ValueError as error:
+        _LOG.warning("a session entry is not JSON: %s", error, extra={"action": "session_unreadable"})
+        return None
+    return read if isinstance(read, dict) else None
 
 
 def _record(session_id: str, values: dict[bytes, bytes]) -> SessionRecord:

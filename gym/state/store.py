@@ -65,6 +65,8 @@ def load_script(name: str, *libraries: str, of_batch: bool = True) -> Script:
 
 
 PUBLISH = load_script("publish")
+PUBLISH_CHECK = load_script("publish_check")
+PUBLISH_STEP = load_script("publish_step")
 TAKE = load_script("take", "dispatch")
 PROBE = load_script("probe", "dispatch")
 CLAIM = load_script("claim")
@@ -76,6 +78,7 @@ ALONE = load_script("alone")
 BREAKER = load_script("breaker", of_batch=False)
 RECOVER = load_script("recover")
 CANCEL = load_script("cancel")
+STOP_STEP = load_script("stop_step")
 SEAL = load_script("seal")
 REQUEUE = load_script("requeue")
 REQUEUE_UNREADABLE = load_script("requeue_unreadable")
@@ -89,6 +92,7 @@ REMOVE = load_script("remove")
 LEASE = load_script("lease", "feed")
 ACK = load_script("ack", "feed")
 GROUPS_ENDED = load_script("groups_ended", "feed")
+FOLD = load_script("fold", of_batch=False)
 LEAD = load_script("lead", of_batch=False)
 ALARM = load_script("alarm", of_batch=False)
 POLICY_REPORT = load_script("policy_report", of_batch=False)
@@ -145,6 +149,15 @@ class Store:
     async def close(self) -> None:
         """Give the connections back."""
         await self.redis.aclose()
+
+    async def answers(self, *, within_s: float) -> bool:
+        """Return whether the server answers in time."""
+        ping = asyncio.ensure_future(self.redis.ping())
+        done, _ = await asyncio.wait({ping}, timeout=within_s)
+        if not done:
+            ping.cancel()
+            ping.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return bool(done) and ping.exception() is None
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """The script's answer."""

@@ -1,5 +1,7 @@
 """How rows come in: staged under row numbers that nobody sees, then published by one script, all or none.
 
+What a large request needs around that script is in `gym.state.publication`.
+
 Memory here grows with the task ids that the caller gave, not with the rows.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from redis.exceptions import OutOfMemoryError
@@ -15,9 +18,11 @@ from redis.exceptions import OutOfMemoryError
 from gym.errors import Conflict, Unavailable
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
-from gym.state.batches import activate, batch_conflict, batch_not_found, cancel, task_conflict
+from gym.state.batches import activate, batch_conflict, batch_not_found, task_conflict
+from gym.state.cancellation import cancel
 from gym.state.keys import BatchKeys
-from gym.state.store import PUBLISH, Store
+from gym.state.publication import AT_ONCE, Turn, check_tasks, finish
+from gym.state.store import PUBLISH, Argument, Store
 from gym.state.unreadable import read_or_none
 from gym.task import RowHeader
 
@@ -68,7 +73,7 @@ class Staging:
         self._keys = store.keys.batch(batch_id)
         self._batch_id = batch_id
         self._request_id = new_id("req")
-        self._staged = 0
+        self._staged = self._samples = 0
         self._ranges: list[list[int]] = []
         self._repeated = 0
         self._tasks: dict[str, str] = {}  # ids of this request and their digests
@@ -107,6 +112,7 @@ class Staging:
         pipeline.expire(self._keys.stage_tasks(self._request_id), STAGED_TTL_S)
         await pipeline.execute()
         self._staged += len(fresh)
+        self._samples += sum(row.header.num_samples for row in fresh)
 
     def _is_fresh(self, row: StagedRow) -> bool:
         task_id = row.header.task_id
@@ -124,30 +130,28 @@ class Staging:
         """Make the rows visible, all or none.
 
         Raises NotFound, Conflict where the batch is sealed, cancelled, or made of something else, or Unavailable where
-        what lies in Redis is not what was staged: a restart lost some, or a repeated command doubled it.
+        what lies in Redis is not what was staged: a restart lost some, or a repeated command doubled it, or other rows
+        of the batch are being published for too long.
         """
-        keys = self._keys
         head: list[str | bytes | int | float] = ["", "", "", 0, 0, ""]
         if create is not None:
             head = [orjson.dumps(create.spec), create.digest, create.run, create.priority, create.weight, create.policy]
+        large = self._staged > AT_ONCE
         try:
-            verdict, accepted, repeated, submitted, task = await self._store.run(
-                PUBLISH,
-                [
-                    *keys.scripted(),
-                    keys.stage(self._request_id),
-                    keys.stage_tasks(self._request_id),
-                    keys.stage_done(self._request_id),
-                ],
-                ["create" if create else "append", int(seal), *head, self._request_id, self._staged],
+            verdict, accepted, repeated, submitted, task = await self._publish(
+                ["create" if create else "append", int(seal), *head, self._request_id, self._staged, self._samples],
+                compare=large and create is None and bool(self._tasks),
+                large=large,
             )
-        except OutOfMemoryError:  # refused before the first write, and the rows are what fills it
+        except (OutOfMemoryError, Unavailable):  # refused before the first write, and the rows may be what fills it
             await self.abort()
             raise
         answer = Published(
             accepted=accepted, repeated=repeated + self._repeated, submitted=submitted, created=verdict == b"created"
         )
         if verdict in (b"created", b"appended"):
+            if large:
+                await finish(self._store, self._batch_id, self._request_id)
             await self._announce()
             return answer
         await self.abort()
@@ -176,6 +180,28 @@ class Staging:
                     {"batch_id": self._batch_id},
                 )
 
+    async def _publish(self, args: list[Argument], *, compare: bool, large: bool) -> Any:
+        """The answer of the script, when it is this request's turn."""
+        keys, request_id = self._keys, self._request_id
+        if compare:
+            verdict, task = await check_tasks(self._store, self._batch_id, request_id, self._staged)
+            if verdict != "checked":
+                return verdict.encode(), 0, 0, 0, task.encode()
+        names = [
+            *keys.scripted(),
+            keys.stage(request_id),
+            keys.stage_tasks(request_id),
+            keys.stage_progress(request_id),
+            keys.publisher,
+            keys.stage_done(request_id),
+        ]
+        turn = Turn(self._store, self._batch_id)
+        while True:
+            answer = await self._store.run(PUBLISH, names, [*args, int(large)])
+            if answer[0] != b"busy":
+                return answer
+            await turn.wait()
+
     async def _announce(self) -> None:
         """Enter the batch where the dispatcher and lists find it, and end what was cancelled before it came.
 
@@ -198,7 +224,7 @@ async def discard_staged(store: Store, keys: BatchKeys, request_id: str, ranges:
     for start, stop in ranges:
         for first in range(start, stop, 1000):
             await redis.hdel(keys.rows, *(str(number) for number in range(first, min(first + 1000, stop))))
-    await redis.delete(keys.stage(request_id), keys.stage_tasks(request_id))
+    await redis.unlink(keys.stage(request_id), keys.stage_tasks(request_id), keys.stage_progress(request_id))
     await redis.hdel(keys.staging, request_id)
 
 
@@ -219,9 +245,11 @@ async def existing(store: Store, batch_id: str, digest: str) -> Published | None
 async def bury(store: Store, batch_id: str) -> None:
     """Carry out the cancellations that came before what they cancel."""
     tombs = await store.redis.smembers(store.keys.batch(batch_id).tombs)
+    if tombs:
+        await store.redis.zrem(store.keys.tombstoned, batch_id)
     for name in sorted(tomb.decode() for tomb in tombs):
         if name == "*":
-            await cancel(store, batch_id, "batch", name)
+            await cancel(store, batch_id, "batch", name, go_on=True)
         else:
             await cancel(store, batch_id, "rollout" if ":" in name else "group", name)
 

@@ -83,9 +83,9 @@ async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]
                 workers = (await http.get(f"{farm_url}/v1/workers")).raise_for_status().json()["items"]
                 model = (await http.get(f"{model_url}/admin/stats")).raise_for_status().json()
                 busy = [
-                    f"an idle worker holds {worker['taken']} slots and runs {worker['running']}"
+                    f"an idle worker holds {worker.get('taken')} slots and runs {worker.get('running')}"
                     for worker in workers
-                    if worker["alive"] and (worker["taken"] or worker["running"])
+                    if worker["alive"] and (worker.get("taken") or worker.get("running"))
                 ]
                 sessions = (await http.get(f"{farm_url}/v1/sessions")).raise_for_status().json()["items"]
                 alive = {worker["worker"] for worker in workers if worker["alive"]}

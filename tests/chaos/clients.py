@@ -99,8 +99,13 @@ class Trainer:
     async def cancel(self, plan: BatchPlan) -> None:
         """Cancel the whole batch."""
         async with connect(self._url, retries=2) as farm:
-            await patiently(lambda: farm.cancel(plan.batch_id, kind="batch"))
-        self.cancels.append(Cancelled(acknowledged_at=time.time(), batch_id=plan.batch_id))
+            answer = await patiently(lambda: farm.cancel(plan.batch_id, kind="batch"))
+            acknowledged_at = time.time()
+            while answer["left"] and not (await patiently(farm.batch(plan.batch_id).status)).ended:  # noqa: ASYNC110  polled
+                await asyncio.sleep(0.1)
+        self.cancels.append(
+            Cancelled(acknowledged_at=acknowledged_at, batch_id=plan.batch_id, done_at=time.time())
+        )  # fmt: skip
 
     async def cancel_groups(self, plan: BatchPlan, most: int) -> None:
         """Cancel groups of which one rollout has ended and the others are likely on their way."""

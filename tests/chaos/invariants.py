@@ -119,6 +119,27 @@ def unlike_ledger(feed: Sequence[Ended], ledgers: Mapping[str, Ledger]) -> list[
     )
 
 
+def unlike_counters(counters: Mapping[str, int], ledgers: Mapping[str, Ledger]) -> list[str]:
+    """At the end `farm_rollouts_total` is, outcome by outcome, the sum of all ledgers: nothing was requeued."""
+    sums = {outcome: sum(getattr(ledger, outcome) for ledger in ledgers.values()) for outcome in OUTCOMES}
+    return [
+        f"the farm counts {counters.get(outcome, 0)} {outcome}, its ledgers {sums[outcome]}"
+        for outcome in OUTCOMES
+        if counters.get(outcome, 0) != sums[outcome]
+    ]
+
+
+def falling(seen: Iterable[Mapping[str, int]]) -> list[str]:
+    """A counter never becomes less; in the order of the polls."""
+    breaches = []
+    last: Mapping[str, int] = {}
+    for counters in seen:
+        breaches += [f"{name} fell from {last[name]} to {counters.get(name, 0)}" for name in last
+                     if counters.get(name, 0) < last[name]]  # fmt: skip
+        last = counters
+    return _some(breaches)
+
+
 def unfinished(ledgers: Mapping[str, Ledger]) -> list[str]:
     """At the end nothing is on its way."""
     return _some(
@@ -150,8 +171,8 @@ def unlike_workload(feed: Iterable[Ended]) -> list[str]:
 
 
 def moving_after_cancel(seen: Iterable[LedgerSeen], cancels: Iterable[Cancelled]) -> list[str]:
-    """An acknowledged cancellation of a batch stands: nothing of it is on its way in any later poll."""
-    since = {cancel.batch_id: cancel.acknowledged_at for cancel in cancels if cancel.group_id is None}
+    """A cancellation of a batch that was done stands: nothing of it is on its way in any later poll."""
+    since = {cancel.batch_id: cancel.done_at or cancel.acknowledged_at for cancel in cancels if cancel.group_id is None}
     return _some(
         f"{one.batch_id} was cancelled and {one.source} showed it moving: {one.ledger.as_dict()}"
         for one in seen

@@ -1,16 +1,22 @@
 """A counter that writes down when it was set up and when it was closed, so that a session which leaks is seen.
 
-The farm of a chaos run loads it by its path. A line is `open|close PROCESS SESSION`, appended in one write.
+Another one asks a judge too, when it has ended where it should. The farm of a chaos run loads both by their path.
+A line is `open|close PROCESS SESSION`, appended in one write.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from gym.environments.stateful_counter import CounterRow, StatefulCounter
 from gym.jsontypes import JsonObject
+from gym.judges.base import Ask, Question, Verdict
+from gym.trajectory import Trajectory
+
+JUDGE = "chaos"
 
 
 class JournaledRow(CounterRow):
@@ -43,3 +49,21 @@ class JournaledCounter(StatefulCounter):
     def _note(self, event: str) -> None:
         with self.row.journal.open("ab", buffering=0) as journal:
             journal.write(f"{event} {os.getpid()} {self._session}\n".encode())
+
+
+class JudgedCounter(JournaledCounter):
+    """As `journaled_counter`, where a judge has the last word."""
+
+    name = "judged_counter"
+    judges = (JUDGE,)
+
+    def verify(self, trajectory: Trajectory) -> float | Ask:  # type: ignore[override]  # a counter alone asks nobody
+        """Ask the judge about a counter that is right."""
+        if self.count != self.row.expected_count:
+            return 0.0
+        return Ask((Question(judge=JUDGE, answer=trajectory.final_text, reference="[[say Verdict: EQUAL]]"),))
+
+    @classmethod
+    def judged(cls, ask: Ask, verdicts: Sequence[Verdict]) -> float:
+        """Reward what the judge found equal."""
+        return verdicts[0].score

@@ -86,11 +86,15 @@ class ModelCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancelled:
-    """A cancellation that the farm has acknowledged; `what` is a batch, or the group of a task in it."""
+    """A cancellation that the farm has acknowledged; `what` is a batch, or the group of a task in it.
+
+    Nothing of it starts from then on; at `done_at` all of it had ended.
+    """
 
     acknowledged_at: float
     batch_id: str
     group_id: str | None = None
+    done_at: float | None = None
 
     def covers(self, rollout_id: str) -> bool:
         """Whether a rollout is part of what was cancelled."""

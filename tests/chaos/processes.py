@@ -31,7 +31,8 @@ MARK = "CHAOS_RUN"
 ENVIRONMENT = Path(__file__).with_name("journaled_counter.py")
 STOP_TIMEOUT_S = 90.0
 POLL_S = 0.05
-_CHILDREN = frozenset({"api", "worker", "dispatcher", "proxy", "flower"})
+_CHILDREN = frozenset({"api", "worker", "judge-worker", "dispatcher", "proxy", "flower"})
+_JUDGE = {"kind": "remote", "model": "judge", "template": "{answer}\n{reference}", "cache": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,11 @@ class ChaosFarm:
         policy = mock_policy(self.model_url).model_dump(mode="json", exclude_none=True)
         self._settings = {
             "FARM_POLICIES": orjson.dumps({"policy": policy}).decode(),
-            "FARM_ENVIRONMENTS": orjson.dumps([f"{ENVIRONMENT}:JournaledCounter"]).decode(),
+            "FARM_ENVIRONMENTS": orjson.dumps(
+                [f"{ENVIRONMENT}:JournaledCounter", f"{ENVIRONMENT}:JudgedCounter"]
+            ).decode(),
+            # the same scripted model as the policy's, which dies and comes back like it
+            "FARM_JUDGES": orjson.dumps({"chaos": _JUDGE | {"base_urls": [self.model_url]}}).decode(),
             "FARM_RESULTS_INLINE_BYTES": "2048",  # so that some trajectories are files
             "FARM_SESSIONS_IDLE_S": "5",  # so that those left open are seen to be closed
             "FARM_SESSIONS_CALL_TIMEOUT_S": "3",
@@ -235,6 +240,8 @@ def _kind(command: list[str]) -> Kind | None:
     if "api.cli.main" in command:
         name = command[command.index("api.cli.main") + 1]
         return name if name in _CHILDREN else None  # type: ignore[return-value]  # the set holds kinds only
+    if "api.cli.fork_server" in command:
+        return "fork-server"
     return "redis" if command and command[-1].endswith("redis.conf") else _server_kind(command)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
+from gym.client import connect
 from gym.config import RedisSettings, broker_url
 from gym.state.keys import Keys
 from tests.chaos.observations import Outage
@@ -99,6 +100,43 @@ async def roll(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> 
             say(f"  {options.progress(watch):4.0%} done, {kind} {pid} was replaced in {time.time() - began:.1f} s")
 
 
+def end_the_api(times: int) -> Trouble:
+    """SIGTERM of the api, so many times, while trainers wait for results; none of them may notice."""
+
+    async def trouble(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+        async with asyncio.TaskGroup() as group:
+            for batch_id in watch.batch_ids:
+                for how in ("pages", "stream"):
+                    group.create_task(_wait_for_results(farm.url, batch_id, how, watch))
+            for number in range(times):
+                await _until(lambda number=number: options.progress(watch) > (number + 1) / (times + 2))  # type: ignore[misc]
+                [pid] = farm.pids("api")
+                began = time.time()
+                os.kill(pid, signal.SIGTERM)
+                await _until(lambda pid=pid: _replaced(farm, "api", pid, 0))  # type: ignore[misc]
+                await watch.until_ready(READY_WITHIN_S)
+                took_s = time.time() - began
+                say(
+                    f"  {options.progress(watch):4.0%} done, api {pid} was replaced under its readers in {took_s:.1f} s"
+                )
+
+    return trouble
+
+
+async def _wait_for_results(url: str, batch_id: str, how: str, watch: Watch) -> None:
+    """Follow a batch as the documentation says, with no patience beside the client's own. Raises FarmError."""
+    await _until(lambda: batch_id in watch.latest)
+    seen: set[str] = set()
+    async with connect(url) as farm:
+        results = farm.batch(batch_id).results()
+        while not results.done:
+            page = await results.page(wait_s=30.0) if how == "pages" else [result async for result in results]
+            for result in page:
+                if result.rollout_id in seen:
+                    raise RuntimeError(f"{result.rollout_id} came twice to a reader that waited ({how})")
+                seen.add(result.rollout_id)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """A trouble with the farm and the work for it. `most_attempts` is what it may cost a rollout."""
@@ -137,6 +175,12 @@ SCENARIOS = (
             settings={"FARM_WORKER_DRAIN_S": "1"},  # too short for what runs, which is handed back
         ),
         trouble=roll,
+        most_attempts=1,
+    ),
+    Scenario(
+        name="api ended 5 times under waiting trainers",
+        options=RunOptions(seed=104, rollouts=1000, farm=FarmOptions(model_latency_s=1.0)),
+        trouble=end_the_api(5),
         most_attempts=1,
     ),
 )

@@ -12,17 +12,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["worker", "dispatcher", "api", "proxy", "redis", "flower", "model", "farm"]
-"""`farm` is `farm up` itself, the supervisor of all the others but the model server."""
+Kind = Literal[
+    "worker", "judge-worker", "dispatcher", "api", "proxy", "redis", "flower", "fork-server", "model", "farm"
+]
+"""`farm` is `farm up` itself, the supervisor of all the others but the model server, which also serves the judge."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BAG: Mapping[Kind, int] = {
     "worker": 4,
+    "judge-worker": 3,
     "dispatcher": 2,
     "api": 2,
     "proxy": 1,
     "redis": 3,
     "flower": 1,
+    "fork-server": 1,
     "model": 2,
     "farm": 1,
 }

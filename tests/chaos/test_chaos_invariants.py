@@ -157,6 +157,25 @@ def test_a_batch_that_moves_after_its_cancellation_was_acknowledged_is_a_breach(
     assert invariants.moving_after_cancel([seen(GOOD, 10.1)], [CANCEL])
 
 
+def test_a_batch_may_move_until_its_cancellation_is_done() -> None:
+    slow = replace(CANCEL, done_at=12.0)
+    assert invariants.moving_after_cancel([seen(GOOD, 11.0)], [slow]) == []
+    assert invariants.moving_after_cancel([seen(GOOD, 12.1)], [slow])
+
+
+def test_counters_that_say_other_than_the_ledgers_are_a_breach() -> None:
+    ledger = replace(GOOD, succeeded=3, failed=1, cancelled=0, expired=0)
+    right = {"succeeded": 6, "failed": 2, "cancelled": 0, "expired": 0}
+    assert invariants.unlike_counters(right, {"a": ledger, "b": ledger}) == []
+    assert invariants.unlike_counters(right | {"succeeded": 5}, {"a": ledger, "b": ledger})
+    assert invariants.unlike_counters(right | {"expired": 1}, {"a": ledger, "b": ledger})
+
+
+def test_a_counter_that_falls_is_a_breach() -> None:
+    assert invariants.falling([{"succeeded": 1}, {"succeeded": 1}, {"succeeded": 4}]) == []
+    assert invariants.falling([{"succeeded": 4}, {"succeeded": 3}])
+
+
 def test_a_model_call_long_after_a_cancellation_is_a_breach() -> None:
     assert invariants.called_after_cancel([call(12.5)], [CANCEL], [])
     assert invariants.called_after_cancel([call(12.5, rollout_id="other:0:0")], [CANCEL], []) == []

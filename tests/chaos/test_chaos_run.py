@@ -13,13 +13,14 @@ from gym.state.alarms import AlarmKind
 from tests.chaos.processes import FarmOptions
 from tests.chaos.report import Report
 from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
-from tests.chaos.scenarios import flush_broker, roll, spoil, stop_a_worker
+from tests.chaos.scenarios import end_the_api, flush_broker, roll, spoil, stop_a_worker
 from tests.chaos.schedule import Kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
 SHORT_BAG: dict[Kind, int] = {
-    "worker": 2, "redis": 2, "dispatcher": 1, "api": 1, "proxy": 1, "flower": 1, "model": 1, "farm": 1
+    "worker": 2, "judge-worker": 2, "redis": 2, "dispatcher": 1, "api": 1, "proxy": 1, "flower": 1, "fork-server": 1,
+    "model": 1, "farm": 1,
 }  # fmt: skip
 
 
@@ -41,19 +42,26 @@ def run_now(options: RunOptions, folder: Path, trouble: Trouble) -> Report:
 def test_no_rollout_is_lost_or_doubled_when_every_kind_of_process_is_killed(folder: Path) -> None:
     options = RunOptions(
         seed=11,
-        rollouts=280,
+        rollouts=360,
         seconds=240,
         bag=SHORT_BAG,
         most_s=2.0,
         most_strikes=sum(SHORT_BAG.values()),
         cancelled_groups=2,
         portion_pause_s=0.5,
-        farm=FarmOptions(model_latency_s=0.3),
+        farm=FarmOptions(model_latency_s=0.8),
         settings={"FARM_WORKER_LEASE_TTL_S": "4"},
     )
     report = run_now(options, folder, strike_by_seed)
     assert report.kills.total() >= 5
+    assert report.kills["judge-worker"] > 0
+    assert report.kills["fork-server"] > 0
     assert report.most_attempts > 1
+
+
+def test_trainers_that_wait_for_results_do_not_notice_that_the_api_is_replaced(folder: Path) -> None:
+    options = RunOptions(seed=15, rollouts=160, seconds=240, portion_pause_s=0.0, farm=FarmOptions(model_latency_s=1.0))
+    assert run_now(options, folder, end_the_api(2)).most_attempts == 1
 
 
 @pytest.mark.slow

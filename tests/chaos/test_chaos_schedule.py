@@ -41,7 +41,7 @@ def test_a_plan_has_as_many_rollouts_as_asked_for_each_with_a_name_of_its_own() 
 def test_a_plan_mixes_environments() -> None:
     [whole, *_] = plan_batches(5, 400, Path("journal"))
     kinds = Counter(row["environment"] for row in whole.portions[0])
-    assert set(kinds) == {"weather", "sql", "journaled_counter"}
+    assert set(kinds) == {"weather", "sql", "journaled_counter", "judged_counter"}
 
 
 def test_counters_take_from_three_to_six_turns_with_the_scripted_model() -> None:

@@ -56,6 +56,7 @@ async def look_after(cast: Cast) -> list[str]:
         return [f"the farm was not ready {READY_WITHIN_S:.0f} s after the last kill"]
     await farm.until_model_answers(READY_WITHIN_S)
     breaches = await aftermath.until_idle(farm.url, farm.model_url, farm.redis_url() or "")
+    await watch.until_looked()
     async with connect(farm.url) as client:
         for plan in cast.plans:
             status = await patiently(client.batch(plan.batch_id).status)
@@ -132,6 +133,8 @@ def _of_ledgers(watch: Watch, trainer: Trainer, ended: Sequence[Ended]) -> list[
         *invariants.imbalances(watch.alarms),
         *invariants.unexpected_answers(watch.answers),
         *invariants.unlike_ledger(ended, watch.latest),
+        *invariants.unlike_counters(watch.ends[-1] if watch.ends else {}, watch.latest),
+        *invariants.falling(watch.ends),
         *invariants.unfinished(watch.latest),
         *invariants.moving_after_cancel(watch.ledgers, trainer.cancels),
     ]

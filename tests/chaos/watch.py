@@ -22,6 +22,7 @@ AWAY = frozenset({503})
 END = "999999999999999-0"  # a cursor behind every result
 _GAUGE = "farm_rollouts_active{state="
 _ALARMS = "farm_alarms_total{kind="
+_ENDS = "farm_rollouts_total{outcome="
 
 
 class Watch:
@@ -33,10 +34,11 @@ class Watch:
         self.answers: list[Answered] = []
         self.ready: list[tuple[float, bool]] = []
         self.alarms: dict[str, int] = {}
+        self.ends: list[dict[str, int]] = []
         self.polls = 0
         self.latest: dict[str, Ledger] = {}
         self._url = url
-        self._batch_ids = batch_ids
+        self.batch_ids = batch_ids
         self._look = asyncio.Event()
 
     def look_now(self) -> None:
@@ -49,6 +51,14 @@ class Watch:
         async with aiohttp.ClientSession(self._url, timeout=timeout) as http, asyncio.TaskGroup() as group:
             group.create_task(self._poll_readiness(http))
             group.create_task(self._poll_counts(http))
+
+    async def until_looked(self) -> None:
+        """Wait for a look at the counters that begins after this call. Raises TimeoutError."""
+        seen = len(self.ends)
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(self.ends) < seen + 2:
+                self.look_now()
+                await asyncio.sleep(POLL_S)
 
     async def until_ready(self, within_s: float) -> bool:
         """Whether /readyz said so in time, from now on."""
@@ -80,7 +90,7 @@ class Watch:
         listed = await self._get(http, "/v1/batches?limit=100")
         for item in (listed or {"items": ()})["items"]:
             self._see(at, "GET /v1/batches", item)
-        for batch_id in self._batch_ids:
+        for batch_id in self.batch_ids:
             at = time.time()
             item = await self._get(http, f"/v1/batches/{batch_id}", missing_is_fine=True)
             if item is not None:
@@ -101,6 +111,7 @@ class Watch:
         if metrics is not None and (states := _labelled(metrics, _GAUGE)):
             self.queues.append(QueueSeen(at=at, source="GET /metrics", counts=states))
             self.alarms = _labelled(metrics, _ALARMS)
+            self.ends.append(_labelled(metrics, _ENDS))
 
     def _see(self, at: float, source: str, item: dict[str, Any]) -> None:
         ledger = Ledger(**item["ledger"])

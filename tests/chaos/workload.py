@@ -16,7 +16,8 @@ from gym.environments.weather import Weather
 
 LEAST_TURNS, MOST_TURNS = 2, 6
 SAMPLES = 4
-JOURNALED = "journaled_counter"
+JUDGED_SHARE = 0.4  # of the counters
+JOURNALED, JUDGED = "journaled_counter", "judged_counter"
 
 Task = tuple[str, str, int]  # batch, task, sample: a rollout
 Row = dict[str, Any]
@@ -75,6 +76,7 @@ def _rows(seed: int, count: int, journal: Path, least_turns: int) -> tuple[Row, 
             row = sql[number]
         else:
             row = counter_row(chance, turns=chance.randint(max(3, least_turns), MOST_TURNS), journal=journal)
+            row["environment"] = JUDGED if chance.random() < JUDGED_SHARE else JOURNALED
         rows.append({**row, "task_id": f"t{number}"})
     return tuple(rows)
 

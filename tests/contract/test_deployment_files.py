@@ -15,6 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from api.cli.processes import STOP_S as SERVER_STOP_S
+from gym.config import WorkerSettings
+from gym.judges.pool import PooledJudge
+
+JUDGE_SPARE_S = 15.0  # for its replicas to end
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 COMPOSE = sorted((DOCKER / "compose").glob("*.yaml"))
@@ -71,6 +76,51 @@ def test_whatever_is_scaled_or_guarded_is_a_deployment_of_the_manifests() -> Non
     guards = [each for each in manifests if each["kind"] == "PodDisruptionBudget"]
     assert scaled == {"farm-worker"}
     assert {guard["spec"]["selector"]["matchLabels"]["app"] for guard in guards} | scaled <= deployed
+
+
+WORKER_GRACE_S = WorkerSettings().kill_s
+GRACE_S = {
+    "api": SERVER_STOP_S,
+    "proxy": SERVER_STOP_S,
+    "dispatcher": SERVER_STOP_S,
+    "worker": WORKER_GRACE_S,
+    "judge-worker": WORKER_GRACE_S,
+    "judge": PooledJudge.model_fields["drain_s"].default + JUDGE_SPARE_S,
+}
+
+
+@pytest.mark.parametrize("file", COMPOSE, ids=lambda path: path.name)
+def test_compose_gives_each_role_the_grace_that_its_code_allows_itself(file: Path) -> None:
+    services = yaml.safe_load(file.read_text())["services"]
+    given = {
+        service["command"][0]: float(service["stop_grace_period"].removesuffix("s"))
+        for service in services.values()
+        if service["command"][0] in GRACE_S
+    }
+    assert given == {role: GRACE_S[role] for role in given}
+    assert {"api", "dispatcher", "worker"} <= given.keys()
+
+
+def test_kubernetes_gives_each_pod_the_grace_that_its_code_allows_itself() -> None:
+    pods = [each["spec"]["template"]["spec"] for each in _manifests() if each["kind"] == "Deployment"]
+    given = {
+        tuple(container["args"][0] for container in pod["containers"]): pod["terminationGracePeriodSeconds"]
+        for pod in pods
+    }
+    assert given == {roles: max(GRACE_S[role] for role in roles) for roles in given}
+
+
+def test_no_liveness_check_asks_redis() -> None:
+    pods = [each["spec"]["template"]["spec"] for each in _manifests() if each["kind"] == "Deployment"]
+    probes = [
+        container["livenessProbe"] for pod in pods for container in pod["containers"] if "livenessProbe" in container
+    ]
+    assert len(probes) >= 4
+    for probe in probes:
+        assert probe.get("httpGet", {}).get("path") == "/healthz" or "--live" in probe["exec"]["command"]
+    for image in IMAGES:
+        [check] = [line for line in image.read_text().splitlines() if line.startswith("HEALTHCHECK ")]
+        assert '"--live"' in check
 
 
 def _manifests() -> list[dict[str, Any]]:

@@ -14,11 +14,11 @@ from api.cli.local_farm import LocalFarm
 SCRIPT = Path(__file__).parents[2] / "docker" / "health.py"
 
 
-def health(role: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def health(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """What the container runs; `settings` are FARM_… variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), role], capture_output=True, text=True, timeout=60, env={**kept, **settings}
+        [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60, env={**kept, **settings}
     )
 
 
@@ -44,3 +44,13 @@ def test_a_role_that_does_not_answer_is_not_well(role: str) -> None:
     done = health(role, FARM_REDIS_URL="redis://127.0.0.1:1/0", FARM_API_PORT="1")
     assert done.returncode == 1
     assert "Error" in done.stdout
+
+
+@pytest.mark.parametrize("role", ["dispatcher", "worker"])
+def test_a_role_whose_redis_is_away_is_alive_and_not_ready(farm: LocalFarm, role: str) -> None:
+    assert farm.url  # it runs
+    away = {"FARM_REDIS_URL": "redis://127.0.0.1:1/0"}
+    live, ready = health("--live", role, **away), health("--ready", role, **away)
+    assert (live.returncode, live.stdout) == (0, f"{role}: alive\n"), live.stderr
+    assert ready.returncode == 1
+    assert "Error" in ready.stdout

@@ -14,13 +14,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api.cli.local_farm import LocalFarm
 from api.sessions import SessionCalls, WantedSession
+from api.shutdown import Shutdown
 from gym.config import SessionSettings
 from gym.environments.base import Step, SteppedEnvironment
 from gym.environments.processes import EnvironmentProcesses
 from gym.environments.registry import Registry, environment_type
 from gym.environments.stateful_counter import StatefulCounter
 from gym.environments.threads import EnvironmentThreads
-from gym.errors import Invalid, NotFound, Overloaded
+from gym.errors import Invalid, NotFound, Overloaded, Unavailable
 from gym.jsontypes import JsonObject
 from gym.state.leases import Leases
 from gym.state.sessions import SessionRecord, Sessions
@@ -312,3 +313,23 @@ async def test_2000_sessions_at_a_time_leave_nothing_behind(redis_url: str) -> N
     assert rewards == [1.0] * 2000
     assert len(farm.host) == 0
     assert not [key for key in left if b":session:" in key or key.endswith(b":sessions")]
+
+
+@pytest.mark.anyio
+async def test_a_session_call_whose_api_process_ends_is_asked_to_come_again(redis_url: str) -> None:
+    shutdown = Shutdown()
+    async with hosting(redis_url) as farm:
+        await farm.store.redis.zadd(farm.store.keys.workers, {"silent": await farm.store.now_ms() + 600_000})
+        await farm.store.redis.zrem(farm.store.keys.workers, "worker-1")
+        info = {"environments": ["corridor"], "sessions": 0}
+        await farm.store.redis.hset(farm.store.keys.worker_info, "silent", orjson.dumps(info))
+        calls = SessionCalls(farm.store, Leases(farm.store), farm.settings, shutdown)
+        asking = asyncio.create_task(calls.open(wanted("corridor", row=Corridor.example_row())))
+        while not calls.waiting:  # noqa: ASYNC110  another task's state
+            await asyncio.sleep(0.01)
+        shutdown.begin()
+        with pytest.raises(Unavailable, match="shutting down") as refused:
+            await asyncio.wait_for(asking, 5)
+        await calls.close()
+
+    assert refused.value.retry_after_s

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from gym.liveness import Heartbeat, serve_liveness_in_thread
 from workers.judge_pool.board import Board
 from workers.judge_pool.placing import lacking
 from workers.judge_pool.plan import Plan
@@ -23,6 +24,7 @@ from workers.judge_pool.ray_cluster import RayUnusable, connected
 from workers.judge_pool.resp import Redis, RedisAway
 
 BAD_INPUT, TRY_AGAIN = 2, 75
+LOOK_WITHIN_S = 300.0  # a look may wait for Ray; one that takes longer is stuck
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +67,10 @@ def _serve(ray: Any, plan: Plan, board: Board, stop: threading.Event, now: threa
     pool = Pool(ray, board, plan.deployments, host=plan.host, described=described)
     sys.stdout.write(f"ready {described['address']}\n")
     sys.stdout.flush()
+    heartbeat = Heartbeat(LOOK_WITHIN_S)
+    serve_liveness_in_thread("judge", heartbeat.problem)
     while not stop.wait(TICK_S):
+        heartbeat.turn()
         pool.look()
     pool.drain(now.is_set)
     return 0

@@ -86,7 +86,7 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Store it for its owner's eyes; it holds the URL of Redis and keys of judges."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)
         path.write_text(json.dumps(asdict(self)))

@@ -37,7 +37,7 @@ try:
 except ProcessLookupError:
     pass
 """
-_VLLM_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}]*\})? ([0-9.e+]+)$", re.MULTILINE)
+_VLLM_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}\n]*\})? ([0-9.e+]+)$", re.MULTILINE)
 
 
 class ReplicaServer:

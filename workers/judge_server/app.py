@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -24,10 +25,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gym.jsontypes import JsonObject
 from gym.judges.batching import MicroBatcher
+from gym.plain import NotPlain, number
 from workers.judge_server.scorer import Item, Scorer
 
 MAX_BODY_BYTES = 64 * 2**20
 RETRY_AFTER_S = 1
+_LOG = logging.getLogger(__name__)
 
 
 class _ItemBody(BaseModel):
@@ -96,7 +99,9 @@ class JudgeServer:
         }
 
     async def _score(self, items: list[Item]) -> Sequence[float | None]:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self.scorer.scores, items)
+        loop = asyncio.get_running_loop()
+        scores: Sequence[object] = await loop.run_in_executor(self._executor, self.scorer.scores, items)
+        return [_plain_score(score) for score in scores]
 
     async def _scores(self, request: web.Request) -> web.Response:
         given = request.headers.get("Authorization", "").encode()
@@ -136,6 +141,17 @@ class JudgeServer:
     async def _close(self, _: web.Application) -> None:
         await self.batcher.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain_score(score: object) -> float | None:
+    """A model's number as a float; None, with a warning, for what is no finite number."""
+    if score is None:
+        return None
+    try:
+        return number(score, "the score")
+    except NotPlain as error:
+        _LOG.warning("an item is not scored: %s", error, extra={"action": "score_unreadable"})
+        return None
 
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -1,6 +1,7 @@
 -- A consumer has used results: they are not handed to it again.
 -- The last five KEYS: feeds, and the four of the consumer
--- ARGV: consumer, lease (empty: whatever the lease), then members; without any, all of the lease
+-- ARGV: consumer, lease (empty: whatever the lease), whether to look only (0 | 1), then members, none twice; without any,
+--   all of the lease
 -- Returns {missing} | {partial, row, its rollouts that were named, its rollouts} | {acknowledged, results}
 local consumer, lease = ARGV[1], ARGV[2]
 redis.call('HDEL', FEED, '') -- as in lease.lua
@@ -21,27 +22,26 @@ local function strike(id, results)
   if id and (not given or given[id]) and redis.call('ZREM', OUT, id) == 1 then acknowledged = acknowledged + results end
 end
 
-if #ARGV == 2 then
+if #ARGV == 3 then
   for id, results in pairs(given or {}) do strike(id, results) end
   redis.call('HDEL', LEASES, lease)
   redis.call('ZREM', ENDS, lease)
 elseif known[1] == 'rollout' then
-  for i = 3, #ARGV do
+  for i = 4, ARGV[3] == '1' and 3 or #ARGV do
     strike(string.match(redis.call('HGET', DONE, ARGV[i]) or '', '|([%d-]+)$'), 1)
   end
 else
-  local rows, named, seen = {}, {}, {}
-  for i = 3, #ARGV do
-    local row = string.match(ARGV[i], '^(%d+):')
+  local rows, named = {}, {}
+  for i = 4, #ARGV do
+    local row = string.sub(ARGV[i], 1, string.find(ARGV[i], ':', 1, true) - 1)
     if not named[row] then rows[#rows + 1] = row end
-    if not seen[ARGV[i]] then named[row] = (named[row] or 0) + 1 end
-    seen[ARGV[i]] = true
+    named[row] = (named[row] or 0) + 1
   end
   for _, row in ipairs(rows) do
     local samples = row_header(row) or 0
     if named[row] < samples then return { 'partial', row, named[row], samples } end
   end
-  for _, row in ipairs(rows) do
+  for _, row in ipairs(ARGV[3] == '1' and {} or rows) do
     local ids, last = group_results(row)
     strike(last, ids and #ids or 0)
   end

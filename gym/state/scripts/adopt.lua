@@ -1,18 +1,46 @@
 -- Queue the rollouts again that nothing holds: not ended, not live, and in no line. For use where the counts show a loss.
--- ARGV: first row, row behind the last, most entries of the backlog and of what is live
--- Returns the members that were queued again, or -1 where the batch holds too much to be searched
-local most = tonumber(ARGV[3])
-if redis.call('LLEN', BACKLOG) + redis.call('ZCARD', PARKED) > most or redis.call('HLEN', LIVE) > most then return -1 end
+-- ARGV: row and sample to begin with, row behind the last, most rollouts to look at, most entries of the backlog and of
+--   what is live
+-- Returns {next row, next sample, members that were queued again, ...}, or -1 where the batch holds too much to be searched
+-- `search` in META is where a search goes on that is not over.
+local ROW_COSTS = 8 -- as much as so many rollouts
+local row, sample, last, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
+if redis.call('HEXISTS', META, 'publishing') == 1 then return -1 end -- it has rows that are in no line yet
+if redis.call('LLEN', BACKLOG) + redis.call('ZCARD', PARKED) > most or redis.call('HLEN', LIVE) > most then
+  redis.call('HDEL', META, 'search')
+  return -1
+end
 even_when_full()
-local lined = {}
+
+-- the samples that this call looks at, by row
+local parts, lined, room = {}, {}, tonumber(ARGV[4])
+while row < last and room > 0 do
+  local name = tostring(row)
+  local samples, environment = row_header(name)
+  if not samples or stopping_from(name) then samples = 0 end -- what is being stopped needs no line
+  local upto = math.min(samples, sample + room)
+  if upto > sample then
+    parts[#parts + 1] = { row = name, from = sample, to = upto, environment = environment }
+    lined[name] = { from = sample, to = upto }
+  end
+  room = room - ROW_COSTS - math.max(0, upto - sample)
+  if upto < samples then sample = upto else row, sample = row + 1, 0 end
+end
+
+-- mark the samples among them that are in a line
+local function line(of, from, to)
+  if not lined[of] then return end
+  for number = math.max(from, lined[of].from), math.min(to, lined[of].to) - 1 do lined[of][number] = true end
+end
 for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
-  local row, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
-  for sample = tonumber(from) or 0, (tonumber(to) or 0) - 1 do lined[row .. ':' .. sample] = true end
+  local of, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
+  if of then line(of, tonumber(from), tonumber(to)) end
 end
 for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
-  local _, row, from, to = parse_parked(entry)
-  for sample = from or 0, (to or 0) - 1 do lined[row .. ':' .. sample] = true end
+  local _, of, from, to = parse_parked(entry)
+  if of then line(of, from, to) end
 end
+
 -- counters that say more than is there lose what is found
 local missing = { running = tonumber(redis.call('HGET', META, 'running')), judging = tonumber(redis.call('HGET', META, 'judging')),
                   dispatched = tonumber(redis.call('HGET', META, 'dispatched')) }
@@ -21,25 +49,38 @@ for _, value in ipairs(redis.call('HVALS', LIVE)) do
   local counter = state == 'd' and 'dispatched' or COUNTER[state]
   if missing[counter] then missing[counter] = missing[counter] - 1 end
 end
-local found = {}
-for number = tonumber(ARGV[1]), tonumber(ARGV[2]) - 1 do
-  local row = tostring(number)
-  local samples, environment = row_header(row)
-  for sample = 0, (samples or 0) - 1 do
-    local member = row .. ':' .. sample
-    if not lined[member] and redis.call('HEXISTS', DONE, member) == 0 and redis.call('HEXISTS', LIVE, member) == 0
-      and not redis.call('ZSCORE', LATER, member .. ':' .. environment) then
-      redis.call('ZADD', LATER, 0, member .. ':' .. environment)
-      for _, counter in ipairs({ 'running', 'judging', 'dispatched' }) do
-        if missing[counter] > 0 then
-          missing[counter] = missing[counter] - 1
-          count(counter, -1)
-          if counter ~= 'dispatched' then count('queued', 1) end
-          break
-        end
-      end
-      found[#found + 1] = member
+
+local found = { row, sample }
+local function adopt(member, environment)
+  redis.call('ZADD', LATER, 0, member .. ':' .. environment)
+  for _, counter in ipairs({ 'running', 'judging', 'dispatched' }) do
+    if missing[counter] > 0 then
+      missing[counter] = missing[counter] - 1
+      count(counter, -1)
+      if counter ~= 'dispatched' then count('queued', 1) end
+      break
     end
   end
+  found[#found + 1] = member
+end
+
+for _, part in ipairs(parts) do
+  local members, places = {}, {}
+  for number = part.from, part.to - 1 do
+    local member = part.row .. ':' .. number
+    members[#members + 1], places[#places + 1] = member, member .. ':' .. part.environment
+  end
+  local done, live = redis.call('HMGET', DONE, unpack(members)), redis.call('HMGET', LIVE, unpack(members))
+  local later = redis.call('ZMSCORE', LATER, unpack(places))
+  for i, member in ipairs(members) do
+    if not done[i] and not live[i] and not later[i] and not lined[part.row][part.from + i - 1] then
+      adopt(member, part.environment)
+    end
+  end
+end
+if row < last then
+  redis.call('HSET', META, 'search', row .. ':' .. sample)
+else
+  redis.call('HDEL', META, 'search')
 end
 return found

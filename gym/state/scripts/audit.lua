@@ -9,7 +9,9 @@ local counters = redis.call('HMGET', META, 'submitted', 'queued', 'dispatched', 
 for i = 1, #counters do counters[i] = counters[i] or '0' end
 
 local entries, rollouts = redis.call('LLEN', BACKLOG), -1
-if entries + redis.call('ZCARD', PARKED) <= most then
+-- of what is being published, and of groups that are being stopped, some are in no line
+local countable = redis.call('HEXISTS', META, 'publishing') == 0 and redis.call('HEXISTS', META, 'stops') == 0
+if countable and entries + redis.call('ZCARD', PARKED) <= most then
   rollouts = 0
   for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
     local from, to = string.match(entry, '^%d+:(%d+):(%d+):')
@@ -30,8 +32,9 @@ else
   cursor, values = page[1], page[2]
 end
 local begun = {} -- a suspect that waits to be run alone does not run yet
-local suspects = redis.call('HGETALL', SUSPECTS)
-for i = 1, #suspects, 2 do begun[suspects[i]] = suspects[i + 1] end
+if redis.call('EXISTS', SUSPECTS) == 1 then
+  for i = 1, #values, 2 do begun[values[i]] = redis.call('HGET', SUSPECTS, values[i]) or nil end
+end
 local place = { d = 1, r = 2 }
 local owners, order = {}, {}
 for i = 1, #values, 2 do

@@ -1,6 +1,6 @@
 -- Begin a captured call, wait for the same one, or find its answer.
 -- KEYS: attempt, calls, index, failures. ARGV: attempt, call digest, owner, lease ms, most bytes, ttl ms, settings digest,
--- digests of the conversation's beginnings, shortest first.
+-- how many beginnings of the conversation are left out, digests of its longest ones, shortest first.
 local current = tonumber(redis.call('GET', KEYS[1]) or '0')
 local attempt = tonumber(ARGV[1])
 if attempt < current then return { 'stale', current } end
@@ -21,12 +21,12 @@ redis.call('HSET', KEYS[3], 'd:' .. ARGV[2], 'w:' .. ARGV[3] .. ':' .. (now + AR
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[6]) end
 -- how many messages are known, and how many a recorded call ended at
 local known, before, found = 0, 0, ''
-for number = #ARGV, 8, -1 do
+for number = #ARGV, 9, -1 do
   local place = redis.call('HGET', KEYS[3], 'm:' .. ARGV[number])
   if place then
-    if known == 0 then known = number - 7 end
+    if known == 0 then known = ARGV[8] + number - 8 end
     if string.sub(place, 1, 2) == 'h:' then
-      before, found = number - 7, place
+      before, found = ARGV[8] + number - 8, place
       break
     end
   end

@@ -8,12 +8,21 @@ local now = now_ms()
 local asked = {}
 for i = 2, #ARGV, 2 do asked[#asked + 1] = ARGV[i] end
 
+-- nothing of what is being cancelled starts; what this worker holds already it is told again
+local cancelled = redis.call('HGET', META, 'cancel') ~= '0'
+local function may_start(member)
+  if cancelled then return false end
+  local row, sample = string.match(member, '^(%d+):(%d+)$')
+  local from = stopping_from(row)
+  return not from or tonumber(sample) < from
+end
+
 local members, lives, replays, rows, seen, named = {}, {}, {}, {}, {}, {}
 local moved = 0
 for number, value in ipairs(#asked > 0 and redis.call('HMGET', LIVE, unpack(asked)) or {}) do
   local live = value and parse_live(value)
-  local ours = live and (live.state == 'd' or live.state == 'r' and live.worker == worker)
   local member = asked[number]
+  local ours = live and (live.state == 'd' and may_start(member) or live.state == 'r' and live.worker == worker)
   if ours and live.attempt == ARGV[2 * number + 1] and not named[member] then
     named[member] = true
     members[#members + 1], lives[#lives + 1], replays[#replays + 1] = member, live, replay_of(member)

@@ -1,9 +1,9 @@
 -- What `take` and `probe` share; put between `lib` and either of them.
-local MOST_PARKED = 2000 -- in one call
+local MOST_LOOKED_AT = 1000 -- rollouts in one call, whatever the length of a range
 local SUSPECT_LATER_MS = 1000
 local now = now_ms()
 local taken = {}
-local moved = 0
+local moved, looked_at = 0, 0
 local any_done = redis.call('EXISTS', DONE) == 1
 local any_tries = redis.call('EXISTS', TRIES) == 1
 local any_tombs = redis.call('EXISTS', TOMBS) == 1
@@ -18,11 +18,19 @@ end
 
 -- Mark a rollout as handed to Celery. A suspect that may not go now looks again later.
 local function take(member, environment, suspects_go)
+  looked_at = looked_at + 1
   if not waits(member) then return end
+  local row, sample = string.match(member, '^(%d+):(%d+)$')
+  local from = stopping_from(row)
+  if from and tonumber(sample) >= from then return end -- it will be ended wherever it is
   if any_tombs then
-    local row = string.match(member, '^(%d+):')
-    if redis.call('SISMEMBER', TOMBS, row) == 1 or redis.call('SISMEMBER', TOMBS, member) == 1 then
-      if stop(member, 'c', 'cancelled') then any_done = true end
+    if redis.call('SISMEMBER', TOMBS, row) == 1 then
+      stop_group(row, 'c', 'cancelled')
+      any_done, any_stops = true, nil
+      return
+    end
+    if redis.call('SISMEMBER', TOMBS, member) == 1 then
+      if stop(member, 'c', 'cancelled', true) then any_done = true end
       return
     end
   end
@@ -41,10 +49,11 @@ local function take(member, environment, suspects_go)
   moved = moved + 1
 end
 
--- Park what still waits of a range; returns how many rollouts were looked at.
+-- Park what still waits of a range, as far as this call may look; returns where the rest begins.
 local function park_range(environment, row, from, to)
+  local upto = math.min(to, from + math.max(1, MOST_LOOKED_AT - looked_at))
   local first
-  for sample = from, to - 1 do
+  for sample = from, upto - 1 do
     if waits(row .. ':' .. sample) then
       first = first or sample
     elseif first then
@@ -52,8 +61,13 @@ local function park_range(environment, row, from, to)
       first = nil
     end
   end
-  if first then park(environment, row, first, to) end
-  return to - from
+  if first then park(environment, row, first, upto) end
+  looked_at = looked_at + upto - from
+  return upto
+end
+
+local function put_in_front(row, from, to, environment)
+  if from < to then redis.call('LPUSH', BACKLOG, row .. ':' .. from .. ':' .. to .. ':' .. environment) end
 end
 
 -- Let a retry that is due go, or park it.
@@ -70,17 +84,17 @@ local function take_due(entry, suspects_go)
 end
 
 -- The first entry of PARKED whose environment is not among `held`: it may go again.
+local released_from = '-' -- before it lies nothing that may go: what this call parks is held, or behind
 local function first_released()
-  local from = '-'
   while true do
-    local entry = redis.call('ZRANGEBYLEX', PARKED, from, '+', 'LIMIT', 0, 1)[1]
+    local entry = redis.call('ZRANGEBYLEX', PARKED, released_from, '+', 'LIMIT', 0, 1)[1]
     local environment = entry and parse_parked(entry)
     if entry and not environment then -- unreadable; the audit finds what it stood for
       redis.call('ZREM', PARKED, entry)
     elseif not entry or not held[environment] then
       return entry
     else
-      from = '[' .. environment .. '}'
+      released_from = '[' .. environment .. '}'
     end
   end
 end

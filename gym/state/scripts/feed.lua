@@ -4,11 +4,14 @@
 local FEEDS, FEED, OUT, LEASES, ENDS = unpack(KEYS, #KEYS - 4)
 local LATE_ACK_MS = 3600000
 
+local LOOKUPS = 500 -- of rollouts in one call; one group may exceed it
+local lookups = 0
+
+-- Whether a log id comes after another one. The server's clock has 13 digits, so ids of one length compare as texts do.
 local function later(id, other)
-  local ms, seq = string.match(id, '^(%d+)-(%d+)$')
-  local other_ms, other_seq = string.match(other, '^(%d+)-(%d+)$')
-  if ms ~= other_ms then return tonumber(ms) > tonumber(other_ms) end
-  return tonumber(seq) > tonumber(other_seq)
+  if #id == #other then return id > other end
+  local ms, other_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
+  return ms > other_ms or ms == other_ms and #id > #other
 end
 
 -- The log ids of a group's results by sample, the last of them to come, and how many have which outcome; nil until all
@@ -16,10 +19,11 @@ end
 local function group_results(row)
   local samples = row_header(row)
   if not samples then return nil end
-  local ids, last, outcomes = {}, '0-0', { s = 0, f = 0, c = 0, e = 0 }
+  local ids, last, outcomes = {}, '', { s = 0, f = 0, c = 0, e = 0 }
   for from = 0, samples - 1, 500 do
     local members = {}
     for sample = from, math.min(from + 499, samples - 1) do members[#members + 1] = row .. ':' .. sample end
+    lookups = lookups + #members
     for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
       if not value then return nil end
       local letter, id = string.match(value, '^([sfce])|.*|(%d+%-%d+)$')

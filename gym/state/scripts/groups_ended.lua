@@ -1,12 +1,16 @@
 -- Which of these log ids is the last result of its group.
 -- ARGV: log ids
--- Returns {log id, succeeded, failed, cancelled, expired}, ...
-local ended, completed = {}, {}
-for _, id in ipairs(ARGV) do
+-- Returns {how many of them were looked at, {log id, succeeded, failed, cancelled, expired}, ...}
+local ended, completed = { #ARGV }, {}
+for number, id in ipairs(ARGV) do
   local entry = redis.call('XRANGE', LOG, id, id)[1]
   local row = entry and string.match(entry[2][2], '^(%d+):')
   if row then
     if not completed[row] then
+      if lookups >= LOOKUPS then
+        ended[1] = number - 1
+        break
+      end
       local _, last, outcomes = group_results(row)
       completed[row] = { last = last or '', outcomes = outcomes }
     end

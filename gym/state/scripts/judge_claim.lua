@@ -4,6 +4,14 @@
 local worker, claim = ARGV[1], ARGV[2]
 local now = now_ms()
 local claimed = { tostring(now) }
+-- nothing of what is being cancelled starts; of what is past its deadline only what has a result already
+local flag = redis.call('HGET', META, 'cancel')
+local function may_start(member, header)
+  if flag ~= '0' and (flag ~= '2' or not header.old) then return false end
+  local row, sample = string.match(member, '^(%d+):(%d+)$')
+  local from = stopping_from(row)
+  return not from or tonumber(sample) < from
+end
 gather()
 for i = 3, #ARGV, 2 do
   local member, sent = ARGV[i], ARGV[i + 1]
@@ -12,7 +20,7 @@ for i = 3, #ARGV, 2 do
   if live and (live.state == 's' and live.token == sent or live.state == 'j') then
     local header, lines = judging_of(member)
     local mark = claim .. ':' .. sent
-    if live.state == 's' or header.claim == mark then
+    if live.state == 's' and may_start(member, header) or header.claim == mark then
       header.claim = mark
       if header.began == 0 then header.began = now end
       local first = cjson.encode(header)

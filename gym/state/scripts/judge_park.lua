@@ -5,6 +5,7 @@ even_when_full()
 local judge, clock, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local now = now_ms()
 local entries = redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|0', '(' .. judge .. '|:', 'LIMIT', 0, most)
+gather()
 for _, entry in ipairs(entries) do
   local member, live = who_waits(entry)
   if member then
@@ -17,4 +18,5 @@ for _, entry in ipairs(entries) do
     enter_judging(member, 'w', live.attempt, live.token, header.began + clock, live.environment, judge, 'parked')
   end
 end
+settle()
 return #entries

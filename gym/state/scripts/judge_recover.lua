@@ -1,17 +1,24 @@
 -- Let what lost its judge worker, or its job, wait for a judge again. How often a worker died of it is counted in `lost`.
--- ARGV: now limit in ms for jobs in Celery (0 = leave them), then dead workers
--- Returns {rollouts of dead workers, jobs sent again}
+-- ARGV: now limit in ms for jobs in Celery (0 = leave them), cursor in what is live (0 at first), most entries to look at,
+--   then dead workers
+-- Returns {rollouts of dead workers, jobs sent again, next cursor (0 = all were looked at)}
 even_when_full()
 local overdue = tonumber(ARGV[1])
 local dead = {}
-for i = 2, #ARGV do dead[ARGV[i]] = true end
+for i = 4, #ARGV do dead[ARGV[i]] = true end
 local now = now_ms()
 local waiting, resent = 0, 0
-local entries, load = redis.call('HGETALL', LIVE), {}
+local cursor, entries, whole = some_live(ARGV[2], tonumber(ARGV[3]))
+local load = {}
+gather()
 for i = 1, #entries, 2 do
   local member, live = entries[i], parse_live(entries[i + 1])
   local lost = live.state == 'j' and dead[string.match(live.worker, '/(.*)$')]
   if lost or live.state == 's' and overdue > 0 and live.since < overdue then
+    if waiting + resent >= MOST_CHANGED then
+      cursor, whole = '=' .. ARGV[2], false
+      break
+    end
     if lost then
       local header, lines = judging_of(member)
       header.lost = header.lost + 1
@@ -31,7 +38,10 @@ for i = 1, #entries, 2 do
     if is_parked(live) then load[parked] = (load[parked] or 0) + 1 end
   end
 end
--- what is counted of judges is what is there, whatever befell the counters
-redis.call('DEL', JUDGES)
-for counter, number in pairs(load) do redis.call('HSET', JUDGES, counter, number) end
-return { waiting, resent }
+settle()
+-- what is counted of judges is what is there, whatever befell the counters; of much it cannot be counted at one moment
+if whole then
+  redis.call('DEL', JUDGES)
+  for counter, number in pairs(load) do redis.call('HSET', JUDGES, counter, number) end
+end
+return { waiting, resent, cursor }

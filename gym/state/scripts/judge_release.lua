@@ -4,11 +4,13 @@
 even_when_full()
 local judge, most = ARGV[1], tonumber(ARGV[2])
 local now = now_ms()
-local entries = redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|p', '(' .. judge .. '|q', 'LIMIT', 0, most)
+-- what was parked comes last: as long as any of it is there, the dispatcher calls again
+local later = '(' .. judge .. '|' .. string.format('%013d', now) .. '|~'
+local entries = redis.call('ZRANGEBYLEX', AWAITING, later, '(' .. judge .. '|:', 'LIMIT', 0, most)
 if #entries == 0 then
-  local later = '(' .. judge .. '|' .. string.format('%013d', now) .. '|~'
-  entries = redis.call('ZRANGEBYLEX', AWAITING, later, '(' .. judge .. '|:', 'LIMIT', 0, most)
+  entries = redis.call('ZRANGEBYLEX', AWAITING, '[' .. judge .. '|p', '(' .. judge .. '|q', 'LIMIT', 0, most)
 end
+gather()
 for _, entry in ipairs(entries) do
   local member, live = who_waits(entry)
   if member then
@@ -16,4 +18,5 @@ for _, entry in ipairs(entries) do
     enter_judging(member, 'w', live.attempt, live.token, now, live.environment, judge, '')
   end
 end
+settle()
 return #entries

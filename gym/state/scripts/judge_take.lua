@@ -3,6 +3,7 @@
 --   or a number: one parked rollout, by that number, whose clock goes on
 -- Returns {member, token, ...}
 local judge, wanted, which = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+if redis.call('HGET', META, 'cancel') == '1' then return {} end
 local now = now_ms()
 local at = string.format('%013d', now)
 local from, to, skip = '[' .. judge .. '|0', '[' .. judge .. '|' .. at .. '|~', 0

@@ -6,6 +6,7 @@ local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, S
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local PARKED, SUSPECTS = KEYS[15], KEYS[16]
 local AWAITING, JUDGING, ASKS, JUDGES = KEYS[17], KEYS[18], KEYS[19], KEYS[20]
+local STOPS = KEYS[21]
 
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
 local COUNTER = { d = 'queued', r = 'running', w = 'judging', s = 'judging', j = 'judging' }
@@ -63,6 +64,15 @@ local function parse_live(value)
   if COUNTER[state] == 'judging' and not string.find(worker, '/', 1, true) then return UNREADABLE end
   return { state = state, attempt = attempt, token = token, since = tonumber(since),
            environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
+end
+
+-- All that is live where that is little, else a page of it: the next cursor, entries, and whether these are all. A cursor
+-- with `=` before it is that of a page that is not done with: a call changes at most MOST_CHANGED of it.
+local MOST_CHANGED = 150
+local function some_live(cursor, most)
+  if redis.call('HLEN', LIVE) <= most then return '0', redis.call('HGETALL', LIVE), true end
+  local page = redis.call('HSCAN', LIVE, string.match(cursor, '%d+'), 'COUNT', most)
+  return page[1], page[2], false
 end
 
 local function is_parked(live)
@@ -148,11 +158,17 @@ local function drop_trajectory(member)
   end
 end
 
+-- Ranges of row numbers that are not published yet, read once in a call: no script looks at headers after it changed them.
+local staged
 local function unpublished(row)
-  for _, ranges in ipairs(redis.call('HVALS', STAGING)) do
-    for from, to in string.gmatch(ranges, '(%d+):(%d+)') do
-      if row >= tonumber(from) and row < tonumber(to) then return true end
+  if not staged then
+    staged = {}
+    for _, ranges in ipairs(redis.call('HVALS', STAGING)) do
+      for from, to in string.gmatch(ranges, '(%d+):(%d+)') do staged[#staged + 1] = { tonumber(from), tonumber(to) } end
     end
+  end
+  for _, range in ipairs(staged) do
+    if row >= range[1] and row < range[2] then return true end
   end
   return false
 end
@@ -258,27 +274,26 @@ local function parse_parked(entry)
   return environment, row, tonumber(from), tonumber(to)
 end
 
--- Take one rollout out of the parked ones, where it is among them.
-local function unpark(member, environment)
+-- Take samples [first, last) of a row out of the parked ones, those that are among them. Looks once at what is parked of
+-- the row, which may be as many entries as it has samples.
+local function unpark(environment, row, first, last)
   if any_parked == nil then any_parked = redis.call('EXISTS', PARKED) == 1 end
   if not any_parked then return end
-  local row, sample = string.match(member, '^(%d+):(%d+)$')
   local at = string.format('%s|%012d', environment, row)
-  sample = tonumber(sample)
   for _, entry in ipairs(redis.call('ZRANGEBYLEX', PARKED, '[' .. at .. ':', '(' .. at .. ';')) do
     local _, _, from, to = parse_parked(entry)
-    if from and sample >= from and sample < to then
+    if from and from < last and to > first then
       redis.call('ZREM', PARKED, entry)
       count('parked|' .. environment, from - to)
-      if from < sample then park(environment, row, from, sample) end
-      if sample + 1 < to then park(environment, row, sample + 1, to) end
-      return
+      if from < first then park(environment, row, from, first) end
+      if last < to then park(environment, row, last, to) end
     end
   end
 end
 
--- End one rollout wherever it is; false where it has ended already or does not exist.
-local function stop(member, letter, reason)
+-- End one rollout wherever it is; false where it has ended already or does not exist. `lined` says that the caller has taken
+-- it out of the line in which it waited.
+local function stop(member, letter, reason, lined)
   if not member then return false end -- of an entry that cannot be read
   local value = redis.call('HGET', LIVE, member)
   if value then
@@ -300,17 +315,66 @@ local function stop(member, letter, reason)
   if not row then return false end
   local samples, environment = row_header(row)
   if not samples or tonumber(sample) >= samples then return false end
-  unpark(member, environment)
+  if not lined then unpark(environment, row, tonumber(sample), sample + 1) end
   count('queued', -1)
   end_here(member, letter, reason, attempts_of(member), 0, environment)
   return true
 end
 
-local function stop_group(row, letter, reason)
-  local samples = row_header(row)
-  local stopped = 0
-  for sample = 0, (samples or 0) - 1 do
-    if stop(row .. ':' .. sample, letter, reason) then stopped = stopped + 1 end
+-- End samples [from, to) of a row, wherever they are; returns how many. The caller bounds the range. `lined` says that the
+-- caller has taken them out of the line in which they waited.
+local function stop_range(row, environment, from, to, letter, reason, lined)
+  local members = {}
+  for sample = from, to - 1 do members[#members + 1] = row .. ':' .. sample end
+  local lives, dones = redis.call('HMGET', LIVE, unpack(members)), redis.call('HMGET', DONE, unpack(members))
+  local tries = redis.call('HMGET', TRIES, unpack(members))
+  local now, replays, ended, stopped = now_ms(), {}, {}, 0
+  if not lined then unpark(environment, row, from, to) end
+  for number, member in ipairs(members) do
+    if lives[number] then
+      if stop(member, letter, reason) then stopped = stopped + 1 end
+    elseif not dones[number] then
+      local attempts = tries[number] and select(2, string.gsub(tries[number], '\n', '\n')) or 0
+      local id = redis.call('XADD', LOG, '*', 'm', member, 'o', OUTCOME[letter], 's', reason, 'a', attempts,
+        'v', environment, 't', now, 'e', '')
+      ended[#ended + 1] = member
+      ended[#ended + 1] = letter .. '|' .. attempts .. '|0|' .. id
+      replays[#replays + 1] = replay_of(member)
+    end
   end
-  return stopped
+  if #replays > 0 then
+    redis.call('HSET', DONE, unpack(ended))
+    redis.call('HDEL', TRAJ, unpack(replays))
+    count('queued', -#replays)
+    count(OUTCOME[letter], #replays)
+    count_in(STATS, environment .. '|ended', #replays)
+  end
+  return stopped + #replays
+end
+
+-- STOPS holds ROW -> NEXT|LETTER|REASON of groups too large for one script: samples from NEXT on are still to be ended,
+-- and none of them starts. `stops` in META counts them; the dispatcher steps them, see stop_step.lua.
+local STOP_AT_ONCE, stop_room = 64, 256 -- of a group, and in one call
+local function stop_later(row, letter, reason)
+  if redis.call('HSETNX', STOPS, row, '0|' .. letter .. '|' .. reason) == 1 then count('stops', 1) end
+end
+
+-- From which sample on a row is being stopped; nil where it is not.
+local any_stops
+local function stopping_from(row)
+  if any_stops == nil then any_stops = redis.call('EXISTS', STOPS) == 1 end
+  local value = any_stops and redis.call('HGET', STOPS, row)
+  return value and tonumber(string.match(value, '^%d+')) or nil
+end
+
+-- End a group now, or bit by bit where it is large or this call has ended enough; returns how many have ended now.
+local function stop_group(row, letter, reason)
+  local samples, environment = row_header(row)
+  if not samples then return 0 end
+  if samples > STOP_AT_ONCE or samples > stop_room then
+    stop_later(row, letter, reason)
+    return 0
+  end
+  stop_room = stop_room - samples
+  return stop_range(row, environment, 0, samples, letter, reason, false)
 end

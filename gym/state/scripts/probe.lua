@@ -12,21 +12,20 @@ if wanted ~= '' then
     redis.call('ZREM', PARKED, entry)
     return taken
   end
-  local member = row .. ':' .. (from + math.floor(seed / entries) % (to - from))
-  unpark(member, wanted)
-  take(member, wanted, false)
+  local sample = from + math.floor(seed / entries) % (to - from)
+  unpark(wanted, row, sample, sample + 1)
+  take(row .. ':' .. sample, wanted, false)
 else
   local due = redis.call('ZCOUNT', LATER, '-inf', now)
-  for try = 0, MOST_PARKED do
+  for try = 1, 250 do
     local backlog, released = redis.call('LLEN', BACKLOG), first_released()
     local choices = due + backlog + (released and 1 or 0)
-    if moved > 0 or choices == 0 then break end
+    if moved > 0 or choices == 0 or looked_at >= MOST_LOOKED_AT then break end
     local choice = (seed + try) % choices
     if choice == due + backlog then
       local environment, row, from = parse_parked(released)
-      local member = row .. ':' .. from
-      unpark(member, environment)
-      take(member, environment, false)
+      unpark(environment, row, from, from + 1)
+      take(row .. ':' .. from, environment, false)
     elseif choice < due then
       take_due(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', choice, 1)[1], false)
       due = due - 1
@@ -36,9 +35,9 @@ else
       if from >= to then
         backlog = backlog - 1 -- nothing, or unreadable
       elseif held[environment] then
-        park_range(environment, row, from, to)
+        put_in_front(row, park_range(environment, row, from, to), to, environment)
       else
-        if from + 1 < to then redis.call('LPUSH', BACKLOG, row .. ':' .. (from + 1) .. ':' .. to .. ':' .. environment) end
+        put_in_front(row, from + 1, to, environment)
         take(row .. ':' .. from, environment, false)
       end
     end

@@ -1,10 +1,12 @@
--- Publish staged rows, creating the batch where asked: all of them or none.
--- The last KEYS: stage, stage tasks, stage done
--- ARGV: mode (create | append), seal, spec, digest, run, priority, weight, policy, request, rows that were staged
--- Returns {verdict, accepted, repeated, submitted, first conflicting task id}
-local STAGE, STAGE_TASKS, STAGE_DONE = KEYS[#KEYS - 2], KEYS[#KEYS - 1], KEYS[#KEYS]
-local mode, seal = ARGV[1], ARGV[2]
-local CHUNK = 1000
+-- Publish staged rows, creating the batch where asked: all of them or none. Of a large request the rows are visible and
+-- counted from here on, and go to the backlog bit by bit (publish_step.lua): `publishing` in META is the request.
+-- The last KEYS: stage, stage tasks, progress, publisher, stage done
+-- ARGV: mode (create | append), seal, spec, digest, run, priority, weight, policy, request, rows that were staged, their
+--   samples, whether the request is large (0 | 1)
+-- Returns {verdict, accepted, repeated, submitted, first conflicting task id}; busy while another one is being published
+local STAGE, STAGE_TASKS, PROGRESS, PUBLISHER, STAGE_DONE = unpack(KEYS, #KEYS - 4)
+local mode, seal, request, large = ARGV[1], ARGV[2], ARGV[9], ARGV[12] == '1'
+local LARGE_TTL_S = 30 * 86400
 
 local earlier = redis.call('GET', STAGE_DONE)
 if earlier then return cjson.decode(earlier) end
@@ -16,34 +18,41 @@ if mode == 'create' and exists then
 end
 if mode == 'append' and not exists then return { 'missing', 0, 0, 0, '' } end
 
+local publisher = redis.call('GET', PUBLISHER)
+if redis.call('HEXISTS', META, 'publishing') == 1 or publisher and publisher ~= request then return { 'busy', 0, 0, 0, '' } end
+
 local total = redis.call('LLEN', STAGE)
-if total ~= tonumber(ARGV[10]) or total ~= redis.call('LLEN', STAGE_TASKS) then return { 'damaged', 0, 0, 0, '' } end
+local progress = redis.call('HMGET', PROGRESS, 'looked_at', 'repeated', 'samples')
+local repeated, submitted = tonumber(progress[2] or 0), tonumber(progress[3] or ARGV[11])
+local is_whole = total + repeated == tonumber(ARGV[10]) and total == redis.call('LLEN', STAGE_TASKS)
+if not is_whole or progress[1] and progress[1] ~= ARGV[10] then return { 'damaged', 0, 0, 0, '' } end
+local entries, tasks, ids, at = {}, {}, {}, {}
 local repeats = {}
-local repeated = 0
-for from = 0, total - 1, CHUNK do
-  local tasks = redis.call('LRANGE', STAGE_TASKS, from, from + CHUNK - 1)
-  local ids, at, digests = {}, {}, {}
+if not large then
+  entries, tasks = redis.call('LRANGE', STAGE, 0, -1), redis.call('LRANGE', STAGE_TASKS, 0, -1)
+  submitted = 0
   for i, task in ipairs(tasks) do
-    local id, digest = string.match(task, '^(%S+) (%S+)$')
+    local id = string.match(task, '^(%S+) ')
     if id then
       ids[#ids + 1] = id
-      at[#at + 1] = from + i
-      digests[#digests + 1] = digest
-    end
-  end
-  if #ids > 0 then
-    local known = redis.call('HMGET', TASKS, unpack(ids))
-    for i, value in ipairs(known) do
-      if value then
-        if string.match(value, ' (%S+)$') ~= digests[i] then return { 'task_conflict', 0, 0, 0, ids[i] } end
-        repeats[at[i]] = true
-        repeated = repeated + 1
-      end
+      at[#at + 1] = i
     end
   end
 end
+if #ids > 0 then
+  for i, value in ipairs(redis.call('HMGET', TASKS, unpack(ids))) do
+    if value then
+      if string.match(value, ' (%S+)$') ~= string.match(tasks[at[i]], ' (%S+)$') then
+        return { 'task_conflict', 0, 0, 0, ids[i] }
+      end
+      repeats[at[i]] = true
+      repeated = repeated + 1
+    end
+  end
+end
+local accepted = tonumber(ARGV[10]) - repeated
 
-if mode == 'append' and total > repeated then
+if mode == 'append' and accepted > 0 then
   local flags = redis.call('HMGET', META, 'sealed', 'cancel')
   if flags[2] == '1' then return { 'cancelled', 0, 0, 0, '' } end
   if flags[1] == '1' then return { 'sealed', 0, 0, 0, '' } end
@@ -56,14 +65,15 @@ if mode == 'create' then
     'failed', 0, 'cancelled', 0, 'expired', 0, 'dispatched', 0, 'sealed', 0, 'cancel', 0)
 end
 
-local submitted = 0
-for from = 0, total - 1, CHUNK do
-  local entries = redis.call('LRANGE', STAGE, from, from + CHUNK - 1)
-  local tasks = redis.call('LRANGE', STAGE_TASKS, from, from + CHUNK - 1)
+if large then
+  redis.call('HSET', META, 'publishing', request)
+  redis.call('EXPIRE', STAGE, LARGE_TTL_S)
+  redis.call('EXPIRE', STAGE_TASKS, LARGE_TTL_S)
+else
   local push, set, drop = {}, {}, {}
   for i, entry in ipairs(entries) do
     local row, samples = string.match(entry, '^(%d+):0:(%d+):')
-    if repeats[from + i] then
+    if repeats[i] then
       drop[#drop + 1] = row
     else
       push[#push + 1] = entry
@@ -78,16 +88,17 @@ for from = 0, total - 1, CHUNK do
   if #push > 0 then redis.call('RPUSH', BACKLOG, unpack(push)) end
   if #set > 0 then redis.call('HSET', TASKS, unpack(set)) end
   if #drop > 0 then redis.call('HDEL', ROWS, unpack(drop)) end
+  redis.call('DEL', STAGE, STAGE_TASKS)
 end
-redis.call('DEL', STAGE, STAGE_TASKS)
-redis.call('HDEL', STAGING, ARGV[9])
+redis.call('DEL', PROGRESS, PUBLISHER)
+redis.call('HDEL', STAGING, request)
 count('submitted', submitted)
 count('queued', submitted)
 if seal == '1' then redis.call('HSET', META, 'sealed', '1') end
 if redis.call('SISMEMBER', TOMBS, '*') == 1 then redis.call('HSET', META, 'cancel', '1', 'sealed', '1') end
 redis.call('PERSIST', TOMBS)
 mark_end()
-local answer = { mode == 'create' and 'created' or 'appended', total - repeated, repeated,
+local answer = { mode == 'create' and 'created' or 'appended', accepted, repeated,
   tonumber(redis.call('HGET', META, 'submitted')), '' }
 redis.call('SET', STAGE_DONE, cjson.encode(answer), 'EX', 600)
 return answer

@@ -1,11 +1,12 @@
 -- Take back what lost its owner: rollouts of dead workers, and jobs that got lost in the broker.
--- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, deaths that make a suspect, then dead workers
--- Returns {requeued, failed, resent, ended}
+-- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, deaths that make a suspect, cursor in what is
+--   live (0 at first), most entries to look at, then dead workers
+-- Returns {requeued, failed, resent, ended, next cursor (0 = all were looked at)}
 -- A suspect is run alone, and a death makes it fail only there: in company another may have been to blame.
 even_when_full()
 local overdue, max_attempts, suspect_after = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local dead = {}
-for i = 4, #ARGV do dead[ARGV[i]] = true end
+for i = 6, #ARGV do dead[ARGV[i]] = true end
 local requeued, failed, resent = 0, 0, 0
 
 local function wait_again(member, live)
@@ -33,9 +34,14 @@ local function died(member, live)
   wait_again(member, live)
 end
 
-local entries = redis.call('HGETALL', LIVE)
+local cursor, entries = some_live(ARGV[4], tonumber(ARGV[5]))
+gather()
 for i = 1, #entries, 2 do
   local member, live = entries[i], parse_live(entries[i + 1])
+  if requeued + failed + resent >= MOST_CHANGED then
+    cursor = '=' .. ARGV[4]
+    break
+  end
   if live.state == 'd' then
     if overdue > 0 and live.since < overdue then
       redis.call('HDEL', LIVE, member)
@@ -47,4 +53,5 @@ for i = 1, #entries, 2 do
     died(member, live)
   end
 end
-return { requeued, failed, resent, mark_end() }
+settle()
+return { requeued, failed, resent, mark_end(), cursor }

@@ -1,8 +1,10 @@
 -- Take results back and have their stored trajectories judged again; each keeps what it had until there is a new verdict.
 -- ARGV: member, place of its result in the log, environment, judge, what is kept as JSON, record, ...
--- Returns how many are judged again
+-- Returns how many are judged again, -1 where the batch is being cancelled
+if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local now = now_ms()
-local judged = 0
+local judged, sums = 0, {}
+gather()
 for i = 1, #ARGV, 6 do
   local member, environment = ARGV[i], ARGV[i + 2]
   local done = redis.call('HGET', DONE, member)
@@ -12,11 +14,12 @@ for i = 1, #ARGV, 6 do
     redis.call('XDEL', LOG, id)
     redis.call('HDEL', DONE, member)
     count(OUTCOME[letter], -1)
+    count('again|' .. OUTCOME[letter], 1) -- as in requeue.lua
     count('judging', 1)
-    redis.call('HINCRBY', STATS, environment .. '|ended', -1)
+    count_in(STATS, environment .. '|ended', -1)
     local header = cjson.decode(ARGV[i + 4])
     for field, value in pairs(header.old.sums) do
-      redis.call('HINCRBYFLOAT', STATS, environment .. '|' .. field, -value)
+      sums[environment .. '|' .. field] = (sums[environment .. '|' .. field] or 0) - value
     end
     header.over_at = now
     redis.call('HSET', JUDGING, member, cjson.encode(header) .. '\n' .. ARGV[i + 5] .. '\n')
@@ -24,6 +27,8 @@ for i = 1, #ARGV, 6 do
     judged = judged + 1
   end
 end
+settle()
+for field, by in pairs(sums) do redis.call('HINCRBYFLOAT', STATS, field, by) end
 if judged > 0 then
   redis.call('HDEL', META, 'ended_at')
   redis.call('HSET', META, 'cancel', '0')

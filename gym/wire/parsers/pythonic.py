@@ -21,12 +21,13 @@ _NAME = r"[a-zA-Z]\w*"
 _LIST_OF_CALLS = re.compile(
     rf"\[(?:{_NAME}\(\),\s*)*(?:{_NAME}\(\)\s*)*(?:{_NAME}\(\)\s*\]|{_NAME}\({_NAME}=.*\)\s*\])", re.DOTALL
 )
+MOST_CHARS = 2**18  # Python's own parser takes some microseconds for each, in one piece
 _JSON_NAMES = {"null": None, "true": True, "false": False}
 
 
 def pythonic(text: str, tools: list[JsonObject]) -> Found:  # noqa: ARG001 - one signature for all tool parsers
     """A list of calls as the whole reply, or else plain text."""
-    if not _LIST_OF_CALLS.match(text):
+    if len(text) > MOST_CHARS or not _LIST_OF_CALLS.match(text):
         return Found((), text)
     try:
         return Found(tuple(_call(node) for node in _elements(text)), None)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from gym.jsontypes import JsonObject
@@ -25,7 +25,8 @@ from gym.wire.parsers.schema_types import properties_of, typed
 
 _TAG = re.compile(r"(</?think>|</?tool_call>|<function=|</function>|</parameter>|>)")
 _REASONING_END = re.compile(r"</think>|(?=<tool_call>)")
-_PARAMETER = re.compile(r"<\s*parameter\s*=\s*([^>]*)>(.*?)(?:<\s*/\s*parameter\s*>|(?=<\s*parameter\s*=))", re.DOTALL)
+_PARAMETER = re.compile(r"<\s*parameter\s*=")
+_PARAMETER_END = re.compile(r"<\s*(?:(?P<closed>/\s*parameter\s*>)|parameter\s*=)")
 _NAME_IN_JSON = re.compile(r'"name"\s*:\s*"([^"]*)"')
 
 
@@ -75,8 +76,8 @@ _BEGINS_CALL = {
 class _Open:
     """A call as it is being read."""
 
-    name: str = ""
-    body: str = ""
+    name: list[str] = field(default_factory=list)
+    body: list[str] = field(default_factory=list)
 
 
 def xml_calls(text: str, tools: list[JsonObject], *, keep_think: bool) -> Found:
@@ -90,7 +91,7 @@ def xml_calls(text: str, tools: list[JsonObject], *, keep_think: bool) -> Found:
     if opened and not content.strip():
         content = ""
     calls = tuple(
-        call(name, _arguments(each.body, properties_of(tools, name)))
+        call(name, _arguments("".join(each.body), properties_of(tools, name)))
         for each, name in zip(opened, map(str.strip, names), strict=True)
         if name
     )
@@ -115,9 +116,9 @@ def _read(text: str, *, keep_think: bool) -> tuple[str, str, list[_Open]]:
         if step in _NEXT:
             state = _NEXT[step]
         elif state is _State.NAME:
-            opened[-1].name += piece
+            opened[-1].name.append(piece)
         elif state is _State.ARGUMENTS:
-            opened[-1].body += piece
+            opened[-1].body.append(piece)
         elif state is _State.TEXT and (keep_think or piece != "</think>"):
             outside[bool(opened)].append(piece)
     return "".join(outside[0]), "".join(outside[1]), opened
@@ -129,16 +130,27 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _name_of(opened: _Open) -> str:
     """The name in the tag, or else one that a model put into JSON between the tags; with the spaces around it."""
-    if not opened.name and (inside := _NAME_IN_JSON.search(opened.body)):
+    if not opened.name and (inside := _NAME_IN_JSON.search("".join(opened.body))):
         return inside.group(1)
-    return opened.name
+    return "".join(opened.name)
 
 
 def _arguments(body: str, properties: JsonObject) -> JsonObject:
     """The closed parameters; the last of two with one name. Those of no known schema stay text."""
     found: JsonObject = {}
-    for parameter in _PARAMETER.finditer(body):
-        key, value = parameter.group(1), parameter.group(2).removeprefix("\n").removesuffix("\n")
+    for key, value in _parameters(body):
         schema = properties.get(key)
         found[key] = typed(value, schema) if isinstance(schema, dict) else value
     return found
+
+
+def _parameters(body: str) -> Iterator[tuple[str, str]]:
+    """Keys and values: from `<parameter=KEY>` to its end or the next parameter, in linear time."""
+    place = 0
+    while begin := _PARAMETER.search(body, place):
+        named = body.find(">", begin.end())
+        end = _PARAMETER_END.search(body, named + 1) if named >= 0 else None
+        if end is None:
+            return  # nothing that follows has an end either
+        yield body[begin.end() : named].lstrip(), body[named + 1 : end.start()].removeprefix("\n").removesuffix("\n")
+        place = end.end() if end["closed"] else end.start()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -136,9 +139,9 @@ async def test_ready_means_redis_a_worker_and_the_dispatcher(http: httpx.AsyncCl
 async def test_metrics_and_queues_count_what_there_is(
     http: httpx.AsyncClient, row: dict[str, Any], worker: Any
 ) -> None:
-    batch_id = (await http.post("/v1/batches", json={"rows": [row] * 3})).json()["batch_id"]
-    await worker.claim(batch_id, 1)
-    await worker.store.redis.hincrby(worker.store.keys.totals, "rollouts:succeeded", 5)
+    batch_id = (await http.post("/v1/batches", json={"rows": [row] * 4})).json()["batch_id"]
+    [first, _] = await worker.claim(batch_id, 2)
+    await worker.end(first)
     await http.get("/v1/batches/nobody")
     await http.get("/v1/batches/else")
     found = {}
@@ -147,7 +150,7 @@ async def test_metrics_and_queues_count_what_there_is(
             found[sample.name, *sorted(sample.labels.items())] = sample.value
     assert found["farm_rollouts_active", ("state", "queued")] == 2
     assert found["farm_rollouts_active", ("state", "running")] == 1
-    assert found["farm_rollouts_total", ("outcome", "succeeded")] == 5
+    assert found["farm_rollouts_total", ("outcome", "succeeded")] == 1
     assert found["farm_redis_up",] == 1
     labels = (("method", "GET"), ("route", "/v1/batches/{batch_id}"), ("status", "404"))
     assert found["farm_http_requests_total", *labels] == 2
@@ -186,6 +189,28 @@ async def test_what_is_not_there_has_the_shape_of_errors(http: httpx.AsyncClient
     assert wrong.headers["allow"] == "GET, POST"
     assert (await http.get("/openapi.json")).json()["openapi"].startswith("3.")
     assert (await http.get("/docs")).status_code == 200
+
+
+async def test_the_docs_page_loads_one_version_of_its_script_and_calls_nothing_but_the_api(
+    http: httpx.AsyncClient,
+) -> None:
+    page = await http.get("/docs")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    addresses = set(re.findall(r"https?://[^\s'\"]+", page.text))
+    assert addresses
+    assert all("/swagger-ui-dist@5.17.14/" in address for address in addresses)
+    [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+
+
+async def test_the_api_description_says_which_calls_need_a_key(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert document["paths"]["/healthz"]["get"]["security"] == []
+    assert document["paths"]["/v1/batches"]["post"]["security"] == [{"key": []}]
 
 
 async def test_without_redis_calls_are_503_with_retry_after_and_the_process_is_alive(tmp_path: Path) -> None:

@@ -157,6 +157,7 @@ async def test_cancelling_is_repeatable_and_keeps_what_had_finished(
     assert (await http.delete(f"/v1/rollouts/{batch_id}:0:1")).json() == {
         "rollout_id": f"{batch_id}:0:1",
         "cancelled": 1,
+        "left": 0,
         "tombstone": False,
     }
     assert (await http.delete(f"/v1/groups/{batch_id}:1")).json()["cancelled"] == 2
@@ -168,6 +169,22 @@ async def test_cancelling_is_repeatable_and_keeps_what_had_finished(
     assert page["done"] is True
     assert sorted(item["outcome"] for item in page["items"]) == ["cancelled"] * 5 + ["succeeded"]
     assert 'farm_rollouts_total{outcome="cancelled"} 5.0' in (await http.get("/metrics")).text
+
+
+async def test_a_large_batch_is_being_cancelled_when_the_answer_comes_whoever_asks_and_how_often(
+    http: httpx.AsyncClient, row: Row
+) -> None:
+    batch_id = await submit(http, [row] * 3, num_samples=1000)
+    answers = await asyncio.gather(*(http.delete(f"/v1/batches/{batch_id}") for _ in range(4)))
+    assert [answer.status_code for answer in answers] == [202] * 4
+    bodies = [answer.json() for answer in answers]
+    ended = sum(body["cancelled"] for body in bodies)
+    assert 0 < ended < 1000
+    assert {body["left"] for body in bodies} == {3000 - ended}
+    assert {body["state"] for body in bodies} == {"cancelled"}
+    group = await submit(http, [row], num_samples=1000)
+    answer = await http.delete(f"/v1/groups/{group}:0")
+    assert (answer.status_code, answer.json()["left"]) == (202, 1000)
 
 
 async def test_a_cancel_that_comes_before_its_submission_wins(http: httpx.AsyncClient, row: Row) -> None:

@@ -569,7 +569,7 @@ class Farm(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever had been parked can run once nothing is; a suspect may have been told to wait a moment."""
-        assert self._do(self.audits.adopt(self.batch_id)) == []
+        assert self._do(self.audits.adopt(self.batch_id)).members == ()
         while True:
             before = len(self.handed_over)
             self.take(most=50, parked=set(), suspects=True)

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from gym.agents import process_tree
 from gym.agents.command import environment_of, filled, prompt_of
 from gym.agents.keys import AgentKeys, Grant
-from gym.agents.outside import Access, cause_of, reason_of
+from gym.agents.outside import Access, Said, cause_of, reason_of, without_key
 from gym.agents.registry import AGENTS
 from gym.agents.settings import OWN_AGENTS, AgentSettings, CommandSettings
 from gym.config import Settings
@@ -44,6 +44,12 @@ def test_a_key_says_what_it_is_for_and_nobody_else_can_make_or_change_one() -> N
 def test_words_are_put_in_once_and_other_braces_stay() -> None:
     words = {"prompt": "say {model}", "model": "m"}
     assert filled("-t {prompt} {model} {other} {} {", words) == "-t say {model} m {other} {} {"
+
+
+def test_an_answer_that_holds_the_agents_key_is_kept_without_it() -> None:
+    said = Said(text=f"env: OPENAI_API_KEY={ACCESS.key}", reason=StopReason.MAX_TURNS)
+    assert without_key(said, ACCESS.key) == Said(text="env: OPENAI_API_KEY=…", reason=StopReason.MAX_TURNS)
+    assert without_key(Said(), ACCESS.key) == Said()
 
 
 def test_a_program_gets_nothing_of_the_workers_environment(tmp_path: Path) -> None:

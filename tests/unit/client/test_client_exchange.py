@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gym.client.exchange import Disconnected, Flow, Request, Response, RetryPolicy, error_of, with_retries
+from gym.config import WorkerSettings
 from gym.errors import FarmError, NotFound, Overloaded, RequestError, Unavailable
 
 ASK = Request(method="GET", path="/v1/x")
@@ -93,3 +94,70 @@ def test_an_overload_carries_when_to_come_back() -> None:
 def test_an_answer_that_is_not_json_is_an_error_of_the_tree() -> None:
     with pytest.raises(FarmError, match="is this the farm's address"):
         play(ASK, Response(status=200, body=b"<html>"))
+
+
+class Clock:
+    """Time that passes as the requests say."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def until_given_up(answer: Response | Disconnected, policy: RetryPolicy, clock: Clock) -> int:
+    """How often a request is asked that is always answered like this."""
+    attempts = with_retries(flow(ASK), policy, random.Random(0))
+    asked = 1
+    request = next(attempts)
+    try:
+        while True:
+            clock.now += request.after_s
+            request = attempts.send(answer)
+            asked += 1
+    except Unavailable:
+        return asked
+
+
+FARM_ERROR = b'{"error": {"code": "%s", "message": "m", "details": {}}}'
+
+
+@pytest.mark.parametrize("status", [500, 501, 502, 503, 504, 520, 599])
+@pytest.mark.parametrize("body", [b"Internal Server Error", b"<html>bad gateway", b"", FARM_ERROR % b"shutting_down"])
+def test_any_error_of_a_server_that_may_pass_is_asked_again(status: int, body: bytes) -> None:
+    assert play(ASK, Response(status=status, body=body), OK)[0] == 7
+
+
+def test_an_error_of_the_farms_own_that_stays_is_not_asked_again() -> None:
+    with pytest.raises(Unavailable) as caught:
+        play(ASK, Response(status=500, body=FARM_ERROR % b"internal"))
+    assert caught.value.code == "internal"
+
+
+@pytest.mark.parametrize("answer", [LOST, Disconnected(reason="refused", sent=False), Response(status=503, body=b"")])
+def test_a_request_is_repeated_for_longer_than_a_farm_takes_to_drain_and_start(answer: Any) -> None:
+    clock = Clock()
+    policy = RetryPolicy(clock=clock)
+    until_given_up(answer, policy, clock)
+    assert clock.now == pytest.approx(policy.budget_s)
+    assert policy.budget_s >= 4 * WorkerSettings().drain_s
+
+
+def test_the_budget_of_a_request_counts_from_its_first_failure() -> None:
+    clock = Clock()
+    policy = RetryPolicy(clock=clock, budget_s=5)
+    attempts = with_retries(flow(ASK), policy, random.Random(0))
+    next(attempts)
+    clock.now = 60.0  # a long poll
+    assert attempts.send(LOST).after_s > 0
+
+
+def test_a_client_that_asks_again_says_so_once_it_has_taken_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    until_given_up(LOST, RetryPolicy(clock=clock, budget_s=1.5), clock)
+    assert caplog.text == ""
+    until_given_up(LOST, RetryPolicy(clock=clock, budget_s=30), clock)
+    assert len(caplog.records) == 1
+    assert "asking the farm again for up to" in caplog.text
+    assert "lost" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -424,3 +425,23 @@ async def test_an_episode_goes_on_from_the_turn_before_unless_tools_or_history_c
     await episode.call_model(tools=tools)
     assert model.prefixes[0] is None
     assert (model.prefixes[1] is not None) is goes_on
+
+
+class Counting(ThreadPoolExecutor):
+    """Counts what is done in its threads."""
+
+    done = 0
+
+    def submit(self, call, /, *args, **kwargs):
+        self.done += 1
+        return super().submit(call, *args, **kwargs)
+
+
+async def test_a_long_text_is_parsed_in_a_thread_and_a_short_one_in_place():
+    threads = Counting(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    for text, done in (("hi", 0), ("<tool_call>" * 20_000, 1)):
+        choice = {**GENERATED["choices"][0], "text": text}
+        completion, _ = await complete(Script(RENDERED, {**GENERATED, "choices": [choice]}).post, token_call())
+        assert completion["choices"][0]["message"]["content"] == text
+        assert threads.done == done
