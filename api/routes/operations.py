@@ -41,7 +41,7 @@ async def readyz(
         raise shutting_down()
     missing = await _missing(farm)
     if needs == "redis":
-        missing = [part for part in missing if part == "redis"]
+        missing = {part: why for part, why in missing.items() if part == "redis"}
     if missing:
         named = ", ".join(f"{name} ({why})" if why else name for name, why in missing.items())
         raise Unavailable(

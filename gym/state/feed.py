@@ -19,7 +19,8 @@ from gym.ids import ID_PATTERN, is_id, new_id, parse_rollout_id
 from gym.results.blobs import BlobStore
 from gym.rollout import Outcome
 from gym.state.batches import batch_not_found
-from gym.state.results import START, LogEntry, Results, View
+from gym.state.result_records import LogEntry
+from gym.state.results import START, Results, View
 from gym.state.store import ACK, GROUPS_ENDED, LEASE, Argument, Store
 
 LEASE_BYTES = 32 * 2**20
