@@ -144,6 +144,11 @@ async def test_entries_of_the_log_that_name_no_rollout_are_passed_over(
         assert page["next_after"] != after or page["done"]
         after, done = page["next_after"], page["done"]
     assert seen == [f"{batch_id}:{number}:0" for number in range(3)]
+    for unit in ("rollout", "group"):
+        body = {"consumer": unit, "unit": unit, "max": 10, "ttl_s": 60}
+        answer = await http.post(f"/v1/batches/{batch_id}/lease", json=body)
+        assert answer.status_code == 200, answer.text
+        assert [item["rollout_id"] for item in answer.json()["items"]] == seen
 
 
 async def test_the_client_reads_on_and_says_why_one_has_no_tokens(
