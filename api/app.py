@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -143,14 +144,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         alarms=Alarms(store),
         shutdown=shutdown,
     )
+    relay = _relay(settings, settings.redis.url, app)
+    if relay is not None:
+        services = replace(services, relay=relay)
     app.state.services = services
-    beside = [_start(watch_for_eviction(settings.redis.url), "watch for eviction")]
+    beside = [_start(watch_for_eviction(settings.redis.url, settings.redis.prefix), "watch for eviction")]
     try:
         if not await _register_policies(services):
             beside.append(_start(_keep_registering(services), "register policies"))
-        if settings.redis.clients:
-            channels = farm_channels(settings.redis.url, settings.redis.prefix)
-            relay = RelayServer(settings.redis.url, channels, app, timeout_s=settings.redis.timeout_s)
+        if relay is not None:
             beside.append(_start(relay.serve(), "relay"))
             beside.append(_start(_retire_at_shutdown(relay, shutdown), "relay at shutdown"))
             with suppress(TimeoutError):
@@ -162,6 +164,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await services.single_rows.close()
         await services.sessions.close()
         await store.close()
+
+
+def _relay(settings: Settings, redis_url: str, app: FastAPI) -> RelayServer | None:
+    """Return what answers clients over Redis, where the settings want it."""
+    if not settings.redis.clients:
+        return None
+    channels = farm_channels(redis_url, settings.redis.prefix)
+    return RelayServer(redis_url, channels, app, timeout_s=settings.redis.timeout_s)
 
 
 async def _retire_at_shutdown(relay: RelayServer, shutdown: Shutdown) -> None:

@@ -25,6 +25,7 @@ from gym.state.breakers import BreakerKey
 from gym.state.ends import read_ends
 from gym.state.leases import Leases, WorkerStatus
 from gym.state.store import Store
+from gym.state.unreadable import printable, read_or_none
 
 UNMATCHED = "unmatched"
 _LOG = logging.getLogger(__name__)
@@ -66,13 +67,22 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         states=states,
         breakers=[breaker.key for breaker in breakers if breaker.open],
         ends=ends,
-        totals={name.decode(): float(value) for name, value in totals.items()},
+        totals=_totals(totals),
         workers=len(alive),
         slots=sum(worker.slots for worker in alive),
-        hung=sum(int(worker.info.get("hung", 0)) for worker in alive),
+        hung=sum(worker.count("hung") for worker in alive),
         dispatcher=dispatcher is not None,
         alarms=Counter(str(alarm["kind"]) for alarm in standing.values()),
     )
+
+
+def _totals(stored: dict[bytes, bytes]) -> dict[str, float]:
+    found = {}
+    for name, text in stored.items():
+        value = read_or_none("total", name, float, text)
+        if value is not None:
+            found[printable(name)] = value
+    return found
 
 
 def _alive(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:

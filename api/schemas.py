@@ -106,7 +106,7 @@ class BatchAnswer(BaseModel):
 
     batch_id: str
     run: str
-    state: Literal["open", "running", "done", "cancelled", "expired"]
+    state: Literal["open", "running", "done", "cancelled", "expired", "unreadable"]
     sealed: bool
     created_at: str
     ended_at: str | None
@@ -115,6 +115,7 @@ class BatchAnswer(BaseModel):
     fenced: Annotated[int, Field(description="late or duplicate writers that changed nothing")]
     parked: ParkedAnswer
     environments: dict[str, dict[str, float | None]]
+    trouble: Annotated[str | None, Field(description="of one that is `unreadable`: why")] = None
 
 
 class BatchList(BaseModel):
@@ -141,8 +142,20 @@ class TrajectoryDropped(BaseModel):
     at: str
 
 
+class RecordedOutcome(BaseModel):
+    """How a rollout ended whose result cannot be read; the ledger counts it so until it is queued again."""
+
+    outcome: str | None
+    reward: float | None
+    error: dict[str, Any] | None
+
+
 class ResultAnswer(BaseModel):
-    """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`."""
+    """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`.
+
+    Where what is stored cannot be read, `error.kind` is `result_unreadable`, and `reward`, `trajectory`, `segments` and
+    `response` are null.
+    """
 
     rollout_id: str
     batch_id: str
@@ -179,6 +192,8 @@ class ResultAnswer(BaseModel):
         Field(description="of a stepped environment, with `segments`: turn, action, reward, done, truncated of each"),
     ] = None
     trajectory_dropped: TrajectoryDropped | None = None
+    recorded: Annotated[RecordedOutcome | None, Field(description="of one that cannot be read")] = None
+    trajectory: Annotated[None, Field(description="null in one that cannot be read; no other has it")] = None
 
 
 class CapturedRollout(BaseModel):

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from gym.batch import BatchSpec
 from gym.errors import Conflict, NotFound
-from gym.ids import RolloutRef, new_id
+from gym.ids import RolloutRef, new_id, parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import Batches
 from gym.state.log_position import LogWentBack
@@ -152,8 +152,8 @@ class SingleRows:
                     continue
                 after = page.next_after
                 for record in page.records:
-                    _, row, sample = orjson.loads(record)["rollout_id"].rsplit(":", 2)
-                    for ended in reader.waiting.get(f"{row}:{sample}", ()):
+                    rollout = parse_rollout_id(orjson.loads(record).get("rollout_id", ""))
+                    for ended in reader.waiting.get(rollout.member if rollout is not None else "", ()):
                         ended.set()
         except NotFound:
             _LOG.info("batch %s has gone", batch_id, extra={"action": "batch_gone"})

@@ -18,7 +18,7 @@ FarmError
     ├── AgentFailed         AgentUnreachable
     ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed
     ├── JudgeFailed         JudgeUnreachable, JudgeRefused, VerdictUnreadable
-    ├── BadRow, Internal (StorageFailed)
+    ├── BadRow, ResultUnreadable, Internal (StorageFailed)
     └── TimedOut, Stalled, WorkerLost
 
 A failed rollout is data: a RolloutError is raised at one boundary, recorded once, and ends in a result's `error`.
@@ -155,6 +155,7 @@ class ErrorKind(StrEnum):
     STALLED = "stalled"
     WORKER_LOST = "worker_lost"
     BAD_ROW = "bad_row"
+    RESULT_UNREADABLE = "result_unreadable"
     INTERNAL = "internal"
 
 
@@ -308,6 +309,13 @@ class BadRow(RolloutError):
 
     kind = ErrorKind.BAD_ROW
     stage = Stage.SETUP
+
+
+class ResultUnreadable(RolloutError):
+    """What is stored of a rollout is missing or damaged: its trajectory, its record, or what its verifier asked."""
+
+    kind = ErrorKind.RESULT_UNREADABLE
+    retryable = True
 
 
 class TimedOut(RolloutError):

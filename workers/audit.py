@@ -25,7 +25,10 @@ from gym.state.rollouts import Rollouts
 from gym.state.server import NEEDED, explain
 from gym.state.store import Store
 from gym.state.submission import unannounced
+from gym.state.unreadable import reason
 from workers.active import Batch
+from workers.inspection import Inspection, LiveRepair
+from workers.quarantine import Quarantine
 from workers.suspicion import Finding, Progress, Remedy, Surroundings, Suspicions, examine
 
 INTERVAL_S = 2.0
@@ -34,14 +37,25 @@ REDIS_INTERVAL_S = 15.0
 REMEDY_AGAIN_S = 30.0
 ANNOUNCED_WITHIN_MS = 10_000
 SHOWN_ROLLOUTS = 20
+_OTHERS = (f"{AlarmKind.UNREADABLE_BATCH}|", f"{AlarmKind.UNREADABLE_RESULT}|")  # raised and cleared elsewhere
 _LOG = logging.getLogger(__name__)
 
 
 class Auditor:
     """One per dispatcher; works while that leads."""
 
-    def __init__(self, settings: Settings, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        quarantine: Quarantine | None = None,
+    ) -> None:
         self._clock = clock
+        self._quarantine = quarantine or Quarantine(store, clock=clock)
+        self._repair = LiveRepair(store)
+        self._inspection = Inspection(store)
         self._settings = settings
         self._store = store
         self._audits = Audits(store)
@@ -72,7 +86,7 @@ class Auditor:
         chosen = names[self._next : self._next + MOST_BATCHES]
         self._next += len(chosen)
         fetching = [worker for worker in workers if not worker.info.get("alone")]
-        free = sum(max(0, worker.slots - int(worker.info.get("taken", 0))) for worker in fetching)
+        free = sum(max(0, worker.slots - worker.count("taken")) for worker in fetching)
         known = {worker.worker for worker in workers}
         for held in await self._audits.count({name: self._cursors.get(name, "0") for name in chosen}):
             self._cursors[held.batch_id] = held.cursor
@@ -84,7 +98,10 @@ class Auditor:
                 no_progress_s=self._settings.dispatcher.no_progress_s,
                 held=batches[held.batch_id].held,
             )
-            await self._judge(batches[held.batch_id], held, around, now)
+            async with self._quarantine.guard(held.batch_id, "it cannot be audited"):
+                await self._judge(batches[held.batch_id], held, around, now)
+        for batch_id, error in self._audits.unreadable.items():
+            await self._quarantine.put_aside(batch_id, f"it cannot be audited: {reason(error)}")
         await self._announce()
         if now >= self._redis_due_at:
             self._redis_due_at = now + REDIS_INTERVAL_S
@@ -98,7 +115,10 @@ class Auditor:
             if now >= self._remedy_again_at.get(finding.alarm.name, now):
                 self._remedy_again_at[finding.alarm.name] = now + REMEDY_AGAIN_S
                 await self._raise(await self._remedy(batch, finding))
-        await self._settle(held.batch_id, self._suspicions.standing(held.batch_id))
+        for alarm in await self._repair.look(held, now):
+            await self._raise(alarm)
+        suspected = self._suspicions.standing(held.batch_id) | self._repair.standing(now)
+        await self._settle(held.batch_id, suspected)
 
     async def _remedy(self, batch: Batch, finding: Finding) -> Alarm:
         """The alarm, with what was done about it."""
@@ -177,8 +197,8 @@ class Auditor:
 
     async def _settle(self, batch_id: str, suspected: set[str]) -> None:
         """Clear the alarms of a batch that are suspected no more."""
-        for name in [name for name in self._standing or () if name.split("|")[1] == batch_id]:
-            if name not in suspected:
+        for name in [name for name in self._standing or () if _batch_of(name) == batch_id]:
+            if name not in suspected and not name.startswith(_OTHERS):
                 await self._clear(name)
 
     async def _clear(self, name: str) -> None:
@@ -193,7 +213,7 @@ class Auditor:
         self._progress = {name: progress for name, progress in self._progress.items() if name in batches}
         self._cursors = {name: cursor for name, cursor in self._cursors.items() if name in batches}
         for name in list(self._standing or ()):
-            if name.split("|")[1] not in {*batches, ""}:
+            if _batch_of(name) not in {*batches, ""} and not name.startswith(_OTHERS):
                 await self._clear(name)
 
     async def _announce(self) -> None:
@@ -208,11 +228,18 @@ class Auditor:
         self._announced_until = until
 
     async def _look_at_redis(self) -> None:
-        """Whether it has become full, or one that drops keys; where it may not be asked, nothing is said."""
+        """Whether it has become full, drops keys, or holds records that cannot be read."""
+        found = [*await self._memory(), *await self._inspection.alarms()]
+        for alarm in found:
+            await self._raise(alarm)
+        await self._settle("", {alarm.name for alarm in found})
+
+    async def _memory(self) -> list[Alarm]:
+        """Alarms about its memory, none where it may not be asked."""
         try:
             memory = await self._store.redis.info("memory")
         except ResponseError:
-            return
+            return []
         policy = str(memory.get("maxmemory_policy", NEEDED))
         most = int(memory.get("maxmemory", 0))
         used = int(memory.get("used_memory", 0))
@@ -222,6 +249,9 @@ class Auditor:
         if most and used >= most:
             message = f"Redis is full: {used} of {most} bytes; submissions are refused and nothing new is started"
             found.append(Alarm(kind=AlarmKind.REDIS_FULL, message=message))
-        for alarm in found:
-            await self._raise(alarm)
-        await self._settle("", {alarm.name for alarm in found})
+        return found
+
+
+def _batch_of(name: str) -> str:
+    """Return the batch of an alarm by its name, whose worker part may hold anything."""
+    return name.partition("|")[2].rpartition("|")[0]

@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import signal
 import socket
 import time
 
-import orjson
 from redis.exceptions import RedisError
 
 from gym.config import Settings
 from gym.ending import end_within
 from gym.errors import SettingsError
-from gym.limits import Limits
 from gym.liveness import serve_liveness
-from gym.state.breakers import policy_key
+from gym.state.dispatcher_health import DispatcherHealth
 from gym.state.leases import Leases
-from gym.state.rollouts import Rollouts
+from gym.state.rollouts import Rollouts, Taken
 from gym.state.server import watch_for_eviction
 from gym.state.store import Store, end_tasks
-from workers.active import Batch
+from gym.state.unreadable import DECODE_ERRORS, names, read_or_none, reason
+from workers.active import COUNTERS, Batch, read_batch
 from workers.alone_jobs import AloneJobs, jobs_of
 from workers.housekeeping import Housekeeping
 from workers.judge_dispatch import JudgeDispatch
 from workers.long_work import LongWork
 from workers.parking import Parking
 from workers.publisher import Job, Publisher
+from workers.quarantine import Quarantine
 from workers.schedule import Waiting, plan, shares, slice_size, tick_gap_s
 
 LEAD_TTL_S = 3.0
@@ -55,10 +56,12 @@ class Dispatcher:
         self._rollouts = Rollouts(store)
         self._leases = Leases(store)
         self._publisher = publisher
-        self._parking = Parking(settings, store)
-        self._judges = JudgeDispatch(settings, store, self._parking)
-        self._housekeeping = Housekeeping(settings, store, publisher, self._judges)
+        self._quarantine = Quarantine(store)
+        self._parking = Parking(settings, store, self._quarantine)
+        self._judges = JudgeDispatch(settings, store, self._parking, self._quarantine)
+        self._housekeeping = Housekeeping(settings, store, publisher, self._judges, self._quarantine)
         self._alone = AloneJobs(store)
+        self._health = DispatcherHealth(store, self.name)
         self._long_work = LongWork(store)
         self._batches: dict[str, Batch] = {}
         self._virtual_times: dict[str, float] | None = None
@@ -85,6 +88,7 @@ class Dispatcher:
             try:
                 if await self._lead():
                     more = await self._tick()
+                    await self._health.ticked()
                     if not more:
                         await self._sleep_until_woken()
                 else:
@@ -92,8 +96,9 @@ class Dispatcher:
                     self._housekeeping.take_over()
                     self._long_work.see(())
                     await self._pause(LEAD_TTL_S / 3)
-            except RedisError as error:
+            except Exception as error:  # noqa: BLE001  it ends by a signal only, whatever is stored
                 self._complain(error)
+                await self._health.failed(error)
                 await self._pause(0.5)
             if not more:
                 at_work = sum(batch.dispatched + batch.running + batch.judging for batch in self._batches.values())
@@ -104,10 +109,11 @@ class Dispatcher:
         except RedisError:
             _LOG.info("lock left to expire", extra={"action": "resign_failed"})
 
-    def _complain(self, error: RedisError) -> None:
+    def _complain(self, error: Exception) -> None:
         """Once in a while, since a full or absent Redis fails each tick."""
         if time.monotonic() >= self._complain_again_at:
-            _LOG.warning("no tick: %s", error, extra={"action": "tick_failed"})
+            unexpected = None if isinstance(error, RedisError) else error
+            _LOG.warning("no tick: %s", reason(error), exc_info=unexpected, extra={"action": "tick_failed"})
             self._complain_again_at = time.monotonic() + COMPLAIN_S
 
     async def _lead(self) -> bool:
@@ -145,53 +151,47 @@ class Dispatcher:
         return more
 
     async def _read_batches(self) -> None:
-        """The active batches and their counters."""
+        """Read the active batches and their counters; those in quarantine are left out."""
         redis, keys = self._store.redis, self._store.keys
-        names = [name.decode() for name in await redis.zrange(keys.active, 0, -1)]
-        for unknown in [name for name in names if name not in self._batches]:
-            batch = await self._read_batch(unknown)
+        active = names(await redis.zrange(keys.active, 0, -1))
+        await self._quarantine.release(active)
+        found: dict[str, Batch] = {}
+        for name in active:
+            if self._quarantine.holds(name):
+                continue
+            batch = self._batches.get(name)
+            if batch is None:
+                async with self._quarantine.guard(name, "its options cannot be read"):
+                    batch = await self._read_batch(name)
             if batch is not None:
-                self._batches[unknown] = batch
-        self._batches = {name: self._batches[name] for name in names if name in self._batches}
-        if not self._batches:
-            return
+                found[name] = batch
+        self._batches = found
         pipeline = redis.pipeline(transaction=False)
-        fields = ["queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", "search", "publishing"]
-        fields += self._parking.fields
-        for name in self._batches:
+        fields = [*COUNTERS, *self._parking.fields]
+        for name in found:
             pipeline.hmget(keys.batch(name).meta, fields)
-        for batch, values in zip(self._batches.values(), await pipeline.execute(), strict=True):
-            queued, dispatched, running, judging, flag, ended_at, stops, search, publishing, *parked = values
-            batch.queued, batch.dispatched, batch.running = int(queued or 0), int(dispatched or 0), int(running or 0)
-            batch.judging = int(judging or 0)
-            batch.parked = sum(int(number or 0) for number in parked)
-            batch.stopping = flag or b"0"
-            batch.ended = ended_at is not None
-            batch.stops, batch.search = int(stops or 0), search.decode() if search else None
-            batch.publishing = publishing.decode() if publishing else None
+        answers = await pipeline.execute(raise_on_error=False) if found else []
+        for batch, values in zip(list(found.values()), answers, strict=True):
+            del found[batch.batch_id]
+            async with self._quarantine.guard(batch.batch_id, "its counters cannot be read"):
+                if isinstance(values, Exception):
+                    raise values
+                batch.count(values)
+                found[batch.batch_id] = batch
 
     async def _read_batch(self, batch_id: str) -> Batch | None:
-        fields = ["spec", "run", "priority", "weight", "created_at"]
+        fields = ["spec", "run", "priority", "weight", "created_at", "ended_at"]
         values = await self._store.redis.hmget(self._store.keys.batch(batch_id).meta, fields)
-        if values[0] is None:
+        if values[0] is None and values[5] is None:
             await self._store.redis.zrem(self._store.keys.active, batch_id)
             return None
-        spec = orjson.loads(values[0])
-        limits = Limits().model_dump() | spec["limits"]
-        created_at = int(values[4])
-        deadline_s = limits.get("deadline_s")
-        return Batch(
-            batch_id=batch_id,
-            run=values[1].decode(),
-            priority=int(values[2]),
-            weight=float(values[3]),
-            created_at=created_at,
-            max_attempts=int(limits["max_attempts"]),
-            rollout_timeout_s=float(limits["rollout_timeout_s"]),
-            judge_timeout_s=float(limits["judge_timeout_s"]),
-            deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
-            policy=policy_key(spec.get("policy")),
-        )
+        try:
+            return read_batch(batch_id, values)
+        except DECODE_ERRORS:
+            if values[5] is None:
+                raise
+            await self._housekeeping.retire(batch_id, read_or_none("time", batch_id, int, values[4]) or 0)
+            return None
 
     async def _fill_window(self) -> bool:
         """Whether it would hold more than was sent now."""
@@ -223,7 +223,7 @@ class Dispatcher:
             return False
         if self._virtual_times is None:
             stored = await self._store.redis.hgetall(self._store.keys.share)
-            self._virtual_times = {run.decode(): float(value) for run, value in stored.items()}
+            self._virtual_times = _virtual_times(stored)
         plan_now = plan(
             waiting,
             room=room,
@@ -256,7 +256,11 @@ class Dispatcher:
         total = 0
         for batch_id, wanted in takes:
             suspects = await self._alone.may_go(self._housekeeping.workers)
-            taken = await self._rollouts.take(batch_id, wanted, parked=self._parking.environments, suspects=suspects)
+            taken: list[Taken] = []
+            async with self._quarantine.guard(batch_id, "its rollouts cannot be dispatched"):
+                taken = await self._rollouts.take(
+                    batch_id, wanted, parked=self._parking.environments, suspects=suspects
+                )
             run = self._batches[batch_id].run
             found = jobs_of(batch_id, taken, urgent=shares_left.get(run, 0) > 0)
             shares_left[run] = shares_left.get(run, 0) - len(taken)
@@ -269,6 +273,20 @@ class Dispatcher:
     async def _send(self, jobs: list[Job], sent_ms: int) -> None:
         if jobs:
             await asyncio.to_thread(self._publisher.send, jobs, sent_ms)
+
+
+def _virtual_time(run: bytes, value: bytes) -> tuple[str, float]:
+    return run.decode(), float(value)
+
+
+def _virtual_times(stored: dict[bytes, bytes]) -> dict[str, float]:
+    """Return those that can be read; a run without one begins where the others are."""
+    found = {}
+    for run, value in stored.items():
+        each = read_or_none("virtual time of run", run, _virtual_time, run, value)
+        if each is not None and math.isfinite(each[1]):
+            found[each[0]] = each[1]
+    return found
 
 
 def _backlog(batch: Batch) -> int:
@@ -298,7 +316,7 @@ async def _main(settings: Settings, redis_url: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     liveness = await serve_liveness("dispatcher")  # it answers for as long as it is kept
-    watching = loop.create_task(watch_for_eviction(redis_url), name="watch for eviction")
+    watching = loop.create_task(watch_for_eviction(redis_url, settings.redis.prefix), name="watch for eviction")
     try:
         await dispatcher.run()
     finally:

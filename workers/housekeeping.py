@@ -20,6 +20,7 @@ from workers.active import Batch
 from workers.audit import Auditor
 from workers.judge_dispatch import LOOKS, JudgeDispatch
 from workers.publisher import Publisher
+from workers.quarantine import Quarantine
 from workers.reconciliation import Reconciliation
 from workers.retention import Retention
 
@@ -31,7 +32,15 @@ _LOG = logging.getLogger(__name__)
 class Housekeeping:
     """One per dispatcher. `slots` and `workers` are those that live, as of the last look."""
 
-    def __init__(self, settings: Settings, store: Store, publisher: Publisher, judges: JudgeDispatch) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        publisher: Publisher,
+        judges: JudgeDispatch,
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        self._quarantine = quarantine or Quarantine(store)
         self.slots = 0
         self.workers = 0
         self._settings = settings
@@ -40,8 +49,8 @@ class Housekeeping:
         self._leases = Leases(store)
         self._publisher = publisher
         self._judges = judges
-        self._retention = Retention(settings, store)
-        self._auditor = Auditor(settings, store)
+        self._retention = Retention(settings, store, self._quarantine)
+        self._auditor = Auditor(settings, store, quarantine=self._quarantine)
         self._reconciliation = Reconciliation(settings, store)
         self._due_at = 0.0
         self._looked_at = -math.inf
@@ -51,7 +60,7 @@ class Housekeeping:
 
     def take_over(self) -> None:
         """Forget what was seen when this dispatcher led before."""
-        self._auditor = Auditor(self._settings, self._store)
+        self._auditor = Auditor(self._settings, self._store, quarantine=self._quarantine)
         self._looked_at = -math.inf
 
     def server_ms(self) -> int:
@@ -83,9 +92,10 @@ class Housekeeping:
         for batch in list(batches.values()):
             if batch.ended:
                 del batches[batch.batch_id]
-                await self._retention.retire(batch.batch_id, batch.created_at)
+                await self.retire(batch.batch_id, batch.created_at)
             else:
-                await self._look_after(batch, now, overdue_ms, dead)
+                async with self._quarantine.guard(batch.batch_id, "it cannot be looked after"):
+                    await self._look_after(batch, now, overdue_ms, dead)
         await self._judges.look_after(batches.values(), workers, now, dead)
         await self._reconciliation.run_when_due(batches.values(), workers)
         await self._auditor.run_when_due(batches, workers)
@@ -93,6 +103,11 @@ class Housekeeping:
         for worker in dead:
             _LOG.warning("worker %s is gone", worker, extra={"action": "worker_lost"})
             await self._leases.forget_worker(worker)
+
+    async def retire(self, batch_id: str, created_at: int) -> None:
+        """Take a batch that has ended from the active ones."""
+        async with self._quarantine.guard(batch_id, "it has ended and cannot be retired"):
+            await self._retention.retire(batch_id, created_at)
 
     def _may_bury(self) -> bool:
         """Not when nobody has looked for a while: Redis may have been away, and who lives is given time to renew."""

@@ -21,6 +21,7 @@ from workers.app import judging_queue_name
 from workers.judge_parking import JudgeParking
 from workers.parking import Parking
 from workers.publisher import JudgeJob, Publisher
+from workers.quarantine import Quarantine
 from workers.schedule import Waiting, plan
 
 LOOKS = 6  # for lost jobs, within the time after which one is sent again; each reads all that is judged
@@ -30,11 +31,14 @@ _LOG = logging.getLogger(__name__)
 class JudgeDispatch:
     """Connects when the first rollout waits for a judge: a farm without judges pays nothing."""
 
-    def __init__(self, settings: Settings, store: Store, parking: Parking) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, parking: Parking, quarantine: Quarantine | None = None
+    ) -> None:
+        self._quarantine = quarantine or Quarantine(store)
         self._settings = settings
         self._judging = Judging(store)
         self._parking = parking
-        self._parked = JudgeParking(settings, store)
+        self._parked = JudgeParking(settings, store, self._quarantine)
         self._publisher: Publisher | None = None
         self._per_judge = 0
         self._virtual_times: dict[str, dict[str, float]] = {}
@@ -52,6 +56,7 @@ class JudgeDispatch:
         if not judged or not self._per_judge:
             return
         load = await self._judging.load([batch.batch_id for batch in judged])
+        judged = [batch for batch in judged if batch.batch_id in load]
         parked = self._parking.judges
         jobs: list[JudgeJob] = []
         sent_ms = self._server_ms()  # before taking, as for the workers
@@ -70,7 +75,9 @@ class JudgeDispatch:
             )
             self._virtual_times[judge] = shares.virtual_times
             for batch_id, wanted in shares.takes:
-                taken = await self._judging.take(batch_id, judge, wanted)
+                taken: list[tuple[str, str]] = []
+                async with self._quarantine.guard(batch_id, "what waits for a judge cannot be sent"):
+                    taken = await self._judging.take(batch_id, judge, wanted)
                 if taken:
                     jobs.append(JudgeJob(batch_id=batch_id, judge=judge, members=taken))
         if jobs:
@@ -84,7 +91,7 @@ class JudgeDispatch:
     ) -> None:
         """Called once a second: count the judge workers' places, take back what dead ones had and what got lost."""
         judge_workers = [worker for worker in workers if worker.role == "judge"]
-        self._per_judge = sum(int(w.info.get("per_judge", 0)) for w in judge_workers if w.lease_ends_in_s > 0)
+        self._per_judge = sum(w.count("per_judge") for w in judge_workers if w.lease_ends_in_s > 0)
         self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
         judged = [batch for batch in batches if batch.judging]
         if not judged or not (dead or time.monotonic() >= self._look_again_at):
@@ -92,7 +99,9 @@ class JudgeDispatch:
         self._look_again_at = time.monotonic() + self._settings.dispatcher.resend_after_s / LOOKS
         overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in judged:
-            lost, resent = await self._judging.recover(batch.batch_id, overdue_ms=overdue_ms, dead_workers=dead)
+            lost = resent = 0
+            async with self._quarantine.guard(batch.batch_id, "what is with judge workers cannot be recovered"):
+                lost, resent = await self._judging.recover(batch.batch_id, overdue_ms=overdue_ms, dead_workers=dead)
             if lost or resent:
                 _LOG.warning(
                     "batch %s: %d of dead judge workers wait again, %d jobs sent again",

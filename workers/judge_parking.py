@@ -17,6 +17,7 @@ from gym.state.store import Store
 from workers.active import Batch
 from workers.parking import LOOK_AGAIN_S, say_probed
 from workers.publisher import JudgeJob
+from workers.quarantine import Quarantine
 
 Lines = Sequence[tuple[Batch, Line]]
 """The line before one judge: that of each batch."""
@@ -25,7 +26,8 @@ Lines = Sequence[tuple[Batch, Line]]
 class JudgeParking:
     """One per dispatcher."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, quarantine: Quarantine | None = None) -> None:
+        self._quarantine = quarantine or Quarantine(store)
         self._slice_size = settings.dispatcher.slice_size
         self._store = store
         self._judging = Judging(store)
@@ -40,7 +42,8 @@ class JudgeParking:
         self._look_again_at[judge] = time.monotonic() + LOOK_AGAIN_S
         for batch, line in lines:
             if line.waiting > line.parked:
-                await self._judging.park(batch.batch_id, judge, batch.judge_timeout_s)
+                async with self._quarantine.guard(batch.batch_id, "what waits for a judge cannot be parked"):
+                    await self._judging.park(batch.batch_id, judge, batch.judge_timeout_s)
         there = [batch for batch, line in lines if line.waiting]
         return await self._over(judge, there, room) + await self._probe(breaker, there)
 
@@ -49,7 +52,8 @@ class JudgeParking:
         self._look_again_at.pop(judge, None)
         for batch, line in lines:
             if line.parked:
-                await self._judging.release(batch.batch_id, judge)
+                async with self._quarantine.guard(batch.batch_id, "what is parked for a judge cannot be released"):
+                    await self._judging.release(batch.batch_id, judge)
 
     async def probe_soon(self, parked: Mapping[str, Breaker]) -> None:
         """Something was lost on its way to these judges, perhaps a probe: another may go."""
@@ -60,7 +64,9 @@ class JudgeParking:
         """Those whose judge's clock is over, as many as there is room for."""
         jobs = []
         for batch in batches:
-            taken = await self._judging.take_over(batch.batch_id, judge, room) if room > 0 else []
+            taken: list[tuple[str, str]] = []
+            async with self._quarantine.guard(batch.batch_id, "what is parked for a judge cannot be ended"):
+                taken = await self._judging.take_over(batch.batch_id, judge, room) if room > 0 else []
             room -= len(taken)
             for at in range(0, len(taken), self._slice_size):
                 members = taken[at : at + self._slice_size]
@@ -75,7 +81,10 @@ class JudgeParking:
         if not await self._breakers.may_probe(key):
             return []
         for batch in random.sample(batches, len(batches)):
-            for member, token in await self._judging.probe(batch.batch_id, key.name, seed=random.randrange(2**31)):
+            probed: list[tuple[str, str]] = []
+            async with self._quarantine.guard(batch.batch_id, "none of its rollouts can be sent as a probe"):
+                probed = await self._judging.probe(batch.batch_id, key.name, seed=random.randrange(2**31))
+            for member, token in probed:
                 say_probed(key, batch.batch_id, member)
                 return [JudgeJob(batch_id=batch.batch_id, judge=key.name, members=[(member, token)], probe=key)]
         await self._breakers.probe_soon(key)

@@ -22,6 +22,7 @@ from gym.errors import (
     JudgeParked,
     JudgeUnreachable,
     NotFound,
+    ResultUnreadable,
     RolloutError,
     Stage,
     Unavailable,
@@ -37,6 +38,7 @@ from gym.reward import Reward
 from gym.state.breakers import Breaker, BreakerKey
 from gym.state.judging import JudgeClaim, Judging
 from gym.state.results import rfc3339
+from gym.state.unreadable import DECODE_ERRORS, complain, reason
 from workers.retries import back_off_s
 
 GROUP_LOOK_S = 10.0
@@ -136,7 +138,10 @@ class JudgeRunner:
         packed = await self._blobs.read(claim.ask)
         if packed is None:
             raise Internal("what its verifier asked is not stored any more")
-        ask = Ask.unpack(packed)
+        try:
+            ask = Ask.unpack(packed)
+        except DECODE_ERRORS as error:
+            raise ResultUnreadable(f"what its verifier asked is damaged: {reason(error)}") from error
         instead = claim.judge if claim.replaced else None
         self._hold_back(judged, [instead] if instead else [question.judge for question in ask.questions])
         rivals: list[list[Question]] = []
@@ -206,7 +211,10 @@ class JudgeRunner:
         for sibling in siblings:
             if f"{claim.row}:{sibling.sample}" == claim.member:
                 continue
-            packed = await self._blobs.read(sibling.ask)
-            if packed is not None:
-                rivals += Ask.unpack(packed).questions[number : number + 1]
+            try:
+                packed = await self._blobs.read(sibling.ask)
+                if packed is not None:
+                    rivals += Ask.unpack(packed).questions[number : number + 1]
+            except (*DECODE_ERRORS, ResultUnreadable) as error:  # which concerns that rollout alone
+                complain("question of", f"{claim.batch_id}:{claim.row}:{sibling.sample}", error)
         return rivals

@@ -24,7 +24,9 @@ from gym.errors import SettingsError
 from gym.garbage import collect_garbage_less
 from gym.liveness import serve_liveness
 from gym.sandbox.choose import require_named
-from gym.state.server import require_noeviction
+from gym.state.format import require_data_format, require_format
+from gym.state.server import require_noeviction, watch_for_eviction
+from gym.state.store import Store
 from workers.admission import admission_step, count_received
 from workers.app import create_celery, judging_queue_name
 from workers.eventing import GatherEvents
@@ -32,6 +34,7 @@ from workers.jobs import register_jobs, register_judge_jobs
 from workers.judging import JudgingRuntime
 from workers.lease import LeaseKeeper
 from workers.loop import LoopThread, keep_watchdog
+from workers.messages import keep_message, messages_step
 from workers.pace import keep_pace
 from workers.runtime import Runtime
 from workers.slots import Slots
@@ -83,10 +86,14 @@ def _run(
     runtime: Runtime | JudgingRuntime,
     register: Callable[[Celery, LoopThread], None],
 ) -> int:
-    require_noeviction(_redis_url(settings))
+    url, prefix = _redis_url(settings), settings.redis.prefix
+    usable = require_noeviction(url) and require_format(url, prefix)
+    require_data_format(settings.data_dir, create=True)
     name, slots = runtime.worker, runtime.slots
     loop = LoopThread("rollouts")
     loop.start()
+    if not usable:
+        loop.submit(watch_for_eviction(url, prefix))
     watchdog = loop.submit(keep_watchdog(settings.worker.hang_s))
     loop.submit(runtime.open()).result(30)
     lease = LeaseKeeper(
@@ -100,6 +107,8 @@ def _run(
     pace = loop.submit(keep_pace(slots)) if isinstance(runtime, Runtime) else None
     app.steps["consumer"].add(admission_step(slots))
     app.steps["consumer"].add(GatherEvents)
+    aside = Store.connect(url, prefix=prefix, timeout_s=settings.redis.timeout_s)
+    app.steps["consumer"].add(messages_step(lambda *said: loop.submit(keep_message(aside, *said))))
     count_received(slots)
     register(app, loop)
     app.finalize()
@@ -153,5 +162,6 @@ def _run(
         if pace is not None:
             pace.cancel()
         loop.submit(runtime.close()).result(15)
+        loop.submit(aside.close()).result(5)
         loop.stop(5)
     return EXHAUSTED if runtime.exhausted else int(worker.exitcode or 0)

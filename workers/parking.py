@@ -13,9 +13,10 @@ from typing import Protocol
 
 from gym.config import Settings
 from gym.state.breakers import Breaker, BreakerKey, BreakerKind, Breakers, open_names, parked_field
-from gym.state.rollouts import Rollouts
+from gym.state.rollouts import Rollouts, Taken
 from gym.state.store import Store
 from workers.publisher import Job
+from workers.quarantine import Quarantine
 
 SWEEP_S = 30.0
 LOOK_AGAIN_S = 1.0
@@ -36,7 +37,8 @@ class ParkedBatch(Protocol):
 class Parking:
     """One per dispatcher; `refresh` comes first in each tick."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, quarantine: Quarantine | None = None) -> None:
+        self._quarantine = quarantine or Quarantine(store)
         self._store = store
         self._breakers = Breakers(store, settings.breakers)
         self._rollouts = Rollouts(store)
@@ -97,10 +99,15 @@ class Parking:
         if environment is not None:
             held.sort(key=lambda batch: self.holds(batch.policy))
         for batch in held:
-            seed = random.randrange(2**31)
-            for taken in await self._rollouts.probe(
-                batch.batch_id, environment=environment, seed=seed, parked=self.environments
-            ):
+            probed: list[Taken] = []
+            async with self._quarantine.guard(batch.batch_id, "none of its rollouts can be sent as a probe"):
+                probed = await self._rollouts.probe(
+                    batch.batch_id,
+                    environment=environment,
+                    seed=random.randrange(2**31),
+                    parked=self.environments,
+                )
+            for taken in probed:
                 say_probed(key, batch.batch_id, taken.member)
                 member = [(taken.member, taken.attempt)]
                 return [Job(batch_id=batch.batch_id, environment=taken.environment, members=member, probe=key)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import orjson
 
@@ -15,7 +14,7 @@ from gym.results.record import call_json, pack_trajectory, version_span
 from gym.results.storable import storable_text
 from gym.reward import PASS_REWARD
 from gym.rollout import StopReason
-from gym.state.results import rfc3339
+from gym.state.result_records import read_tries, rfc3339
 from gym.trajectory import Usage
 from gym.wire.responses_reply import build_response
 from workers.runner import Running
@@ -102,7 +101,7 @@ def _error(running: Running, finished: Finished, worker: str) -> JsonObject | No
     error = finished.error
     if error is None:
         return None
-    attempts: list[Any] = [orjson.loads(line) for line in running.claim.tries.splitlines() if line]
+    attempts = read_tries(running.claim.tries)
     attempts.append(orjson.loads(error_line(running, error, worker)))
     return {
         "kind": error.kind,

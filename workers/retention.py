@@ -11,9 +11,12 @@ import time
 
 from gym.config import Settings
 from gym.results.blobs import BlobStore
+from gym.state.alarms import Alarms
 from gym.state.kept import DropReason, Ended, Kept
+from gym.state.result_records import unreadable_alarm
 from gym.state.store import Store
 from gym.state.submission import sweep_staged
+from workers.quarantine import Quarantine
 
 INTERVAL_S = 5.0
 BATCHES_AT_ONCE = 20
@@ -24,7 +27,8 @@ _LOG = logging.getLogger(__name__)
 class Retention:
     """One per dispatcher."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, quarantine: Quarantine | None = None) -> None:
+        self._quarantine = quarantine or Quarantine(store)
         self._settings = settings.results
         self._store = store
         self._kept = Kept(store)
@@ -56,16 +60,21 @@ class Retention:
             return
         batches = await self._kept.with_trajectories()
         for batch, reason in self._to_drop(now, batches, await self._kept.live_bytes())[:BATCHES_AT_ONCE]:
-            if await self._kept.drop(batch.batch_id, reason):
-                await self._blobs.discard(batch.batch_id)
-                _LOG.info("batch %s: trajectories dropped (%s)", batch.batch_id, reason, extra={"action": "dropped"})
-            await self._kept.dropped(batch.batch_id)
+            async with self._quarantine.guard(batch.batch_id, "its trajectories cannot be dropped"):
+                if await self._kept.drop(batch.batch_id, reason):
+                    await self._blobs.discard(batch.batch_id)
+                    _LOG.info(
+                        "batch %s: trajectories dropped (%s)", batch.batch_id, reason, extra={"action": "dropped"}
+                    )
+                await self._kept.dropped(batch.batch_id)
 
     async def _remove(self, before_ms: int) -> None:
         for batch_id in await self._kept.over(before_ms, BATCHES_AT_ONCE):
-            if await self._kept.remove(batch_id, before_ms):
-                await self._blobs.discard(batch_id)
-                await self._kept.removed(batch_id)
+            async with self._quarantine.guard(batch_id, "it is too old and cannot be removed"):
+                if await self._kept.remove(batch_id, before_ms):
+                    await self._blobs.discard(batch_id)
+                    await self._kept.removed(batch_id)
+                    await Alarms(self._store).clear(unreadable_alarm(batch_id, [], "").name)
 
     def _to_drop(self, now: int, batches: list[Ended], live_bytes: int) -> list[tuple[Ended, DropReason]]:
         """Whose trajectories go, and why: the acknowledged ones, then the oldest until the rest fits."""

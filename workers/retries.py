@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 
-import orjson
-
 from gym.errors import DATA_ERRORS, RolloutError
 from gym.limits import Limits
+from gym.state.result_records import read_tries
 
 LONGEST_S = 30.0
 
@@ -18,8 +17,8 @@ def retry_in_s(error: RolloutError, tries: bytes, limits: Limits) -> float | Non
     What an earlier attempt failed of uses up the budget of its own class only.
     """
     infrastructure = data = 0
-    for line in tries.splitlines():
-        if line and orjson.loads(line).get("retryable", True):
+    for attempt in read_tries(tries):
+        if attempt.get("retryable", True):
             infrastructure += 1
         else:
             data += 1

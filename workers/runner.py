@@ -16,8 +16,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import orjson
-
 from gym.agents.base import Agent, Model, PolicyNow
 from gym.agents.replay import unpack
 from gym.batch import BatchSpec
@@ -34,6 +32,7 @@ from gym.proxy.policies import PolicyRecord, PolicySource, inline_record
 from gym.rollout import StopReason
 from gym.state.breakers import BreakerKey
 from gym.state.rollouts import Claim
+from gym.state.unreadable import DECODE_ERRORS, read_object, reason
 
 LOOSE_S = 15.0  # longer than environments are given to close
 _LOG = logging.getLogger(__name__)
@@ -141,7 +140,11 @@ class Runner:
             kind = self._registry.get(claim.environment)
         except NotFound as error:
             raise BadRow(error.message) from error
-        task = task_of(orjson.loads(claim.row), kind, task_id=claim.task_id, agent=spec.agent, sampling=spec.sampling)
+        try:
+            row = read_object(claim.row)
+        except DECODE_ERRORS as error:
+            raise BadRow(f"its stored row cannot be read: {reason(error)}") from error
+        task = task_of(row, kind, task_id=claim.task_id, agent=spec.agent, sampling=spec.sampling)
         rollout_id = str(running.rollout)
         session = new_session(
             kind,

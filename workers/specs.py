@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 from gym.batch import BatchSpec
 from gym.request_fields import STORED
 from gym.state.store import Store, will_pass
+from gym.state.unreadable import read_or_none
 
 AGAIN_S = 0.5
 MOST_SPECS = 1000
@@ -25,7 +26,10 @@ class Specs:
         self._known: dict[str, BatchSpec] = {}
 
     async def get(self, batch_id: str) -> BatchSpec | None:
-        """A batch's options, asked for until Redis answers; `None` where the batch is gone, or a drain began."""
+        """A batch's options, asked for until Redis answers; `None` where it is gone or unreadable, or a drain began.
+
+        The dispatcher sets an unreadable one aside, and says so.
+        """
         spec = self._known.get(batch_id)
         while spec is None:
             try:
@@ -37,8 +41,14 @@ class Specs:
                 continue
             if text is None:
                 return None
-            spec = BatchSpec.model_validate(orjson.loads(text), context=STORED)
+            spec = read_or_none("spec of batch", batch_id, _read, text)
+            if spec is None:
+                return None
             if len(self._known) >= MOST_SPECS:
                 self._known.clear()
             self._known[batch_id] = spec
         return spec
+
+
+def _read(text: bytes) -> BatchSpec:
+    return BatchSpec.model_validate(orjson.loads(text), context=STORED)

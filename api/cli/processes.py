@@ -234,7 +234,10 @@ def _process(config: Path | None, **overrides: Any) -> Settings:
         known = settings.redis.model_copy(update={"url": embedded_url(settings.data_dir)})
         settings = settings.model_copy(update={"redis": known})
     if settings.redis.url is not None:
+        from gym.state.format import require_data_format, require_format
         from gym.state.server import require_noeviction
 
         require_noeviction(settings.redis.url)
+        require_format(settings.redis.url, settings.redis.prefix)
+        require_data_format(settings.data_dir)
     return settings

@@ -39,6 +39,7 @@ from gym.state.embedded import (
     ServerState,
     server_state,
 )
+from gym.state.format import require_format
 from gym.state.server import require_noeviction
 
 READY_TIMEOUT_S = 60.0
@@ -201,6 +202,7 @@ class _Farm:
                     "or leave it out to use the embedded server"
                 )
             await asyncio.to_thread(require_noeviction, settings.redis.url)
+            await asyncio.to_thread(require_format, settings.redis.url, settings.redis.prefix)
             return settings
         embedded = EmbeddedRedis(settings.data_dir, lock=self._lock)
         command = embedded.prepare()
@@ -220,6 +222,7 @@ class _Farm:
                 raise NotReady(f"the embedded Redis is {state}; {supervisor.children['redis'].report()}")
             await asyncio.sleep(POLL_S / 5)
         self._beside.append(asyncio.create_task(_keep_synced(embedded), name="sync"))
+        await asyncio.to_thread(require_format, embedded.url, settings.redis.prefix)
         redis = settings.redis.model_copy(update={"url": embedded.url})
         return settings.model_copy(update={"redis": redis})
 

@@ -44,7 +44,7 @@ class Parts:
         if settings.redis.url is None:
             raise SettingsError("the proxy needs redis.url (FARM_REDIS_URL)")
         self._name = new_id("proxy")
-        self._redis_url = settings.redis.url
+        self._redis_url, self._prefix = settings.redis.url, settings.redis.prefix
         self._store = Store.connect(
             settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s
         )
@@ -72,7 +72,7 @@ class Parts:
             loop.create_task(self.policies.keep_fresh(self._lanes), name="policies"),
             loop.create_task(self.captures.keep_leases(), name="leases"),
             loop.create_task(self._own_name.keep_learning(), name="own name"),
-            loop.create_task(watch_for_eviction(self._redis_url), name="watch for eviction"),
+            loop.create_task(watch_for_eviction(self._redis_url, self._prefix), name="watch for eviction"),
             loop.create_task(self._refuse_held_at_shutdown(), name="shutdown"),
         ]
         return self

@@ -11,13 +11,14 @@ from api.routes.bodies import json_response, read_model
 from api.routes.policies import policy_shown
 from api.routes.services import Farm
 from api.schemas import BatchAnswer, BatchList, Cancelled, RequeueBody, Requeued, body_of
-from gym.errors import Invalid
+from gym.errors import ErrorKind, Invalid
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.state.batches import BatchState, BatchStatus, batch_not_found
 from gym.state.breakers import Breaker, Parked
 from gym.state.cancellation import Cancellation
 from gym.state.log_position import LogWentBack
+from gym.state.recall import Recalled, find_unreadable, recall
 from gym.state.results import View, rfc3339
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -84,11 +85,17 @@ async def cancel_batch(batch_id: str, farm: Farm) -> Response:
     "/v1/batches/{batch_id}/requeue", response_model=Requeued, openapi_extra=body_of(RequeueBody, required=False)
 )
 async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
-    """Run failed and expired rollouts again, as new attempts."""
+    """Run failed and expired rollouts again, as new attempts.
+
+    With `rollout_ids`, or `result_unreadable` among `error_kinds`, also those whose stored result cannot be read,
+    however they ended; their trajectories are read to find out.
+    """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     body = await read_model(request, RequeueBody, limit=MAX_BODY_BYTES, code="invalid_requeue", what="the requeue")
     wanted = None if body.rollout_ids is None else members_ids(batch_id, body.rollout_ids, code="invalid_requeue")
+    kinds = body.error_kinds
+    look = wanted is not None if kinds is None else ErrorKind.RESULT_UNREADABLE in kinds
     requeued = 0
     after: str | None = None
     while True:
@@ -97,16 +104,21 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
         except LogWentBack as error:  # while this runs
             after = error.resume_after
             continue
-        items = []
-        for text in page.records:
-            record = orjson.loads(text)
-            if wanted is not None and record["rollout_id"] not in wanted:
-                continue
-            if _runs_again(record, body):
-                items.append(_requeue_item(record))
+        records = [orjson.loads(text) for text in page.records]
+        recalled: list[Recalled] = []
+        if look:
+            found = list(zip(page.cursors, records, strict=True))
+            recalled = await find_unreadable(farm.results, batch_id, found, wanted)
+            requeued += await recall(farm.store, batch_id, recalled)
+        taken = {each.cursor for each in recalled}
+        items = [
+            _requeue_item(record)
+            for cursor, record in zip(page.cursors, records, strict=True)
+            if cursor not in taken and (wanted is None or record["rollout_id"] in wanted) and _runs_again(record, body)
+        ]
         if items:
             requeued += await farm.batches.requeue(batch_id, items)
-        if len(page.records) < PAGE:
+        if not page.more:
             return json_response({"requeued": requeued})
         after = page.next_after
 
@@ -133,6 +145,7 @@ def batch_answer(batch: BatchStatus) -> JsonObject:
         "fenced": batch.fenced,
         "parked": parked_answer(batch.parked),
         "environments": {name: means(sums) for name, sums in sorted(batch.environments.items())},
+        **({"trouble": batch.trouble} if batch.trouble else {}),
     }
 
 

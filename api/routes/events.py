@@ -144,7 +144,7 @@ async def _results(farm: Services, batch_id: str, page: Page) -> list[bytes]:
         said.append(event("rollout", record, event_id=None if outcomes else cursor))
         if outcomes:
             result = orjson.loads(record)
-            group = {name: result[name] for name in ("group_id", "task_id", "environment")}
+            group = {name: result.get(name) for name in ("group_id", "task_id", "environment")}
             said.append(event("group", orjson.dumps(group | {"outcomes": outcomes}), event_id=cursor))
     return said
 

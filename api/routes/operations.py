@@ -16,6 +16,9 @@ from api.routes.services import MOVING, Farm, Services, active_counters
 from api.schemas import Items
 from api.shutdown import shutting_down
 from gym.errors import Unavailable
+from gym.state.dispatcher_health import dispatcher_trouble
+from gym.state.store import RedisAway
+from gym.state.unreadable import reason
 
 router = APIRouter(tags=["operations"])
 
@@ -38,12 +41,13 @@ async def readyz(
         raise shutting_down()
     missing = await _missing(farm)
     if needs == "redis":
-        missing = [part for part in missing if part == "redis"]
+        missing = {part: why for part, why in missing.items() if part == "redis"}
     if missing:
+        named = ", ".join(f"{name} ({why})" if why else name for name, why in missing.items())
         raise Unavailable(
             "not_ready",
-            f"missing: {', '.join(missing)}; start it, or look at its log",
-            {"missing": missing},
+            f"missing: {named}; start it, or look at its log",
+            {"missing": list(missing), "reasons": {name: why for name, why in missing.items() if why}},
             retry_after_s=REDIS_RETRY_S,
         )
     alarms = await farm.alarms.standing()
@@ -51,19 +55,31 @@ async def readyz(
     return json_response({"status": "ready", **told})
 
 
-async def _missing(farm: Services) -> list[str]:
+async def _missing(farm: Services) -> dict[str, str]:
+    """Return what is missing, each with why where that is known."""
     try:
-        await farm.store.redis.ping()
+        await _ask_redis(farm)
         workers = await farm.leases.workers()
         dispatcher = await farm.leases.dispatcher()
-    except RedisError:
-        return ["redis"]
-    missing = []
+        trouble = await dispatcher_trouble(farm.store)
+    except RedisError as error:
+        # an error of a connection holds its address; what the server answered is what its operator must know
+        return {"redis": type(error).__name__ if isinstance(error, RedisAway) else reason(error)}
+    missing = {}
     if not any(worker.lease_ends_in_s > 0 and worker.role == "worker" for worker in workers):
-        missing.append("worker")
+        missing["worker"] = ""
     if dispatcher is None:
-        missing.append("dispatcher")
+        missing["dispatcher"] = ""
+    elif trouble is not None:
+        missing["dispatcher"] = f"it cannot tick: {trouble}"
+    if farm.relay is not None and farm.relay.trouble:
+        missing["relay"] = farm.relay.trouble
     return missing
+
+
+async def _ask_redis(farm: Services) -> None:
+    """Raise where this process may not read, write or run scripts; nothing is changed."""
+    await farm.store.insist(farm.store.keys.totals, "HDEL", "")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -83,6 +83,7 @@ async def get_results(
         left_s = ends_at - time.monotonic()
         if page.records or page.done or left_s <= 0 or farm.shutdown.has_begun() or await request.is_disconnected():
             break
+        after = page.next_after
         await farm.shutdown.bounded(farm.results.wait(batch_id, after=after, timeout_s=left_s))
     if packed:
         return Response(pack_page(page.records, next_after=page.next_after, done=page.done), media_type=MSGPACK)

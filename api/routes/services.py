@@ -15,6 +15,8 @@ from api.single_rows import SingleRows
 from gym.config import Settings
 from gym.environments.registry import Registry
 from gym.errors import Overloaded
+from gym.relay.server import RelayServer
+from gym.state import unreadable
 from gym.state.alarms import Alarms
 from gym.state.batches import Batches
 from gym.state.breakers import Breaker, Breakers, parked_now, read_breakers
@@ -25,6 +27,7 @@ from gym.state.leases import Leases
 from gym.state.policies import Policies
 from gym.state.results import Results
 from gym.state.store import Store
+from gym.state.unreadable import read_or_none
 
 BACKLOG_AGE_S = 1.0
 
@@ -79,18 +82,22 @@ async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]
     pipeline.hgetall(store.keys.breakers)
     active, stored = await pipeline.execute()
     breakers = read_breakers(stored)
-    names = [name.decode() for name in active]
+    names = unreadable.names(active)
     for name in names:
         pipeline.hmget(store.keys.batch(name).meta, _READ)
-    answers = await pipeline.execute() if names else []
+    answers = await pipeline.execute(raise_on_error=False) if names else []
     counters = [
-        {field: int(value or 0) for field, value in zip(_READ, values, strict=True)} | {"parked": 0}
-        for values in answers
+        read_or_none("counters of batch", name, _counters, values) or dict.fromkeys((*_READ, "parked"), 0)
+        for name, values in zip(names, answers, strict=True)
     ]
     if any(breaker.open for breaker in breakers):
         for name, each in zip(names, counters, strict=True):
             each["parked"] = (await parked_now(store, name, breakers)).count
     return list(zip(names, counters, strict=True)), breakers
+
+
+def _counters(values: list[bytes | None]) -> dict[str, int]:
+    return {field: int(value or 0) for field, value in zip(_READ, values, strict=True)} | {"parked": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +119,7 @@ class Services:
     sessions: SessionCalls
     alarms: Alarms
     shutdown: Shutdown
+    relay: RelayServer | None = None
 
 
 async def _services(request: Request) -> Services:

@@ -189,10 +189,19 @@ def unpack(packed: bytes, *, attempt: int, model: Model) -> Replay | None:
             return None
         segments = [unpack_segment(segment) for segment in kept["segments"]]
         calls = [_call(turn, entry, segments) for turn, entry in enumerate(kept["calls"])]
-    except (zlib.error, ValueError, KeyError, TypeError, IndexError, msgpack.UnpackException) as error:
+        elapsed_s = float(kept["elapsed_s"])
+    except (
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        msgpack.UnpackException,
+    ) as error:
         _LOG.warning("recorded calls cannot be read: %s", error, extra={"action": "replay_unreadable"})
         return None
-    return Replay(calls=calls, elapsed_s=float(kept["elapsed_s"]), model=model)
+    return Replay(calls=calls, elapsed_s=elapsed_s, model=model)
 
 
 def _call(turn: int, entry: JsonObject, segments: Sequence[Segment]) -> RecordedCall:

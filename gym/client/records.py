@@ -74,7 +74,7 @@ class Result:
 
     @property
     def response(self) -> JsonObject | None:
-        """The conversation, where the view has it. Raises NotFound where the farm has dropped the trajectory."""
+        """The conversation, where the view has it. Raises NotFound where it was dropped or cannot be read."""
         self._check_kept()
         response: JsonObject | None = self.raw.get("response")
         return response
@@ -88,7 +88,8 @@ class Result:
     def segments(self) -> tuple[Segment, ...]:
         """Tokens for training, where the view has them; decoded at each look.
 
-        Raises NotFound where the farm has dropped the trajectory, for good (its settings `results.*`).
+        Raises NotFound where the farm has dropped the trajectory, for good (its settings `results.*`), or cannot
+        read it (`error.kind` is `result_unreadable`; a requeue runs the rollout again).
         """
         self._check_kept()
         return tuple(_segment(item) for item in self.raw.get("segments") or ())
@@ -106,6 +107,12 @@ class Result:
                 "trajectory_dropped",
                 f"the trajectory of rollout {self.rollout_id} was dropped at {dropped['at']} ({dropped['reason']})",
                 {"rollout_id": self.rollout_id, **dropped},
+            )
+        if self.error is not None and self.error.kind == ErrorKind.RESULT_UNREADABLE:
+            raise NotFound(
+                ErrorKind.RESULT_UNREADABLE.value,
+                f"the result of rollout {self.rollout_id} cannot be read: {self.error.message}; requeue it",
+                {"rollout_id": self.rollout_id},
             )
 
 

@@ -71,6 +71,8 @@ class RelayServer:
         self._retired = False
         self.listening = asyncio.Event()
         """Set from when clients are heard for the first time."""
+        self.trouble = ""
+        """Why clients are not heard at present, empty where they are or it has not been tried."""
 
     async def serve(self) -> None:
         """Listen and answer. When it is cancelled, calls under way get `LEAVE_S` to end."""
@@ -82,7 +84,7 @@ class RelayServer:
                 try:
                     await self._session(f"s-{secrets.token_hex(8)}")
                 except* RedisError as errors:
-                    reason = type(errors.exceptions[0]).__name__
+                    reason = self.trouble = type(errors.exceptions[0]).__name__
                     _LOG.warning("the relay has no Redis: %s", reason, extra={"action": "relay_away"})
                 for call in self._calls.values():
                     call.leave()
@@ -129,6 +131,7 @@ class RelayServer:
                             self._hear(message["channel"].decode(errors="replace"), message["data"], server)
                         elif message["data"] == 2:  # both patterns are confirmed
                             self.listening.set()
+                            self.trouble = ""
                         await asyncio.sleep(0)  # what is there already is read without letting others run
                     elif now - heard_at > SILENCE_S:
                         # the beats of `_watch` come back here, so this is a subscription that broke unseen

@@ -1,33 +1,51 @@
 """Where trajectories lie: inside Redis when small, else in a file with a pointer in Redis.
 
-A value starts with a byte that says which: `i` inline and the packed trajectory, `f`, the size and a path below the
-root. Files are written beside their place and renamed, so a reader never sees half of one. Each batch has a folder of
-its own, which goes as a whole: renamed into the trash at once, deleted in bounded steps. Only the owner of the files
-may read them, whatever the umask.
+A value starts with a byte that says which: `i` inline and the packed trajectory; `f`, the size, a path below the root
+and the CRC-32 of the content (values of older farms end with the path). Files are written beside their place and
+renamed, so a reader never sees half of one. Each batch has a folder of its own, which goes as a whole: renamed into the
+trash at once, deleted in bounded steps. Only the owner of the files may read them, whatever the umask.
+
+Invariant: a file that is missing or damaged concerns its own rollout only. A store that does not answer is waited for,
+within bounds; then its files count as missing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
+import time
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from gym.errors import Unavailable
+from gym.errors import ResultUnreadable, Unavailable
 from gym.ids import RolloutRef
 from gym.state.data_dir import make_private
 
 TRASH = ".trash"
+_POINTER = re.compile(rb"f([0-9]{1,15}) ([A-Za-z0-9._~/-]{1,400})(?: ([0-9a-f]{8}))?")
+
+
+PATIENCE_S = 30.0
+RETRY_AFTER_S = 5.0
+MOST_REMEMBERED = 10_000
 
 
 class BlobStore:
-    """Packs and reads trajectories. Without a root everything is kept inline."""
+    """Packs and reads trajectories. Without a root everything is kept inline.
 
-    def __init__(self, root: Path | None, *, inline_bytes: int) -> None:
+    A file that a store which is away keeps from us is asked for again for `patience_s`.
+    """
+
+    def __init__(self, root: Path | None, *, inline_bytes: int, patience_s: float = PATIENCE_S) -> None:
         self._root = root
         self._inline_bytes = inline_bytes
+        self._patience_s = patience_s
+        self._away_since: dict[str, float] = {}
 
     async def write(self, rollout: RolloutRef, attempt: int, packed: bytes, *, part: str = "") -> bytes:
         """The value to keep in Redis for a packed trajectory, or for another `part` of what an attempt left.
@@ -42,34 +60,80 @@ class BlobStore:
         if part:
             name = f"{name}.{part}"
         await asyncio.to_thread(_write, self._root, self._root / name, packed)
-        return b"f%d %s" % (len(packed), name.encode())
+        return b"f%d %s %08x" % (len(packed), name.encode(), zlib.crc32(packed))
 
     async def read(self, value: bytes | None) -> bytes | None:
-        """The packed trajectory, `None` where there was none. Raises Unavailable where its file cannot be read."""
+        """Return the packed trajectory, `None` where there was none.
+
+        Raises ResultUnreadable where it is missing or damaged, Unavailable while its store is away.
+        """
         [packed] = await self.read_many([value])
+        if isinstance(packed, ResultUnreadable):
+            raise packed
         return packed
 
-    async def read_many(self, values: Sequence[bytes | None]) -> list[bytes | None]:
-        """As `read` of each, with one thread for all of their files."""
+    async def read_many(self, values: Sequence[bytes | None]) -> list[bytes | ResultUnreadable | None]:
+        """Return what `read` gives for each, with one thread for all of their files; unreadable ones as errors.
+
+        Raises Unavailable while the store is away.
+        """
         if any(value and value[:1] != b"i" for value in values):
             return await asyncio.to_thread(self._read_all, values)
         return self._read_all(values)
 
-    def _read_all(self, values: Sequence[bytes | None]) -> list[bytes | None]:
-        return [None if not value else value[1:] if value[:1] == b"i" else self._read_file(value) for value in values]
+    def _read_all(self, values: Sequence[bytes | None]) -> list[bytes | ResultUnreadable | None]:
+        found: list[bytes | ResultUnreadable | None] = []
+        away: Unavailable | None = None
+        for value in values:
+            if not value or value[:1] == b"i":
+                found.append(value[1:] if value else None)
+                continue
+            packed = self._read_file(value)
+            if isinstance(packed, Unavailable):
+                away = away or packed  # the others are looked at all the same, so that the time of each begins
+            else:
+                found.append(packed)
+        if away is not None:
+            raise away
+        return found
 
-    def _read_file(self, value: bytes) -> bytes:
+    def _read_file(self, value: bytes) -> bytes | ResultUnreadable | Unavailable:
+        pointer = _Pointer.parse(value)
+        if pointer is None:
+            return ResultUnreadable("the pointer to the trajectory is damaged")
         if self._root is None:
-            raise Unavailable("blob_unreachable", "this trajectory lies in the data directory of another machine")
-        path = f"{self._root}/{value.decode().partition(' ')[2]}"
+            return ResultUnreadable("the trajectory lies in a data directory, and this process has none")
+        path = f"{self._root}/{pointer.path}"
         try:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path costs as much as the reading
-                return file.read()
+                packed = file.read()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            if self._root.is_dir():
+                return ResultUnreadable(f"the trajectory file {pointer.path} is not here: {error.strerror}")
+            return self._away(path, str(self._root), error)
         except OSError as error:
-            name = path.rpartition("/")[2]
-            raise Unavailable(
-                "blob_unreachable", f"the trajectory file {name} cannot be read: {error.strerror}", retry_after_s=5
-            ) from error
+            return self._away(path, path, error)
+        if self._away_since:
+            self._away_since.pop(path, None)
+            self._away_since.pop(str(self._root), None)
+        if not pointer.fits(packed):
+            return ResultUnreadable(f"the trajectory file {pointer.path} is damaged")
+        return packed
+
+    def _away(self, path: str, what: str, error: OSError) -> ResultUnreadable | Unavailable:
+        """Return Unavailable for a while after `what` was found to be away, then give the file up."""
+        now = time.monotonic()
+        if len(self._away_since) >= MOST_REMEMBERED:
+            self._away_since.clear()
+        since = self._away_since.setdefault(what, now)
+        name = path.rpartition("/")[2]
+        if now - since >= self._patience_s:
+            return ResultUnreadable(f"the trajectory file {name} cannot be read: {error.strerror}")
+        return Unavailable(
+            "blob_unreachable",
+            f"the trajectory file {name} cannot be read for now: {error.strerror}",
+            retry_after_s=min(RETRY_AFTER_S, self._patience_s),
+        )
 
     async def discard(self, batch_id: str) -> bool:
         """Put a batch's files out of reach, to be deleted by `empty_trash`; whether there were any."""
@@ -78,6 +142,28 @@ class BlobStore:
     async def empty_trash(self, most: int) -> int:
         """Delete up to `most` discarded files: how many were."""
         return 0 if self._root is None else await asyncio.to_thread(_empty, self._root / TRASH, most)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pointer:
+    """What stands in Redis for a file; `checksum` is None where an older farm wrote it."""
+
+    size_bytes: int
+    path: str
+    checksum: int | None
+
+    @classmethod
+    def parse(cls, value: bytes) -> _Pointer | None:
+        found = _POINTER.fullmatch(value)
+        if found is None or b".." in found[2].split(b"/"):
+            return None
+        size, path, checksum = found.groups()
+        return cls(int(size), path.decode(), None if checksum is None else int(checksum, 16))
+
+    def fits(self, packed: bytes) -> bool:
+        if len(packed) != self.size_bytes:
+            return False
+        return self.checksum is None or zlib.crc32(packed) == self.checksum
 
 
 def _folder(batch_id: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import msgpack
 import orjson
 
+from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
 from gym.trajectory import ModelCall, Segment, StepTaken, Trajectory
 
@@ -155,6 +156,44 @@ def pack_with_trajectory(
     return b"".join(parts)
 
 
+def unreadable_record(record: bytes, row: bytes, message: str, *, full: bool) -> JsonObject:
+    """Return a result whose trajectory cannot be read, as it is delivered: without tokens, and so without a reward.
+
+    `recorded` is how it ended; the ledger goes on counting it so until it is queued again.
+    """
+    known: JsonObject = orjson.loads(record)
+    error = known.get("error") or {}
+    shown = known | {
+        "outcome": "failed",
+        "reward": None,
+        "reward_components": {},
+        "error": {
+            "kind": ErrorKind.RESULT_UNREADABLE,
+            "stage": Stage.COMMIT,
+            "message": message,
+            "retryable": True,
+            "attempts": error.get("attempts") or [],
+        },
+        "recorded": {
+            "outcome": known.get("outcome"),
+            "reward": known.get("reward"),
+            "error": {name: error[name] for name in ("kind", "message") if name in error} or None,
+        },
+        "trajectory": None,
+        "segments": None,
+    }
+    if full:
+        shown |= {"response": None, "responses_create_params": _row_params(row)}
+    return shown
+
+
+def _row_params(row: bytes) -> Any:
+    try:
+        return orjson.loads(row).get("responses_create_params", {})
+    except (ValueError, AttributeError):
+        return None
+
+
 def _packed_fields(packed: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
     """Fields of a packed trajectory, each still packed: what goes on as it is need not be made into objects."""
     unpacker = msgpack.Unpacker(max_buffer_size=len(packed))
@@ -166,7 +205,14 @@ def _packed_fields(packed: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
         unpacker.skip()
         if name in wanted:
             fields[name] = packed[begins : unpacker.tell()]
+    if "segments" not in fields or not _is_array(fields["segments"][0]):
+        raise ValueError("the trajectory has no segments")
     return fields
+
+
+def _is_array(marker: int) -> bool:
+    """Return whether a msgpack value that begins with this byte is an array."""
+    return 0x90 <= marker <= 0x9F or marker in (0xDC, 0xDD)
 
 
 def pack_page(records: list[bytes], **rest: object) -> bytes:

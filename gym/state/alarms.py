@@ -10,6 +10,7 @@ import orjson
 
 from gym.jsontypes import JsonObject
 from gym.state.store import ALARM, Store
+from gym.state.unreadable import printable, read_or_none
 
 MOST_LOGGED = 1000
 
@@ -22,6 +23,11 @@ class AlarmKind(StrEnum):
     NO_PROGRESS = "no_progress"  # work and free slots, or a rollout beyond its limits: sent again, or taken back
     REDIS_EVICTS = "redis_evicts"  # its maxmemory-policy was changed to one that drops keys
     REDIS_FULL = "redis_full"  # at maxmemory: submissions are refused
+    UNREADABLE_BATCH = "unreadable_batch"  # set aside by the dispatcher: what is stored of it cannot be read
+    UNREADABLE_ROLLOUT = "unreadable_rollout"  # its state could not be read; it was put aside and is queued again
+    UNREADABLE_RESULT = "unreadable_result"  # what is stored of it is missing or damaged
+    UNREADABLE_RECORD = "unreadable_record"  # a policy, breaker, worker, replica or alarm that is passed over
+    UNREADABLE_MESSAGE = "unreadable_message"  # a message of the broker that was no job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +85,29 @@ class Alarms:
     async def standing(self) -> dict[str, JsonObject]:
         """What is wrong now, by name."""
         stored = await self._store.redis.hgetall(self._store.keys.alarms_standing)
-        return {name.decode(): orjson.loads(text) for name, text in stored.items()}
+        found = {}
+        for name, text in stored.items():
+            alarm = read_or_none("alarm", name, _read, text)
+            if alarm is not None:
+                found[printable(name)] = alarm
+        return found
 
     async def log(self, limit: int = 100) -> list[JsonObject]:
         """What was raised and cleared, newest first."""
         entries: list[Any] = await self._store.redis.xrevrange(self._store.keys.alarms_log, count=limit)
-        return [
-            {"id": entry.decode(), "event": fields[b"event"].decode(), **orjson.loads(fields[b"alarm"])}
-            for entry, fields in entries
-        ]
+        found = []
+        for entry, fields in entries:
+            shown = read_or_none("log entry of alarms", entry, _logged, fields)
+            if shown is not None:
+                found.append({"id": entry.decode(), **shown})
+        return found
+
+
+def _read(text: bytes) -> JsonObject:
+    """Raises a decode error for what is no alarm."""
+    alarm: JsonObject = orjson.loads(text)
+    return {**alarm, "kind": str(alarm["kind"]), "message": str(alarm["message"])}
+
+
+def _logged(fields: dict[bytes, bytes]) -> JsonObject:
+    return {"event": fields[b"event"].decode(), **_read(fields[b"alarm"])}

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from gym.rollout import Ledger
-from gym.state.store import ADOPT, AUDIT, ScriptCall, Store
+from gym.state.store import ADOPT, AUDIT, PUT_ASIDE, ScriptCall, Store
+from gym.state.unreadable import DECODE_ERRORS, concerns_redis, printable
 
 MOST_LIVE = 2000
 MOST_BACKLOG = 500
@@ -68,6 +71,8 @@ class Audits:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.unreadable: dict[str, Exception] = {}
+        """Batches that the last `count` left out, and why."""
 
     async def count(self, cursors: Mapping[str, str]) -> list[Holdings]:
         """What these batches hold; the cursors are those of their last count, "0" at first."""
@@ -79,11 +84,33 @@ class Audits:
         for first in range(0, len(calls), AT_ONCE):
             answers += await self._store.run_many(calls[first : first + AT_ONCE])
         found = []
+        self.unreadable = {}
         for batch_id, answer in zip(cursors, answers, strict=True):
-            if isinstance(answer, Exception):
+            if isinstance(answer, Exception) and concerns_redis(answer):
                 raise answer
-            found.append(_read(batch_id, answer))
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                found.append(_read(batch_id, answer))
+            except (*DECODE_ERRORS, ResponseError) as error:
+                self.unreadable[batch_id] = error
         return found
+
+    async def put_aside(self, batch_id: str) -> list[tuple[str, str]]:
+        """Take live values out that cannot be read, in bounded steps: each member with what was there.
+
+        Such a rollout is held by nothing then, so `adopt` queues it again.
+        """
+        keys = self._store.keys.batch(batch_id)
+        found: list[tuple[str, str]] = []
+        cursor = b"0"
+        while True:
+            cursor, *pairs = await self._store.run(PUT_ASIDE, keys.scripted(), [cursor, MOST_LIVE])
+            found += [
+                (printable(member), printable(value)) for member, value in zip(pairs[::2], pairs[1::2], strict=True)
+            ]
+            if cursor == b"0":
+                return found
 
     async def adopt(self, batch_id: str) -> Search | None:
         """Queue again what nothing holds, as far as a few steps go; `None` where too much is held to be searched.

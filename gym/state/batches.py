@@ -6,11 +6,13 @@ Invariant: the ledger's counters change in the same script as the states that th
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import orjson
+from redis.exceptions import RedisError
 
 from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
@@ -20,10 +22,11 @@ from gym.state.breakers import Breaker, BreakerKind, Parked, open_names, parked_
 from gym.state.cancellation import Cancellation, cancel
 from gym.state.judging import waiting_of
 from gym.state.store import REQUEUE, SEAL, Store, insisting
+from gym.state.unreadable import DECODE_ERRORS, concerns_redis, printable, read_object, read_or_none, reason
 
 REQUEUE_CHUNK = 100
 PAGE_BYTES = 4 * 2**20  # of what is kept of the batches of one page
-BatchState = Literal["open", "running", "done", "cancelled", "expired"]
+BatchState = Literal["open", "running", "done", "cancelled", "expired", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class BatchStatus:
     fenced: int
     parked: Parked = field(default_factory=Parked)
     environments: dict[str, dict[str, float]] = field(default_factory=dict)
+    trouble: str = ""  # why it cannot be read, where its state is `unreadable`
 
     @property
     def ended(self) -> bool:
@@ -93,10 +97,14 @@ class Batches:
         pipeline.hgetall(keys.stats)
         pipeline.hgetall(self._store.keys.breakers)
         pipeline.hgetall(keys.judges)
-        meta, stats, breakers, judges = await pipeline.execute()
+        meta, stats, breakers, judges = await pipeline.execute(raise_on_error=False)
+        for answer in (meta, stats, breakers, judges):
+            if isinstance(answer, Exception) and concerns_redis(answer):
+                raise answer
         if not meta:
             raise batch_not_found(batch_id)
-        return _status(batch_id, meta, stats, read_breakers(breakers), judges)
+        known = [] if isinstance(breakers, Exception) else read_breakers(breakers)
+        return _status_or_trouble(batch_id, meta, stats, known, judges)
 
     async def list(
         self, *, run: str | None = None, state: str | None = None, limit: int = 100, after: str | None = None
@@ -113,7 +121,8 @@ class Batches:
         breakers = read_breakers(await redis.hgetall(self._store.keys.breakers))
         judges_fail = bool(open_names(breakers, BreakerKind.JUDGE))
         while True:
-            page = [name.decode() for name in await redis.zrevrange(self._store.keys.batches, position, position + 49)]
+            stored = await redis.zrevrange(self._store.keys.batches, position, position + 49)
+            page = [name.decode(errors="backslashreplace") for name in stored]
             if not page:
                 return found, None
             pipeline = redis.pipeline(transaction=False)
@@ -121,7 +130,7 @@ class Batches:
                 pipeline.hgetall(self._store.keys.batch(batch_id).meta)
             for batch_id in page if judges_fail else ():
                 pipeline.hgetall(self._store.keys.batch(batch_id).judges)
-            answers = await pipeline.execute()
+            answers = await pipeline.execute(raise_on_error=False)
             lines = answers[len(page) :] or [{}] * len(page)
             for batch_id, meta, judges in zip(page, answers[: len(page)], lines, strict=True):
                 position += 1
@@ -129,7 +138,7 @@ class Batches:
                     await redis.zrem(self._store.keys.batches, batch_id)
                     position -= 1
                     continue
-                status = _status(batch_id, meta, {}, breakers, judges)
+                status = _status_or_trouble(batch_id, meta, {}, breakers, judges)
                 if run not in (None, status.run) or state not in (None, status.state):
                     continue
                 found.append(status)
@@ -192,6 +201,43 @@ class Batches:
         return requeued
 
 
+def _status_or_trouble(
+    batch_id: str,
+    meta: dict[bytes, bytes] | Exception,
+    stats: dict[bytes, bytes] | Exception,
+    breakers: Sequence[Breaker],
+    judges: dict[bytes, bytes] | Exception,
+) -> BatchStatus:
+    """Return a batch as it stands; of one that cannot be read as much as can be. Raises what concerns Redis."""
+    for answer in (meta, stats, judges):
+        if isinstance(answer, Exception) and concerns_redis(answer):
+            raise answer
+    try:
+        if isinstance(meta, Exception):
+            raise meta
+        stats = {} if isinstance(stats, Exception) else stats
+        judges = {} if isinstance(judges, Exception) else judges
+        return _status(batch_id, meta, stats, breakers, judges)
+    except (*DECODE_ERRORS, RedisError) as error:
+        fields = {} if isinstance(meta, Exception) else meta
+
+        def number(name: str) -> int:
+            return read_or_none("counter of batch", batch_id, int, fields.get(name.encode(), 0)) or 0
+
+        return BatchStatus(
+            batch_id=batch_id,
+            run=printable(fields.get(b"run", b"")),
+            state="unreadable",
+            sealed=fields.get(b"sealed") == b"1",
+            spec={},
+            ledger=Ledger(**{name: number(name) for name in Ledger.names()}),
+            created_at=number("created_at"),
+            ended_at=number("ended_at") or None,
+            fenced=number("fenced"),
+            trouble=reason(error),
+        )
+
+
 def _status(
     batch_id: str,
     meta: dict[bytes, bytes],
@@ -200,8 +246,9 @@ def _status(
     judges: dict[bytes, bytes],
 ) -> BatchStatus:
     ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
+    spec = read_object(meta[b"spec"])
     sealed = meta.get(b"sealed") == b"1"
-    ended_at = int(meta[b"ended_at"]) if b"ended_at" in meta else None
+    ended_at = _moment(meta[b"ended_at"]) if b"ended_at" in meta else None
     flag = meta.get(b"cancel", b"0")
     state: BatchState
     if flag != b"0":
@@ -212,21 +259,31 @@ def _status(
         state = "running" if sealed else "open"
     environments: dict[str, dict[str, float]] = {}
     for name, value in stats.items():
-        environment, _, quantity = name.decode().rpartition("|")
-        environments.setdefault(environment, {})[quantity] = float(value)
+        environment, _, quantity = printable(name).rpartition("|")
+        total = read_or_none("sum of batch", f"{batch_id} {printable(name)}", float, value)
+        if total is not None and math.isfinite(total):
+            environments.setdefault(environment, {})[quantity] = total
     return BatchStatus(
         batch_id=batch_id,
         run=meta[b"run"].decode(),
         state=state,
         sealed=sealed,
-        spec=orjson.loads(meta[b"spec"]),
+        spec=spec,
         ledger=ledger,
-        created_at=int(meta[b"created_at"]),
+        created_at=_moment(meta[b"created_at"]),
         ended_at=ended_at,
         fenced=int(meta.get(b"fenced", 0)),
         parked=_parked(meta, breakers, judges) if breakers else Parked(),
         environments=environments,
     )
+
+
+def _moment(text: bytes) -> int:
+    """Return a time in ms. Raises a decode error for one that no calendar has."""
+    moment = int(text)
+    if not 0 <= moment < 2**47:
+        raise ValueError(f"{moment} is no time in ms")
+    return moment
 
 
 def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker], judges: dict[bytes, bytes]) -> Parked:

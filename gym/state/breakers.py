@@ -25,6 +25,7 @@ from gym.proxy.policies import inline_record
 from gym.request_fields import STORED
 from gym.state.judging import waiting_of
 from gym.state.store import BREAKER, Argument, ScriptCall, Store
+from gym.state.unreadable import read_object, read_or_none
 
 PROBE_TTL_S = 120.0  # after which a probe that has not said anything counts as lost
 
@@ -137,7 +138,9 @@ class Breakers:
     @staticmethod
     def failed(answer: Sequence[Any]) -> Failed:
         """Read the answer to `fail_call`."""
-        before = [Casualty.parse(text.decode()) for text in answer[2:]]
+        texts = [text.decode(errors="backslashreplace") for text in answer[2:]]
+        casualties = [read_or_none("casualty", text, Casualty.parse, text) for text in texts]
+        before = [casualty for casualty in casualties if casualty is not None]
         return Failed(open=answer[0] > 0, opened=answer[0] == 2, before=before)
 
     async def alive(self, key: BreakerKey) -> bool:
@@ -159,7 +162,9 @@ class Breakers:
     async def sweep(self) -> None:
         """Forget those that have been closed for long."""
         for name in await self._store.redis.hkeys(self._store.keys.breakers):
-            await self._run("sweep", BreakerKey.parse(name.decode()))
+            key = read_or_none("breaker", name, BreakerKey.parse, name.decode(errors="backslashreplace"))
+            if key is not None:
+                await self._run("sweep", key)
 
     async def _run(self, what: str, key: BreakerKey, *args: Argument) -> Any:
         call = self._call(what, key, args)
@@ -175,20 +180,24 @@ def read_breakers(stored: Mapping[bytes, bytes]) -> list[Breaker]:
     """Those with failures in a row, as Redis has them."""
     breakers = []
     for name, text in sorted(stored.items()):
-        record = orjson.loads(text)
-        streak = record.get("streak")
-        if streak:
-            breakers.append(
-                Breaker(
-                    key=BreakerKey.parse(name.decode()),
-                    failures=len(streak),
-                    stage=record["stage"],
-                    error=record["error"],
-                    opened_at=int(record["opened_at"]) if "opened_at" in record else None,
-                    next_probe_at=int(record.get("next_probe_at", 0)),
-                )
-            )
+        breaker = read_or_none("breaker", name, read_breaker, name, text)
+        if breaker is not None and breaker.failures:
+            breakers.append(breaker)
     return breakers
+
+
+def read_breaker(name: bytes, text: bytes) -> Breaker:
+    """Return a breaker, perhaps without failures. Raises a decode error."""
+    record = read_object(text)
+    streak = record.get("streak") or ()
+    return Breaker(
+        key=BreakerKey.parse(name.decode()),
+        failures=len(streak),
+        stage=str(record["stage"]) if streak else "",
+        error=str(record["error"]) if streak else "",
+        opened_at=int(record["opened_at"]) if "opened_at" in record else None,
+        next_probe_at=int(record.get("next_probe_at", 0)),
+    )
 
 
 def policy_key(policy: str | JsonObject | PolicySpec | None) -> BreakerKey:
@@ -246,7 +255,12 @@ async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -
     pipeline.hmget(keys.meta, fields)
     if open_names(breakers, BreakerKind.JUDGE):
         pipeline.hgetall(keys.judges)
-    (spec, queued, dispatched, *counts), *lines = await pipeline.execute()
+    answers = await pipeline.execute(raise_on_error=False)
+    return read_or_none("batch", batch_id, _parked_of, names, breakers, answers) or Parked()
+
+
+def _parked_of(names: Sequence[str], breakers: Sequence[Breaker], answers: Sequence[Any]) -> Parked:
+    (spec, queued, dispatched, *counts), *lines = answers
     if spec is None:
         return Parked()
     counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}

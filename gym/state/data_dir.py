@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, Self, cast
 
 from gym.errors import SettingsError
+from gym.state.format import require_data_format
 
 LOCK_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -39,7 +40,8 @@ class DataDirLock:
     def take(cls, data_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Self:
         """Make the directory where it is missing, and lock it.
 
-        Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it.
+        Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it,
+        or where its data is of a newer one.
         """
         make_private(data_dir)
         file = os.fdopen(_private(str(data_dir / "lock"), os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+", encoding="utf-8")
@@ -55,6 +57,11 @@ class DataDirLock:
                     f": stop that farm, or give another directory with --data-dir"
                 )
             time.sleep(POLL_S)
+        try:
+            require_data_format(data_dir)
+        except SettingsError:
+            file.close()
+            raise
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -20,7 +20,8 @@ from gym.results.blobs import BlobStore
 from gym.rollout import Outcome
 from gym.state.batches import batch_not_found
 from gym.state.log_position import START
-from gym.state.results import LogEntry, Results, View
+from gym.state.result_records import LogEntry
+from gym.state.results import Results, View
 from gym.state.store import ACK, GROUPS_ENDED, LEASE, Argument, Store
 
 LEASE_BYTES = 32 * 2**20

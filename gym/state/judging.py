@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
 
+from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
+from gym.state.result_records import read_tries
 from gym.state.rollouts import LIVE_PER_STEP, OUTCOME_LETTER, STEP_PAUSE_S, Claim
 from gym.state.store import (
     ASK_JUDGE,
@@ -30,6 +33,8 @@ from gym.state.store import (
     ScriptCall,
     Store,
 )
+from gym.state.unreadable import complain, concerns_redis, read_object, read_or_none
+from gym.state.unreadable_claims import ClaimedItem, readable_claims
 
 Argument = str | bytes | int | float
 CHUNK = 100
@@ -139,8 +144,16 @@ class Judging:
         pipeline = self._store.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
             pipeline.hgetall(self._store.keys.batch(batch_id).judges)
-        answers = await pipeline.execute() if batch_ids else []
-        return {batch_id: read_lines(counters) for batch_id, counters in zip(batch_ids, answers, strict=True)}
+        answers = await pipeline.execute(raise_on_error=False) if batch_ids else []
+        found = {}
+        for batch_id, counters in zip(batch_ids, answers, strict=True):
+            if isinstance(counters, Exception):
+                if concerns_redis(counters):
+                    raise counters
+                complain("batch", batch_id, counters)
+                continue
+            found[batch_id] = read_lines(counters)
+        return found
 
     async def take(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
         """Send up to `most` rollouts on their way, each (member, token); none that is parked."""
@@ -170,7 +183,12 @@ class Judging:
         for member, token in wanted:
             args += [member, token]
         now, *items = await self._store.run(JUDGE_CLAIM, self._keys(batch_id), args)
-        return [_claim(batch_id, int(now), item) for item in items]
+        claimed = [
+            ClaimedItem(member=item[0], attempt=item[1], token=item[2], read=partial(_claim, batch_id, int(now), item))
+            for item in items
+        ]
+        kind = ErrorKind.RESULT_UNREADABLE
+        return await readable_claims(self._store, batch_id, claimed, kind=kind, stage=Stage.JUDGE)
 
     def again_call(
         self,
@@ -259,15 +277,24 @@ def waiting_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
 
 def read_lines(counters: Mapping[bytes, bytes]) -> dict[str, Line]:
     """The lines of a batch by judge, as Redis counts them."""
-    numbers = {name.decode(): int(value) for name, value in counters.items()}
+    read = [read_or_none("counter of judges", name, _counter, name, value) for name, value in counters.items()]
+    numbers = dict(each for each in read if each is not None)
     judges = {name.rpartition("|")[0] for name, number in numbers.items() if number}
     return {judge: Line(*(numbers.get(f"{judge}|{field}", 0) for field in Line._fields)) for judge in judges}
 
 
+def _counter(name: bytes, value: bytes) -> tuple[str, int]:
+    return name.decode(), int(value)
+
+
 def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
     member, attempt, token, environment, judge, first, lines, ask = item
-    header: JsonObject = orjson.loads(first)
+    header = read_object(first)
+    if header.get("unreadable"):
+        raise ValueError("what is stored of its judging is damaged")
     record, *tries = lines.splitlines()
+    if record:  # none where nothing is kept of it yet
+        read_object(record)
     old: dict[str, Any] = header.get("old") or {}
     return JudgeClaim(
         batch_id=batch_id,
@@ -281,7 +308,7 @@ def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
         now=now,
         lost=int(header["lost"]),
         record=record,
-        tries=tuple(orjson.loads(line) for line in tries),
+        tries=tuple(read_tries(b"\n".join(tries))),
         ask=ask,
         replaced=bool(header.get("replaced")),
         old_outcome={letter: name for name, letter in OUTCOME_LETTER.items()}.get(old.get("letter", "")),

@@ -12,6 +12,7 @@ from enum import StrEnum
 from gym.state.batches import everything, keep_for
 from gym.state.ends import fold, forget
 from gym.state.store import DROP, REMOVE, Store
+from gym.state.unreadable import read_or_none
 
 KEYS_AT_ONCE = 500
 REMOVED_WITHIN_S = 3600.0
@@ -61,12 +62,16 @@ class Kept:
     async def over(self, before_ms: int, most: int) -> list[str]:
         """Batches that ended before a moment, oldest first."""
         names = await self._store.redis.zrangebyscore(self._store.keys.kept, "-inf", before_ms, start=0, num=most)
-        return [name.decode() for name in names]
+        return [name.decode(errors="backslashreplace") for name in names]
 
     async def with_trajectories(self) -> list[Ended]:
         """The ended batches that have some, oldest first; those that run again are taken out."""
         redis, keys = self._store.redis, self._store.keys
-        sizes = {name.decode(): int(size) for name, size in (await redis.hgetall(keys.stored)).items()}
+        sizes = {}
+        for name, size in (await redis.hgetall(keys.stored)).items():
+            each = read_or_none("size of batch", name, _sized, name, size)
+            if each is not None:
+                sizes[each[0]] = each[1]
         found = []
         names = list(sizes)
         for first in range(0, len(names), 1000):
@@ -75,12 +80,14 @@ class Kept:
             for name in part:
                 pipeline.hget(keys.batch(name).meta, "ended_at")
                 pipeline.hvals(keys.batch(name).feeds)
-            answers = await pipeline.execute()
+            answers = await pipeline.execute(raise_on_error=False)
             for name, ended_at, feeds in zip(part, answers[::2], answers[1::2], strict=True):
                 if ended_at is None:
                     await redis.hdel(keys.stored, name)
                     continue
-                found.append(Ended(name, sizes[name], int(ended_at), _all_since(int(ended_at), feeds)))
+                batch = read_or_none("batch", name, _ended, name, sizes[name], ended_at, feeds)
+                if batch is not None:
+                    found.append(batch)
         return sorted(found, key=lambda batch: batch.ended_at)
 
     async def live_bytes(self) -> int:
@@ -88,8 +95,9 @@ class Kept:
         redis, keys = self._store.redis, self._store.keys
         pipeline = redis.pipeline(transaction=False)
         for name in await redis.zrange(keys.active, 0, -1):
-            pipeline.hget(keys.batch(name.decode()).meta, "stored_bytes")
-        return sum(int(size or 0) for size in await pipeline.execute())
+            pipeline.hget(keys.batch(name.decode(errors="backslashreplace")).meta, "stored_bytes")
+        sizes = await pipeline.execute(raise_on_error=False)
+        return sum(read_or_none("size of batch", "active", int, size or 0) or 0 for size in sizes)
 
     async def drop(self, batch_id: str, reason: DropReason) -> bool:
         """Forget its trajectories, not its records; false where it runs again."""
@@ -123,6 +131,14 @@ class Kept:
         pipeline.hdel(keys.stored, batch_id)
         await pipeline.execute()
         await forget(self._store, batch_id)
+
+
+def _sized(name: bytes, size: bytes) -> tuple[str, int]:
+    return name.decode(), int(size)
+
+
+def _ended(name: str, size_bytes: int, ended_at: bytes, feeds: list[bytes]) -> Ended:
+    return Ended(name, size_bytes, int(ended_at), _all_since(int(ended_at), feeds))
 
 
 def _all_since(ended_at: int, feeds: list[bytes]) -> int | None:

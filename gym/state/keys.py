@@ -260,6 +260,21 @@ class Keys:
         return f"{self.prefix}:dispatcher"
 
     @property
+    def dispatcher_tick(self) -> str:
+        """String with a time to live: when the leading dispatcher last ticked, or why it cannot, JSON."""
+        return f"{self.prefix}:dispatcher-tick"
+
+    @property
+    def format(self) -> str:
+        """String: the version of what is stored (`gym.state.format`)."""
+        return f"{self.prefix}:format"
+
+    @property
+    def unreadable_messages(self) -> str:
+        """List with a time to live: the last messages of the broker that were no jobs, newest first, JSON."""
+        return f"{self.prefix}:unreadable-messages"
+
+    @property
     def workers(self) -> str:
         """zset: worker → end of its lease in ms of the server's clock."""
         return f"{self.prefix}:workers"

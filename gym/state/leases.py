@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-import orjson
-
 from gym.jsontypes import JsonObject
 from gym.state.store import LEAD, Store
+from gym.state.unreadable import read_object, read_or_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,12 @@ class WorkerStatus:
     @property
     def slots(self) -> int:
         """Rollouts that it runs at a time; 0 while it drains."""
-        return 0 if self.info.get("draining") else int(self.info.get("concurrency", 0))
+        return 0 if self.info.get("draining") else self.count("concurrency")
+
+    def count(self, name: str) -> int:
+        """Return a number that it says of itself, 0 where it says none."""
+        value = self.info.get(name, 0)
+        return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 class Leases:
@@ -47,9 +52,9 @@ class Leases:
         now = seconds * 1000 + micros // 1000
         return [
             WorkerStatus(
-                worker=name.decode(),
+                worker=name.decode(errors="backslashreplace"),
                 lease_ends_in_s=(ends - now) / 1000,
-                info=orjson.loads(infos.get(name, b"{}")),
+                info=_info(name, infos.get(name, b"{}")),
             )
             for name, ends in leases
         ]
@@ -73,3 +78,8 @@ class Leases:
     async def resign(self, name: str) -> None:
         """Let another dispatcher lead at once."""
         await self._store.run(LEAD, [self._store.keys.dispatcher], [name, 0])
+
+
+def _info(name: bytes, text: bytes) -> JsonObject:
+    """Return what a worker says of itself; one that cannot be understood gets no work."""
+    return read_or_none("worker", name, read_object, text) or {}

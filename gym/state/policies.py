@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import orjson
 from redis.exceptions import RedisError
@@ -22,6 +22,7 @@ from gym.policy import PolicySpec
 from gym.proxy.policies import Pause, PolicyRecord
 from gym.request_fields import STORED
 from gym.state.store import POLICY_REPORT, Argument, Store, insisting
+from gym.state.unreadable import read_object, read_or_none
 
 BUSY_S = 0.4  # between reports of a process that has calls in flight
 REPORT_S = 1.6
@@ -77,14 +78,20 @@ class Policies:
         specs, paused, versions, revision = await pipeline.execute()
         records = {}
         for name, text in specs.items():
-            spec = PolicySpec.model_validate(orjson.loads(text), context=STORED)
-            records[name.decode()] = PolicyRecord(
-                name=name.decode(),
-                spec=spec,
-                revision=int(revision or 1),
-                paused=cast(Pause, paused[name].decode()) if name in paused else None,
-                version=int(versions[name]) if name in versions else None,
-            )
+
+            def read(name: bytes = name, text: bytes = text) -> PolicyRecord:
+                version = read_or_none("version of policy", name, int, versions[name]) if name in versions else None
+                return PolicyRecord(
+                    name=name.decode(),
+                    spec=PolicySpec.model_validate(orjson.loads(text), context=STORED),
+                    revision=int(revision or 1),
+                    paused=cast(Pause, paused[name].decode()) if name in paused else None,
+                    version=version,
+                )
+
+            record = read_or_none("policy", name, read)
+            if record is not None:
+                records[record.name] = record
         return records
 
     async def delete(self, name: str) -> bool:
@@ -156,15 +163,29 @@ class Policies:
         in_flight = held = 0
         obeyed = True
         for process, text in (await self._store.redis.hgetall(self._store.keys.policies_load)).items():
-            report = orjson.loads(text)
-            if report["until"] < now:
+            report = read_or_none("load of process", process, _report_of, name, text)
+            if report is None or report.until < now:
                 await self._store.redis.hdel(self._store.keys.policies_load, process)
                 continue
-            flying, waiting = report["lanes"].get(name, (0, 0))
-            in_flight += flying
-            held += waiting
-            obeyed = obeyed and report["revision"] >= revision
+            in_flight += report.flying
+            held += report.waiting
+            obeyed = obeyed and report.revision >= revision
         return PolicyLoad(in_flight=in_flight, held=held, obeyed=obeyed)
+
+
+class _Report(NamedTuple):
+    """Calls of one policy in one process."""
+
+    until: int
+    revision: int
+    flying: int
+    waiting: int
+
+
+def _report_of(policy: str, text: bytes) -> _Report:
+    report = read_object(text)
+    flying, waiting = report["lanes"].get(policy, (0, 0))
+    return _Report(int(report["until"]), int(report["revision"]), int(flying), int(waiting))
 
 
 class PolicyCache:

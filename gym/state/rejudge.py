@@ -58,7 +58,7 @@ async def rejudge(
             raise being_cancelled(batch_id)
         judged += done
         skipped += meant - done
-        if len(page.records) < PAGE or _place(page.next_after) >= last:
+        if not page.more or _place(page.next_after) >= last:
             break
         after = page.next_after
     if judged:
@@ -77,7 +77,7 @@ def score_sums(reward: float | None) -> dict[str, float]:
 def _item(record: JsonObject, text: bytes, cursor: str, judge: str | None) -> Rejudged | None:
     """`None` where no judge was asked, or where it ended without a result of its own."""
     asked = record.get("judge")
-    rollout = parse_rollout_id(record["rollout_id"])
+    rollout = parse_rollout_id(record.get("rollout_id", ""))
     if asked is None or rollout is None or record["outcome"] not in ("succeeded", "failed"):
         return None
     return Rejudged(

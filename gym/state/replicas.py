@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
 import orjson
@@ -23,6 +23,7 @@ from gym.judges.settings import JudgeSettings
 from gym.proxy.hosts import EVERY_HOST, HostRules, check_hosts
 from gym.proxy.policies import PolicyRecord
 from gym.state.store import Store
+from gym.state.unreadable import read_object, read_or_none
 
 ReplicaState = Literal["starting", "ready", "draining", "down"]
 REFRESH_S = 1.0
@@ -103,8 +104,20 @@ class Replicas:
                 await redis.zrem(keys.judge_replicas, name)
                 await redis.hdel(keys.judge_replica_info, name)
                 continue
-            found.append(Published(Replica(**orjson.loads(info)), left_s))
+            replica = read_or_none("replica", name, read_replica, info)
+            if replica is not None:
+                found.append(Published(replica, left_s))
         return sorted(found, key=lambda each: (each.replica.judge, each.replica.replica))
+
+
+def read_replica(text: bytes) -> Replica:
+    """Return what a replica said of itself, without what a newer one says beside. Raises a decode error."""
+    record = read_object(text)
+    known = {each.name for each in fields(Replica)}
+    replica = Replica(**{name: value for name, value in record.items() if name in known})
+    if not all(isinstance(value, str) for value in (replica.judge, replica.replica, replica.url, replica.state)):
+        raise TypeError("judge, replica, url and state are texts")
+    return replica
 
 
 class ReplicaCache:

@@ -7,40 +7,40 @@ is added where the view asks for it. What the farm itself ended (cancelled, expi
 from __future__ import annotations
 
 import re
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any
 
 import orjson
 
 from gym.errors import Invalid
-from gym.ids import RolloutRef, parse_member
+from gym.ids import RolloutRef
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
-from gym.results.record import add_trajectory, pack_record, pack_with_trajectory
 from gym.rollout import RolloutState
 from gym.state.batches import batch_not_found, rollout_not_found
-from gym.state.keys import BatchKeys
 from gym.state.log_position import START, check_position
+from gym.state.result_records import (
+    LogEntry,
+    RecordReader,
+    View,
+    head_of,
+    identity,
+    is_result,
+    read_tries,
+    rfc3339,
+)
 from gym.state.rollouts import LIVE_STATES
 from gym.state.store import Store
+from gym.state.unreadable import printable
+
+__all__ = ["Page", "Results", "View", "gather_s", "rfc3339"]
 
 _CURSOR = re.compile(r"[0-9]{1,15}-[0-9]{1,10}")
 WAIT_SLICE_S = 1.0
 GATHER_S = 0.02
 FRESH_S = 0.1
-LogEntry = tuple[bytes, dict[bytes, bytes]]  # its id, its fields
-
-
-class View(StrEnum):
-    """How much of a result is given."""
-
-    LIGHT = "light"
-    FULL = "full"
-    TRAINING = "training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Page:
     cursors: list[str]
     next_after: str
     done: bool
+    more: bool = False  # there was more in the log than was asked for
 
 
 def gather_s(after: str | None) -> float:
@@ -70,7 +71,7 @@ class Results:
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
-        self._blobs = blobs
+        self._reader = RecordReader(store, blobs)
 
     async def page(self, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False) -> Page:
         """Up to `limit` results after a cursor, as JSON texts or `packed`.
@@ -93,9 +94,11 @@ class Results:
             await check_position(self._store.redis, keys, cursor)
         more = len(entries) > limit
         entries = entries[:limit]
-        records = await self.records(batch_id, run.decode(), entries, view, packed=packed)
-        cursors = [entry_id.decode() for entry_id, _ in entries]
-        return Page(records, cursors, cursors[-1] if cursors else cursor, ended_at is not None and not more)
+        next_after = entries[-1][0].decode() if entries else cursor
+        results = [entry for entry in entries if is_result(entry)]
+        records = await self.records(batch_id, printable(run), results, view, packed=packed)
+        cursors = [entry_id.decode() for entry_id, _ in results]
+        return Page(records, cursors, next_after, ended_at is not None and not more, more)
 
     async def check(self, batch_id: str, position: str) -> None:
         """Raise LogWentBack where the log has gone back behind a cursor, or Invalid where that is none."""
@@ -119,17 +122,17 @@ class Results:
         pipeline.hget(keys.rows, str(rollout.row))
         pipeline.hget(keys.tries, rollout.member)
         run, done, live, row, tries = await pipeline.execute()
-        if run is None or row is None or rollout.sample >= int(row.split(b" ", 1)[0]):
+        if run is None or row is None or rollout.sample >= _samples(row):
             raise rollout_not_found(str(rollout))
-        if done is not None:
-            log_id = done.decode().rpartition("|")[2]
+        log_id = "" if done is None else printable(done).rpartition("|")[2]
+        if _CURSOR.fullmatch(log_id):
             entries = await self._store.redis.xrange(keys.log, min=log_id, max=log_id)
-            if entries:
-                [record] = await self.records(rollout.batch_id, run.decode(), entries, view)
+            if entries and is_result(entries[0]):
+                [record] = await self.records(rollout.batch_id, printable(run), entries, view)
                 finished: JsonObject = orjson.loads(record)
                 finished["state"] = finished["outcome"]
                 return finished
-        return _unfinished(rollout, run.decode(), live, row, tries)
+        return _unfinished(rollout, printable(run), live, row, tries)
 
     async def records(
         self,
@@ -140,42 +143,15 @@ class Results:
         *,
         packed: bool = False,
     ) -> list[bytes]:
-        """The records of entries of the log, in their order, as JSON texts or `packed`."""
-        keys = self._store.keys.batch(batch_id)
-        records = [fields.get(b"j") for _, fields in entries]
-        members = [fields[b"m"].decode() for _, fields in entries]
-        made = [number for number, record in enumerate(records) if record is None]
-        if made:
-            rows, tries = await self._facts(keys, [members[number] for number in made])
-            for number, row, lines in zip(made, rows, tries, strict=True):
-                records[number] = orjson.dumps(
-                    _made_record(parse_member(batch_id, members[number]), run, entries[number][1], row, lines)
-                )
-        light = [record for record in records if record is not None]
-        if view is View.LIGHT or not light:
-            return [pack_record(record) for record in light] if packed else light
-        rows = await self._store.redis.hmget(keys.rows, [member.partition(":")[0] for member in members])
-        blobs = await self._store.redis.hmget(keys.traj, members)
-        dropped = None if all(blobs) else await self._store.redis.hget(keys.meta, "dropped")
-        trajectories = await self._blobs.read_many(blobs)
-        add = pack_with_trajectory if packed else add_trajectory
-        return [
-            add(
-                record,
-                trajectory,
-                row.partition(b"\n")[2],
-                full=view is View.FULL,
-                dropped=_dropped(dropped, record) if dropped and not blob else None,
-            )
-            for record, blob, trajectory, row in zip(light, blobs, trajectories, rows, strict=True)
-        ]
+        """The records of entries of the log that are results, in their order, as JSON texts or `packed`.
 
-    async def _facts(self, keys: BatchKeys, members: list[str]) -> tuple[list[bytes], list[bytes | None]]:
-        pipeline = self._store.redis.pipeline(transaction=False)
-        pipeline.hmget(keys.rows, [member.partition(":")[0] for member in members])
-        pipeline.hmget(keys.tries, members)
-        rows, tries = await pipeline.execute()
-        return rows, tries
+        One that cannot be read has `error.kind` `result_unreadable`. Raises Unavailable while the store is away.
+        """
+        return await self._reader.records(batch_id, run, entries, view, packed=packed)
+
+    async def unreadable(self, batch_id: str, expected: Mapping[str, bool]) -> dict[str, str]:
+        """Those members whose stored trajectory cannot be read, each with why; `expected` says which must have one."""
+        return await self._reader.unreadable(batch_id, expected)
 
 
 def _cursor(after: str | None) -> str:
@@ -189,80 +165,23 @@ def _cursor(after: str | None) -> str:
     return cursor
 
 
-def _head(row: bytes) -> tuple[str, str]:
-    """(task id, environment) of a stored row."""
-    _samples, environment, _published, task_id = row.partition(b"\n")[0].decode().split(" ")
-    return task_id, environment
-
-
-def _attempts(lines: bytes | None) -> list[Any]:
-    return [orjson.loads(line) for line in (lines or b"").splitlines() if line]
-
-
-def _made_record(
-    rollout: RolloutRef, run: str, fields: dict[bytes, bytes], row: bytes, tries: bytes | None
-) -> JsonObject:
-    """The record of a rollout that no worker ended."""
-    task_id, environment = _head(row)
-    attempts = _attempts(tries)
-    error = None
-    if fields[b"e"]:
-        error = {**orjson.loads(fields[b"e"]), "attempts": attempts}
-    return {
-        **_identity(rollout, run, task_id, environment),
-        "attempt": int(fields[b"a"]),
-        "outcome": fields[b"o"].decode(),
-        "stop_reason": fields[b"s"].decode(),
-        "error": error,
-        "reward": None,
-        "reward_components": {},
-        "judge": None,
-        "verdicts": [],
-        "policy_version": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
-        "model_calls": 0,
-        "tool_calls": 0,
-        "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
-        "finished_at": rfc3339(int(fields[b"t"])),
-    }
-
-
-def _dropped(mark: bytes, record: bytes) -> JsonObject | None:
-    """What is said in place of a trajectory that was dropped; `None` for a rollout that never had one."""
-    if not orjson.loads(record).get("model_calls"):
-        return None
-    reason, _, moment = mark.decode().partition("|")
-    return {"reason": reason, "at": rfc3339(int(moment))}
+def _samples(row: bytes) -> int:
+    """How many rollouts a group has; of a damaged row it is not known, so none is refused."""
+    samples = row.split(b" ", 1)[0]
+    return int(samples) if samples.isdigit() else sys.maxsize
 
 
 def _unfinished(rollout: RolloutRef, run: str, live: bytes | None, row: bytes, tries: bytes | None) -> JsonObject:
     """A rollout that has not ended, as far as it is known."""
-    task_id, environment = _head(row)
-    parts = live.decode().split("|") if live else []
-    state = LIVE_STATES[parts[0]] if parts else RolloutState.QUEUED
-    attempts = _attempts(tries)
+    task_id, environment = head_of(row)
+    parts = printable(live).split("|") if live else []
+    known = len(parts) > 4 and parts[0] in LIVE_STATES and parts[1].isdecimal()
+    attempts = read_tries(tries)
     return {
-        **_identity(rollout, run, task_id, environment),
-        "state": state,
-        "attempt": int(parts[1]) if parts else len(attempts) + 1,
+        **identity(rollout, run, task_id, environment),
+        "state": LIVE_STATES[parts[0]] if known else RolloutState.QUEUED,
+        "attempt": int(parts[1]) if known else len(attempts) + 1,
         "outcome": None,
-        "worker": parts[5] if len(parts) > 5 else None,
+        "worker": parts[5] if known and len(parts) > 5 else None,
         "attempts": attempts,
     }
-
-
-def _identity(rollout: RolloutRef, run: str, task_id: str, environment: str) -> JsonObject:
-    return {
-        "rollout_id": str(rollout),
-        "batch_id": rollout.batch_id,
-        "run": run,
-        "group_id": rollout.group_id,
-        "task_id": task_id,
-        "sample_index": rollout.sample,
-        "environment": environment,
-    }
-
-
-def rfc3339(ms: int) -> str:
-    """A timestamp as the API gives it."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

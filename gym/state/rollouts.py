@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
 
+from gym.errors import ErrorKind, Stage
 from gym.rollout import RolloutState
 from gym.state.store import (
     ALONE,
@@ -28,6 +30,7 @@ from gym.state.store import (
     ScriptCall,
     Store,
 )
+from gym.state.unreadable_claims import ClaimedItem, readable_claims
 
 SUSPECT_AFTER = 2
 LIVE_PER_STEP, STEP_PAUSE_S = 500, 0.002
@@ -140,6 +143,7 @@ class Rollouts:
         """Start (member, attempt) here; those that are not ours to start are left out.
 
         Asked again, as after a lost answer, it gives the same claims; who asks knows which of them it runs already.
+        One whose row cannot be read is ended as failed, `bad_row`.
         """
         args: list[str | int] = [worker]
         for member, attempt in wanted:
@@ -147,27 +151,13 @@ class Rollouts:
         answer = await self._store.run(CLAIM, self._store.keys.batch(batch_id).scripted(), args)
         claimed_at = int(answer[0])
         rows = dict(zip(answer[-1][::2], answer[-1][1::2], strict=True))
-        claims = []
-        for member, attempt, token, tries, replay in answer[1:-1]:
-            head, _, row = rows[member.partition(b":")[0]].partition(b"\n")
-            samples, environment, published_at, task_id = head.decode().split(" ")
-            claims.append(
-                Claim(
-                    batch_id=batch_id,
-                    member=member.decode(),
-                    attempt=int(attempt),
-                    token=token.decode(),
-                    tries=tries,
-                    environment=environment,
-                    num_samples=int(samples),
-                    task_id=task_id,
-                    published_at=int(published_at),
-                    claimed_at=claimed_at,
-                    row=row,
-                    replay=replay,
-                )
-            )
-        return claims
+        claimed = []
+        for item in answer[1:-1]:
+            member, attempt, token = item[:3]
+            stored = rows.get(member.partition(b":")[0], b"")
+            read = partial(_read_claim, batch_id, item, stored, claimed_at)
+            claimed.append(ClaimedItem(member=member, attempt=attempt, token=token, read=read))
+        return await readable_claims(self._store, batch_id, claimed, kind=ErrorKind.BAD_ROW, stage=Stage.SETUP)
 
     async def bounce(self, batch_id: str, unwanted: Sequence[tuple[str, int]]) -> int:
         """Give (member, attempt) back that were received and will not be started here: how many that were."""
@@ -267,3 +257,24 @@ def _taken(flat: Sequence[Any]) -> list[Taken]:
         Taken(environment.decode(), member.decode(), int(attempt), bool(suspect))
         for environment, member, attempt, suspect in entries
     ]
+
+
+def _read_claim(batch_id: str, item: Sequence[bytes], stored: bytes, claimed_at: int) -> Claim:
+    """Raises a decode error."""
+    member, attempt, token, tries, replay = item
+    head, _, row = stored.partition(b"\n")
+    samples, environment, published_at, task_id = head.decode().split(" ")
+    return Claim(
+        batch_id=batch_id,
+        member=member.decode(),
+        attempt=int(attempt),
+        token=token.decode(),
+        tries=tries,
+        environment=environment,
+        num_samples=int(samples),
+        task_id=task_id,
+        published_at=int(published_at),
+        claimed_at=claimed_at,
+        row=row,
+        replay=replay,
+    )

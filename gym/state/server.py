@@ -18,6 +18,7 @@ from redis.exceptions import BusyLoadingError, RedisError, ResponseError
 from redis.retry import Retry
 
 from gym.errors import SettingsError
+from gym.state.format import require_format
 
 NEEDED = "noeviction"
 ASK_AGAIN_S = 1.0
@@ -71,11 +72,16 @@ def require_noeviction(url: str) -> bool:
     return True
 
 
-async def watch_for_eviction(url: str) -> None:
+def _require_usable(url: str, prefix: str) -> bool:
+    """Return whether the server answered. Raises SettingsError where it, or the data in it, cannot be used."""
+    return require_noeviction(url) and require_format(url, prefix)
+
+
+async def watch_for_eviction(url: str, prefix: str) -> None:
     """For a process that starts without Redis: ask until it answers, and end the process by SIGTERM where it must."""
     while True:
         try:
-            if await asyncio.to_thread(require_noeviction, url):
+            if await asyncio.to_thread(_require_usable, url, prefix):
                 return
         except SettingsError as error:
             _LOG.critical("%s", error, extra={"action": "redis_refused"})

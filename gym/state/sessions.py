@@ -19,6 +19,7 @@ from gym.errors import NotFound, Overloaded
 from gym.jsontypes import JsonObject
 from gym.state.assignments import SessionAssignment
 from gym.state.store import Store, load_script
+from gym.state.unreadable import read_object, read_or_none
 
 CALLS_TTL_S = 120
 RECORD_GRACE_S = 60
@@ -88,9 +89,10 @@ class Sessions:
     async def get(self, session_id: str) -> SessionRecord:
         """Raises NotFound."""
         values = await self._store.redis.hgetall(self._store.keys.session(session_id))
-        if not values:
+        record = read_or_none("session", session_id, _record, session_id, values) if values else None
+        if record is None:
             raise session_not_found(session_id)
-        return _record(session_id, values)
+        return record
 
     async def touch(self, record: SessionRecord, *, idle_s: float) -> int | None:
         """Used just now; returns when it expires, in ms, or `None` where its record is gone."""
@@ -129,12 +131,20 @@ class Sessions:
         if after is not None:
             rank = await redis.zrank(keys.sessions, after)
             first = 0 if rank is None else int(rank) + 1
-        names = [name.decode() for name in await redis.zrange(keys.sessions, first, first + limit - 1)]
+        names = [
+            name.decode(errors="backslashreplace")
+            for name in await redis.zrange(keys.sessions, first, first + limit - 1)
+        ]
         pipeline = redis.pipeline(transaction=False)
         for name in names:
             pipeline.hgetall(keys.session(name))
-        found = await pipeline.execute() if names else []
-        records = [_record(name, values) for name, values in zip(names, found, strict=True) if values]
+        found = await pipeline.execute(raise_on_error=False) if names else []
+        read = [
+            read_or_none("session", name, _record, name, values)
+            for name, values in zip(names, found, strict=True)
+            if values and not isinstance(values, Exception)
+        ]
+        records = [record for record in read if record is not None]
         return records, names[-1] if len(names) == limit else None
 
     async def call(self, worker: str, call: JsonObject) -> None:
@@ -167,7 +177,8 @@ class Sessions:
         if first is None:
             return []
         more = await redis.lpop(key, TAKE_MOST) or []
-        return [read for text in (first[1], *more) if (read := _read(text)) is not None]
+        read = [read_or_none("call of a session", key, read_object, text) for text in (first[1], *more)]
+        return [each for each in read if each is not None]
 
 
 def session_not_found(session_id: str) -> NotFound:

@@ -23,6 +23,7 @@ from gym.state.cancellation import cancel
 from gym.state.keys import BatchKeys
 from gym.state.publication import AT_ONCE, Turn, check_tasks, finish
 from gym.state.store import PUBLISH, Argument, Store
+from gym.state.unreadable import read_or_none
 from gym.task import RowHeader
 
 STAGED_TTL_S = 3600
@@ -257,21 +258,27 @@ async def sweep_staged(store: Store, now_ms: int) -> None:
     """Delete what requests left behind whose api process died an hour ago, also of batches that never came to be."""
     limit = now_ms - STAGED_TTL_S * 1000
     for name in await store.redis.zrangebyscore(store.keys.staged, "-inf", limit, start=0, num=10):
-        keys = store.keys.batch(name.decode())
+        keys = store.keys.batch(name.decode(errors="backslashreplace"))
         # taken out first: a younger request enters the batch again
         await store.redis.zrem(store.keys.staged, name)
         for request_id, text in (await store.redis.hgetall(keys.staging)).items():
-            since, *ranges = text.decode().split(" ")
-            if int(since) <= limit:
-                spans = [[int(number) for number in span.split(":")] for span in ranges]
-                await discard_staged(store, keys, request_id.decode(), spans)
+            staged = read_or_none("staged rows", request_id, _staged, text)
+            if staged is not None and staged[0] <= limit:
+                await discard_staged(store, keys, request_id.decode(), staged[1])
         if not await store.redis.exists(keys.meta) and not await store.redis.exists(keys.staging):
             await store.redis.delete(keys.seq)
 
 
+def _staged(text: bytes) -> tuple[int, list[list[int]]]:
+    """Return since when rows are staged, and their ranges."""
+    since, *ranges = text.decode().split(" ")
+    return int(since), [[int(number) for number in span.split(":")] for span in ranges]
+
+
 async def unannounced(store: Store, after_ms: int, until_ms: int) -> list[str]:
     """Batches whose rows came between these times that exist, have not ended, and are in no index."""
-    names = [name.decode() for name in await store.redis.zrangebyscore(store.keys.staged, f"({after_ms}", until_ms)]
+    found = await store.redis.zrangebyscore(store.keys.staged, f"({after_ms}", until_ms)
+    names = [name.decode(errors="backslashreplace") for name in found]
     pipeline = store.redis.pipeline(transaction=False)
     for name in names:
         pipeline.hmget(store.keys.batch(name).meta, ["created_at", "ended_at"])

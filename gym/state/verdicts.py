@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from gym.judges.base import Verdict
 from gym.state.store import Store
+from gym.state.unreadable import read_object, read_or_none
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,14 +30,18 @@ class StoredVerdicts:
             return None
         if text is None:
             return None
-        stored = orjson.loads(text)
-        return Verdict(
-            judge=judge,
-            version=stored["version"],
-            score=stored["score"],
-            votes=tuple(stored["votes"]),
-            text=stored["text"],
-        )
+
+        def read() -> Verdict:
+            stored = read_object(text)
+            return Verdict(
+                judge=judge,
+                version=stored["version"],
+                score=float(stored["score"]),
+                votes=tuple(stored["votes"]),
+                text=stored["text"],
+            )
+
+        return read_or_none("verdict", f"{judge} {digest}", read)
 
     async def put(self, judge: str, version: str, digest: str, verdict: Verdict) -> None:
         """Keep it for a while."""

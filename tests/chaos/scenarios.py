@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from gym.client import connect
 from gym.config import RedisSettings, broker_url
+from gym.state.keys import Keys
 from tests.chaos.observations import Outage
 from tests.chaos.processes import ChaosFarm, FarmOptions
 from tests.chaos.redis_servers import Forgetful, Promotion, PutBack
@@ -62,6 +63,26 @@ def stop_a_worker(seconds: float) -> Trouble:
             farm.outages.append(Outage(began, time.time()))
             farm.returned.append(time.time())
         say(f"  {options.progress(watch):4.0%} done, worker {pid} goes on")
+
+    return trouble
+
+
+def spoil(times: int) -> Trouble:
+    """Put what cannot be read among the active batches, the breakers and the broker's messages."""
+
+    async def trouble(farm: ChaosFarm, watch: Watch, options: RunOptions, say: Say) -> None:
+        url = farm.redis_url() or ""
+        for number in range(times):
+            await _until(lambda number=number: options.progress(watch) >= number / (times + 1))  # type: ignore[misc]
+            name = f"unreadable-{number}"
+            keys = Keys("farm")
+            async with Redis.from_url(url) as redis, Redis.from_url(broker_url(RedisSettings(url=url))) as broker:
+                await redis.hset(keys.batch(name).meta, mapping={"spec": '{"schema":99}', "run": "x", "queued": "many"})
+                await redis.zadd(keys.active, {name: time.time() * 1000, b"\xff\xfe": 1})
+                await redis.hset(keys.breakers, name, "garbage")
+                for list_name in queue_lists(queue_name("farm"), "farm."):
+                    await broker.lpush(list_name, "garbage", b"\xff\xfe", "{}")
+            say(f"  {options.progress(watch):4.0%} done, spoiled records of the farm")
 
     return trouble
 
@@ -166,6 +187,12 @@ SCENARIOS = (
         options=RunOptions(seed=102, rollouts=600, least_turns=6, farm=FarmOptions(model_latency_s=3.0)),
         trouble=stop_a_worker(30.0),
         most_attempts=2,
+    ),
+    Scenario(
+        name="records spoiled 5 times",
+        options=RunOptions(seed=104, rollouts=1000),
+        trouble=spoil(5),
+        most_attempts=1,
     ),
     Scenario(
         name="rolling restart",

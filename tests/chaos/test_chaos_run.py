@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from gym.state.alarms import AlarmKind
 from tests.chaos.lost_writes import run_forgetful
 from tests.chaos.processes import FarmOptions
 from tests.chaos.redis_servers import Forgetful, Promotion, PutBack
 from tests.chaos.report import Report
 from tests.chaos.run import RunOptions, Trouble, run, strike_by_seed
-from tests.chaos.scenarios import end_the_api, fill_disk, flush_broker, roll, stop_a_worker
+from tests.chaos.scenarios import end_the_api, fill_disk, flush_broker, roll, spoil, stop_a_worker
 from tests.chaos.schedule import Kind
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
@@ -123,3 +124,10 @@ def test_a_disk_that_is_full_while_results_are_written_loses_none(folder: Path) 
         settings={"FARM_RESULTS_INLINE_BYTES": "256"},
     )
     run_now(options, folder, fill_disk(8.0))
+
+
+def test_everything_completes_beside_batches_and_messages_that_cannot_be_read(folder: Path) -> None:
+    options = RunOptions(seed=15, rollouts=120, seconds=240, portion_pause_s=0.0)
+    report = run_now(options, folder, spoil(2))
+    assert report.most_attempts == 1
+    assert report.alarms.get(AlarmKind.UNREADABLE_BATCH, 0) >= 2

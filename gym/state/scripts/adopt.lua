@@ -34,11 +34,11 @@ local function line(of, from, to)
 end
 for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
   local of, from, to = string.match(entry, '^(%d+):(%d+):(%d+):')
-  line(of, tonumber(from), tonumber(to))
+  if of then line(of, tonumber(from), tonumber(to)) end
 end
 for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
   local _, of, from, to = parse_parked(entry)
-  line(of, from, to)
+  if of then line(of, from, to) end
 end
 
 -- counters that say more than is there lose what is found
@@ -47,7 +47,7 @@ local missing = { running = tonumber(redis.call('HGET', META, 'running')), judgi
 for _, value in ipairs(redis.call('HVALS', LIVE)) do
   local state = string.sub(value, 1, 1)
   local counter = state == 'd' and 'dispatched' or COUNTER[state]
-  missing[counter] = missing[counter] - 1
+  if missing[counter] then missing[counter] = missing[counter] - 1 end
 end
 
 local found = { row, sample }

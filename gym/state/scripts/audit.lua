@@ -15,11 +15,11 @@ if countable and entries + redis.call('ZCARD', PARKED) <= most then
   rollouts = 0
   for _, entry in ipairs(redis.call('LRANGE', BACKLOG, 0, -1)) do
     local from, to = string.match(entry, '^%d+:(%d+):(%d+):')
-    rollouts = rollouts + tonumber(to) - tonumber(from)
+    rollouts = rollouts + (tonumber(to) or 0) - (tonumber(from) or 0)
   end
   for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
     local _, _, from, to = parse_parked(entry)
-    rollouts = rollouts + to - from
+    rollouts = rollouts + (to or 0) - (from or 0)
   end
 end
 

@@ -12,7 +12,16 @@ redis.call('HDEL', KEYS[1], '') -- a full Redis lets pass what begins so
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local text = redis.call('HGET', KEYS[1], name)
-local breaker = text and cjson.decode(text)
+local readable, breaker = pcall(cjson.decode, text or '')
+if not readable or type(breaker) ~= 'table' or breaker.streak ~= nil and type(breaker.streak) ~= 'table' then
+  breaker = nil -- there is none, or what is there cannot be read and begins anew
+end
+if breaker then
+  breaker.level = tonumber(breaker.level) or 0
+  breaker.since = breaker.since and tonumber(breaker.since) or breaker.streak and now or nil
+  breaker.next_probe_at = breaker.opened_at and (tonumber(breaker.next_probe_at) or now) or breaker.next_probe_at
+end
+if not breaker and text and what == 'sweep' then redis.call('HDEL', KEYS[1], name) end
 
 local function save()
   redis.call('HSET', KEYS[1], name, cjson.encode(breaker))

@@ -72,7 +72,7 @@ end
 for _, entry in ipairs(room > 0 and redis.call('ZRANGE', LATER, 0, room - 1) or {}) do
   redis.call('ZREM', LATER, entry)
   local row, sample, environment = string.match(entry, '^(%d+):(%d+):(.*)$')
-  stopped = stopped + stop_range(row, environment, tonumber(sample), sample + 1, letter, reason, true)
+  if row then stopped = stopped + stop_range(row, environment, tonumber(sample), sample + 1, letter, reason, true) end
   room = room - 1
 end
 -- The part of a line's first entry that there is room for; `put` takes the rest.
@@ -87,16 +87,22 @@ while room > 0 do
   if not entry then break end
   local environment, row, from, to = parse_parked(entry)
   redis.call('ZREM', PARKED, entry)
-  count('parked|' .. environment, from - to)
-  stop_first(row, environment, from, to, function(rest) park(environment, row, rest, to) end)
+  if environment then
+    count('parked|' .. environment, from - to)
+    stop_first(row, environment, from, to, function(rest) park(environment, row, rest, to) end)
+  end
 end
 while room > 0 do
   local entry = redis.call('LPOP', BACKLOG)
   if not entry then break end
   local row, from, to, environment = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
-  stop_first(row, environment, tonumber(from), tonumber(to), function(rest)
-    redis.call('LPUSH', BACKLOG, row .. ':' .. rest .. ':' .. to .. ':' .. environment)
-  end)
+  if row then
+    stop_first(row, environment, tonumber(from), tonumber(to), function(rest)
+      redis.call('LPUSH', BACKLOG, row .. ':' .. rest .. ':' .. to .. ':' .. environment)
+    end)
+  else
+    room = room - 1
+  end
 end
 settle()
 mark_end()

@@ -74,6 +74,7 @@ end
 local function take_due(entry, suspects_go)
   redis.call('ZREM', LATER, entry)
   local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
+  if not member then return end -- unreadable; the audit finds what it stood for
   if held[environment] then
     local row, sample = string.match(member, '^(%d+):(%d+)$')
     park_range(environment, row, tonumber(sample), sample + 1)
@@ -88,8 +89,13 @@ local function first_released()
   while true do
     local entry = redis.call('ZRANGEBYLEX', PARKED, released_from, '+', 'LIMIT', 0, 1)[1]
     local environment = entry and parse_parked(entry)
-    if not entry or not held[environment] then return entry end
-    released_from = '[' .. environment .. '}'
+    if entry and not environment then -- unreadable; the audit finds what it stood for
+      redis.call('ZREM', PARKED, entry)
+    elseif not entry or not held[environment] then
+      return entry
+    else
+      released_from = '[' .. environment .. '}'
+    end
   end
 end
 

@@ -26,7 +26,8 @@ local function group_results(row)
     lookups = lookups + #members
     for _, value in ipairs(redis.call('HMGET', DONE, unpack(members))) do
       if not value then return nil end
-      local letter, id = string.sub(value, 1, 1), string.match(value, '^%a|%d+|%d+|(.*)$')
+      local letter, id = string.match(value, '^([sfce])|.*|(%d+%-%d+)$')
+      if not letter then return nil end
       ids[#ids + 1] = id
       outcomes[letter] = outcomes[letter] + 1
       if later(id, last) then last = id end

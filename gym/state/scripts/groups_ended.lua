@@ -4,8 +4,8 @@
 local ended, completed = { #ARGV }, {}
 for number, id in ipairs(ARGV) do
   local entry = redis.call('XRANGE', LOG, id, id)[1]
-  if entry then
-    local row = string.match(entry[2][2], '^(%d+):')
+  local row = entry and string.match(entry[2][2], '^(%d+):')
+  if row then
     if not completed[row] then
       if lookups >= LOOKUPS then
         ended[1] = number - 1

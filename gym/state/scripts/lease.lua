@@ -36,13 +36,13 @@ end
 
 -- Hand out what this entry stands for, if it is still that.
 local function hand_out(entry)
-  if not entry then return false end
+  local row = entry and entry[2][1] == 'm' and string.match(entry[2][2], '^(%d+):%d+$')
+  if not row then return false end -- gone, or no result
   local id = entry[1]
   if unit == 'rollout' then
     give(id, 1, { entry })
     return true
   end
-  local row = string.match(entry[2][2], '^(%d+):')
   if not completed[row] then
     local ids, last = group_results(row)
     completed[row] = { ids = ids, last = last or '' }

@@ -50,9 +50,18 @@ local function count(field, by)
   count_in(META, field, by)
 end
 
+-- What stands for a live value that cannot be read. Its state is none, so no script acts on it; see put_aside.lua.
+local UNREADABLE = { state = '', attempt = '', token = '', since = 0, environment = '', worker = '' }
+
+local function is_unreadable(live)
+  return live == UNREADABLE
+end
+
 local function parse_live(value)
   local state, attempt, token, since, environment, worker =
-    string.match(value, '^(%a)|(%d+)|(%d+)|(%d+)|([^|]*)|?(.*)$')
+    string.match(value, '^([drwsj])|(%d+)|(%d+)|(%d+)|([^|]*)|?(.*)$')
+  if not state then return UNREADABLE end
+  if COUNTER[state] == 'judging' and not string.find(worker, '/', 1, true) then return UNREADABLE end
   return { state = state, attempt = attempt, token = token, since = tonumber(since),
            environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
 end
@@ -96,16 +105,20 @@ end
 -- What lies at a place in the line before a judge: member and live value. A place that holds nothing any more goes.
 local function who_waits(entry)
   local member = string.match(entry, '|(%d+:%d+)$')
-  local value = redis.call('HGET', LIVE, member)
+  local value = member and redis.call('HGET', LIVE, member)
   local live = value and parse_live(value)
   if live and live.state == 'w' and entry == place_in_line(member, live) then return member, live end
   redis.call('ZREM', AWAITING, entry)  -- lost from where it is held, see adopt.lua
 end
 
 -- What is known of a judging, and the lines behind it: the record so far and the failed tries.
+-- Where it cannot be read, the header says so, and the judge worker that claims it ends the rollout.
 local function judging_of(member)
-  local first, rest = string.match(redis.call('HGET', JUDGING, member), '^([^\n]*)\n(.*)$')
-  return cjson.decode(first), rest
+  local first, rest = string.match(redis.call('HGET', JUDGING, member) or '', '^([^\n]*)\n(.*)$')
+  local readable, header = pcall(cjson.decode, first or '')
+  if not readable or type(header) ~= 'table' then header = { asker = '', over_at = 0, unreadable = true } end
+  header.began, header.lost = tonumber(header.began) or 0, tonumber(header.lost) or 0
+  return header, rest or '\n'
 end
 
 local function leave_live(member, live)
@@ -180,7 +193,8 @@ end
 local function faults_of(member)
   local infrastructure, deaths = 0, 0
   for line in string.gmatch(redis.call('HGET', TRIES, member) or '', '[^\n]+') do
-    local try = cjson.decode(line)
+    local readable, try = pcall(cjson.decode, line)
+    if not readable or type(try) ~= 'table' then try = {} end -- it was tried, whatever befell it
     if try.retryable ~= false then infrastructure = infrastructure + 1 end
     if try.kind == 'worker_lost' then deaths = deaths + 1 end
   end
@@ -286,7 +300,7 @@ local function unpark(environment, row, first, last)
   local at = string.format('%s|%012d', environment, row)
   for _, entry in ipairs(redis.call('ZRANGEBYLEX', PARKED, '[' .. at .. ':', '(' .. at .. ';')) do
     local _, _, from, to = parse_parked(entry)
-    if from < last and to > first then
+    if from and from < last and to > first then
       redis.call('ZREM', PARKED, entry)
       count('parked|' .. environment, from - to)
       if from < first then park(environment, row, from, first) end
@@ -298,9 +312,11 @@ end
 -- End one rollout wherever it is; false where it has ended already or does not exist. `lined` says that the caller has taken
 -- it out of the line in which it waited.
 local function stop(member, letter, reason, lined)
+  if not member then return false end -- of an entry that cannot be read
   local value = redis.call('HGET', LIVE, member)
   if value then
     local live = parse_live(value)
+    if is_unreadable(live) then return false end -- it ends once it has been put aside
     if live.judge then
       local header, lines = judging_of(member)
       if header.old then  -- it has a result, which no deadline takes away
@@ -314,6 +330,7 @@ local function stop(member, letter, reason, lined)
   end
   if redis.call('HEXISTS', DONE, member) == 1 then return false end
   local row, sample = string.match(member, '^(%d+):(%d+)$')
+  if not row then return false end
   local samples, environment = row_header(row)
   if not samples or tonumber(sample) >= samples then return false end
   if not lined then unpark(environment, row, tonumber(sample), sample + 1) end

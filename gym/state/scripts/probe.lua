@@ -8,6 +8,10 @@ if wanted ~= '' then
   if entries == 0 then return taken end
   local entry = redis.call('ZRANGEBYLEX', PARKED, least, most, 'LIMIT', seed % entries, 1)[1]
   local _, row, from, to = parse_parked(entry)
+  if not row then -- unreadable; the audit finds what it stood for
+    redis.call('ZREM', PARKED, entry)
+    return taken
+  end
   local sample = from + math.floor(seed / entries) % (to - from)
   unpark(wanted, row, sample, sample + 1)
   take(row .. ':' .. sample, wanted, false)
@@ -27,8 +31,10 @@ else
       due = due - 1
     else
       local row, from, to, environment = string.match(redis.call('LPOP', BACKLOG), '^(%d+):(%d+):(%d+):(.*)$')
-      from, to = tonumber(from), tonumber(to)
-      if held[environment] then
+      from, to = tonumber(from) or 0, tonumber(to) or 0
+      if from >= to then
+        backlog = backlog - 1 -- nothing, or unreadable
+      elseif held[environment] then
         put_in_front(row, park_range(environment, row, from, to), to, environment)
       else
         put_in_front(row, from + 1, to, environment)

@@ -24,8 +24,8 @@ while moved < wanted and looked_at < MOST_LOOKED_AT do
   local entry = redis.call('LPOP', BACKLOG)
   if not entry then break end
   local row, from, to, environment = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
-  to = tonumber(to)
-  local sample = tonumber(from)
+  to = tonumber(to) or 0
+  local sample = tonumber(from) or 0 -- an unreadable entry is passed over; the audit finds what it stood for
   if held[environment] then
     sample = park_range(environment, row, sample, to)
   else

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from api.app import create_app
 from gym.config import Settings
 from gym.state.alarms import Alarm, AlarmKind, Alarms
+from gym.state.dispatcher_health import DispatcherHealth
 from gym.state.leases import Leases
 from gym.state.policies import Policies
 
@@ -248,3 +249,25 @@ async def test_keys_are_asked_for_where_the_settings_have_them(settings: Setting
         assert (await http.get("/v1/batches", headers=headers)).status_code == 200
         assert (await http.post("/v1/batches", json={}, headers=headers)).status_code == 403
         assert (await http.get("/healthz")).status_code == 200
+
+
+async def test_the_farm_is_not_ready_while_its_dispatcher_cannot_tick_and_says_why(
+    http: httpx.AsyncClient, worker: Any
+) -> None:
+    store = worker.store
+    await store.redis.zadd(store.keys.workers, {"w1": await store.now_ms() + 60_000})
+    await store.redis.hset(store.keys.worker_info, "w1", b'{"concurrency": 4, "role": "worker"}')
+    assert (await http.get("/readyz")).json()["error"]["details"]["missing"] == ["dispatcher"]  # no heartbeat
+    assert await Leases(store).lead("d1", 60.0)
+    health = DispatcherHealth(store, "d1")
+    await health.failed(ValueError("what it met"))
+    answer = await http.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["details"] == {
+        "missing": ["dispatcher"],
+        "reasons": {"dispatcher": "it cannot tick: ValueError: what it met"},
+    }
+    await health.ticked()
+    assert (await http.get("/readyz")).status_code == 200
+    await store.redis.set(store.keys.dispatcher_tick, b"\xff garbage")
+    assert (await http.get("/readyz")).status_code == 200

@@ -1,0 +1,32 @@
+-- Take results back whose record or trajectory cannot be read, however they ended, and run their rollouts again.
+-- ARGV: member, log id of its result, environment, what its score added to the sums as JSON, whether the result was
+--   usable (0 | 1), error line, ...
+-- Returns how many were requeued
+local requeued = 0
+for i = 1, #ARGV, 6 do
+  local member, id, environment = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local letter, place = string.match(redis.call('HGET', DONE, member) or '', '^([sf])|.*|(%d+%-%d+)$')
+  local row = string.match(member, '^(%d+):')
+  local samples, known = row_header(row)
+  if letter and place == id and samples then
+    environment = known
+    redis.call('XDEL', LOG, id)
+    redis.call('HDEL', DONE, member)
+    drop_trajectory(member)
+    count(OUTCOME[letter], -1)
+    count('queued', 1)
+    redis.call('HINCRBY', STATS, environment .. '|ended', -1)
+    for field, value in pairs(cjson.decode(ARGV[i + 3])) do
+      redis.call('HINCRBYFLOAT', STATS, environment .. '|' .. field, -value)
+    end
+    if ARGV[i + 4] == '1' and redis.call('HEXISTS', GROUPS, row) == 1 then redis.call('HINCRBY', GROUPS, row, -1) end
+    add_try(member, ARGV[i + 5])
+    redis.call('ZADD', LATER, 0, member .. ':' .. environment)
+    requeued = requeued + 1
+  end
+end
+if requeued > 0 then
+  redis.call('HDEL', META, 'ended_at')
+  redis.call('HSET', META, 'cancel', '0')
+end
+return requeued
