@@ -15,13 +15,13 @@ from gym.errors import ErrorKind
 from gym.ids import parse_rollout_id
 from gym.jsontypes import JsonObject
 from gym.state.alarms import Alarms
-from gym.state.batches import activate, keep_for
+from gym.state.batches import activate, being_cancelled, keep_for
 from gym.state.rejudge import score_sums
 from gym.state.result_records import has_trajectory, unreadable_alarm
 from gym.state.results import Results
 from gym.state.store import REQUEUE_UNREADABLE, Argument, Store
 
-AT_ONCE = 200
+AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,20 @@ async def find_unreadable(
 
 
 async def recall(store: Store, batch_id: str, recalled: Sequence[Recalled]) -> int:
-    """Run these rollouts again, each as its next attempt; returns how many. What changed since is left alone."""
+    """Run these rollouts again, each as its next attempt; returns how many. What changed since is left alone.
+
+    Raises Conflict while the batch is being cancelled.
+    """
     keys = store.keys.batch(batch_id)
     requeued = 0
     for first in range(0, len(recalled), AT_ONCE):
         args: list[Argument] = []
         for each in recalled[first : first + AT_ONCE]:
             args += [each.member, each.cursor, each.record["environment"], *_score(each.record), _line(each)]
-        requeued += int(await store.run(REQUEUE_UNREADABLE, keys.scripted(), args))
+        done = int(await store.run(REQUEUE_UNREADABLE, keys.scripted(), args))
+        if done < 0:
+            raise being_cancelled(batch_id)
+        requeued += done
     if requeued:
         await Alarms(store).clear(unreadable_alarm(batch_id, [], "").name)
         await keep_for(store, batch_id, None)

@@ -1,8 +1,10 @@
 -- Take results back whose record or trajectory cannot be read, however they ended, and run their rollouts again.
 -- ARGV: member, log id of its result, environment, what its score added to the sums as JSON, whether the result was
 --   usable (0 | 1), error line, ...
--- Returns how many were requeued
+-- Returns how many were requeued, -1 where the batch is being cancelled; counts what it takes back as requeue.lua does.
+if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local requeued = 0
+gather()
 for i = 1, #ARGV, 6 do
   local member, id, environment = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local letter, place = string.match(redis.call('HGET', DONE, member) or '', '^([sf])|.*|(%d+%-%d+)$')
@@ -14,8 +16,9 @@ for i = 1, #ARGV, 6 do
     redis.call('HDEL', DONE, member)
     drop_trajectory(member)
     count(OUTCOME[letter], -1)
+    count('again|' .. OUTCOME[letter], 1)
     count('queued', 1)
-    redis.call('HINCRBY', STATS, environment .. '|ended', -1)
+    count_in(STATS, environment .. '|ended', -1)
     for field, value in pairs(cjson.decode(ARGV[i + 3])) do
       redis.call('HINCRBYFLOAT', STATS, environment .. '|' .. field, -value)
     end
@@ -25,6 +28,7 @@ for i = 1, #ARGV, 6 do
     requeued = requeued + 1
   end
 end
+settle()
 if requeued > 0 then
   redis.call('HDEL', META, 'ended_at')
   redis.call('HSET', META, 'cancel', '0')

@@ -57,8 +57,8 @@ def test_a_batch_can_be_cancelled_while_redis_is_full(broken: Any, until: Any, f
     until(lambda: broken.ledger(batch_id)["running"] > 0, "some run")
     full()
     answer = broken.http.delete(f"/v1/batches/{batch_id}")
-    assert answer.status_code == 200, answer.text
-    assert broken.ledger(batch_id)["cancelled"] == 400
+    assert answer.status_code in (200, 202), answer.text
+    until(lambda: broken.ledger(batch_id)["cancelled"] == 400, "all are cancelled")
 
 
 def test_a_redis_that_drops_keys_is_refused_at_start_with_an_explanation(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from gym.state.feed import Feed, LeaseUnit
 from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
 from gym.state.kept import DropReason, Kept
 from gym.state.publication import AT_ONCE
+from gym.state.recall import Recalled, recall
 from gym.state.recount import recount
 from gym.state.results import View
 from gym.state.rollouts import Claim, Commit, Rollouts
@@ -86,7 +87,7 @@ class Bench:
         await store.run_many([self.rollouts.commit_call(claim, record) for claim in claims])
 
     async def ask(self, claims: Sequence[Claim], store: Store | None = None) -> None:
-        handover = Handover(judge="j", record=b"{}" * 500, ask=b"i", trajectory=b"")
+        handover = Handover(judge="j", record=b'{"padding": "%s"}' % (b"x" * 1000), ask=b"i", trajectory=b"")
         await (store or self.plain).run_many([self.judging.ask_call(claim, handover) for claim in claims])
 
     async def end(self) -> None:
@@ -318,6 +319,19 @@ async def a_worker_does_not_hold_what_it_was_given(bench: Bench) -> None:
     assert await assignments.of_batches(["b"]) == []
 
 
+async def results_and_live_values_cannot_be_read(bench: Bench) -> None:
+    await bench.submit(1, MAX_SAMPLES)
+    claims = await bench.claim(2500)
+    await bench.commit(claims[:1000])
+    log = await bench.plain.redis.xrange(bench.keys.log)
+    record = {"environment": ENVIRONMENT, "attempt": 1, "reward": 1.0}
+    lost = [Recalled(fields[b"m"].decode(), cursor.decode(), record, "gone") for cursor, fields in log]
+    assert await recall(bench.metered, "b", lost) == 1000
+    spoiled = {claim.member: b"nonsense" for claim in claims[1000:]}
+    await bench.plain.redis.hset(bench.keys.live, mapping=spoiled)
+    assert len(await Audits(bench.metered).put_aside("b")) == len(spoiled)
+
+
 Scenario = Callable[[Bench], Awaitable[None]]
 SCENARIOS: dict[Scenario, set[str]] = {
     everything_is_in_lines_and_is_cancelled: {"cancel"},
@@ -337,12 +351,24 @@ SCENARIOS: dict[Scenario, set[str]] = {
     many_results_are_leased_and_come_back: {"lease", "ack"},
     an_ended_batch_goes: {"drop", "remove", "fold"},
     a_draining_worker_hands_back_what_it_has: {"bounce"},
+    results_and_live_values_cannot_be_read: {"requeue_unreadable", "put_aside"},
     a_worker_does_not_hold_what_it_was_given: {"assigned", "count_done", "recount", "unheld"},
     a_model_call_has_very_many_messages: {"capture_begin", "capture_record"},
 }  # fmt: skip
 """What is done, and the scripts that it measures."""
 
-OF_ONE_THING = {"alarm", "alone", "insist", "lead", "policy_report", "refund", "retry", "session_open", "session_touch"}
+OF_ONE_THING = {
+    "alarm",
+    "alone",
+    "end_unreadable",
+    "insist",
+    "lead",
+    "policy_report",
+    "refund",
+    "retry",
+    "session_open",
+    "session_touch",
+}
 """Scripts without a loop: they handle one rollout, session or key."""
 
 OF_A_FEW = {"breaker", "capture_mark"}
