@@ -54,7 +54,7 @@ $(VERIFIERS)/.installed: tests/adapters/verifiers.txt
 	$(VERIFIERS)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/adapters/verifiers.txt
 	@touch $@
 
-test: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## the tests, without the slow ones; T=tests/unit/wire for some
+test: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## the tests, without the slow ones; T=tests/unit/gym/wire for some
 	$(PYTEST) -m "not gpu and not vllm and not slow" $(T)
 
 test-all: setup $(VERIFIERS)/.installed $(OPENENV)/.installed ## all tests that need no GPU

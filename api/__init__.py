@@ -1,0 +1,1 @@
+"""The REST head, the model proxy and the command line."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI
-from redis.exceptions import RedisError
 
 from api.auth import ApiKeyAuth
 from api.docs_page import add_docs_page
@@ -36,11 +35,12 @@ from api.routes import (
     weight_sync,
 )
 from api.routes.policies import check_policy_hosts
-from api.routes.services import Backlog, Services
-from api.schemas import openapi_of
-from api.sessions import SessionCalls
+from api.schemas.document import openapi_of
+from api.services import Backlog, Services
+from api.session_calls import SessionCalls
 from api.shutdown import EndRequests, Shutdown
 from api.single_rows import SingleRows
+from gym.captures.recording import Captures
 from gym.config import Settings
 from gym.environments.registry import load_registry
 from gym.errors import RequestError, SettingsError
@@ -48,15 +48,15 @@ from gym.relay.address import farm_channels
 from gym.relay.server import RelayServer
 from gym.results.blobs import BlobStore
 from gym.state.alarms import Alarms
-from gym.state.batches import Batches
-from gym.state.breakers import Breakers
-from gym.state.captures import Captures
-from gym.state.feed import Feed
 from gym.state.leases import Leases
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.breakers import Breakers
+from gym.state.ledger.feed import Feed
+from gym.state.ledger.results import ResultLog
 from gym.state.policies import Policies
-from gym.state.results import Results
-from gym.state.server import watch_for_eviction
-from gym.state.store import Store, end_tasks
+from gym.state.redis.driver import RedisError
+from gym.state.redis.eviction import watch_for_eviction
+from gym.state.redis.store import Store, end_tasks
 
 REGISTER_AGAIN_S = 1.0
 RELAY_START_S = 1.0
@@ -123,7 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     store = Store.connect(settings.redis.url, prefix=settings.redis.prefix, timeout_s=settings.redis.timeout_s)
     blobs = BlobStore(settings.data_dir / "blobs", inline_bytes=settings.results.inline_bytes)
     batch_calls = Batches(store)
-    result_calls = Results(store, blobs)
+    result_calls = ResultLog(store, blobs)
     lease_calls = Leases(store)
     services = Services(
         settings=settings,

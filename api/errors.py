@@ -16,12 +16,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from redis.exceptions import OutOfMemoryError, RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from gym.errors import Invalid, Overloaded, RequestError, Unavailable
-from gym.state.store import will_pass
+from gym.state.redis.driver import OutOfMemoryError, RedisError
+from gym.state.redis.store import will_pass
 
 REDIS_RETRY_S = 2.0
 _LOG = logging.getLogger(__name__)

@@ -12,16 +12,16 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import orjson
-from redis.exceptions import RedisError
 
-from api.routes.bodies import malformed_json
-from api.routes.services import Backlog, Services
-from gym import json_bounds
+from api.bodies import malformed_json
+from api.services import Backlog, Services
 from gym.environments.registry import Registry
 from gym.errors import Invalid, NotFound, TooLarge
 from gym.jsontypes import JsonObject
-from gym.state.store import Store
-from gym.state.submission import StagedRow, Staging, canonical_digest
+from gym.plain import json_bounds
+from gym.state.ledger.submission import StagedRow, Staging, canonical_digest
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store
 from gym.task import bad_row, read_header
 
 SLICE_ROWS = 1000

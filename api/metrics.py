@@ -15,17 +15,17 @@ from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.routes.services import COUNTERS, active_counters
+from api.services import COUNTERS, active_counters
 from gym.rollout import Outcome
 from gym.state.alarms import Alarms
-from gym.state.breakers import BreakerKey
-from gym.state.ends import read_ends
 from gym.state.leases import Leases, WorkerStatus
-from gym.state.store import Store
-from gym.state.unreadable import printable, read_or_none
+from gym.state.ledger.breakers import BreakerKey
+from gym.state.ledger.ends import read_ends
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store
+from gym.state.redis.unreadable import printable, read_or_none
 
 UNMATCHED = "unmatched"
 _LOG = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class FarmNumbers:
     active_batches: int = 0
     states: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerKey] = field(default_factory=list)
-    ends: Counter[str] = field(default_factory=Counter)  # as `gym.state.ends` names them
+    ends: Counter[str] = field(default_factory=Counter)  # as `gym.state.ledger.ends` names them
     totals: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0

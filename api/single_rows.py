@@ -16,17 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
-from redis.exceptions import RedisError
 
 from gym.batch import BatchSpec
 from gym.errors import Conflict, NotFound
 from gym.ids import RolloutRef, new_id, parse_rollout_id
 from gym.jsontypes import JsonObject
-from gym.state.batches import Batches
-from gym.state.log_position import LogWentBack
-from gym.state.results import Results, View
-from gym.state.store import Store, end_tasks
-from gym.state.submission import NewBatch, StagedRow, Staging, canonical_digest
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.log_position import LogWentBack
+from gym.state.ledger.results import ResultLog, View
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging, canonical_digest
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store, end_tasks
 
 JOB_TTL_S = 7 * 24 * 3600
 READ_AGAIN_S = 0.5
@@ -47,7 +47,7 @@ class _Reader:
 class SingleRows:
     """One for each api process; `close` ends its readers."""
 
-    def __init__(self, store: Store, results: Results, batches: Batches) -> None:
+    def __init__(self, store: Store, results: ResultLog, batches: Batches) -> None:
         self._store = store
         self._results = results
         self._batches = batches

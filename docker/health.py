@@ -17,7 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gym.liveness import NotAliveError, check_liveness
+from gym.processes.liveness import NotAliveError, check_liveness
 
 if TYPE_CHECKING:
     from gym.config import Settings
@@ -43,8 +43,8 @@ def what_is_not_ready(role: str) -> str:
         return ""
     from redis import Redis
 
-    from gym.state.embedded import embedded_url
-    from gym.state.keys import Keys
+    from gym.state.redis.embedded import embedded_url
+    from gym.state.redis.keys import Keys
 
     settings = read_settings()
     keys = Keys(settings.redis.prefix)

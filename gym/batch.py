@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from gym.fields.bounded import Free, IsBoolean, IsNumber
 from gym.ids import ID_CHARS, ID_PATTERN
 from gym.limits import Limits
 from gym.policy import PolicySpec
-from gym.request_fields import Free, IsBoolean, IsNumber
 from gym.task import MAX_SAMPLES
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN, max_length=ID_CHARS)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,15 +22,20 @@ from pydantic_settings import (
 )
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from gym.agents.settings import OWN_AGENTS, AgentName, AgentSettings
+from gym.agents.settings import AgentSettings
 from gym.environments.settings import EnvironmentEntries
 from gym.errors import SettingsError
+from gym.fields.masked import Address, MaskedModel, Secret
 from gym.judges.pool import PoolSettings
 from gym.judges.settings import JudgeName, JudgeSettings
 from gym.limits import Seconds
-from gym.masking import Address, MaskedModel, Secret
+from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
+from gym.results.settings import ResultSettings
 from gym.sandbox.settings import SandboxSettings
+from gym.section import Section
+from gym.state.settings import BreakerSettings, RedisSettings
+from gym.task import OWN_AGENTS, AgentName
 
 Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free one")]
 Scope = Literal["submit", "read", "admin"]
@@ -39,28 +44,12 @@ STOP_SPARE_S = 15.0  # for a worker to hand back what its drain has left; then i
 KILL_SPARE_S = 5.0  # for whoever stops a worker, before it is killed
 
 
-class Section(MaskedModel):
-    """A named part of the settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
 class ApiKey(Section):
     """A key and what it may do; `admin` covers everything."""
 
     key: Annotated[Secret, Field(min_length=16, repr=False)]
     scopes: tuple[Scope, ...] = ("submit", "read")
     name: str = ""
-
-
-class RedisSettings(Section):
-    """Where the truth lives. Without a URL, `farm up` starts a server of its own in the data directory."""
-
-    url: Address | None = Field(default=None, repr=False)
-    broker_url: Address | None = Field(default=None, repr=False, description="Celery's; left out, the next database")
-    prefix: str = Field(default="farm", pattern=r"^[a-z0-9_.-]{1,32}$")
-    timeout_s: Seconds = 10.0
-    clients: bool = Field(default=True, description="whether api processes answer clients that come through Redis")
 
 
 class ApiSettings(Section):
@@ -154,57 +143,12 @@ class DispatcherSettings(Section):
     tick_s: Annotated[float, Field(gt=0, le=10)] = 0.5
 
 
-class BreakerSettings(Section):
-    """When rollouts of a policy, an environment or a judge that keeps failing are parked, and when one is tried."""
-
-    failures: Annotated[
-        int, Field(ge=1, le=1000, description="infrastructure failures in a row after which rollouts are parked")
-    ] = 3
-    probe_after_s: Annotated[
-        float, Field(gt=0, le=3600, description="until one rollout is let through; doubled after each that fails")
-    ] = 5.0
-    max_probe_after_s: Annotated[float, Field(gt=0, le=24 * 3600)] = 60.0
-
-
 class JudgingSettings(Section):
     """The judge workers, which take finished conversations to judges."""
 
     processes: Annotated[int, Field(ge=0, le=64, description="that `farm up` starts where there are judges")] = 1
     concurrency: Annotated[int, Field(ge=1, le=8192, description="rollouts of a judge at a time in one process")] = 256
     keep_verdicts_s: Annotated[Seconds, Field(description="how long cached verdicts are kept")] = 7 * 24 * 3600.0
-
-
-class ModelSettings(Section):
-    """Bounds of a model call."""
-
-    connect_timeout_s: Seconds = 5.0
-    call_timeout_s: Seconds = 300.0
-    max_retries: Annotated[int, Field(ge=0, le=20)] = 4
-    unhealthy_wait_s: Annotated[
-        Seconds, Field(description="for an endpoint to come back; a server that restarts within costs no turn")
-    ] = 60.0
-    connections_per_endpoint: Annotated[int, Field(ge=1, le=65536)] = 1024
-    max_answer_bytes: Annotated[
-        int, Field(ge=2**16, le=2**30, description="of one answer, whole or streamed; a larger one ends the call")
-    ] = 32 * 2**20
-    health_check_s: Annotated[
-        float, Field(ge=0, le=3600, description="between checks of an endpoint that answers no calls; 0: none")
-    ] = 1.0
-
-
-class ResultSettings(Section):
-    """Where finished trajectories lie and for how long."""
-
-    inline_bytes: Annotated[int, Field(ge=0, description="larger trajectories go to files in the data directory")] = (
-        16_384
-    )
-    keep_s: Annotated[Seconds, Field(description="a batch that has ended, with its results")] = 7 * 24 * 3600.0
-    keep_acknowledged_s: Annotated[
-        Seconds | None, Field(description="trajectories that every consumer of their ended batch has acknowledged")
-    ] = None
-    max_bytes: Annotated[
-        int | None, Field(ge=1, description="of trajectories; above, those of the oldest ended batches go first")
-    ] = None
 
 
 class SessionSettings(Section):

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from gym.agents.base import Agent, Episode, Model, PolicyNow
 from gym.environments.capacity import CapacityWaits, listen_to_waits
+from gym.environments.hosting.session import EnvironmentSession
 from gym.environments.registry import EnvironmentType
-from gym.environments.session import EnvironmentSession
 from gym.errors import BadRow, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
@@ -28,7 +28,7 @@ from gym.trajectory import Trajectory
 
 
 @dataclass(slots=True, kw_only=True)
-class Timing:
+class RolloutTiming:
     """Seconds in each part of a rollout."""
 
     queued_s: float = 0.0
@@ -40,7 +40,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class EpisodeResult:
     """The end of an attempt. `error` is set where it failed, `ask` where judges have yet to score it."""
 
     stop_reason: StopReason
@@ -48,7 +48,7 @@ class Finished:
     error: RolloutError | None
     ask: Ask | None = None
     trajectory: Trajectory | None
-    timing: Timing
+    timing: RolloutTiming
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,10 +62,10 @@ class Play:
     ready_at: float | None = None  # the environment was set up
     earlier_s: float = 0.0
     episode: Episode | None = None
-    timing: Timing = field(default_factory=Timing)
+    timing: RolloutTiming = field(default_factory=RolloutTiming)
     waits: CapacityWaits = field(default_factory=CapacityWaits)  # of its environment for its turn
 
-    def close_timing(self) -> Timing:
+    def close_timing(self) -> RolloutTiming:
         """Return the timing as of now."""
         self.timing.total_s = self.earlier_s + time.monotonic() - self.began
         if self.episode is not None:
@@ -104,7 +104,7 @@ async def play(
     group_id: str,
     attempt: int = 1,
     state: Play,
-) -> Finished:
+) -> EpisodeResult:
     """Set the environment up, let the task's agent drive the episode, verify it, and close the environment.
 
     The session must be new. Its reward is final unless `ask` of the result is set. Raises BadRow where there is no
@@ -142,7 +142,7 @@ async def play(
     finally:
         await session.close()
     reward, ask = (None, found) if isinstance(found, Ask) else (found, None)
-    return Finished(
+    return EpisodeResult(
         stop_reason=reason,
         reward=reward,
         error=None,

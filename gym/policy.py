@@ -6,9 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from gym.masking import Address, MaskedModel, mask_address
-from gym.request_fields import URL_CHARS, Free, HeaderText, IsBoolean, IsNumber
-from gym.wire.parsers import REASONING_PARSERS, TOOL_PARSERS
+from gym.fields.bounded import URL_CHARS, Free, HeaderText, IsBoolean, IsNumber
+from gym.fields.masked import Address, MaskedModel, mask_address
+
+# those of `gym.wire.parsers`, by the names that vLLM gives them
+TOOL_PARSERS = frozenset(
+    {"hermes", "llama3_json", "llama4_json", "llama4_pythonic", "pythonic", "qwen3_coder", "qwen3_json", "qwen3_xml"}
+)
+REASONING_PARSERS = frozenset({"deepseek_r1", "qwen3"})
 
 URLS_CHARS = 128 * 1024
 Version = Annotated[int, Field(ge=-(2**53), le=2**53, description="as exact as JSON's numbers are everywhere")]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from gym.plain import NotPlain, number, text
+from gym.plain.values import NotPlain, number, text
 
 PASS_REWARD = 1.0  # from which a rollout counts as passed
 

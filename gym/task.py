@@ -8,7 +8,9 @@ row is listed in `FARM_FIELDS`; the environment's row model checks the rest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from gym.errors import Invalid
 from gym.ids import is_id
@@ -108,3 +110,9 @@ def _environment(data: JsonObject, *, row: int, default: str | None, line: int |
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+OWN_AGENTS = ("tool_loop", "single_turn", "stepped")  # the farm's own
+
+
+AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]

@@ -39,7 +39,7 @@ class TurnTokens:
 
     `source` is `tokenize` where the server gave the prompt's ids in another call than the one that generated.
     `ended` is whether the last token is an end mark that the model wrote, None where that is not known. `text` are all
-    ids as the server would write them, for the turn that follows (`gym.proxy.prompt_text`).
+    ids as the server would write them, for the turn that follows (`gym.model_client.tokens.prompt_text`).
     """
 
     prompt_ids: Sequence[int]

@@ -1,1 +1,1 @@
-"""What runs rollouts: the Celery app and its jobs, the dispatcher, and the worker's event loop."""
+"""Celery workers, the dispatcher and the judge pool: the processes that run rollouts."""

@@ -1,14 +1,14 @@
-"""The jobs that Celery carries: thin, over `workers.runtime`."""
+"""The jobs that Celery carries: thin, over `workers.rollouts.runtime`."""
 
 from __future__ import annotations
 
 from celery import Celery
 
-from gym.state.breakers import BreakerKey
-from workers.app import JUDGE_JOB, RUN_JOB
-from workers.judging import JudgingRuntime
-from workers.loop import LoopThread
-from workers.runtime import Runtime
+from gym.state.ledger.breakers import BreakerKey
+from workers.judging.runtime import JudgingRuntime
+from workers.process.app import JUDGE_JOB, RUN_JOB
+from workers.process.loop import LoopThread
+from workers.rollouts.runtime import Runtime
 
 
 def register_jobs(app: Celery, loop: LoopThread, runtime: Runtime) -> None:

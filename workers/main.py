@@ -19,25 +19,24 @@ from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
 from gym.config import Settings
-from gym.ending import end_within
 from gym.errors import SettingsError
-from gym.garbage import collect_garbage_less
-from gym.liveness import serve_liveness
+from gym.processes.ending import end_within
+from gym.processes.garbage import collect_garbage_less
+from gym.processes.liveness import serve_liveness
 from gym.sandbox.choose import require_named
-from gym.state.format import require_data_format, require_format
-from gym.state.server import require_noeviction, watch_for_eviction
-from gym.state.store import Store
-from workers.admission import admission_step, count_received
-from workers.app import create_celery, judging_queue_name
-from workers.eventing import GatherEvents
+from gym.state.redis.eviction import require_noeviction, watch_for_eviction
+from gym.state.redis.format import require_data_format, require_format
+from gym.state.redis.store import Store
 from workers.jobs import register_jobs, register_judge_jobs
-from workers.judging import JudgingRuntime
-from workers.lease import LeaseKeeper
-from workers.loop import LoopThread, keep_watchdog
-from workers.messages import keep_message, messages_step
-from workers.pace import keep_pace
-from workers.runtime import Runtime
-from workers.slots import Slots
+from workers.judging.runtime import JudgingRuntime
+from workers.process.app import create_celery, judging_queue_name
+from workers.process.consumer_steps import GatherEvents, admission_step, count_received
+from workers.process.lease import LeaseKeeper
+from workers.process.loop import LoopThread, keep_watchdog
+from workers.process.messages import keep_message, messages_step
+from workers.process.pace import keep_pace
+from workers.process.slots import Slots
+from workers.rollouts.runtime import Runtime
 
 EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only what failed restarts this too
 AWAY_END_S = 2.0  # from the end of a drain to the end of the process, where Redis is away

@@ -14,7 +14,7 @@ import time
 import aiohttp
 import orjson
 
-from gym.environments.weather import Weather
+from gym.environments.builtin.weather import Weather
 from gym.jsontypes import JsonObject
 
 _TOOLS = [

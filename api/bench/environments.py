@@ -14,12 +14,12 @@ from functools import partial
 
 from api.bench.figures import Figure, percentile
 from api.bench.meter import CpuMeter
-from api.bench.places import PLACES, Open, Place
+from api.bench.places import PLACES, HostingPlace, OpenPlace
 from gym.sandbox.base import SandboxUnavailable
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class TimeSpent:
     """Milliseconds: the wall time of each one, and the CPU of all of them together."""
 
     walls: tuple[float, ...]
@@ -30,8 +30,8 @@ class Spent:
 class Cost:
     """What the calls and the sessions of a place came to."""
 
-    calls: Spent
-    sessions: Spent
+    calls: TimeSpent
+    sessions: TimeSpent
 
 
 def environments(repeats: int, *, most: int = 2000) -> list[Figure]:
@@ -50,7 +50,7 @@ def environments(repeats: int, *, most: int = 2000) -> list[Figure]:
     return figures
 
 
-def _figures(place: Place, costs: Sequence[Cost]) -> Iterator[Figure]:
+def _figures(place: HostingPlace, costs: Sequence[Cost]) -> Iterator[Figure]:
     named = partial(Figure, case="environments", unit="ms")
     for what, spent in (
         ("call", [cost.calls for cost in costs]),
@@ -63,7 +63,7 @@ def _figures(place: Place, costs: Sequence[Cost]) -> Iterator[Figure]:
             yield named(name=f"{place.name}: {what}, CPU", repeats=tuple(each.cpu / len(each.walls) for each in spent))
 
 
-async def _measured(place: Place, most: int) -> Cost:
+async def _measured(place: HostingPlace, most: int) -> Cost:
     meter = CpuMeter()
     async with place.open() as opened:
         await _sessions(opened, meter, 1)  # what is imported and connected once
@@ -72,7 +72,7 @@ async def _measured(place: Place, most: int) -> Cost:
     return Cost(calls, sessions)
 
 
-async def _calls(opened: Open, meter: CpuMeter, count: int) -> Spent:
+async def _calls(opened: OpenPlace, meter: CpuMeter, count: int) -> TimeSpent:
     session = opened.session()
     walls: list[float] = []
     try:
@@ -88,10 +88,10 @@ async def _calls(opened: Open, meter: CpuMeter, count: int) -> Spent:
         used = meter.read_s() - before
     finally:
         await session.close()
-    return Spent(tuple(walls), used * 1000)
+    return TimeSpent(tuple(walls), used * 1000)
 
 
-async def _sessions(opened: Open, meter: CpuMeter, count: int) -> Spent:
+async def _sessions(opened: OpenPlace, meter: CpuMeter, count: int) -> TimeSpent:
     walls: list[float] = []
     await opened.settled()
     used = -meter.read_s()
@@ -110,4 +110,4 @@ async def _sessions(opened: Open, meter: CpuMeter, count: int) -> Spent:
             wall += time.perf_counter() - began
         walls.append(wall * 1000)
     used += meter.read_s()
-    return Spent(tuple(walls), used * 1000)
+    return TimeSpent(tuple(walls), used * 1000)

@@ -15,8 +15,8 @@ import httpx
 import orjson
 
 from api.bench.processes import ProcessTree
-from api.cli.local_farm import LocalFarm, local_farm
-from gym.environments.weather import Weather
+from api.local.local_farm import LocalFarm, local_farm
+from gym.environments.builtin.weather import Weather
 from gym.jsontypes import JsonObject
 
 WAIT_S = 600.0

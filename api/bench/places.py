@@ -18,21 +18,21 @@ from typing import Annotated
 import httpx
 from pydantic import Field
 
-from api.cli.local_farm import free_port
-from gym.environments.base import Isolation, Row, tool
-from gym.environments.process_session import new_session
-from gym.environments.processes import EnvironmentProcesses
+from api.local.local_farm import free_port
+from gym.environments.base import Row, tool
+from gym.environments.builtin.stateful_counter import StatefulCounter
+from gym.environments.hosting.process_session import new_session
+from gym.environments.hosting.processes import EnvironmentProcesses
+from gym.environments.hosting.session import EnvironmentSession
+from gym.environments.hosting.threads import EnvironmentThreads
 from gym.environments.registry import load_source
 from gym.environments.sandboxed import SandboxedEnvironment
-from gym.environments.session import EnvironmentSession
-from gym.environments.settings import EnvironmentEntry
-from gym.environments.stateful_counter import StatefulCounter
-from gym.environments.threads import EnvironmentThreads
+from gym.environments.settings import EnvironmentEntry, Isolation
 from gym.jsontypes import JsonObject
+from gym.processes.subprocesses import start_process
 from gym.sandbox.choose import find_provider
 from gym.sandbox.pool import close_loop_pool, configure_loop_pool, loop_pool
 from gym.sandbox.settings import SandboxSettings
-from gym.subprocesses import start_process
 from gym.trajectory import Trajectory
 
 READY_S = 60.0
@@ -81,7 +81,7 @@ async def _nothing() -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
+class OpenPlace:
     """A kind of place, ready for sessions: how one is made, what one call is, and what to wait for between steps.
 
     With `ends` a process ends with each session, and its CPU is read before that.
@@ -94,11 +94,11 @@ class Open:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class HostingPlace:
     """Where an environment works, and how many calls and sessions of it are measured."""
 
     name: str
-    open: Callable[[], AbstractAsyncContextManager[Open]]
+    open: Callable[[], AbstractAsyncContextManager[OpenPlace]]
     calls: int
     sessions: int
 
@@ -116,7 +116,9 @@ async def _execute(session: EnvironmentSession, *, name: str, arguments: str) ->
 
 
 @asynccontextmanager
-async def _in_worker(entry: EnvironmentEntry, *, keep: int = 2, row: JsonObject | None = None) -> AsyncIterator[Open]:
+async def _in_worker(
+    entry: EnvironmentEntry, *, keep: int = 2, row: JsonObject | None = None
+) -> AsyncIterator[OpenPlace]:
     """A session as a worker makes it, in its process or in one of its own."""
     kind = load_source(entry)
     if kind.cls is None:
@@ -125,7 +127,7 @@ async def _in_worker(entry: EnvironmentEntry, *, keep: int = 2, row: JsonObject 
     processes = EnvironmentProcesses(2, keep=keep)
     with EnvironmentThreads(2) as threads:
         try:
-            yield Open(
+            yield OpenPlace(
                 session=lambda: new_session(kind, data, seed=0, executor=threads, processes=processes),
                 call=_count,
                 ends=keep == 0,
@@ -135,7 +137,7 @@ async def _in_worker(entry: EnvironmentEntry, *, keep: int = 2, row: JsonObject 
 
 
 @asynccontextmanager
-async def _boxed(name: str, arguments: str, *, warm: int) -> AsyncIterator[Open]:
+async def _boxed(name: str, arguments: str, *, warm: int) -> AsyncIterator[OpenPlace]:
     """A session with a sandbox of the pool. Raises SandboxUnavailable."""
     settings = SandboxSettings(warm=warm)
     find_provider(settings)
@@ -150,7 +152,7 @@ async def _boxed(name: str, arguments: str, *, warm: int) -> AsyncIterator[Open]
         try:
             first = await loop_pool().take()  # from the first one on some are kept warm
             await first.close()
-            yield Open(
+            yield OpenPlace(
                 session=opened.session,
                 call=partial(_execute, name=name, arguments=arguments),
                 settled=filled,
@@ -181,7 +183,7 @@ async def _server(module: str, path: str) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _nemo_gym() -> AsyncIterator[Open]:
+async def _nemo_gym() -> AsyncIterator[OpenPlace]:
     row = {**StatefulCounter.example_row()}
     row["responses_create_params"] = {
         **row["responses_create_params"],
@@ -199,12 +201,12 @@ async def _guess(session: EnvironmentSession) -> None:
 
 
 @asynccontextmanager
-async def _openenv() -> AsyncIterator[Open]:
+async def _openenv() -> AsyncIterator[OpenPlace]:
     async with (
         _server("gym.testing.openenv_server", "/admin/state") as url,
         _in_worker(_of_server("openenv", url)) as opened,
     ):
-        yield Open(session=opened.session, call=_guess)
+        yield OpenPlace(session=opened.session, call=_guess)
 
 
 def _own(cls: type[StatefulCounter], isolation: Isolation = "worker") -> EnvironmentEntry:
@@ -217,20 +219,22 @@ def _of_server(adapter: str, url: str) -> EnvironmentEntry:
 
 _PYTHON, _BASH = ("python_exec", '{"code":"print(1)"}'), ("bash", '{"command":"echo 1"}')
 PLACES = (
-    Place(name="in process", open=partial(_in_worker, _own(StatefulCounter)), calls=2000, sessions=500),
-    Place(name="in process, async tool", open=partial(_in_worker, _own(AwaitedCounter)), calls=2000, sessions=500),
-    Place(name="thread", open=partial(_in_worker, _own(BlockingCounter)), calls=2000, sessions=500),
-    Place(
+    HostingPlace(name="in process", open=partial(_in_worker, _own(StatefulCounter)), calls=2000, sessions=500),
+    HostingPlace(
+        name="in process, async tool", open=partial(_in_worker, _own(AwaitedCounter)), calls=2000, sessions=500
+    ),
+    HostingPlace(name="thread", open=partial(_in_worker, _own(BlockingCounter)), calls=2000, sessions=500),
+    HostingPlace(
         name="process", open=partial(_in_worker, _own(StatefulCounter, isolation="process")), calls=500, sessions=100
     ),
-    Place(
+    HostingPlace(
         name="process, new one",
         open=partial(_in_worker, _own(StatefulCounter, isolation="process"), keep=0),
         calls=0,
         sessions=3,
     ),
-    Place(name="sandbox, warm, bash", open=partial(_boxed, *_BASH, warm=1), calls=30, sessions=15),
-    Place(name="sandbox, cold, python_exec", open=partial(_boxed, *_PYTHON, warm=0), calls=30, sessions=15),
-    Place(name="HTTP, NeMo Gym's shape", open=_nemo_gym, calls=500, sessions=100),
-    Place(name="WebSocket, OpenEnv's shape", open=_openenv, calls=500, sessions=100),
+    HostingPlace(name="sandbox, warm, bash", open=partial(_boxed, *_BASH, warm=1), calls=30, sessions=15),
+    HostingPlace(name="sandbox, cold, python_exec", open=partial(_boxed, *_PYTHON, warm=0), calls=30, sessions=15),
+    HostingPlace(name="HTTP, NeMo Gym's shape", open=_nemo_gym, calls=500, sessions=100),
+    HostingPlace(name="WebSocket, OpenEnv's shape", open=_openenv, calls=500, sessions=100),
 )

@@ -19,11 +19,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from redis import Redis
-
 from api.bench.figures import Figure
 from api.bench.lab import Lab, laboratory, weather_rows
 from gym.errors import SettingsError
+from gym.state.redis.driver import Redis
 
 SAMPLED = ("worker", "dispatcher", "api")
 RATE_HZ = 200

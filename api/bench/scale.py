@@ -10,10 +10,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from redis import Redis
-
 from api.bench.figures import Figure
 from api.bench.lab import Lab, laboratory, weather_rows
+from gym.state.redis.driver import Redis
 
 NODES = 64
 CONCURRENT = 64 * 1024

@@ -1,0 +1,1 @@
+"""The command `farm`: one module for each family of commands."""

@@ -6,15 +6,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from api.cli.follow import follow, print_summary
-from api.cli.local_farm import LocalFarm, local_farm
+from api.cli.client.follow import follow, print_summary
+from api.cli.client.summary import Summary
 from api.cli.options import client, console, progress_console
-from api.cli.summary import Summary
+from api.local.local_farm import LocalFarm, local_farm
 from gym.environments.registry import load_registry
 from gym.errors import SettingsError
 from gym.jsontypes import JsonObject
+from gym.private_files import create_private, make_private
 from gym.sandbox.base import SandboxUnavailable
-from gym.state.data_dir import create_private, make_private
 
 RUN = "demo"
 

@@ -1,8 +1,8 @@
 """A process that has imported the farm's modules once and forks the farm's processes: `python -m api.cli.fork_server`.
 
-`farm up` starts one and orders its children from it (`api.cli.forking`), which so start in the time of a fork and share
-the memory of what is imported. It is single-threaded, has no loop, and imports for a role what that needs when the role
-is ordered first; the workers' modules at once.
+`farm up` starts one and orders its children from it (`api.local.forking`), which so start in the time of a fork and
+share the memory of what is imported. It is single-threaded, has no loop, and imports for a role what that needs when
+the role is ordered first; the workers' modules at once.
 
 A child is forked twice, so that its parent is `farm up` itself, by then the reaper of what it ordered: it is waited for
 and signalled as if it had been started there, and the end of this process means nothing to it. From there on it is what
@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.main import FAMILIES
-from gym.orphans import end_with_parent
+from gym.processes.orphans import end_with_parent
 
 ADOPTED_WITHIN_S = 5.0
 MOST_DESCRIPTORS = 8
-_COMMANDS = (*FAMILIES, "api.cli.main", "api.cli.logs", "gym.config", "typer._adapters", "encodings.idna")
+_COMMANDS = (*FAMILIES, "api.cli.main", "api.local.logs", "gym.config", "typer._adapters", "encodings.idna")
 _ENVIRONMENTS = tuple(
-    f"gym.environments.{name}"
+    f"gym.environments.builtin.{name}"
     for name in ("weather", "stateful_counter", "sql", "reasoning_gym", "equivalence", "essay_similarity", "code")
 )
 _CELERY = (
@@ -58,15 +58,15 @@ _SERVER = (
     "uvicorn.loops.uvloop",
     "uvicorn.lifespan.on",
     "uvicorn.middleware.proxy_headers",
-    "api.cli.serving",
+    "api.local.serving",
 )
 MODULES = {
     "worker": _WORKER,
     "judge-worker": _WORKER,
-    "dispatcher": (*_COMMANDS, *_CELERY, "workers.dispatcher"),
+    "dispatcher": (*_COMMANDS, *_CELERY, "workers.dispatch.dispatcher"),
     "proxy": (*_COMMANDS, *_SERVER, "api.proxy.app"),
     "api": (*_COMMANDS, *_SERVER, *_ENVIRONMENTS, "api.app"),
-    "flower": (*_COMMANDS, *_CELERY, "api.cli.dashboard", "flower.app", "flower.urls", "celery.events.receiver"),
+    "flower": (*_COMMANDS, *_CELERY, "api.local.dashboard", "flower.app", "flower.urls", "celery.events.receiver"),
 }
 """What is imported before a role is forked. A role that is not here cannot be ordered."""
 

@@ -12,7 +12,7 @@ import typer
 from api.cli.options import AsJson, ConfigFile, print_json, settings_from
 
 if TYPE_CHECKING:
-    from redis import Redis
+    from gym.state.redis.driver import Redis
 
 DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="The farm's, to find its Redis.")]
 RedisUrl = Annotated[str | None, typer.Option(help="The farm's Redis, where it is not its own.")]
@@ -49,7 +49,7 @@ def judge(
         pool={"ray_head_node_address": ray_head_node_address},
     )
     if settings.redis.url is None:
-        from gym.state.embedded import embedded_url
+        from gym.state.redis.embedded import embedded_url
 
         known = settings.redis.model_copy(update={"url": embedded_url(settings.data_dir)})
         settings = settings.model_copy(update={"redis": known})
@@ -127,9 +127,8 @@ def _order(
 
 
 def _redis(config: Path | None, data_dir: Path | None, redis_url: str | None) -> tuple[Redis, str]:
-    from redis import Redis
-
-    from gym.state.embedded import embedded_url
+    from gym.state.redis.driver import Redis
+    from gym.state.redis.embedded import embedded_url
 
     settings = settings_from(config, data_dir=data_dir, redis={"url": redis_url})
     url = settings.redis.url or embedded_url(settings.data_dir)

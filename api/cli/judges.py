@@ -38,7 +38,7 @@ def judge_server(
     redis_url: Annotated[str | None, typer.Option(help="The farm's Redis, where it is not its own.")] = None,
 ) -> None:
     """Serve an embedding model or a classifier to judge workers; SIGTERM drains it."""
-    from api.cli.logs import configure_logging
+    from api.local.logs import configure_logging
     from workers.judge_server.main import ServerOptions, run
 
     settings = settings_from(config, data_dir=data_dir, redis={"url": redis_url})
@@ -49,7 +49,7 @@ def judge_server(
     configure_logging(settings.log_level)
     url = settings.redis.url
     if judge is not None and url is None:
-        from gym.state.embedded import embedded_url
+        from gym.state.redis.embedded import embedded_url
 
         url = embedded_url(settings.data_dir)
     options = ServerOptions(

@@ -20,13 +20,13 @@ BAD_INPUT = 2
 
 FAMILIES = (
     "api.cli.processes",
-    "api.cli.batches",
-    "api.cli.environments",
+    "api.cli.client.batches",
+    "api.cli.client.environments",
     "api.cli.play",
-    "api.cli.rows",
+    "api.cli.client.rows",
     "api.cli.settings",
     "api.cli.redis_acl",
-    "api.cli.doctor",
+    "api.cli.doctor.command",
     "api.cli.judges",
     "api.cli.judge_pool",
     "api.cli.mock_model",

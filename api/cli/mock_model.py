@@ -27,7 +27,7 @@ def mock_model(
 ) -> None:
     """Serve a scripted model with vLLM's API: tools, token ids, log-probabilities, streaming."""
     from gym.errors import SettingsError
-    from gym.testing.model_server import ScriptedModelOptions, run_model_server
+    from gym.testing.model_server.server import ScriptedModelOptions, run_model_server
 
     options = ScriptedModelOptions(
         latency_s=latency_s, error_rate=error_rate, hang_rate=hang_rate, seed=seed, log_file=log_file

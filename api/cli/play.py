@@ -17,10 +17,10 @@ from api.cli.options import AsJson, ConfigFile, console, print_json, progress_co
 if TYPE_CHECKING:
     from gym.config import Settings
     from gym.environments.registry import EnvironmentType
-    from gym.episode import Finished
+    from gym.episode import EpisodeResult
     from gym.jsontypes import JsonObject
+    from gym.model_client.routing.policy_record import PolicyRecord
     from gym.policy import PolicySpec
-    from gym.proxy.policies import PolicyRecord
 
 FAILED = 1
 PLAY_ID = "play:0:0"
@@ -59,7 +59,7 @@ def play(
 
     Judges that the environment asks are called directly, as far as the settings give them URLs.
     """
-    from api.cli.conversation import conversation
+    from api.cli.client.conversation import conversation
 
     if scripted and policy is not None:
         raise typer.BadParameter("--scripted and --policy exclude each other")
@@ -86,7 +86,7 @@ def _row(environment: str, path: Path | None, settings: Settings) -> JsonObject:
         if kind.cls is None:
             raise typer.BadParameter(f"{environment} cannot be run here: {kind.error}")
         return kind.cls.example_row()
-    from gym.datasets import read_rows
+    from gym.client.datasets import read_rows
 
     rows = read_rows(path).rows
     if not rows:
@@ -100,13 +100,13 @@ async def _play(
 ) -> JsonObject:
     """Play the row and return the result as `farm show` prints one."""
     from gym.agents.registry import AGENTS
-    from gym.environments.session import EnvironmentSession
-    from gym.environments.threads import EnvironmentThreads
-    from gym.episode import Finished, Play, play, task_of
+    from gym.environments.hosting.session import EnvironmentSession
+    from gym.environments.hosting.threads import EnvironmentThreads
+    from gym.episode import EpisodeResult, Play, play, task_of
     from gym.errors import RolloutError, TimedOut
     from gym.limits import Limits
-    from gym.proxy.client import PolicyClient
-    from gym.proxy.policies import inline_record
+    from gym.model_client.client import PolicyClient
+    from gym.model_client.routing.policy_record import inline_record
     from gym.rollout import StopReason
 
     kind = _kind(name, settings)
@@ -137,7 +137,7 @@ async def _play(
                 finished = await _judged(settings, kind, finished, limits.judge_timeout_s)
             except (RolloutError, TimeoutError) as error:
                 failure = error if isinstance(error, RolloutError) else TimedOut("the rollout took too long")
-                finished = Finished(
+                finished = EpisodeResult(
                     stop_reason=StopReason.ERROR,
                     reward=None,
                     error=failure,
@@ -153,7 +153,7 @@ async def _policy(settings: Settings, policy: str | None, model: str | None) -> 
     from gym.policy import PolicySpec
 
     if policy is None:
-        from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
+        from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 
         async with ScriptedModelServer(ScriptedModelOptions(), port=0) as server:
             yield PolicySpec(base_urls=[f"{server.url}/v1"], model="scripted")
@@ -168,7 +168,7 @@ async def _policy(settings: Settings, policy: str | None, model: str | None) -> 
         raise typer.BadParameter(f"the settings name no policy {policy!r}; they have: {known}")
 
 
-async def _judged(settings: Settings, kind: EnvironmentType, finished: Finished, within_s: float) -> Finished:
+async def _judged(settings: Settings, kind: EnvironmentType, finished: EpisodeResult, within_s: float) -> EpisodeResult:
     """Ask the judges where the verifier leaves the reward to them. Raises RolloutError."""
     import dataclasses
 
@@ -183,7 +183,7 @@ async def _judged(settings: Settings, kind: EnvironmentType, finished: Finished,
     return dataclasses.replace(finished, reward=judged_reward(kind, finished.ask, verdicts), ask=None)
 
 
-def _shown(environment: str, params: JsonObject, finished: Finished) -> JsonObject:
+def _shown(environment: str, params: JsonObject, finished: EpisodeResult) -> JsonObject:
     from dataclasses import asdict
 
     from gym.results.record import call_json

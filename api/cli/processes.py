@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from api.cli.options import ConfigFile, settings_from
+from api.local.grace import GRACE_S
 
 if TYPE_CHECKING:
     from api.shutdown import Shutdown
     from gym.config import Settings
 
+
 STOP_S = 20.0  # the grace that Compose or Kubernetes gives api, proxy and dispatcher
-GRACE_S = 6  # longer than the grace of `api.shutdown`, which ends requests with an answer
 
 DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="Where the farm keeps its state. [farm-data]")]
 Host = Annotated[str | None, typer.Option(help="The address to listen on. [127.0.0.1]")]
@@ -56,13 +57,13 @@ def up(
     """
     from contextlib import nullcontext
 
-    from api.cli.forking import fork_server_running
+    from api.local.forking import fork_server_running
 
     with (
         nullcontext() if reload else fork_server_running() as fork_server
     ):  # first of all, since it imports while this process does
         from api.cli.judges import read_judges
-        from api.cli.up import run
+        from api.local.up import run
 
         settings = settings_from(
             config,
@@ -131,7 +132,7 @@ def proxy(
 def dispatcher(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
     """What moves rollouts from the backlog to the workers; a second one stands by."""
     settings = _process(config, data_dir=data_dir, redis={"url": redis_url})
-    from workers.dispatcher import run
+    from workers.dispatch.dispatcher import run
 
     run(settings)
 
@@ -166,7 +167,7 @@ def flower(
 ) -> None:
     """Celery's dashboard."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, flower={"port": port})
-    from api.cli.dashboard import run
+    from api.local.dashboard import run
 
     raise typer.Exit(run(settings))
 
@@ -178,8 +179,8 @@ def redis(
 ) -> None:
     """The embedded Redis server; processes with the same data directory find it."""
     settings = settings_from(config, data_dir=data_dir)
-    from gym.state.data_dir import DataDirLock
-    from gym.state.embedded import EmbeddedRedis
+    from gym.state.redis.data_dir import DataDirLock
+    from gym.state.redis.embedded import EmbeddedRedis
 
     lock = DataDirLock.take(settings.data_dir)
     command = EmbeddedRedis(settings.data_dir, port, lock=lock).prepare()
@@ -192,8 +193,8 @@ def serve(app: Any, settings: Settings, port: int, shutdown: Shutdown) -> int:
     import uvicorn
 
     from api.bounded_http import bounded_http, connections_possible
-    from api.cli.serving import QuietServer
-    from gym.garbage import collect_garbage_less
+    from api.local.serving import QuietServer
+    from gym.processes.garbage import collect_garbage_less
 
     collect_garbage_less()
     # uvicorn hands a signal on to the handler before it once it has shut down; the exit status shall be its own
@@ -224,18 +225,18 @@ def _process(config: Path | None, **overrides: Any) -> Settings:
 
     Raises SettingsError where they, or that Redis, cannot be used.
     """
-    from api.cli.logs import configure_logging
+    from api.local.logs import configure_logging
 
     settings = settings_from(config, **overrides)
     configure_logging(settings.log_level)
     if settings.redis.url is None:
-        from gym.state.embedded import embedded_url
+        from gym.state.redis.embedded import embedded_url
 
         known = settings.redis.model_copy(update={"url": embedded_url(settings.data_dir)})
         settings = settings.model_copy(update={"redis": known})
     if settings.redis.url is not None:
-        from gym.state.format import require_data_format, require_format
-        from gym.state.server import require_noeviction
+        from gym.state.redis.eviction import require_noeviction
+        from gym.state.redis.format import require_data_format, require_format
 
         require_noeviction(settings.redis.url)
         require_format(settings.redis.url, settings.redis.prefix)

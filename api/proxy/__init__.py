@@ -1,4 +1,4 @@
-"""The model proxy as a process, for agents outside the workers: plain ASGI around `gym.proxy` and `gym.wire`.
+"""The model proxy as a process, for agents outside the workers: plain ASGI around `gym.model_client` and `gym.wire`.
 
 app       create_app: routes, lifespan, keys
 exchange  one HTTP request: its body, its answer, and a client that leaves

@@ -9,19 +9,19 @@ import asyncio
 from collections.abc import Sequence
 
 import orjson
-from redis.exceptions import RedisError
 
 from api.keys import KeyRing, given_key
-from gym.agents.keys import PREFIX, AgentKeys, Grant
+from gym.agents.outside.keys import PREFIX, AgentKeys, Grant
 from gym.batch import BatchSpec
 from gym.config import ApiKey
 from gym.errors import Forbidden, NotFound, Unauthorized
+from gym.fields.bounded import STORED
 from gym.ids import parse_rollout_id
+from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.policy import PolicySpec
-from gym.proxy.policies import PolicyRecord, inline_record
-from gym.request_fields import STORED
 from gym.state.agent_secret import agent_secret
-from gym.state.store import Store
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store
 
 MOST_POLICIES = 256
 LOOK_S = 1.0  # between looks at whether the attempt of a call under way still runs

@@ -9,28 +9,28 @@ from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
-from redis.exceptions import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.proxy.admission import Admission
-from api.proxy.calls import Call, Calls
+from api.proxy.calls import Calls, ProxyCall
 from api.proxy.capture import CapturedCalls
 from api.proxy.dialects import DIALECTS
 from api.proxy.errors import Shape, problem_of
-from api.proxy.exchange import ClientLeft, Exchange
+from api.proxy.exchange import AsgiExchange, ClientLeft
 from api.proxy.own_name import OwnName
 from api.shutdown import EndRequests, Shutdown, shutting_down
-from gym.agents.keys import Grant
+from gym.agents.outside.keys import Grant
+from gym.captures.recording import Captures
 from gym.config import Settings
 from gym.errors import NotFound, RequestError, SettingsError
+from gym.host_rules import policy_rules
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
-from gym.proxy.client import PolicyClient
-from gym.proxy.hosts import policy_rules
-from gym.state.captures import Captures
+from gym.model_client.client import PolicyClient
 from gym.state.policies import PolicyCache
-from gym.state.server import watch_for_eviction
-from gym.state.store import Store, end_tasks
+from gym.state.redis.driver import RedisError
+from gym.state.redis.eviction import watch_for_eviction
+from gym.state.redis.store import Store, end_tasks
 
 OPEN_PATHS = frozenset({"/healthz"})
 _ROLLOUT = re.compile(r"/rollouts/([^/]+)(/v1/.+)")
@@ -124,7 +124,7 @@ class ProxyApp:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = AsgiExchange(scope, receive, send)
         path, rollout_id = _place(scope)
         shape: Shape = "anthropic" if _speaks_anthropic(path, exchange) else "openai"
         try:
@@ -154,7 +154,7 @@ class ProxyApp:
             raise RuntimeError("the lifespan of the app has not begun")
         return self._parts
 
-    async def _call(self, exchange: Exchange, path: str, rollout_id: str | None, grant: Grant | None) -> None:
+    async def _call(self, exchange: AsgiExchange, path: str, rollout_id: str | None, grant: Grant | None) -> None:
         parts = self._started()
         granted = None
         if grant is not None and grant.policy is None:
@@ -198,7 +198,7 @@ class ProxyApp:
         }
 
 
-async def _while_granted(parts: Parts, call: Call, rollout_id: str, grant: Grant) -> None:
+async def _while_granted(parts: Parts, call: ProxyCall, rollout_id: str, grant: Grant) -> None:
     """Run an agent's call; end it where the agent's attempt is over before the model has answered."""
     run = asyncio.ensure_future(parts.captured.run(call, rollout_id, grant))
     over = asyncio.ensure_future(parts.admission.until_over(grant))
@@ -222,7 +222,7 @@ def _place(scope: Scope) -> tuple[str, str | None]:
     return (path, None) if match is None else (match[2], match[1])
 
 
-def _speaks_anthropic(path: str, exchange: Exchange) -> bool:
+def _speaks_anthropic(path: str, exchange: AsgiExchange) -> bool:
     return path == "/v1/messages" or exchange.header(b"anthropic-version") is not None
 
 

@@ -15,35 +15,35 @@ import orjson
 
 from api.proxy.dialects import DIALECTS, PASSED_RESPONSES, Dialect
 from api.proxy.errors import ContextTooLong, Problem
-from api.proxy.exchange import Exchange
+from api.proxy.exchange import AsgiExchange
 from api.proxy.own_name import OwnName
 from gym.config import Settings
 from gym.errors import Invalid, NotFound, Unavailable
 from gym.jsontypes import JsonObject
-from gym.proxy import hops as hops_of
-from gym.proxy.client import ChatReply, PolicyClient
-from gym.proxy.forward import ChatCall, ContextOverflow
-from gym.proxy.policies import PolicyRecord
-from gym.proxy.streaming import chunks_of
+from gym.model_client.client import ChatReply, PolicyClient
+from gym.model_client.forward import ChatCall, ContextOverflow
+from gym.model_client.http import hops as hops_of
+from gym.model_client.http.streaming import chunks_of
+from gym.model_client.routing.policy_record import PolicyRecord
 from gym.state.policies import PolicyCache
 from gym.trajectory import TurnTokens
-from gym.wire.chat import to_completion
-from gym.wire.passed_reply import RESPONSE, shown_response
-from gym.wire.passed_request import to_server_request
-from gym.wire.passed_stream import events_of
-from gym.wire.streams import StreamTranslator, encode
+from gym.wire.chat.request import to_completion
+from gym.wire.chat.stream import StreamTranslator, encode
+from gym.wire.passthrough.reply import RESPONSE, shown_response
+from gym.wire.passthrough.request import to_server_request
+from gym.wire.passthrough.stream import events_of
 
 MAX_TIMEOUT_S = 24 * 3600.0
 
 
 @dataclass(slots=True, kw_only=True)
-class Call:
+class ProxyCall:
     """A request that has been read. `call_id` is what ids of the answer are made from.
 
     `passed` is the request as it goes to a server that has Responses itself; `chat` then is what is recorded of it.
     """
 
-    exchange: Exchange
+    exchange: AsgiExchange
     dialect: Dialect
     body: JsonObject
     chat: JsonObject
@@ -106,8 +106,8 @@ class Calls:
         self._policies = policies
 
     async def read(
-        self, exchange: Exchange, dialect: Dialect, *, name: str | None = None, policy: PolicyRecord | None = None
-    ) -> Call:
+        self, exchange: AsgiExchange, dialect: Dialect, *, name: str | None = None, policy: PolicyRecord | None = None
+    ) -> ProxyCall:
         """The call in a request; the policy is the one that is given or named here, else the one that it asks for.
 
         Raises RequestError, ClientLeft.
@@ -121,7 +121,7 @@ class Calls:
         if policy.spec.api == "responses" and dialect.name == "responses":
             dialect, passed = PASSED_RESPONSES, to_server_request(body)
         chat = dialect.to_chat(passed or body)
-        return Call(
+        return ProxyCall(
             exchange=exchange,
             dialect=dialect,
             body=body,
@@ -132,7 +132,7 @@ class Calls:
             hops=hops,
         )
 
-    async def run(self, call: Call) -> None:
+    async def run(self, call: ProxyCall) -> None:
         """A call that belongs to no rollout. Raises RequestError, ModelUnreachable, ModelRejected."""
         call.call_id = secrets.token_hex(12)
         # callers that share a beginning share an endpoint, for the sake of its prefix cache
@@ -143,7 +143,7 @@ class Calls:
         await call.finish(reply.completion)
 
     def send(
-        self, call: Call, *, sticky_key: str, prefix: TurnTokens | None = None
+        self, call: ProxyCall, *, sticky_key: str, prefix: TurnTokens | None = None
     ) -> Coroutine[Any, Any, ChatReply | ContextOverflow]:
         """The call to the model server, within its deadline; `prefix` are the tokens of the turn it goes on from."""
         return self._client.complete(
@@ -196,7 +196,7 @@ class Calls:
         return timeout_s
 
 
-def shown(call: Call, completion: JsonObject) -> JsonObject:
+def shown(call: ProxyCall, completion: JsonObject) -> JsonObject:
     """A completion with what the caller asked for, as it is kept for a repeat."""
     if RESPONSE in completion:
         return {**completion, RESPONSE: shown_response(call.body, completion[RESPONSE])}

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 from typing import NoReturn
 
-from api.proxy.calls import Call, Calls, shown, still_waiting
+from api.proxy.calls import Calls, ProxyCall, shown, still_waiting
 from api.proxy.errors import ContextTooLong
 from api.shutdown import Shutdown, shutting_down
-from gym.agents.keys import Grant
+from gym.agents.outside.keys import Grant
+from gym.captures.call import MAX_TURNS, CallAnswer, CallFailure, CallRequest, OpenCall
+from gym.captures.recording import Captures
 from gym.errors import Forbidden, Invalid, ModelRejected, RolloutError
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
-from gym.proxy.client import ChatReply
-from gym.proxy.forward import ContextOverflow
-from gym.state.captured_call import MAX_TURNS, CallAnswer, CallFailure, CallRequest, Underway
-from gym.state.captures import Captures
+from gym.model_client.client import ChatReply
+from gym.model_client.forward import ContextOverflow
 from gym.trajectory import Usage
-from gym.wire.completion import choice_of, finish_of, usage_of
+from gym.wire.chat.completion import choice_of, finish_of, usage_of
 
 FIRST_POLL_S = 0.03
 POLL_S = 0.25
@@ -35,7 +35,7 @@ class CapturedCalls:
         self._captures = captures
         self._shutdown = shutdown
 
-    async def run(self, call: Call, rollout_id: str, grant: Grant | None = None) -> None:
+    async def run(self, call: ProxyCall, rollout_id: str, grant: Grant | None = None) -> None:
         """`grant` says which attempt it is and how many calls there may be.
 
         Raises RequestError, ModelUnreachable, ModelRejected, RedisError.
@@ -53,7 +53,7 @@ class CapturedCalls:
             request_items=call.dialect.request_items(call.body),
         )
         begun = await self._begin(call, request)
-        if grant is not None and isinstance(begun, Underway) and begun.turn >= grant.max_calls:
+        if grant is not None and isinstance(begun, OpenCall) and begun.turn >= grant.max_calls:
             await self._refuse(begun, grant.max_calls)
         record = begun if isinstance(begun, dict) else await self._sample(call, begun)
         call.call_id, call.created_at = record["call_id"], record["created_at"]
@@ -64,14 +64,14 @@ class CapturedCalls:
         else:
             await call.finish(record["completion"])
 
-    async def _refuse(self, begun: Underway, most: int) -> NoReturn:
+    async def _refuse(self, begun: OpenCall, most: int) -> NoReturn:
         """Raises Forbidden."""
         message = f"this rollout has made its {most} model calls (limits.max_turns); end it"
         failure = CallFailure(kind=MAX_TURNS, message=message, status=None, endpoint=None, duration_s=0.0)
         await self._captures.give_up(begun, failure)
         raise Forbidden(MAX_TURNS, message)
 
-    async def _begin(self, call: Call, request: CallRequest) -> Underway | JsonObject:
+    async def _begin(self, call: ProxyCall, request: CallRequest) -> OpenCall | JsonObject:
         loop = asyncio.get_running_loop()
         began, wait_s = loop.time(), FIRST_POLL_S
         while (begun := await self._captures.begin(request)) == "wait":
@@ -84,7 +84,7 @@ class CapturedCalls:
             wait_s = min(POLL_S, wait_s * 1.5)
         return begun
 
-    async def _sample(self, call: Call, begun: Underway) -> JsonObject:
+    async def _sample(self, call: ProxyCall, begun: OpenCall) -> JsonObject:
         call.call_id = begun.call_id
         rollout = parse_rollout_id(begun.request.rollout_id)
         sticky_key = begun.request.rollout_id if rollout is None else rollout.group_id
@@ -104,7 +104,7 @@ class CapturedCalls:
             await self._captures.give_up(begun, failure)
 
 
-def _answer(call: Call, reply: ChatReply | ContextOverflow, sent_at: float) -> CallAnswer:
+def _answer(call: ProxyCall, reply: ChatReply | ContextOverflow, sent_at: float) -> CallAnswer:
     if isinstance(reply, ContextOverflow):
         return CallAnswer(
             completion=None,

@@ -6,15 +6,17 @@ from typing import Protocol
 
 from api.proxy.errors import Shape
 from gym.jsontypes import JsonObject
-from gym.wire import chat, messages_request, responses_request
-from gym.wire.messages_reply import to_message
-from gym.wire.messages_stream import MessagesStream
-from gym.wire.passed_reply import RESPONSE, shown_response
-from gym.wire.passed_request import recorded_request
-from gym.wire.passed_stream import PassedStream
-from gym.wire.responses_reply import to_response
-from gym.wire.responses_stream import ResponsesStream
-from gym.wire.streams import ChatStream, StreamTranslator
+from gym.wire.chat import request as chat
+from gym.wire.chat.stream import ChatStream, StreamTranslator
+from gym.wire.messages import request as messages_request
+from gym.wire.messages.reply import to_message
+from gym.wire.messages.stream import MessagesStream
+from gym.wire.passthrough.reply import RESPONSE, shown_response
+from gym.wire.passthrough.request import recorded_request
+from gym.wire.passthrough.stream import PassedStream
+from gym.wire.responses import request as responses_request
+from gym.wire.responses.reply import to_response
+from gym.wire.responses.stream import ResponsesStream
 
 
 class Dialect(Protocol):

@@ -13,10 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from redis.exceptions import RedisError
-
 from gym.errors import BadRow, ModelRejected, ModelUnreachable, RequestError
 from gym.jsontypes import JsonObject
+from gym.state.redis.driver import RedisError
 
 Shape = Literal["openai", "anthropic"]
 

@@ -14,9 +14,9 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from gym import json_bounds
 from gym.errors import Malformed, RequestTimedOut, TooLarge, UnsupportedMedia
 from gym.jsontypes import JsonObject
+from gym.plain import json_bounds
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,7 +33,7 @@ class ClientLeft(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Exchange:
+class AsgiExchange:
     """A request and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:

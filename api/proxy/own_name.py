@@ -6,12 +6,11 @@ import asyncio
 import hashlib
 from contextlib import suppress
 
-from redis.exceptions import RedisError
-
 from gym.errors import LoopDetected
-from gym.proxy import hops
+from gym.model_client.http import hops
 from gym.state.agent_secret import agent_secret
-from gym.state.store import Store
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store
 
 AGAIN_S = 1.0
 

@@ -7,19 +7,20 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from api.routes.bodies import json_response, read_model
+from api.bodies import json_response, read_model
 from api.routes.policies import policy_shown
-from api.routes.services import Farm
-from api.schemas import BatchAnswer, BatchList, Cancelled, RequeueBody, Requeued, body_of
+from api.schemas.batches import BatchAnswer, BatchList, Cancelled, RequeueBody, Requeued
+from api.schemas.document import body_of
+from api.services import Farm
 from gym.errors import ErrorKind, Invalid
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
-from gym.state.batches import BatchState, BatchStatus, batch_not_found
-from gym.state.breakers import Breaker, Parked
-from gym.state.cancellation import Cancellation
-from gym.state.log_position import LogWentBack
-from gym.state.recall import Recalled, find_unreadable, recall
-from gym.state.results import View, rfc3339
+from gym.state.ledger.batches import BatchSnapshot, BatchState, batch_not_found
+from gym.state.ledger.breakers import Breaker, ParkedCounts
+from gym.state.ledger.cancellation import Cancellation
+from gym.state.ledger.log_position import LogWentBack
+from gym.state.ledger.results import View, rfc3339
+from gym.state.repair.recall import Recalled, find_unreadable, recall
 
 MAX_BODY_BYTES = 16 * 2**20
 PAGE = 1000
@@ -128,7 +129,7 @@ def cancelled_answer(names: JsonObject, done: Cancellation) -> JsonObject:
     return {**names, "cancelled": done.stopped, "left": done.left, "tombstone": not done.known}
 
 
-def batch_answer(batch: BatchStatus) -> JsonObject:
+def batch_answer(batch: BatchSnapshot) -> JsonObject:
     """A batch as the API shows it, without secrets."""
     options = dict(batch.spec)
     if isinstance(options.get("policy"), dict):
@@ -149,7 +150,7 @@ def batch_answer(batch: BatchStatus) -> JsonObject:
     }
 
 
-def parked_answer(parked: Parked) -> JsonObject:
+def parked_answer(parked: ParkedCounts) -> JsonObject:
     """How many rollouts are parked, of those queued and those judging, and why."""
     return {"count": parked.count, "reasons": [breaker_answer(breaker) for breaker in parked.reasons]}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from api.routes.bodies import json_response
-from api.routes.services import Farm
-from api.schemas import EnvironmentAnswer, Items
+from api.bodies import json_response
+from api.schemas.document import EnvironmentAnswer, Items
+from api.services import Farm
 
 router = APIRouter(tags=["environments"])
 

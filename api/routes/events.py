@@ -14,18 +14,18 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
-from redis.exceptions import RedisError
 
 from api.errors import redis_error
 from api.routes.batches import batch_answer
 from api.routes.results import HEARTBEAT_S, LIGHT_PORTION, portions
-from api.routes.services import Farm, Services
+from api.services import Farm, Services
 from gym.errors import NotFound
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
-from gym.state.batches import BatchStatus, batch_not_found
-from gym.state.log_position import LOG_WENT_BACK, LogWentBack
-from gym.state.results import Page, View
+from gym.state.ledger.batches import BatchSnapshot, batch_not_found
+from gym.state.ledger.log_position import LOG_WENT_BACK, LogWentBack
+from gym.state.ledger.results import LogPage, View
+from gym.state.redis.driver import RedisError
 
 EVENTS = "text/event-stream"
 LEDGER_S = 1.0
@@ -68,10 +68,10 @@ async def stream_events(
     return StreamingResponse(event_lines(farm, batch_id, first, lost=lost), media_type=EVENTS, headers=headers)
 
 
-def _went_back(error: LogWentBack) -> tuple[bytes, Page]:
+def _went_back(error: LogWentBack) -> tuple[bytes, LogPage]:
     """The event that tells of it, and the page from which to go on; its id is where the log and the client agree."""
     after = error.resume_after
-    return event(LOG_WENT_BACK, orjson.dumps(error.details), event_id=after), Page([], [], after, done=False)
+    return event(LOG_WENT_BACK, orjson.dumps(error.details), event_id=after), LogPage([], [], after, done=False)
 
 
 def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
@@ -81,7 +81,7 @@ def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
 
 
 async def event_lines(
-    farm: Services, batch_id: str, page: Page, *, lost: bytes = b"", heartbeat_s: float = HEARTBEAT_S
+    farm: Services, batch_id: str, page: LogPage, *, lost: bytes = b"", heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
     """The events from a first page on, with comments where nothing happens; cut short where Redis goes away."""
     yield b"retry: %d\n\n" % RECONNECT_MS + lost
@@ -105,7 +105,7 @@ async def event_lines(
                             return
                 if farm.shutdown.has_begun():
                     return  # the client comes back with the last event's id
-                page = Page([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
+                page = LogPage([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
             except LogWentBack as error:
                 lost, page = _went_back(error)
                 yield lost
@@ -116,7 +116,7 @@ async def event_lines(
             raise
 
 
-async def _short(farm: Services, batch_id: str, page: Page, *, wait_s: float) -> bytes:
+async def _short(farm: Services, batch_id: str, page: LogPage, *, wait_s: float) -> bytes:
     """The events of one page, once there is one."""
     ends_at = time.monotonic() + wait_s
     while not page.records and not page.done and (left_s := ends_at - time.monotonic()) > 0:
@@ -130,12 +130,12 @@ async def _short(farm: Services, batch_id: str, page: Page, *, wait_s: float) ->
     return await _all(farm, batch_id, _Changes(farm, batch_id), page)
 
 
-async def _all(farm: Services, batch_id: str, changes: _Changes, page: Page) -> bytes:
+async def _all(farm: Services, batch_id: str, changes: _Changes, page: LogPage) -> bytes:
     """All there is to say with a page."""
     return b"".join([*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)])
 
 
-async def _results(farm: Services, batch_id: str, page: Page) -> list[bytes]:
+async def _results(farm: Services, batch_id: str, page: LogPage) -> list[bytes]:
     """Results, and the groups that they complete."""
     groups = await farm.feed.groups_ended(batch_id, page.cursors)
     said = []
@@ -167,7 +167,7 @@ class _Changes:
         status = await self._farm.batches.status(self._batch_id)
         return [] if status.ended else self._say_batch(status)
 
-    async def after(self, page: Page) -> list[bytes]:
+    async def after(self, page: LogPage) -> list[bytes]:
         """What changed since; the end only where no result is left to be said."""
         status = await self._farm.batches.status(self._batch_id)
         final = page.done and status.ended
@@ -177,14 +177,14 @@ class _Changes:
         self.ended = final
         return said
 
-    def _say_batch(self, status: BatchStatus) -> list[bytes]:
+    def _say_batch(self, status: BatchSnapshot) -> list[bytes]:
         seen = (status.state, status.sealed, status.ended_at)
         if seen == self._batch:
             return []
         self._batch = seen
         return [event("batch", orjson.dumps(batch_answer(status)))]
 
-    def _say_ledger(self, status: BatchStatus, *, at_once: bool) -> list[bytes]:
+    def _say_ledger(self, status: BatchSnapshot, *, at_once: bool) -> list[bytes]:
         ledger = status.ledger.as_dict()
         if ledger == self._ledger or not (at_once or time.monotonic() - self._ledger_at >= LEDGER_S):
             return []

@@ -7,16 +7,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from api.bodies import json_response, read_model
 from api.errors import ErrorAnswer
-from api.lease_bodies import AckBody, LeaseBody
-from api.routes.bodies import json_response, read_model
 from api.routes.results import JSON, MSGPACK, answer_type, items_json
-from api.routes.services import Farm
-from api.schemas import Acknowledged, LeaseAnswer, body_of
+from api.schemas.document import body_of
+from api.schemas.leases import AckBody, Acknowledged, LeaseAnswer, LeaseBody
+from api.services import Farm
 from gym.ids import is_id, new_id
 from gym.results.record import pack_page
-from gym.state.batches import batch_not_found
-from gym.state.results import View, rfc3339
+from gym.state.ledger.batches import batch_not_found
+from gym.state.ledger.results import View, rfc3339
 
 MAX_BODY_BYTES = 4 * 2**20
 

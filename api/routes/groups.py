@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from api.bodies import json_response
 from api.routes.batches import BEING_CANCELLED, cancelled_answer
-from api.routes.bodies import json_response
-from api.routes.services import Farm
-from api.schemas import Cancelled
+from api.schemas.batches import Cancelled
+from api.services import Farm
 from gym.errors import NotFound
 from gym.ids import parse_group_id
 

@@ -7,20 +7,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.judge_schemas import JudgeList, RejudgeBody, Rejudging
+from api.bodies import json_response, read_model
 from api.routes.batches import MAX_BODY_BYTES, breaker_answer, members_ids
-from api.routes.bodies import json_response, read_model
-from api.routes.services import Farm, Services
-from api.schemas import body_of
+from api.schemas.document import body_of
+from api.schemas.judges import JudgeList, RejudgeBody, Rejudging
+from api.services import Farm, Services
 from gym.errors import Invalid
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
-from gym.proxy.urls import EndpointUrl
-from gym.state.batches import batch_not_found
-from gym.state.breakers import BreakerKind
-from gym.state.judging import Judging
-from gym.state.rejudge import rejudge
-from gym.state.replicas import Published, Replicas, shown
+from gym.model_client.http.urls import EndpointUrl
+from gym.state.ledger.batches import batch_not_found
+from gym.state.ledger.breakers import BreakerKind
+from gym.state.ledger.judging import Judging
+from gym.state.ledger.rejudge import rejudge
+from gym.state.replicas import PublishedReplica, Replicas, shown
 
 router = APIRouter(tags=["judges"])
 
@@ -97,7 +97,7 @@ def _configured(farm: Services, name: str) -> JsonObject:
     }
 
 
-def _replicas(farm: Services, name: str, published: list[Published]) -> list[dict[str, Any]]:
+def _replicas(farm: Services, name: str, published: list[PublishedReplica]) -> list[dict[str, Any]]:
     """What was published; of a judge at a fixed URL, that."""
     settings = farm.settings.judges.get(name)
     if settings is not None and settings.base_urls:

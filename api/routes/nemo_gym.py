@@ -15,17 +15,17 @@ from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import APIRouter, Header, Request, Response
-from redis.exceptions import RedisError
 
+from api.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
 from api.errors import redis_error
 from api.ingest import row_reader
-from api.routes.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
-from api.routes.services import Farm, Services
+from api.services import Farm, Services
 from api.shutdown import shutting_down
 from gym.errors import Conflict, Invalid, Overloaded, RequestError, TooLarge, Unavailable
 from gym.ids import RolloutRef, is_id, new_id
 from gym.jsontypes import JsonObject
-from gym.state.submission import StagedRow, canonical_digest
+from gym.state.ledger.submission import StagedRow, canonical_digest
+from gym.state.redis.driver import RedisError
 from gym.wire.nemo_gym import aggregate_metrics, config_yaml, failed_response, row_key, verify_response
 
 T = TypeVar("T")

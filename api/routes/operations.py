@@ -6,19 +6,19 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from redis.exceptions import RedisError
 
+from api.bodies import json_response
 from api.errors import REDIS_RETRY_S
 from api.metrics import HttpMetrics, exposition, read_farm
 from api.routes.batches import breaker_answer
-from api.routes.bodies import json_response
-from api.routes.services import MOVING, Farm, Services, active_counters
-from api.schemas import Items
+from api.schemas.document import Items
+from api.services import MOVING, Farm, Services, active_counters
 from api.shutdown import shutting_down
 from gym.errors import Unavailable
 from gym.state.dispatcher_health import dispatcher_trouble
-from gym.state.store import RedisAway
-from gym.state.unreadable import reason
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import RedisAway
+from gym.state.redis.unreadable import reason
 
 router = APIRouter(tags=["operations"])
 

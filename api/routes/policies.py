@@ -6,18 +6,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from api.routes.bodies import json_response, read_model
-from api.routes.services import Farm
-from api.schemas import Items, PolicyAnswer, body_of
+from api.bodies import json_response, read_model
+from api.schemas.document import Items, body_of
+from api.schemas.policies import PolicyAnswer
+from api.services import Farm
 from gym.config import Settings
 from gym.errors import Invalid
+from gym.fields.masked import MASK, mask_address
+from gym.host_rules import check_not_own_proxy, policy_rules
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
-from gym.masking import MASK, mask_address
+from gym.model_client.http.hosts import check_hosts
+from gym.model_client.routing.policy_record import PolicyRecord
 from gym.policy import PolicySpec
-from gym.proxy.hosts import check_hosts, check_not_own_proxy, policy_rules
-from gym.proxy.policies import PolicyRecord
-from gym.state.breakers import policy_key
+from gym.state.ledger.breakers import policy_key
 from gym.state.policies import policy_not_found
 
 MAX_BODY_BYTES = 2**20

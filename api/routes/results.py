@@ -13,17 +13,17 @@ from typing import Annotated
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from redis.exceptions import RedisError
 
 from api.errors import ErrorAnswer, redis_error
-from api.routes.services import Farm
-from api.schemas import ResultPage
+from api.schemas.results import ResultPage
+from api.services import Farm
 from api.shutdown import Shutdown
 from gym.ids import is_id
 from gym.results.record import pack_page
-from gym.state.batches import batch_not_found
-from gym.state.log_position import LogWentBack
-from gym.state.results import Page, Results, View, gather_s
+from gym.state.ledger.batches import batch_not_found
+from gym.state.ledger.log_position import LogWentBack
+from gym.state.ledger.results import LogPage, ResultLog, View, gather_s
+from gym.state.redis.driver import RedisError
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -108,14 +108,16 @@ def items_json(records: list[bytes], **rest: object) -> bytes:
 
 
 async def _portion(
-    results: Results, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False
-) -> Page:
+    results: ResultLog, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False
+) -> LogPage:
     """As many as may be in memory at once."""
     most = limit if view is View.LIGHT else min(limit, HEAVY_PORTION)
     return await results.page(batch_id, after=after, limit=most, view=view, packed=packed)
 
 
-async def _page(results: Results, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool) -> Page:
+async def _page(
+    results: ResultLog, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool
+) -> LogPage:
     """Up to `limit` results, fewer where their trajectories are large."""
     records: list[bytes] = []
     cursors: list[str] = []
@@ -127,13 +129,13 @@ async def _page(results: Results, batch_id: str, *, after: str | None, limit: in
         size += sum(map(len, portion.records))
         after = portion.next_after
         if not portion.records or portion.done or len(records) >= limit or size >= PAGE_BYTES:
-            return Page(records, cursors, after, portion.done)
+            return LogPage(records, cursors, after, portion.done)
 
 
 async def result_lines(
-    results: Results,
+    results: ResultLog,
     batch_id: str,
-    first: Page,
+    first: LogPage,
     view: View,
     *,
     heartbeat_s: float = HEARTBEAT_S,
@@ -164,14 +166,14 @@ async def result_lines(
 
 
 async def portions(
-    results: Results,
+    results: ResultLog,
     batch_id: str,
-    page: Page,
+    page: LogPage,
     view: View,
     *,
     shutdown: Shutdown,
     wait_s: float = HEARTBEAT_S,
-) -> AsyncGenerator[Page]:
+) -> AsyncGenerator[LogPage]:
     """Pages from a first one on until the batch is done or the process is shut down.
 
     An empty one comes at least every `wait_s` or second. Raises redis-py's errors where Redis stays away for longer
@@ -194,5 +196,5 @@ async def portions(
         except RedisError as error:
             if redis_error(error, submitting=False) is None or time.monotonic() - seen_redis_at > REDIS_AWAY_S:
                 raise
-            page = Page([], [], page.next_after, done=False)
+            page = LogPage([], [], page.next_after, done=False)
             await shutdown.bounded(asyncio.sleep(min(1.0, wait_s)))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from api.bodies import json_response
 from api.routes.batches import cancelled_answer
-from api.routes.bodies import json_response
-from api.routes.services import Farm
-from api.schemas import Cancelled, CapturedRollout, ResultAnswer, UnfinishedRollout
+from api.schemas.batches import Cancelled
+from api.schemas.results import CapturedRollout, ResultAnswer, UnfinishedRollout
+from api.services import Farm
+from gym.captures.rollout_view import captured_rollout
 from gym.errors import NotFound
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
-from gym.results.captured import captured_rollout
 from gym.rollout import RolloutState
-from gym.state.batches import rollout_not_found
-from gym.state.results import View
+from gym.state.ledger.batches import rollout_not_found
+from gym.state.ledger.results import View
 
 router = APIRouter(tags=["rollouts"])
 

@@ -12,10 +12,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from api.auth import caller_of
-from api.routes.bodies import ModelT, json_response, read_model
-from api.routes.services import Farm, Services
-from api.schemas import Items, body_of
-from api.session_schemas import (
+from api.bodies import ModelT, json_response, read_model
+from api.schemas.document import Items, body_of
+from api.schemas.sessions import (
     ActionBody,
     OpenSessionBody,
     SessionAnswer,
@@ -27,13 +26,14 @@ from api.session_schemas import (
     ToolOutput,
     VerifyBody,
 )
-from api.sessions import WantedSession
-from gym import exact_json
+from api.services import Farm, Services
+from api.session_calls import WantedSession
 from gym.errors import Invalid, NotFound
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
-from gym.state.results import rfc3339
-from gym.state.sessions import SessionRecord, session_not_found
+from gym.plain import exact_json
+from gym.state.ledger.results import rfc3339
+from gym.state.session_records import SessionRecord, session_not_found
 
 router = APIRouter(tags=["sessions"])
 Repeat = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]

@@ -7,9 +7,7 @@ from contextlib import aclosing
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from api.ingest import check_defaults, check_values, row_reader, stage_lines, stage_values, staging
-from api.routes.batches import batch_answer
-from api.routes.bodies import (
+from api.bodies import (
     JSON_TYPES,
     NDJSON_TYPES,
     body_stream,
@@ -20,15 +18,18 @@ from api.routes.bodies import (
     read_body,
     too_deep,
 )
+from api.ingest import check_defaults, check_values, row_reader, stage_lines, stage_values, staging
+from api.routes.batches import batch_answer
 from api.routes.policies import check_policy_hosts
-from api.routes.services import Farm, Services
-from api.schemas import BatchAnswer, BatchBody, BatchCreated, RowsAdded, body_of
+from api.schemas.batches import BatchAnswer, BatchBody, BatchCreated, RowsAdded
+from api.schemas.document import body_of
+from api.services import Farm, Services
 from gym.batch import BatchSpec
 from gym.errors import Invalid, NotFound
 from gym.ids import is_id, new_id
 from gym.policy import PolicySpec
-from gym.state.batches import batch_not_found
-from gym.state.submission import NewBatch, canonical_digest, existing
+from gym.state.ledger.batches import batch_not_found
+from gym.state.ledger.submission import NewBatch, canonical_digest, existing
 
 router = APIRouter(tags=["batches"])
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from api.routes.bodies import json_response, read_model
+from api.bodies import json_response, read_model
 from api.routes.policies import policy_answer
-from api.routes.services import Farm
-from api.schemas import PauseAnswer, PauseBody, PolicyAnswer, ResumeBody, body_of
+from api.schemas.document import body_of
+from api.schemas.policies import PauseAnswer, PauseBody, PolicyAnswer, ResumeBody
+from api.services import Farm
 from api.shutdown import shutting_down
 
 MAX_BODY_BYTES = 2**16

@@ -1,1 +1,1 @@
-"""Agents: what drives an episode from the first model call to its end."""
+"""Agents: the loops that drive an episode from its first model call to its end."""

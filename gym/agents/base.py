@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from gym.environments.base import Step
-from gym.environments.session import EnvironmentSession
+from gym.environments.hosting.session import EnvironmentSession
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
-from gym.proxy.client import ModelReply, ModelRequest
-from gym.proxy.policies import PolicyRecord
+from gym.model_client.client import ModelReply, ModelRequest
+from gym.model_client.routing.policy_record import PolicyRecord
 from gym.rollout import StopReason
 from gym.task import Task
 from gym.trajectory import ModelCall, ToolCall, Trajectory, TurnTokens
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 class Model(Protocol):
-    """What answers model calls: `gym.proxy.client.PolicyClient`, or a fake."""
+    """What answers model calls: `gym.model_client.client.PolicyClient`, or a fake."""
 
     async def respond(self, request: ModelRequest) -> ModelReply:
         """Raises ModelUnreachable or ModelRejected."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 from gym.agents.base import Agent
-from gym.agents.boxed import BoxedAgent
-from gym.agents.command import CommandAgent
-from gym.agents.outside import Door, OutsideAgent
-from gym.agents.remote import RemoteAgent
+from gym.agents.outside.base import Door, OutsideAgent
+from gym.agents.outside.command import CommandAgent
+from gym.agents.outside.remote import RemoteAgent
+from gym.agents.outside.sandboxed import SandboxedAgent
 from gym.agents.settings import AgentSettings, RemoteSettings
 from gym.agents.single_turn import SingleTurn
 from gym.agents.stepped import Stepped
@@ -25,7 +25,7 @@ def outside_agents(
         if isinstance(each, RemoteSettings):
             agents[name] = RemoteAgent(name, door, each)
         elif each.sandbox:
-            agents[name] = BoxedAgent(name, door, each, sandbox)
+            agents[name] = SandboxedAgent(name, door, each, sandbox)
         else:
             agents[name] = CommandAgent(name, door, each)
     return agents

@@ -21,7 +21,7 @@ import orjson
 
 from gym.agents.base import Episode, Model
 from gym.jsontypes import JsonObject
-from gym.proxy.client import ModelReply, ModelRequest
+from gym.model_client.client import ModelReply, ModelRequest
 from gym.results.record import pack_segment, unpack_segment
 from gym.trajectory import ModelCall, Segment, TurnTokens, Usage
 
@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampled:
+class SampledTokens:
     """Where the tokens of a turn lie: its prompt is what stands before `start`."""
 
     segment: Segment
@@ -54,7 +54,7 @@ class RecordedCall:
     digest: bytes
     call: ModelCall
     items: list[JsonObject]
-    sampled: Sampled | None
+    sampled: SampledTokens | None
 
     def reply(self) -> ModelReply:
         """The model's answer, as it was."""
@@ -127,7 +127,7 @@ def recorded(episode: Episode) -> list[RecordedCall]:
         if has_tokens:
             segment, start, end = next(places)
             last = episode.last_tokens if number == len(trajectory.calls) - 1 else None
-            place = Sampled(segment=segment, start=start, end=end, ended=last.ended if last is not None else None)
+            place = SampledTokens(segment=segment, start=start, end=end, ended=last.ended if last is not None else None)
         calls.append(
             RecordedCall(
                 digest=request_digest(episode.request(trajectory.items[:before], tools)),
@@ -209,7 +209,7 @@ def _call(turn: int, entry: JsonObject, segments: Sequence[Segment]) -> Recorded
     sampled = None
     if entry["tokens"] is not None:
         number, start, end, ended = entry["tokens"]
-        sampled = Sampled(segment=segments[number], start=start, end=end, ended=ended)
+        sampled = SampledTokens(segment=segments[number], start=start, end=end, ended=ended)
     before, after = entry["versions"]
     call = ModelCall(
         turn=turn,

@@ -11,12 +11,10 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, field_validator
 
+from gym.fields.bounded import HeaderText
+from gym.fields.masked import Address, Argument, MaskedModel, Secret, mask_address
 from gym.limits import Seconds
-from gym.masking import Address, Argument, MaskedModel, Secret, mask_address
-from gym.request_fields import HeaderText
 
-OWN_AGENTS = ("tool_loop", "single_turn", "stepped")  # the farm's own
-AgentName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 AbsolutePath = Annotated[str, Field(pattern=r"^/[^:]+$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 

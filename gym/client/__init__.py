@@ -9,6 +9,7 @@
 """
 
 from gym.client.calls import BatchOptions
+from gym.client.datasets import read_rows, repeated, take
 from gym.client.farm import AsyncBatch, AsyncFarm, AsyncResults, Batch, Farm, Results, connect, connect_sync
 from gym.client.records import (
     Added,
@@ -25,7 +26,6 @@ from gym.client.records import (
     read_result,
 )
 from gym.client.sessions import AsyncSession, Session, StepAnswer, ToolAnswer
-from gym.datasets import read_rows, repeated, take
 from gym.rollout import Ledger, Outcome
 
 __all__ = [

@@ -22,7 +22,18 @@ from redis.retry import Retry
 
 from gym.client.exchange import Disconnected, Request, Response
 from gym.relay.address import RedisAddress, read_address
-from gym.relay.caller import Action, Answer, Ask, Event, Failed, Line, Lost, Publish, Receive, Subscribe
+from gym.relay.caller import (
+    Action,
+    Event,
+    LostAnswer,
+    Publish,
+    Receive,
+    RedisFailure,
+    RelayAnswer,
+    RelayConnection,
+    RelayRequest,
+    Subscribe,
+)
 
 CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
@@ -48,7 +59,7 @@ class AsyncRedisLines:
         """The answer, or why there is none."""
         return _said(await self.ask(_ask(request), silence_s=self._timeout_s + request.wait_s))
 
-    async def ask(self, ask: Ask, *, silence_s: float) -> Answer | Lost:
+    async def ask(self, ask: RelayRequest, *, silence_s: float) -> RelayAnswer | LostAnswer:
         """As `send`, for any call of the API."""
         async with self._room:
             line = await self._take()
@@ -77,19 +88,19 @@ class AsyncRedisLines:
 
 class _AsyncLine:
     def __init__(self, redis: Any, address: RedisAddress) -> None:
-        self.line = Line(address.channels, address.name)
+        self.line = RelayConnection(address.channels, address.name)
         self._redis = redis
         self._address = address
         self._pubsub = redis.pubsub()
 
-    async def exchange(self, ask: Ask, silence_s: float) -> Answer | Lost:
+    async def exchange(self, ask: RelayRequest, silence_s: float) -> RelayAnswer | LostAnswer:
         steps = self.line.exchange(ask, silence_s=silence_s)
         try:
             action = next(steps)
             while True:
                 action = steps.send(await self._do(action))
         except StopIteration as end:
-            outcome: Answer | Lost = end.value
+            outcome: RelayAnswer | LostAnswer = end.value
             return outcome
         finally:
             steps.close()
@@ -127,7 +138,7 @@ class SyncRedisLines:
         """The answer, or why there is none."""
         return _said(self.ask(_ask(request), silence_s=self._timeout_s + request.wait_s))
 
-    def ask(self, ask: Ask, *, silence_s: float) -> Answer | Lost:
+    def ask(self, ask: RelayRequest, *, silence_s: float) -> RelayAnswer | LostAnswer:
         """As `send`, for any call of the API."""
         with self._room:
             line = self._take()
@@ -159,19 +170,19 @@ class SyncRedisLines:
 
 class _SyncLine:
     def __init__(self, redis: Any, address: RedisAddress) -> None:
-        self.line = Line(address.channels, address.name)
+        self.line = RelayConnection(address.channels, address.name)
         self._redis = redis
         self._address = address
         self._pubsub = redis.pubsub()
 
-    def exchange(self, ask: Ask, silence_s: float) -> Answer | Lost:
+    def exchange(self, ask: RelayRequest, silence_s: float) -> RelayAnswer | LostAnswer:
         steps = self.line.exchange(ask, silence_s=silence_s)
         try:
             action = next(steps)
             while True:
                 action = steps.send(self._do(action))
         except StopIteration as end:
-            outcome: Answer | Lost = end.value
+            outcome: RelayAnswer | LostAnswer = end.value
             return outcome
         finally:
             steps.close()
@@ -208,10 +219,10 @@ def _options(timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _ask(request: Request) -> Ask:
+def _ask(request: Request) -> RelayRequest:
     headers = {"accept": "application/json"} | ({"content-type": request.content_type} if request.body else {})
     headers |= {"idempotency-key": request.key} if request.key is not None else {}
-    return Ask(
+    return RelayRequest(
         method=request.method,
         path=request.path,
         query=urlencode(request.query),
@@ -220,8 +231,8 @@ def _ask(request: Request) -> Ask:
     )
 
 
-def _said(outcome: Answer | Lost) -> Response | Disconnected:
-    if isinstance(outcome, Lost):
+def _said(outcome: RelayAnswer | LostAnswer) -> Response | Disconnected:
+    if isinstance(outcome, LostAnswer):
         return Disconnected(reason=outcome.reason, sent=outcome.sent)
     return Response(status=outcome.status, body=outcome.body, retry_after=outcome.headers.get("retry-after"))
 
@@ -234,13 +245,13 @@ def _message(message: dict[str, Any] | None) -> bytes | None:
 
 
 def _confirmed(message: dict[str, Any] | None, address: RedisAddress) -> Event:
-    return True if message is not None else Failed(f"{address.shown}: the subscription was not confirmed in time")
+    return True if message is not None else RedisFailure(f"{address.shown}: the subscription was not confirmed in time")
 
 
-def _failed(error: Exception, address: RedisAddress) -> Failed:
+def _failed(error: Exception, address: RedisAddress) -> RedisFailure:
     status = None
     if isinstance(error, NoPermissionError):
         status = 403
     elif isinstance(error, AuthenticationError):
         status = 401
-    return Failed(f"{address.shown}: {str(error) or type(error).__name__}", status)
+    return RedisFailure(f"{address.shown}: {str(error) or type(error).__name__}", status)

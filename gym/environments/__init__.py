@@ -1,0 +1,1 @@
+"""The interface for authors of environments: base classes, tools, codecs, the registry."""

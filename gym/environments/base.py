@@ -24,11 +24,12 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from gym.environments.codecs import Codec, TextCodec
+from gym.environments.settings import Isolation
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.reward import Reward
@@ -47,9 +48,6 @@ class NoOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-Isolation = Literal["worker", "process"]
-"""Where an environment's methods run: in the worker's process, or in one of its own."""
 
 RowT = TypeVar("RowT", bound=Row)
 Method = TypeVar("Method", bound=Callable[..., Any])

@@ -8,7 +8,7 @@ from typing import Any
 from gym.environments.codecs import Act, Codec
 from gym.errors import EnvironmentFailed, RolloutError, Stage, text_of
 from gym.jsontypes import JsonObject
-from gym.plain import NotPlain, shown
+from gym.plain.values import NotPlain, shown
 
 
 class CodecCalls:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gym import exact_json
-from gym.enclosed import enclosed
 from gym.jsontypes import JsonObject
-from gym.plain import utf8
+from gym.plain import exact_json
+from gym.plain.enclosed import enclosed
+from gym.plain.values import utf8
 from gym.trajectory import message_text
 
 MOST_ARGUMENT_CHARS = 2**20

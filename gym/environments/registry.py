@@ -23,33 +23,32 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gym.agents.settings import OWN_AGENTS
-from gym.environments.base import Environment, Isolation, Row
-from gym.environments.settings import EnvironmentEntry
+from gym.environments.base import Environment, Row
+from gym.environments.settings import EnvironmentEntry, Isolation
 from gym.environments.tools import ToolSpec, problems, tools_of
 from gym.errors import NotFound, text_of
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.sandbox.settings import SandboxSettings
-from gym.task import bad_row
+from gym.task import OWN_AGENTS, bad_row
 
 ENTRY_POINTS = "rollout_farm.environments"
 BUILT_IN = (
-    "gym.environments.weather:Weather",
-    "gym.environments.stateful_counter:StatefulCounter",
-    "gym.environments.sql:Sql",
-    "gym.environments.reasoning_gym:ReasoningGym",
-    "gym.environments.equivalence:Equivalence",
-    "gym.environments.essay_similarity:EssaySimilarity",
-    "gym.environments.code:Code",
+    "gym.environments.builtin.weather:Weather",
+    "gym.environments.builtin.stateful_counter:StatefulCounter",
+    "gym.environments.builtin.sql:Sql",
+    "gym.environments.builtin.reasoning_gym:ReasoningGym",
+    "gym.environments.builtin.equivalence:Equivalence",
+    "gym.environments.builtin.essay_similarity:EssaySimilarity",
+    "gym.environments.builtin.code:Code",
 )
 
 ADAPTER_POINTS = "rollout_farm.adapters"
 ADAPTERS: Mapping[str, str] = {
-    "gymnasium": "gym.environments.gymnasium:Gymnasium",
-    "nemo_gym": "gym.environments.nemo_gym:NemoGym",
-    "openenv": "gym.environments.openenv:OpenEnv",
-    "verifiers": "gym.environments.verifiers:Verifiers",
+    "gymnasium": "gym.environments.adapters.gymnasium:Gymnasium",
+    "nemo_gym": "gym.environments.adapters.nemo_gym:NemoGym",
+    "openenv": "gym.environments.adapters.openenv:OpenEnv",
+    "verifiers": "gym.environments.adapters.verifiers:Verifiers",
 }
 
 logger = logging.getLogger(__name__)

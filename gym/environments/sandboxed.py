@@ -12,7 +12,7 @@ from pydantic import Field
 from gym.environments.base import Environment, RowT, tool
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
-from gym.sandbox.base import Outcome, SandboxEnded, SandboxFailed, SandboxUnavailable
+from gym.sandbox.base import SandboxEnded, SandboxFailed, SandboxOutcome, SandboxUnavailable
 from gym.sandbox.choose import find_provider
 from gym.sandbox.pool import loop_pool
 from gym.sandbox.process import Sandbox
@@ -97,7 +97,7 @@ class SandboxedEnvironment(Environment[RowT]):
         return _shown(outcome)
 
 
-def _shown(outcome: Outcome) -> JsonObject:
+def _shown(outcome: SandboxOutcome) -> JsonObject:
     shown: JsonObject = {"stdout": outcome.stdout, "stderr": outcome.stderr, "exit_code": outcome.exit_code}
     if outcome.stopped is not None:
         shown["error"] = _STOPPED[outcome.stopped]

@@ -13,14 +13,13 @@ What else stands beside `adapter` or `use` are its options, which the class's `o
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from gym.environments.base import Isolation
+from gym.fields.masked import MaskedModel
 from gym.ids import ID_CHARS, ID_PATTERN
 from gym.jsontypes import JsonObject
-from gym.masking import MaskedModel
 
 
 class EnvironmentEntry(MaskedModel):
@@ -62,3 +61,7 @@ def _listed(given: Any) -> Any:
 
 
 EnvironmentEntries = Annotated[tuple[str | EnvironmentEntry, ...], BeforeValidator(_listed)]
+
+
+Isolation = Literal["worker", "process"]
+"""Where an environment's methods run: in the worker's process, or in one of its own."""

@@ -2,7 +2,7 @@
 
 The schema says what the check accepts: types are strict (a text is not a number), unknown arguments are refused. A
 parameter's documentation comes from `Annotated[…, Field(description=…)]`, the tool's from its docstring's first
-paragraph. Nothing here calls a tool; `gym.environments.session` does.
+paragraph. Nothing here calls a tool; `gym.environments.hosting.session` does.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from gym import exact_json
 from gym.environments.base import TOOL_MARK, Environment
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 
 _NAME = re.compile(r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")
 _SHOWN_PROBLEMS = 5

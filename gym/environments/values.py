@@ -10,9 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from gym import exact_json
 from gym.environments.base import Step
-from gym.plain import NotPlain, TooLarge, cut_text, number, shown, shown_in_part, truth
+from gym.plain import exact_json
+from gym.plain.values import NotPlain, TooLarge, cut_text, number, shown, shown_in_part, truth
 
 MIB = 2**20
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gym import exact_json
 from gym.jsontypes import JsonObject
-from gym.plain import NotPlain, plain, text
+from gym.plain import exact_json
+from gym.plain.values import NotPlain, plain, text
 
 TEXT_CHARS = 500  # of what a judge said, in a record
 

@@ -12,15 +12,15 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from gym.config import ModelSettings
 from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, ModelRejected, ModelUnreachable
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
-from gym.proxy.client import PolicyClient
-from gym.proxy.forward import ChatCall, ContextOverflow
-from gym.proxy.hosts import EVERY_HOST, HostRules
-from gym.proxy.policies import PolicyRecord, PolicySource
-from gym.proxy.retry import UNHEALTHY_WAIT_S
+from gym.model_client.client import PolicyClient
+from gym.model_client.forward import ChatCall, ContextOverflow
+from gym.model_client.http.hosts import EVERY_HOST, HostRules
+from gym.model_client.retry import UNHEALTHY_WAIT_S
+from gym.model_client.routing.policy_record import PolicyRecord, PolicySource
+from gym.model_client.settings import ModelSettings
 
 LOOK_S = 0.25  # between looks for a replica
 Result = TypeVar("Result")

@@ -16,8 +16,8 @@ from gym.judges.cache import VerdictCache, VerdictStore
 from gym.judges.calls import JudgeCalls, together
 from gym.judges.registry import make_judge
 from gym.judges.settings import JudgeSettings
-from gym.proxy.hosts import EVERY_HOST, HostRules
-from gym.proxy.policies import PolicySource
+from gym.model_client.http.hosts import EVERY_HOST, HostRules
+from gym.model_client.routing.policy_record import PolicySource
 
 
 class Desk:

@@ -14,9 +14,9 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
+from gym.fields.masked import Argument, MaskedModel, Secret
 from gym.judges.settings import JudgeName
 from gym.limits import Seconds
-from gym.masking import Argument, MaskedModel, Secret
 
 Amount = Annotated[float, Field(ge=0, le=10_000)]
 

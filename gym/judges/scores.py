@@ -17,7 +17,7 @@ from gym.judges.batching import MicroBatcher
 from gym.judges.cache import VerdictCache, digest_of
 from gym.judges.calls import JudgeCalls
 from gym.judges.settings import EmbeddingJudge, RewardModelJudge
-from gym.plain import NotPlain, number
+from gym.plain.values import NotPlain, number
 
 PATH = "scores"
 SHOWN_CHARS = 200

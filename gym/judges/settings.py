@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from gym.fields.bounded import HeaderText
+from gym.fields.masked import Address, MaskedModel
 from gym.limits import Seconds
-from gym.masking import Address, MaskedModel
 from gym.policy import PolicySpec
-from gym.request_fields import HeaderText
 
 JudgeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 FIELD = re.compile(r"\{(\w+)\}")

@@ -32,7 +32,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 _LOG = logging.getLogger(__name__)
 
 
-class Call:
+class RelayCall:
     """A call under way; `channel` is where its client is told."""
 
     def __init__(

@@ -1,7 +1,7 @@
 """A client's side of the relay, without I/O: what to subscribe, publish and wait for, to have one call answered.
 
-A `Line` is a subscription that carries one call at a time, as a kept HTTP connection does. Its `exchange` is a
-generator of actions, each answered with what came of it; a transport carries them out, blocking or not.
+A `RelayConnection` is a subscription that carries one call at a time, as a kept HTTP connection does. Its `exchange` is
+a generator of actions, each answered with what came of it; a transport carries them out, blocking or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HELLO_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class RelayRequest:
     """A request as the API takes it over HTTP; `query` is encoded, header names are in lower case."""
 
     method: str
@@ -32,7 +32,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class RelayAnswer:
     """The API's answer, whole."""
 
     status: int
@@ -41,7 +41,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
+class LostAnswer:
     """No answer came. `sent` is false where no server can have seen the request."""
 
     reason: str
@@ -50,14 +50,14 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Subscribe to a channel and wait for the confirmation; answered with `True` or `Failed`."""
+    """Subscribe to a channel and wait for the confirmation; answered with `True` or `RedisFailure`."""
 
     channel: str
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish; answered with how many heard it, or `Failed`."""
+    """Publish; answered with how many heard it, or `RedisFailure`."""
 
     channel: str
     data: bytes
@@ -65,13 +65,13 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Wait for a message; answered with it, with `None` where none came in time, or `Failed`."""
+    """Wait for a message; answered with it, with `None` where none came in time, or `RedisFailure`."""
 
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class RedisFailure:
     """Redis could not do it. `status` is 401 or 403 where it would not: the user is unknown, or may not."""
 
     reason: str
@@ -79,19 +79,19 @@ class Failed:
 
 
 Action = Subscribe | Publish | Receive
-Event = bool | int | bytes | Failed | None
-Exchange = Generator[Action, Event, Answer | Lost]
+Event = bool | int | bytes | RedisFailure | None
+Exchange = Generator[Action, Event, RelayAnswer | LostAnswer]
 
 
 class _OverError(Exception):
     """The call is over before its answer."""
 
-    def __init__(self, outcome: Answer | Lost) -> None:
+    def __init__(self, outcome: RelayAnswer | LostAnswer) -> None:
         super().__init__()
         self.outcome = outcome
 
 
-class Line:
+class RelayConnection:
     """One subscription and the server that it talks to. After a call that was lost or left, throw it away."""
 
     def __init__(self, channels: Channels, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -106,7 +106,7 @@ class Line:
         self.usable = False
         """Whether the last call was answered in full, so that the line can carry another."""
 
-    def exchange(self, ask: Ask, *, silence_s: float) -> Exchange:
+    def exchange(self, ask: RelayRequest, *, silence_s: float) -> Exchange:
         """Ask, and return the answer. `silence_s` bounds each silence of a server that is there."""
         self._sent = self.usable = False
         try:
@@ -121,7 +121,7 @@ class Line:
                 self._server = yield from self._find_server(silence_s)
                 if not (yield from self._publish_ask(frame)):
                     self._server = None
-                    return Lost(reason="the farm's process went away", sent=False)
+                    return LostAnswer(reason="the farm's process went away", sent=False)
             return (yield from self._follow(call, pieces, silence_s))
         except _OverError as over:
             return over.outcome
@@ -135,17 +135,17 @@ class Line:
             frame = yield from self._receive(call)
             if frame is None:
                 if self._clock() - heard_at >= silence_s:
-                    return Lost(reason=f"nothing came for {silence_s:g} s", sent=True)
+                    return LostAnswer(reason=f"nothing came for {silence_s:g} s", sent=True)
                 if not (yield from self._publish(Frame("ping", call, {"line": self._line}))):
                     self._server = None
-                    return Lost(reason="the farm's process went away before it answered", sent=True)
+                    return LostAnswer(reason="the farm's process went away before it answered", sent=True)
                 continue
             heard_at = self._clock()
             match frame.kind:
                 case "more":
                     yield from self._send_body(call, pieces)
                 case "lost":
-                    return Lost(reason="the farm lost the call before it was answered", sent=True)
+                    return LostAnswer(reason="the farm lost the call before it was answered", sent=True)
                 case "answer" | "part" if frame.number("part") == len(parts):
                     start = start or frame
                     parts.append(frame.payload)
@@ -155,7 +155,7 @@ class Line:
                     if len(parts) % (WINDOW // 2) == 0:
                         yield from self._publish(Frame("more", call, {"pieces": WINDOW // 2}))
                 case "answer" | "part" if frame.number("part") > len(parts):
-                    return Lost(reason="a part of the answer is missing", sent=True)
+                    return LostAnswer(reason="a part of the answer is missing", sent=True)
                 case _:
                     continue  # a part that came twice, or a frame of a newer farm
 
@@ -174,16 +174,16 @@ class Line:
         for scope in SCOPES:
             self._asker = Asker(scope=scope, name=self._name)
             event = yield Publish(self._channels.ask(self._asker), Frame("hello", call, {"line": self._line}).encode())
-            if not (isinstance(event, Failed) and event.status == 403 and scope != SCOPES[-1]):
+            if not (isinstance(event, RedisFailure) and event.status == 403 and scope != SCOPES[-1]):
                 break
         if not self._expect(event):
-            raise _OverError(Lost(reason="no farm listens there under this prefix and database", sent=False))
+            raise _OverError(LostAnswer(reason="no farm listens there under this prefix and database", sent=False))
         give_up_at = self._clock() + min(silence_s, HELLO_S)
         while self._clock() < give_up_at:
             frame = yield from self._receive(call)
             if frame is not None and frame.kind == "here" and is_token(server := frame.text("server")):
                 return server
-        raise _OverError(Lost(reason="a farm listens at this Redis but did not answer", sent=False))
+        raise _OverError(LostAnswer(reason="a farm listens at this Redis but did not answer", sent=False))
 
     def _publish_ask(self, frame: Frame) -> Generator[Action, Event, int]:
         """As `_publish`; where Redis breaks meanwhile, a server may have heard it."""
@@ -208,22 +208,22 @@ class Line:
                 return frame
 
     def _expect(self, event: Event) -> bool | int | bytes | None:
-        if not isinstance(event, Failed):
+        if not isinstance(event, RedisFailure):
             return event
         if event.status is None:
-            raise _OverError(Lost(reason=event.reason, sent=self._sent))
+            raise _OverError(LostAnswer(reason=event.reason, sent=self._sent))
         raise _OverError(_refusal(event.status, event.reason, self._name))
 
 
-def _answer(start: Frame, parts: Sequence[bytes]) -> Answer:
+def _answer(start: Frame, parts: Sequence[bytes]) -> RelayAnswer:
     headers = start.head.get("headers")
     kept = {str(name): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
-    return Answer(status=start.number("status"), headers=kept, body=b"".join(parts))
+    return RelayAnswer(status=start.number("status"), headers=kept, body=b"".join(parts))
 
 
-def _refusal(status: int, reason: str, name: str) -> Answer:
+def _refusal(status: int, reason: str, name: str) -> RelayAnswer:
     """What Redis itself refused, as the API would say it."""
     code = "unauthorized" if status == 401 else "forbidden"
     message = f"Redis refuses the user {name} ({reason}); `farm redis-acl {name}` prints the ACL that a client needs"
     error = {"error": {"code": code, "message": message, "details": {"user": name}}}
-    return Answer(status=status, headers={}, body=orjson.dumps(error))
+    return RelayAnswer(status=status, headers={}, body=orjson.dumps(error))

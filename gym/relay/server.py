@@ -20,10 +20,10 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gym.errors import TooLarge, Unavailable
-from gym.relay.call import App, Call
+from gym.relay.call import App, RelayCall
 from gym.relay.frames import ANY, FIRST_BYTES, MAX_FRAME_BYTES, Channels, Frame, decode, is_token
 from gym.relay.shares import Shares
-from gym.state.store import end_tasks
+from gym.state.redis.store import end_tasks
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class RelayServer:
         # a client's calls and uploads take no room from others (`Shares`), however many it begins and leaves
         self._grants = Shares(total=MAX_GRANTS, each=MAX_GRANTS // 4, reserved=1)
         self._places = Shares(total=max_calls, each=max(1, max_calls // 2), reserved=min(RESERVED_CALLS, max_calls))
-        self._calls: dict[str, Call] = {}
+        self._calls: dict[str, RelayCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscription: Any = None
         self._retired = False
@@ -175,7 +175,7 @@ class RelayServer:
         elif frame.kind == "ping" and not to_all:
             self._start(self._say(tell, Frame("lost", frame.call, {})), "ping")
         elif frame.kind == "ask" and not to_all:
-            call = Call(frame, asker, tell, self._publish, self._grants)
+            call = RelayCall(frame, asker, tell, self._publish, self._grants)
             if self._retired:
                 self._start(self._say(tell, Frame("lost", frame.call, {})), "refusal")
             elif len(frame.payload) > FIRST_BYTES or len(data) - len(frame.payload) > HEAD_BYTES:
@@ -191,7 +191,7 @@ class RelayServer:
                 )
                 self._start(call.refuse(full), "refusal")
 
-    async def _run(self, call: Call, call_id: str) -> None:
+    async def _run(self, call: RelayCall, call_id: str) -> None:
         try:
             await call.run(self._app)
         finally:

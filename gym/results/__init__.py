@@ -1,1 +1,1 @@
-"""What is kept of a finished rollout: its record and its trajectory."""
+"""Records of finished rollouts: their JSON, their packed trajectories, and where these are stored."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from gym.errors import ResultUnreadable, Unavailable
 from gym.ids import RolloutRef
-from gym.state.data_dir import make_private
+from gym.private_files import make_private
 
 TRASH = ".trash"
 _POINTER = re.compile(rb"f([0-9]{1,15}) ([A-Za-z0-9._~/-]{1,400})(?: ([0-9a-f]{8}))?")

@@ -1,1 +1,1 @@
-"""Where code that a model wrote runs: nowhere but in a sandbox, and not at all where there is none."""
+"""Sandboxes for code that a model wrote; where none works, such code does not run."""

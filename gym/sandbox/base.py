@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 
 MAX_CODE_CHARS = 100_000  # a program is one argument, and Linux takes no longer one than 128 KiB
 
@@ -29,7 +29,7 @@ class SandboxUnavailable(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SandboxOutcome:
     """What a call came to. `stopped` names the limit that ended it: cpu, memory, files, processes, output or wall.
 
     `exit_code` is negative for a signal, and None where the call was stopped.
@@ -44,7 +44,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class CodeVerdict:
     """What the tests said of an answer. `failed` says why nothing could be run, `bad_tests` what the tests may not ask.
 
     `finished` is false where the answer, or a limit (`stopped`), ended the tests early.
@@ -83,7 +83,7 @@ class SandboxProvider(Protocol):
 
     name: str
 
-    def start(self, label: str, limits: Limits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
+    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
         """The command for one sandbox. `filter_fd` holds the seccomp program. Raises SandboxUnavailable."""
         ...
 

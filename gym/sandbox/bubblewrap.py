@@ -17,7 +17,7 @@ from pathlib import Path
 from gym.sandbox.base import Mount, SandboxUnavailable, Start
 from gym.sandbox.cgroup import find_place, sweep_scopes
 from gym.sandbox.left_over import sweep_pid_files
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 
 BOOT = "import sys;r=sys.stdin.buffer.raw;n=b''\nwhile n[-1:]!=b'\\n':n+=r.read(1) or sys.exit()\ns=b''\n"
 BOOT += "while len(s)<int(n):s+=r.read(int(n)-len(s)) or sys.exit()\n"
@@ -35,7 +35,7 @@ class Bubblewrap:
         self._command = command
         self._python = python
 
-    def start(self, label: str, limits: Limits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
+    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
         """Raises SandboxUnavailable where `bwrap`, or an interpreter that can be used inside, is missing."""
         bwrap = shutil.which(self._command)
         if bwrap is None:

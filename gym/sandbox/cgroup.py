@@ -15,7 +15,7 @@ import secrets
 from pathlib import Path
 
 from gym.sandbox.left_over import is_alive, started_at
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -83,7 +83,7 @@ def _gives_controllers(place: Path) -> bool:
     return set(given) >= _CONTROLLERS and os.access(place, os.W_OK) and os.access(place / "cgroup.procs", os.W_OK)
 
 
-def new_scope(limits: Limits, place: Path | None) -> Scope | None:
+def new_scope(limits: SandboxLimits, place: Path | None) -> Scope | None:
     """A scope with these limits; None where none can be made."""
     if place is None:
         return None

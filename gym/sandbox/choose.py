@@ -13,7 +13,7 @@ from gym.sandbox.base import SandboxProvider, SandboxUnavailable
 from gym.sandbox.bubblewrap import Bubblewrap
 from gym.sandbox.docker import Docker
 from gym.sandbox.left_over import pid_directory
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 from gym.sandbox.process import start_sandbox
 from gym.sandbox.settings import SandboxSettings
 
@@ -74,7 +74,7 @@ def first_working(providers: Sequence[SandboxProvider]) -> SandboxProvider:
 
 async def try_once(provider: SandboxProvider) -> None:
     """Run a program in a sandbox and see that it is one. Raises SandboxUnavailable."""
-    sandbox = await start_sandbox(provider, Limits())
+    sandbox = await start_sandbox(provider, SandboxLimits())
     try:
         outcome = await sandbox.run(["{python}", "-I", "-c", _TRIAL])
     except Exception as error:

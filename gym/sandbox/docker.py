@@ -18,7 +18,7 @@ from pathlib import Path
 from gym.sandbox.base import Mount, SandboxUnavailable, Start
 from gym.sandbox.bubblewrap import BOOT
 from gym.sandbox.left_over import is_alive, started_at
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 
 DEFAULT_IMAGE = "python:3.11-slim"
 OWNER = "rollout-farm-owner"
@@ -38,7 +38,7 @@ class Docker:
         self._arguments = tuple(arguments)
         self._image = image
 
-    def start(self, label: str, limits: Limits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:  # noqa: ARG002  process 1 has the filter
+    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:  # noqa: ARG002  process 1 has the filter
         """Raises SandboxUnavailable where there is no client; whether it has an engine shows when it is run."""
         client = self._client()
         memory = str(limits.memory_bytes + 3 * limits.work_bytes)

@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SandboxLimits:
     """Of one call, all its processes together unless said; the sandbox's disk is `work_bytes` of memory."""
 
     cpu_s: float = 10.0

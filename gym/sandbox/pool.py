@@ -16,7 +16,7 @@ from functools import cache
 
 from gym.sandbox.base import SandboxProvider, SandboxUnavailable
 from gym.sandbox.choose import find_provider
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 from gym.sandbox.process import Sandbox, start_sandbox
 from gym.sandbox.settings import SandboxSettings
 
@@ -29,14 +29,14 @@ class SandboxPool:
     def __init__(
         self,
         provider: SandboxProvider,
-        limits: Limits | None = None,
+        limits: SandboxLimits | None = None,
         *,
         warm: int = 2,
         idle_s: float = 300.0,
         age_s: float = 3600.0,
     ) -> None:
         self._provider = provider
-        self._limits = limits or Limits()
+        self._limits = limits or SandboxLimits()
         self._most = warm
         self._idle_s = idle_s
         self._age_s = age_s

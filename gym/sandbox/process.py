@@ -22,22 +22,22 @@ from pathlib import Path
 from typing import Any
 
 from gym.jsontypes import JsonObject
+from gym.processes.subprocesses import start_process
 from gym.sandbox import left_over
 from gym.sandbox.base import (
     MAX_CODE_CHARS,
+    CodeVerdict,
     Mount,
-    Outcome,
     SandboxEnded,
     SandboxFailed,
+    SandboxOutcome,
     SandboxProvider,
     SandboxUnavailable,
     Start,
-    Verdict,
 )
 from gym.sandbox.cgroup import Scope, find_place, new_scope
-from gym.sandbox.limits import Limits
+from gym.sandbox.limits import SandboxLimits
 from gym.sandbox.seccomp import filter_program
-from gym.subprocesses import start_process
 
 START_TIMEOUT_S = 60.0
 GRACE_S = 30.0  # for a loaded machine, after the wall limit that is kept inside
@@ -79,7 +79,7 @@ class Sandbox:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        limits: Limits,
+        limits: SandboxLimits,
         start: Start,
         note: Path | None,
         scope: Scope | None = None,
@@ -102,7 +102,7 @@ class Sandbox:
         """The process on the host that the sandbox ends with."""
         return self._process.pid
 
-    async def run(self, argv: Sequence[str]) -> Outcome:
+    async def run(self, argv: Sequence[str]) -> SandboxOutcome:
         """Run a program; `{python}` in `argv` is the sandbox's interpreter.
 
         Raises ValueError for an argument that is too long, SandboxFailed where the sandbox died before it ran,
@@ -112,7 +112,7 @@ class Sandbox:
             if len(part) > MAX_CODE_CHARS or "\0" in part:
                 raise ValueError(f"a program has at most {MAX_CODE_CHARS} characters, none of which is NUL")
         reply = await self._ask({"op": "run", "argv": list(argv)})
-        return Outcome(
+        return SandboxOutcome(
             exit_code=reply["exit_code"],
             stopped=reply["stopped"],
             stdout=_text(reply["stdout"]),
@@ -121,7 +121,7 @@ class Sandbox:
             cpu_s=reply["cpu_s"],
         )
 
-    async def check(self, answer: str, tests: Sequence[str], entry_point: str | None) -> Verdict:
+    async def check(self, answer: str, tests: Sequence[str], entry_point: str | None) -> CodeVerdict:
         """Hold an answer against tests; with an `entry_point` their function `check` is called with the answer's.
 
         Raises SandboxFailed where the sandbox died before the answer ran, SandboxEnded where it died with it.
@@ -129,7 +129,7 @@ class Sandbox:
         request = {"op": "check", "answer": answer, "tests": list(tests), "entry_point": entry_point}
         reply = await self._ask(request)
         said = reply["verdict"]
-        return Verdict(
+        return CodeVerdict(
             passed=said["passed"],
             seen=said["seen"],
             finished=said["finished"] and reply["exit_code"] == 0,
@@ -236,7 +236,7 @@ class Sandbox:
 
 async def start_sandbox(
     provider: SandboxProvider,
-    limits: Limits,
+    limits: SandboxLimits,
     directory: Path | None = None,
     *,
     mounts: Sequence[Mount] = (),

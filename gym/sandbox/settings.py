@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from gym.fields.masked import MaskedModel
 from gym.limits import Seconds
-from gym.masking import MaskedModel
-from gym.sandbox.limits import MIB, Limits
+from gym.sandbox.limits import MIB, SandboxLimits
 
 Mib = Annotated[int, Field(ge=1, le=2**20)]
 
@@ -35,9 +35,9 @@ class SandboxSettings(MaskedModel):
     processes: Annotated[int, Field(ge=2, le=4096)] = 32
     output_kib: Annotated[int, Field(ge=1, le=65536, description="of a call's output; more ends the call")] = 64
 
-    def limits(self) -> Limits:
+    def limits(self) -> SandboxLimits:
         """As what runs inside keeps them."""
-        return Limits(
+        return SandboxLimits(
             cpu_s=self.cpu_s,
             wall_s=self.wall_s,
             memory_bytes=self.memory_mib * MIB,

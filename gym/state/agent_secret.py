@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 
-from gym.state.store import Store
+from gym.state.redis.store import Store
 
 
 async def agent_secret(store: Store) -> bytes:

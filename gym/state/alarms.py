@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.state.store import ALARM, Store
-from gym.state.unreadable import printable, read_or_none
+from gym.state.redis.store import ALARM, Store
+from gym.state.redis.unreadable import printable, read_or_none
 
 MOST_LOGGED = 1000
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from gym.state.store import Argument, ScriptCall, Store, load_script
+from gym.state.redis.store import Argument, ScriptCall, Store, load_script
 
 PAGE = 500
 MOST_AT_ONCE = 50  # scripts in one round trip

@@ -7,8 +7,8 @@ import time
 import orjson
 from redis.exceptions import RedisError
 
-from gym.state.store import Store
-from gym.state.unreadable import read_object, read_or_none, reason
+from gym.state.redis.store import Store
+from gym.state.redis.unreadable import read_object, read_or_none, reason
 
 SAY_EVERY_S = 1.0
 TTL_MS = 60_000

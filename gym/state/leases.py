@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gym.jsontypes import JsonObject
-from gym.state.store import LEAD, Store
-from gym.state.unreadable import read_object, read_or_none
+from gym.state.redis.store import LEAD, Store
+from gym.state.redis.unreadable import read_object, read_or_none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class WorkerStatus:
 
 
 class Leases:
-    """Reads leases; workers renew theirs from a thread of their own (`workers.lease`)."""
+    """Reads leases; workers renew theirs from a thread of their own (`workers.process.lease`)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -18,11 +18,11 @@ import orjson
 from redis.exceptions import RedisError
 
 from gym.errors import NotFound
+from gym.fields.bounded import STORED
+from gym.model_client.routing.policy_record import Pause, PolicyRecord
 from gym.policy import PolicySpec
-from gym.proxy.policies import Pause, PolicyRecord
-from gym.request_fields import STORED
-from gym.state.store import POLICY_REPORT, Argument, Store, insisting
-from gym.state.unreadable import read_object, read_or_none
+from gym.state.redis.store import POLICY_REPORT, Argument, Store, insisting
+from gym.state.redis.unreadable import read_object, read_or_none
 
 BUSY_S = 0.4  # between reports of a process that has calls in flight
 REPORT_S = 1.6

@@ -20,10 +20,10 @@ from redis.exceptions import RedisError
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
-from gym.proxy.hosts import EVERY_HOST, HostRules, check_hosts
-from gym.proxy.policies import PolicyRecord
-from gym.state.store import Store
-from gym.state.unreadable import read_object, read_or_none
+from gym.model_client.http.hosts import EVERY_HOST, HostRules, check_hosts
+from gym.model_client.routing.policy_record import PolicyRecord
+from gym.state.redis.store import Store
+from gym.state.redis.unreadable import read_object, read_or_none
 
 ReplicaState = Literal["starting", "ready", "draining", "down"]
 REFRESH_S = 1.0
@@ -53,7 +53,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
+class PublishedReplica:
     """A replica in the books; its lease may have run out (negative seconds)."""
 
     replica: Replica
@@ -89,7 +89,7 @@ class Replicas:
         pipeline.hdel(keys.judge_replica_info, f"{judge} {replica}")
         await pipeline.execute()
 
-    async def all(self) -> list[Published]:
+    async def all(self) -> list[PublishedReplica]:
         """Every replica in the books, by judge and name; those gone for an hour are struck off."""
         keys, redis = self._store.keys, self._store.redis
         now = await self._store.now_ms()
@@ -106,7 +106,7 @@ class Replicas:
                 continue
             replica = read_or_none("replica", name, read_replica, info)
             if replica is not None:
-                found.append(Published(replica, left_s))
+                found.append(PublishedReplica(replica, left_s))
         return sorted(found, key=lambda each: (each.replica.judge, each.replica.replica))
 
 
@@ -197,7 +197,7 @@ class ReplicaCache:
         self._records[name] = PolicyRecord(name=name, spec=spec, revision=self._revision, paused=None, version=None)
 
 
-def shown(published: Published) -> JsonObject:
+def shown(published: PublishedReplica) -> JsonObject:
     """A replica as `GET /v1/judges` shows it."""
     info = asdict(published.replica)
     del info["judge"]

@@ -8,8 +8,8 @@ import orjson
 from redis.exceptions import RedisError
 
 from gym.judges.base import Verdict
-from gym.state.store import Store
-from gym.state.unreadable import read_object, read_or_none
+from gym.state.redis.store import Store
+from gym.state.redis.unreadable import read_object, read_or_none
 
 _LOG = logging.getLogger(__name__)
 

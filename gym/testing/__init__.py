@@ -1,6 +1,6 @@
-"""What tests, trials and the demo use in place of a trained model or a farm; public, since others test against it too.
+"""Test doubles for a trained model and for a farm, for tests, trials and the demo; public.
 
-`ScriptedModelServer` (in `model_server`) stands for a vLLM; `script` says what its policy answers.
+`ScriptedModelServer` (in `model_server.server`) stands for a vLLM; `scripted_policy` says what its policy answers.
 `play` (in `episodes`) runs one episode without a farm.
-`FakeFarm` (in `fake_farm`) answers as a farm does, with faults on order, for tests of what talks to one.
+`FakeFarm` (in `stand_ins.fake_farm`) answers as a farm does, with faults on order, for tests of what talks to one.
 """

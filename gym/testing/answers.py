@@ -9,7 +9,7 @@ from typing import Literal
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.proxy.client import ModelReply, ModelRequest
+from gym.model_client.client import ModelReply, ModelRequest
 from gym.trajectory import Usage
 
 Answer = str | JsonObject | list[JsonObject]

@@ -8,22 +8,22 @@ from typing import Any
 from gym.agents.base import Episode, Model, PolicyNow
 from gym.agents.registry import AGENTS
 from gym.environments.base import Environment
+from gym.environments.hosting.session import EnvironmentSession
+from gym.environments.hosting.threads import EnvironmentThreads
 from gym.environments.registry import environment_type, load_registry
-from gym.environments.session import EnvironmentSession
-from gym.environments.threads import EnvironmentThreads
 from gym.episode import Play, task_of
 from gym.episode import play as play_task
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
+from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.policy import PolicySpec
-from gym.proxy.policies import PolicyRecord, inline_record
 from gym.rollout import StopReason
 from gym.trajectory import Trajectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Played:
+class PlayedEpisode:
     """An episode that is over, why it ended, and its reward. `tools` are those that the model was offered."""
 
     episode: Episode
@@ -54,7 +54,7 @@ async def play(
     rollout_id: str = "r",
     group_id: str = "g",
     seed: int = 0,
-) -> Played:
+) -> PlayedEpisode:
     """Run the episode of a row, of the environment that is given or that the row names, and score it.
 
     Raises NotFound for an unknown environment, Invalid where its verifier asks a judge, else RolloutError as a rollout
@@ -78,7 +78,7 @@ async def play(
         )
     if finished.reward is None or state.episode is None:
         raise Invalid("no_judge", f"the verifier of {kind.name} asks a judge, and no judge is here")
-    return Played(
+    return PlayedEpisode(
         episode=state.episode,
         reason=finished.stop_reason,
         reward=finished.reward.value,

@@ -14,7 +14,7 @@ from typing import Any
 from gym.jsontypes import JsonObject
 from gym.reward import Reward
 from gym.trajectory import Trajectory
-from gym.wire.responses_reply import build_response
+from gym.wire.responses.reply import build_response
 
 ROUTES = frozenset({"seed_session", "close_session", "verify", "aggregate_metrics", "reverify_mode", "mcp", "stats"})
 """The server's own, which no tool may be named like."""

@@ -17,14 +17,14 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.local_farm import free_port
-from gym.environments.nemo_gym import NemoGym
-from gym.environments.openenv import OpenEnv
+from api.local.local_farm import free_port
+from gym.environments.adapters.nemo_gym import NemoGym
+from gym.environments.adapters.openenv import OpenEnv
 from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable
 from gym.jsontypes import JsonObject
 from gym.testing.answers import Answers
-from gym.testing.episodes import Played, play
-from gym.wire.responses_reply import output_items
+from gym.testing.episodes import PlayedEpisode, play
+from gym.wire.responses.reply import output_items
 
 HERE = Path(__file__).parent
 NEMO_GYM = HERE.parents[1] / ".venv-nemo-gym" / "bin" / "python"
@@ -114,7 +114,7 @@ def answer(text: str = "", *calls: tuple[str, JsonObject]) -> list[JsonObject]:
     return output_items({"role": "assistant", "content": text, "tool_calls": tool_calls}, id_prefix="t")
 
 
-async def played(servers: dict[str, Server], name: str, row: JsonObject, *answers: Any) -> Played:
+async def played(servers: dict[str, Server], name: str, row: JsonObject, *answers: Any) -> PlayedEpisode:
     environment = NemoGym.configured(name, {"urls": [servers[name].url]})
     return await play(row, model=Answers(list(answers)), environment=environment, within_s=60)
 

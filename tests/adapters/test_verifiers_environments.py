@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from gym.environments.adapters.verifiers import Verifiers
 from gym.environments.base import Environment
-from gym.environments.child import Child
 from gym.environments.registry import load_registry
 from gym.environments.settings import EnvironmentEntry
-from gym.environments.verifiers import Verifiers
 from gym.errors import EnvironmentUnavailable, VerifierFailed
 from gym.limits import Limits
+from gym.processes.child import JsonLinesChild
 from gym.rollout import StopReason
 from gym.testing.answers import Answers, called, said
-from gym.testing.episodes import Played, play
+from gym.testing.episodes import PlayedEpisode, play
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-verifiers" / "bin" / "python"
@@ -74,7 +74,7 @@ def tools(kinds: dict[str, type[Environment[Any]]]) -> type[Environment[Any]]:
     return kinds["tools"]
 
 
-async def played(environment: type[Environment[Any]], answers: Any, **limits: Any) -> tuple[Played, Answers]:
+async def played(environment: type[Environment[Any]], answers: Any, **limits: Any) -> tuple[PlayedEpisode, Answers]:
     model = answers if isinstance(answers, Answers) else Answers(answers)
     row = environment.example_row()
     return await play(row, model=model, environment=environment, limits=Limits(**limits)), model
@@ -151,9 +151,9 @@ async def test_a_reward_function_that_raises_is_a_failure_and_no_zero() -> None:
 @pytest.mark.slow
 async def test_a_process_that_is_killed_fails_its_rollout_for_another_attempt_which_gets_a_new_one() -> None:
     for made in opened("multi"):
-        child: Child = made.child  # type: ignore[attr-defined]
+        child: JsonLinesChild = made.child  # type: ignore[attr-defined]
 
-        def kill(_: Any, child: Child = child) -> str:
+        def kill(_: Any, child: JsonLinesChild = child) -> str:
             assert child._process is not None
             os.killpg(child._process.pid, signal.SIGKILL)
             child._process.wait(30)

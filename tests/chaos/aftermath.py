@@ -10,9 +10,10 @@ from pathlib import Path
 
 import httpx
 
-from gym.config import RedisSettings, broker_url
-from gym.state.store import Store
-from workers.app import queue_lists, queue_name
+from gym.config import broker_url
+from gym.state.redis.store import Store
+from gym.state.settings import RedisSettings
+from workers.process.app import queue_lists, queue_name
 
 IDLE_WITHIN_S = 30.0
 

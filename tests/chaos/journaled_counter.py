@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from gym.environments.stateful_counter import CounterRow, StatefulCounter
+from gym.environments.builtin.stateful_counter import CounterRow, StatefulCounter
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Question, Verdict
 from gym.trajectory import Trajectory

@@ -20,7 +20,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from gym.client import connect
-from gym.state.keys import Keys
+from gym.state.redis.keys import Keys
 from tests.chaos import aftermath, invariants
 from tests.chaos.clients import CONSUMER, LEASE_TTL_S, Leaser, Trainer, ended, patiently
 from tests.chaos.observations import Ended, read_model_calls

@@ -22,8 +22,8 @@ from typing import Any
 import orjson
 import psutil
 
-from api.cli.local_farm import farm_process, free_port, mock_policy
-from gym.state.embedded import ServerState, server_state
+from api.local.local_farm import farm_process, free_port, mock_policy
+from gym.state.redis.embedded import ServerState, server_state
 from tests.chaos.observations import Kill, Outage
 from tests.chaos.schedule import Kind, Strike
 from tests.chaos.small_disk import SmallDisk

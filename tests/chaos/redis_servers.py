@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from redis.asyncio import Redis
 
-from gym.state.embedded import EmbeddedRedis
+from gym.state.redis.embedded import EmbeddedRedis
 
 POLL_S = 0.05
 LINK_WITHIN_S = 30.0

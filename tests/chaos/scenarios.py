@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from gym.client import connect
-from gym.config import RedisSettings, broker_url
-from gym.state.keys import Keys
+from gym.config import broker_url
+from gym.state.redis.keys import Keys
+from gym.state.settings import RedisSettings
 from tests.chaos.observations import Outage
 from tests.chaos.processes import ChaosFarm, FarmOptions
 from tests.chaos.redis_servers import Forgetful, Promotion, PutBack
@@ -25,7 +26,7 @@ from tests.chaos.run import RunOptions, Say, Trouble
 from tests.chaos.schedule import Kind
 from tests.chaos.verdict import READY_WITHIN_S
 from tests.chaos.watch import Watch
-from workers.app import queue_lists, queue_name
+from workers.process.app import queue_lists, queue_name
 
 POLL_S = 0.1
 # in the order of a careful operator: what takes work in first, the truth last

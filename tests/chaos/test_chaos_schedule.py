@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
-from gym.testing.script import scripted_reply
+from gym.testing.scripted_policy.script import scripted_reply
 from tests.chaos.schedule import BAG, KINDS, strikes
 from tests.chaos.workload import LEAST_TURNS, MOST_TURNS, SAMPLES, plan_batches
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gym.environments.sql import Sql
-from gym.environments.weather import Weather
+from gym.environments.builtin.sql import Sql
+from gym.environments.builtin.weather import Weather
 
 LEAST_TURNS, MOST_TURNS = 2, 6
 SAMPLES = 4

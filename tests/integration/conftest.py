@@ -13,14 +13,14 @@ import psutil
 import pytest
 from redis import Redis
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.client.over_redis import AsyncRedisLines, SyncRedisLines
 from gym.relay.acl import acl_line
 from gym.relay.address import DEFAULT_PREFIX, farm_channels
-from gym.relay.caller import Answer, Ask, Lost
+from gym.relay.caller import LostAnswer, RelayAnswer, RelayRequest
 from gym.relay.frames import AskScope
-from gym.state.embedded import EmbeddedRedis
-from gym.state.store import Store
+from gym.state.redis.embedded import EmbeddedRedis
+from gym.state.redis.store import Store
 
 EndFamily = Callable[[subprocess.Popen[bytes], float], None]
 
@@ -133,14 +133,14 @@ class SyncOverRedis(httpx.BaseTransport):
         self._lines.close()
 
 
-def _ask(request: httpx.Request, body: bytes) -> Ask:
+def _ask(request: httpx.Request, body: bytes) -> RelayRequest:
     path, _, query = request.url.raw_path.decode().partition("?")
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return Ask(method=request.method, path=path, query=query, headers=headers, body=[body])
+    return RelayRequest(method=request.method, path=path, query=query, headers=headers, body=[body])
 
 
-def _response(outcome: Answer | Lost) -> httpx.Response:
-    if isinstance(outcome, Lost):
+def _response(outcome: RelayAnswer | LostAnswer) -> httpx.Response:
+    if isinstance(outcome, LostAnswer):
         raise httpx.ReadError(outcome.reason)
     return httpx.Response(outcome.status, headers=dict(outcome.headers), content=outcome.body)
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from gym.config import Settings
-from gym.state.embedded import EmbeddedRedis
-from workers.admission import admission_step
-from workers.app import create_celery
-from workers.slots import Slots
+from gym.state.redis.embedded import EmbeddedRedis
+from workers.process.app import create_celery
+from workers.process.consumer_steps import admission_step
+from workers.process.slots import Slots
 
 
 def test_a_job_in_hand_when_the_broker_goes_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.client import connect
-from gym.config import RedisSettings, broker_url
+from gym.config import broker_url
 from gym.state.alarms import AlarmKind, Alarms
-from gym.state.store import Store
-from workers.app import RUN_JOB, queue_lists, queue_name
+from gym.state.redis.store import Store
+from gym.state.settings import RedisSettings
+from workers.process.app import RUN_JOB, queue_lists, queue_name
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 WITHIN_S = 120.0

@@ -11,8 +11,9 @@ import pytest
 from kombu import Queue
 from redis import Redis
 
-from gym.config import RedisSettings, Settings, broker_url
-from workers.app import USUAL, create_celery, queue_lists, queue_name
+from gym.config import Settings, broker_url
+from gym.state.settings import RedisSettings
+from workers.process.app import USUAL, create_celery, queue_lists, queue_name
 
 JUNK = (
     b"garbage",

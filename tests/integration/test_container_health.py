@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "health.py"
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 
 WAIT_S = 90.0
 CITIES = ("Oslo", "Lima", "New York City", "São Paulo", "Reykjavík")

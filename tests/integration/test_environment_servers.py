@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, free_port, local_farm
+from api.local.local_farm import LocalFarm, free_port, local_farm
 
 WAIT_S = 90.0
 POLICY = "policy"

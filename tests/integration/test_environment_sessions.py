@@ -12,22 +12,22 @@ import orjson
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.cli.local_farm import LocalFarm
-from api.sessions import SessionCalls, WantedSession
+from api.local.local_farm import LocalFarm
+from api.session_calls import SessionCalls, WantedSession
 from api.shutdown import Shutdown
 from gym.config import SessionSettings
 from gym.environments.base import Step, SteppedEnvironment
-from gym.environments.processes import EnvironmentProcesses
+from gym.environments.builtin.stateful_counter import StatefulCounter
+from gym.environments.hosting.processes import EnvironmentProcesses
+from gym.environments.hosting.threads import EnvironmentThreads
 from gym.environments.registry import Registry, environment_type
-from gym.environments.stateful_counter import StatefulCounter
-from gym.environments.threads import EnvironmentThreads
 from gym.errors import Invalid, NotFound, Overloaded, Unavailable
 from gym.jsontypes import JsonObject
 from gym.state.leases import Leases
-from gym.state.sessions import SessionRecord, Sessions
-from gym.state.store import Store, end_tasks
+from gym.state.redis.store import Store, end_tasks
+from gym.state.session_records import SessionRecord, Sessions
 from gym.trajectory import Trajectory
-from workers.sessions import SessionHost
+from workers.rollouts.session_host import SessionHost
 
 COUNTER = {"initial_count": 3, "expected_count": 5, "responses_create_params": {"input": "count to five"}}
 

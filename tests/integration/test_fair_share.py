@@ -10,11 +10,11 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 from gym.config import Settings, broker_url
-from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
-from workers.app import queue_lists, queue_name
-from workers.publisher import Job, Publisher
+from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
+from workers.dispatch.publisher import Job, Publisher
+from workers.process.app import queue_lists, queue_name
 
 SLOTS = 128
 ROW = {"responses_create_params": {"input": [{"role": "user", "content": "what's it like in Oslo?"}]}}

@@ -16,7 +16,7 @@ import orjson
 import psutil
 
 from api.cli.demo import demo_tasks
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.client import connect_sync
 
 

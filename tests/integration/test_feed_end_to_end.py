@@ -10,7 +10,7 @@ import httpx
 import orjson
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 from gym.client import Batch, connect_sync
 
 ROWS = 30

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 from gym.client import connect_sync
 
 SENT = 50 * 2**20

@@ -15,8 +15,8 @@ import anyio
 import httpx
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
-from gym.testing.model_server import ScriptedModelServer
+from api.local.local_farm import LocalFarm, local_farm
+from gym.testing.model_server.server import ScriptedModelServer
 
 pytestmark = pytest.mark.anyio
 

@@ -16,9 +16,9 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from api.cli.local_farm import LocalFarm, local_farm
-from gym.state import store
-from gym.state.store import Script
+from api.local.local_farm import LocalFarm, local_farm
+from gym.state.redis import store
+from gym.state.redis.store import Script
 from gym.task import MAX_SAMPLES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]

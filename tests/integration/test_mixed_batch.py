@@ -18,9 +18,9 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, free_port, local_farm
-from gym.environments.sql import Sql
-from gym.environments.weather import Weather
+from api.local.local_farm import LocalFarm, free_port, local_farm
+from gym.environments.builtin.sql import Sql
+from gym.environments.builtin.weather import Weather
 from gym.sandbox.base import SandboxUnavailable
 from gym.sandbox.choose import find_provider
 

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.local_farm import LocalFarm
-from gym.orphans import end_with_parent
-from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
-from gym.testing.request_log import RequestRecord
+from api.local.local_farm import LocalFarm
+from gym.processes.orphans import end_with_parent
+from gym.testing.model_server.request_log import RequestRecord
+from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 
 pytestmark = pytest.mark.anyio
 

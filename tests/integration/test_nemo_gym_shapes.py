@@ -11,7 +11,7 @@ import httpx
 import pytest
 import yaml
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 
 CITIES = ("Oslo", "Lima", "Perth", "Riga")
 

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.client import connect_sync
 
 MOST_CALL_S = 30.0

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 
 TOOL = {
     "type": "function",

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.local_farm import LocalFarm
-from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
-from gym.testing.request_log import RequestRecord
+from api.local.local_farm import LocalFarm
+from gym.testing.model_server.request_log import RequestRecord
+from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 
 pytestmark = pytest.mark.anyio
 

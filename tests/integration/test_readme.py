@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "configs" / "examples"

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from gym.errors import SettingsError
-from gym.orphans import end_with_parent
-from gym.state.data_dir import DataDirLock
-from gym.state.embedded import ServerState, embedded_url, server_state
+from gym.processes.orphans import end_with_parent
+from gym.state.redis.data_dir import DataDirLock
+from gym.state.redis.embedded import ServerState, embedded_url, server_state
 
 
 @contextlib.contextmanager

@@ -15,14 +15,15 @@ import psutil
 import pytest
 
 from gym.errors import SettingsError
-from gym.orphans import end_with_parent
-from gym.state.data_dir import DataDirLock
-from gym.state.embedded import embedded_url
+from gym.processes.orphans import end_with_parent
+from gym.state.redis.data_dir import DataDirLock
+from gym.state.redis.embedded import embedded_url
 
 PROGRAM = """
 import http.server, sys
-from api.cli import main, up
-from api.cli.supervisor import ChildSpec
+from api.cli import main
+from api.local import up
+from api.local.supervisor import ChildSpec
 from gym.config import load_settings
 
 API = '''

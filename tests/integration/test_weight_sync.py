@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 
 POLICY = "synced"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from redis import Redis
 
-from api.cli.local_farm import farm_process, free_port
-from gym.state.embedded import EmbeddedRedis
-from gym.state.keys import Keys
-from workers.lease import LeaseKeeper
+from api.local.local_farm import farm_process, free_port
+from gym.state.redis.embedded import EmbeddedRedis
+from gym.state.redis.keys import Keys
+from workers.process.lease import LeaseKeeper
 
 PASSWORD = "for-this-test"
 

@@ -20,11 +20,11 @@ from typing import Any
 import httpx
 import pytest
 
-from gym.config import ModelSettings
-from gym.orphans import end_with_parent
+from gym.model_client.client import PolicyClient
+from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
-from gym.proxy.client import PolicyClient
-from gym.proxy.policies import PolicyRecord, inline_record
+from gym.processes.orphans import end_with_parent
 
 VENV = Path(__file__).parents[2] / ".venv-vllm"
 MODEL = VENV / "model"

@@ -14,7 +14,7 @@ import httpx
 import psutil
 from redis import Redis
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 
 JUDGE = "equality"
 READY_TIMEOUT_S = 600.0

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from gym.agents.base import Episode
+from gym.model_client.client import ChatReply, ModelReply, ModelRequest, PolicyClient
+from gym.model_client.forward import ChatCall
+from gym.model_client.routing.policy_record import inline_record
 from gym.policy import PolicySpec
-from gym.proxy.client import ChatReply, ModelReply, ModelRequest, PolicyClient
-from gym.proxy.forward import ChatCall
-from gym.proxy.policies import inline_record
 from gym.testing.episodes import play
 from gym.trajectory import Segments, TurnTokens
-from gym.wire.responses_request import to_chat_request
+from gym.wire.responses.request import to_chat_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
 

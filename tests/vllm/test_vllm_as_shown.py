@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
-from gym.proxy.forward import ChatCall, ContextOverflow
+from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
+from gym.model_client.forward import ChatCall, ContextOverflow
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from api.cli.local_farm import local_farm
+from api.local.local_farm import local_farm
 from gym.client import connect_sync
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gym.errors import ModelRejected
-from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
+from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
 

@@ -11,13 +11,13 @@ import orjson
 import pytest
 
 from gym.errors import ModelRejected
+from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
+from gym.model_client.forward import ChatCall, ContextOverflow
+from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.policy import PolicySpec
-from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
-from gym.proxy.forward import ChatCall, ContextOverflow
-from gym.proxy.policies import PolicyRecord, inline_record
-from gym.testing.model_server import ScriptedModelServer
-from gym.wire.passed_reply import RESPONSE
-from gym.wire.passed_request import to_server_request
+from gym.testing.model_server.server import ScriptedModelServer
+from gym.wire.passthrough.reply import RESPONSE
+from gym.wire.passthrough.request import to_server_request
 from gym.wire.sse import SseDecoder
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]

@@ -7,11 +7,14 @@ from typing import Any
 import orjson
 import pytest
 
-from gym.proxy.capture import read_generated
-from gym.wire import messages_reply, messages_request, responses_reply, responses_request
-from gym.wire.chunks import ChatAccumulator
-from gym.wire.messages_stream import MessagesStream
-from gym.wire.responses_stream import ResponsesStream
+from gym.model_client.tokens.capture import read_generated
+from gym.wire.chat.chunks import ChatAccumulator
+from gym.wire.messages import reply as messages_reply
+from gym.wire.messages import request as messages_request
+from gym.wire.messages.stream import MessagesStream
+from gym.wire.responses import reply as responses_reply
+from gym.wire.responses import request as responses_request
+from gym.wire.responses.stream import ResponsesStream
 from gym.wire.sse import SseDecoder
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from gym.agents.base import Episode
-from gym.proxy.capture import read_generated, read_tokenized, tokenize_request, with_asks
-from gym.proxy.client import ModelReply, ModelRequest, PolicyClient
+from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
+from gym.model_client.tokens.capture import read_generated, read_tokenized, tokenize_request, with_asks
 from gym.rollout import StopReason
 from gym.testing.episodes import play
 from gym.trajectory import Segments, TurnTokens
-from gym.wire.responses_request import to_chat_request
+from gym.wire.responses.request import to_chat_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600), pytest.mark.anyio]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gym.wire.responses_reply import to_response
-from gym.wire.responses_request import to_chat_request
+from gym.wire.responses.reply import to_response
+from gym.wire.responses.request import to_chat_request
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 

@@ -15,10 +15,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from gym.liveness import Heartbeat, serve_liveness_in_thread
+from gym.processes.liveness import Heartbeat, serve_liveness_in_thread
 from workers.judge_pool.board import Board
 from workers.judge_pool.placing import lacking
-from workers.judge_pool.plan import Plan
+from workers.judge_pool.plan import PoolPlan
 from workers.judge_pool.pool import TICK_S, Pool
 from workers.judge_pool.ray_cluster import RayUnusable, connected
 from workers.judge_pool.resp import Redis, RedisAway
@@ -30,7 +30,7 @@ LOOK_WITHIN_S = 300.0  # a look may wait for Ray; one that takes longer is stuck
 def main(argv: list[str]) -> int:
     """Run the pool of the plan in the file; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    plan = Plan.read(Path(argv[0]))
+    plan = PoolPlan.read(Path(argv[0]))
     stop, now = threading.Event(), threading.Event()
 
     def on_signal(*_: object) -> None:
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
         return _complain(str(error), TRY_AGAIN)
 
 
-def _serve(ray: Any, plan: Plan, board: Board, stop: threading.Event, now: threading.Event) -> int:
+def _serve(ray: Any, plan: PoolPlan, board: Board, stop: threading.Event, now: threading.Event) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     problems = lacking(plan.deployments, nodes)
     if problems:

@@ -9,20 +9,20 @@ import sys
 from pathlib import Path
 
 import orjson
-from redis import Redis
 
 from gym.config import Settings, is_loopback
 from gym.errors import NotFound, SettingsError
 from gym.jsontypes import JsonObject
 from gym.judges.pool import PooledJudge
 from gym.judges.settings import JudgeSettings
-from gym.state.keys import Keys
-from workers.judge_pool.plan import Cluster, Deployment, Plan, RedisKeys
+from gym.state.redis.driver import Redis
+from gym.state.redis.keys import Keys
+from workers.judge_pool.plan import Cluster, Deployment, PoolPlan, RedisKeys
 
 VLLM_GPU_SHARE = 0.9  # of the part of a GPU that a replica has
 
 
-def plan_of(settings: Settings) -> Plan:
+def plan_of(settings: Settings) -> PoolPlan:
     """What the pool is to run. Raises SettingsError for a judge that it cannot serve, naming the setting."""
     if settings.redis.url is None:
         raise SettingsError("no Redis is known: give --redis-url or FARM_REDIS_URL")
@@ -39,7 +39,7 @@ def plan_of(settings: Settings) -> Plan:
         start_attempts=pool.start_attempts,
         start_timeout_s=pool.start_timeout_s,
     )
-    return Plan(
+    return PoolPlan(
         redis_url=settings.redis.url,
         keys=pool_keys(settings.redis.prefix),
         cluster=cluster,

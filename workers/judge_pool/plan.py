@@ -75,7 +75,7 @@ class RedisKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class PoolPlan:
     """Everything that the pool is told."""
 
     redis_url: str = field(repr=False)
@@ -92,7 +92,7 @@ class Plan:
         path.write_text(json.dumps(asdict(self)))
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
+    def read(cls, path: Path) -> PoolPlan:
         """What `write` stored."""
         stored: dict[str, Any] = json.loads(path.read_text())
         return cls(

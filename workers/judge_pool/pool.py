@@ -44,7 +44,7 @@ class Member:
 
 
 @dataclass(slots=True)
-class Judge:
+class JudgeDeployment:
     """A judge and its replicas."""
 
     spec: Deployment
@@ -84,7 +84,8 @@ class Pool:
         self._described = described
         self._clock = clock
         self._judges = {
-            each.judge: Judge(each, each.min_replicas, each.max_replicas, each.min_replicas) for each in deployments
+            each.judge: JudgeDeployment(each, each.min_replicas, each.max_replicas, each.min_replicas)
+            for each in deployments
         }
         # by value, so that nodes of the cluster need not have the farm installed
         ray.cloudpickle.register_pickle_by_value(replica_module)
@@ -157,7 +158,7 @@ class Pool:
             },
         }
 
-    def _collect(self, judge: Judge, now: float) -> None:
+    def _collect(self, judge: JudgeDeployment, now: float) -> None:
         """Read the reports that have come, judge them, and ask anew; never waits for a replica."""
         for member in list(judge.members):
             if member.asked is None:
@@ -179,7 +180,7 @@ class Pool:
             if member.state == "draining":
                 self._end_when_idle(judge, member, now)
 
-    def _judge_report(self, judge: Judge, member: Member, now: float) -> None:
+    def _judge_report(self, judge: JudgeDeployment, member: Member, now: float) -> None:
         report = member.report
         if report["ended"] is not None:
             tail = report.get("tail", "").strip()
@@ -197,7 +198,7 @@ class Pool:
             if member.missed >= UNHEALTHY_LOOKS:
                 self._died(judge, member, f"/health failed {member.missed} times", now)
 
-    def _died(self, judge: Judge, member: Member, why: str, now: float) -> None:
+    def _died(self, judge: JudgeDeployment, member: Member, why: str, now: float) -> None:
         self._remove(judge, member)
         if member.draining_since is not None:
             return
@@ -210,7 +211,7 @@ class Pool:
         else:
             judge.next_start = now + pause
 
-    def _remove(self, judge: Judge, member: Member) -> None:
+    def _remove(self, judge: JudgeDeployment, member: Member) -> None:
         judge.members.remove(member)
         with contextlib.suppress(Exception):
             self._ray.kill(member.actor, no_restart=True)
@@ -220,14 +221,14 @@ class Pool:
     def _retire(self, member: Member, now: float) -> None:
         member.state, member.draining_since = "draining", now
 
-    def _end_when_idle(self, judge: Judge, member: Member, now: float) -> None:
+    def _end_when_idle(self, judge: JudgeDeployment, member: Member, now: float) -> None:
         assert member.draining_since is not None  # noqa: S101  set with the state
         drained_for = now - member.draining_since
         idle = not (member.report.get("in_flight") or member.report.get("waiting"))
         if (idle and drained_for > SEEN_S) or drained_for > judge.spec.drain_s or not member.report.get("ready"):
             self._remove(judge, member)
 
-    def _scale(self, judge: Judge, now: float) -> None:
+    def _scale(self, judge: JudgeDeployment, now: float) -> None:
         running = judge.running
         load = Load(
             queued=judge.queued,
@@ -286,7 +287,7 @@ class Pool:
             judge.drained, judge.failed, judge.next_start = False, "", now
             judge.deaths.clear()
 
-    def _entry(self, judge: Judge, member: Member) -> dict[str, Any]:
+    def _entry(self, judge: JudgeDeployment, member: Member) -> dict[str, Any]:
         """As gym.state.replicas.Replica has it."""
         report = member.report
         return {

@@ -25,8 +25,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gym.jsontypes import JsonObject
 from gym.judges.batching import MicroBatcher
-from gym.plain import NotPlain, number
-from workers.judge_server.scorer import Item, Scorer
+from gym.plain.values import NotPlain, number
+from workers.judge_server.item import Item
+from workers.judge_server.scorer import Scorer
 
 MAX_BODY_BYTES = 64 * 2**20
 RETRY_AFTER_S = 1

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import profanity_check
 
 from gym.errors import SettingsError
-from workers.judge_server.scorer import Item
+from workers.judge_server.item import Item
 
 MODEL = "clean-language"
 

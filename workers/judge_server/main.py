@@ -12,13 +12,13 @@ import sys
 from dataclasses import dataclass, field, replace
 
 from aiohttp import web
-from redis.exceptions import RedisError
 from threadpoolctl import threadpool_limits
 
 from gym.config import is_loopback
 from gym.errors import SettingsError
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store
 from gym.state.replicas import LEASE_TTL_S, Replica, Replicas
-from gym.state.store import Store
 from workers.judge_server.app import JudgeServer
 from workers.judge_server.scorer import load_scorer
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from gym.errors import SettingsError
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A text to be scored, with what it answers and what it is compared with."""
-
-    answer: str
-    question: str = ""
-    reference: str = ""
+from workers.judge_server.item import Item
 
 
 class Scorer(Protocol):

@@ -236,7 +236,7 @@ local function mark_end()
 end
 
 -- Add a result to the log, under the time in ms and its number in the log; both grow. Where the log goes back, as by a
--- restored backup, numbers come again, by which a reader is noticed that was ahead (gym/state/log_position.py).
+-- restored backup, numbers come again, by which a reader is noticed that was ahead (gym/state/ledger/log_position.py).
 local FIRST_NUMBER = 1000000 -- above what entries of logs without numbers have
 local logged, log_ms
 local function add_to_log(member, fields)

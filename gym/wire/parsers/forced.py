@@ -9,21 +9,21 @@ import json
 from typing import Any
 
 from gym.jsontypes import JsonObject
-from gym.wire.parsers.found import Found, NotACall, call
+from gym.wire.parsers.found import NotACall, ParsedCalls, call
 
 
-def calls(content: str | None, choice: str | JsonObject) -> Found:
+def calls(content: str | None, choice: str | JsonObject) -> ParsedCalls:
     """For a named function the whole text is its arguments; for "required" it is a list of `name` and `parameters`.
 
     No text is left: one that is no such list is lost.
     """
     text = content or ""
     if isinstance(choice, dict):
-        return Found(((choice["function"]["name"], text),) if text.strip() else (), None)
+        return ParsedCalls(((choice["function"]["name"], text),) if text.strip() else (), None)
     try:
-        return Found(_listed(json.loads(text)), None)
+        return ParsedCalls(_listed(json.loads(text)), None)
     except (ValueError, RecursionError):
-        return Found((), None)
+        return ParsedCalls((), None)
 
 
 def _listed(values: Any) -> tuple[tuple[str, str], ...]:

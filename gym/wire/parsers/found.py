@@ -11,7 +11,7 @@ from gym.jsontypes import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ParsedCalls:
     """Calls as (name, arguments as JSON text) in the model's order, and the text that is none of them.
 
     Without calls, `content` is what is left once the parser took its markup out; the `json` and Python formats leave
@@ -26,7 +26,7 @@ class NotACall(ValueError):
     """The text looks like a call and is none; the model server then answers with the text as it stands."""
 
 
-ToolParser = Callable[[str, list[JsonObject]], Found]
+ToolParser = Callable[[str, list[JsonObject]], ParsedCalls]
 
 
 def call(name: Any, arguments: Any) -> tuple[str, str]:

@@ -12,26 +12,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from gym.jsontypes import JsonObject
-from gym.wire.parsers.found import Found, NotACall, call
+from gym.wire.parsers.found import NotACall, ParsedCalls, call
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _DECODER = json.JSONDecoder()
 _BRACE = re.compile(r"\{")
 
 
-def hermes(text: str, tools: list[JsonObject]) -> Found:  # noqa: ARG001 - one signature for all tool parsers
+def hermes(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG001 - one signature for all tool parsers
     """`<tool_call>{"name": …, "arguments": …}</tool_call>`, the last one perhaps without its end.
 
     Text before the first call is the content; text between and after the calls is lost.
     """
     start = text.find(_OPEN)
     if start < 0:
-        return Found((), text)
+        return ParsedCalls((), text)
     try:
         calls = tuple(_named(json.loads(body), "arguments") for body in _bodies(text, start))
     except (ValueError, RecursionError):
-        return Found((), text)
-    return Found(calls, text[:start] or None)
+        return ParsedCalls((), text)
+    return ParsedCalls(calls, text[:start] or None)
 
 
 def _bodies(text: str, start: int) -> Iterator[str]:
@@ -45,7 +45,7 @@ def _bodies(text: str, start: int) -> Iterator[str]:
         start = text.find(_OPEN, end + len(_CLOSE))
 
 
-def llama_json(text: str, tools: list[JsonObject]) -> Found:  # noqa: ARG001 - one signature for all tool parsers
+def llama_json(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG001 - one signature for all tool parsers
     """JSON objects with `name` and `parameters` (or `arguments`), `;` or anything else between them.
 
     Any `{` outside an object already read must begin a call, else the reply is plain text. With calls there is no
@@ -60,8 +60,8 @@ def llama_json(text: str, tools: list[JsonObject]) -> Found:  # noqa: ARG001 - o
                 value, end = _DECODER.raw_decode(text, brace.start())
                 calls.append(_named(value, "arguments" if "arguments" in value else "parameters"))
     except (ValueError, RecursionError):
-        return Found((), text)
-    return Found(tuple(calls), None if calls else text)
+        return ParsedCalls((), text)
+    return ParsedCalls(tuple(calls), None if calls else text)
 
 
 def _named(value: Any, arguments: str) -> tuple[str, str]:

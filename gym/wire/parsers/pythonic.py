@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 from gym.jsontypes import JsonObject
-from gym.wire.parsers.found import Found, NotACall, call
+from gym.wire.parsers.found import NotACall, ParsedCalls, call
 
 _NAME = r"[a-zA-Z]\w*"
 # What vLLM's expression accepts, without its backtracking: calls without arguments, of which the last or one more may
@@ -25,17 +25,17 @@ MOST_CHARS = 2**18  # Python's own parser takes some microseconds for each, in o
 _JSON_NAMES = {"null": None, "true": True, "false": False}
 
 
-def pythonic(text: str, tools: list[JsonObject]) -> Found:  # noqa: ARG001 - one signature for all tool parsers
+def pythonic(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG001 - one signature for all tool parsers
     """A list of calls as the whole reply, or else plain text."""
     if len(text) > MOST_CHARS or not _LIST_OF_CALLS.match(text):
-        return Found((), text)
+        return ParsedCalls((), text)
     try:
-        return Found(tuple(_call(node) for node in _elements(text)), None)
+        return ParsedCalls(tuple(_call(node) for node in _elements(text)), None)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return Found((), text)
+        return ParsedCalls((), text)
 
 
-def llama4_pythonic(text: str, tools: list[JsonObject]) -> Found:
+def llama4_pythonic(text: str, tools: list[JsonObject]) -> ParsedCalls:
     """As `pythonic`, between `<|python_start|>` and `<|python_end|>` where the model writes them."""
     if text.startswith("<|python_start|>"):
         text = text.removeprefix("<|python_start|>").replace("<|python_end|>", "")

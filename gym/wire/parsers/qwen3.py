@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from gym.jsontypes import JsonObject
-from gym.wire.parsers.found import Found, call
+from gym.wire.parsers.found import ParsedCalls, call
 from gym.wire.parsers.schema_types import properties_of, typed
 
 _TAG = re.compile(r"(</?think>|</?tool_call>|<function=|</function>|</parameter>|>)")
@@ -80,7 +80,7 @@ class _Open:
     body: list[str] = field(default_factory=list)
 
 
-def xml_calls(text: str, tools: list[JsonObject], *, keep_think: bool) -> Found:
+def xml_calls(text: str, tools: list[JsonObject], *, keep_think: bool) -> ParsedCalls:
     """Calls with their arguments typed by the tools' schemas; with calls, text after the first one is lost.
 
     `keep_think` leaves a stray `</think>` in the text: right where no reasoning parser has taken it out.
@@ -95,7 +95,7 @@ def xml_calls(text: str, tools: list[JsonObject], *, keep_think: bool) -> Found:
         for each, name in zip(opened, map(str.strip, names), strict=True)
         if name
     )
-    return Found(calls, (content.strip() if calls else content) or None)
+    return ParsedCalls(calls, (content.strip() if calls else content) or None)
 
 
 def text_outside_calls(text: str, *, keep_think: bool) -> str | None:

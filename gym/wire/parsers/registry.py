@@ -16,7 +16,7 @@ from typing import Literal
 from gym.errors import SettingsError
 from gym.jsontypes import JsonObject
 from gym.wire.parsers import forced, json_calls, pythonic, qwen3, reasoning
-from gym.wire.parsers.found import Found, NotACall, ToolParser
+from gym.wire.parsers.found import NotACall, ParsedCalls, ToolParser
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 ToolChoice = str | JsonObject | None
@@ -131,26 +131,26 @@ def _looked_up(
 
 def _found(
     form: _Format | None, content: str | None, tools: list[JsonObject], choice: str | JsonObject, reasoning: str | None
-) -> Found:
+) -> ParsedCalls:
     """The calls and the content that is left, under what the request allowed."""
     if form is None:
-        return Found((), content)
+        return ParsedCalls((), content)
     strips = form.strips and reasoning in (None, "qwen3")
     parse: ToolParser = partial(qwen3.xml_calls, keep_think=reasoning is None) if form.strips else form.parse
     if choice == "none":
         if not strips:
-            return Found((), content)
+            return ParsedCalls((), content)
         if tools:
-            return Found((), qwen3.text_outside_calls(content or "", keep_think=reasoning is None))
-        return Found((), parse(content or "", tools).content)
+            return ParsedCalls((), qwen3.text_outside_calls(content or "", keep_think=reasoning is None))
+        return ParsedCalls((), parse(content or "", tools).content)
     if choice != "auto" and not form.native:
         return forced.calls(content, choice)
     try:
         found = parse(content or "", tools)
     except NotACall:
-        return Found((), content)
+        return ParsedCalls((), content)
     if found.calls:
-        return Found(found.calls, found.content if (found.content or "").strip() else None)
+        return ParsedCalls(found.calls, found.content if (found.content or "").strip() else None)
     if choice != "auto" and not (content or "").strip():
-        return Found((), None)
-    return Found((), found.content if strips else content)
+        return ParsedCalls((), None)
+    return ParsedCalls((), found.content if strips else content)

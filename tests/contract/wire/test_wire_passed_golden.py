@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from gym.wire.errors import BadCompletion, WireError
-from gym.wire.passed_reply import RESPONSE, final_response, shown_response, to_completion
-from gym.wire.passed_request import recorded_request, to_server_request
-from gym.wire.passed_stream import PassedStream, events_of
+from gym.wire.passthrough.reply import RESPONSE, final_response, shown_response, to_completion
+from gym.wire.passthrough.request import recorded_request, to_server_request
+from gym.wire.passthrough.stream import PassedStream, events_of
 
 GOLDEN = Path(__file__).parent / "golden"
 REQUESTS = sorted((GOLDEN / "passed_request").glob("*.json"))

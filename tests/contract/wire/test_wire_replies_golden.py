@@ -6,9 +6,9 @@ from pathlib import Path
 import orjson
 import pytest
 
-from gym.wire.chat import to_completion
-from gym.wire.messages_reply import to_message
-from gym.wire.responses_reply import to_response
+from gym.wire.chat.request import to_completion
+from gym.wire.messages.reply import to_message
+from gym.wire.responses.reply import to_response
 
 GOLDEN = Path(__file__).parent / "golden"
 RESPONSES = sorted((GOLDEN / "responses_reply").glob("*.json"))

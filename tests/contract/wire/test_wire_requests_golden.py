@@ -11,8 +11,10 @@ from typing import Any
 import orjson
 import pytest
 
-from gym.wire import chat, messages_request, responses_request
+from gym.wire.chat import request as chat
 from gym.wire.errors import WireError
+from gym.wire.messages import request as messages_request
+from gym.wire.responses import request as responses_request
 
 GOLDEN = Path(__file__).parent / "golden"
 TRANSLATE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {

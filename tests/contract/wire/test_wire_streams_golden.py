@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 import pytest
 
-from gym.wire.chunks import ChatAccumulator
-from gym.wire.messages_stream import MessagesStream
-from gym.wire.responses_stream import ResponsesStream
-from gym.wire.streams import ChatStream, StreamTranslator
+from gym.wire.chat.chunks import ChatAccumulator
+from gym.wire.chat.stream import ChatStream, StreamTranslator
+from gym.wire.messages.stream import MessagesStream
+from gym.wire.responses.stream import ResponsesStream
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted((GOLDEN / "stream").glob("*.json"))

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.sandbox.base import SandboxUnavailable
 from gym.sandbox.choose import find_provider
 

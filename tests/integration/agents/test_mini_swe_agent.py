@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

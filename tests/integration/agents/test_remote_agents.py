@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from api.cli.local_farm import LocalFarm, free_port, local_farm
+from api.local.local_farm import LocalFarm, free_port, local_farm
 from tests.integration.agents.service import Service, served
 
 ENVIRONMENT = Path(__file__).with_name("said.py")

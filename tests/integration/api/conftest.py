@@ -20,8 +20,8 @@ from fastapi import FastAPI
 from api.app import create_app
 from gym.config import Settings
 from gym.results.record import pack_trajectory
-from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import Store
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts
+from gym.state.redis.store import Store
 from gym.trajectory import Segment
 
 ROW: dict[str, Any] = {"environment": "weather", "responses_create_params": {"input": "Oslo?"}}

@@ -8,8 +8,8 @@ import httpx
 import orjson
 import pytest
 
-from gym import json_bounds
-from gym.request_fields import FREE_BYTES
+from gym.fields.bounded import FREE_BYTES
+from gym.plain import json_bounds
 
 pytestmark = pytest.mark.anyio
 LARGE = {"x": "y" * FREE_BYTES}

@@ -9,7 +9,7 @@ import httpx
 import msgpack
 import pytest
 
-from api.schemas import LeaseAnswer
+from api.schemas.leases import LeaseAnswer
 
 pytestmark = pytest.mark.anyio
 Row = dict[str, Any]

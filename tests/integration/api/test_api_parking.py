@@ -8,10 +8,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gym.config import BreakerSettings
 from gym.policy import PolicySpec
-from gym.state.breakers import BreakerKey, Breakers, Casualty, environment_key, policy_key
-from gym.state.rollouts import Rollouts
+from gym.state.ledger.breakers import BreakerKey, Breakers, Casualty, environment_key, policy_key
+from gym.state.ledger.rollouts import Rollouts
+from gym.state.settings import BreakerSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,8 @@ import httpx
 import msgpack
 import pytest
 
-from api.schemas import BatchAnswer, ResultAnswer, ResultPage, UnfinishedRollout
+from api.schemas.batches import BatchAnswer
+from api.schemas.results import ResultAnswer, ResultPage, UnfinishedRollout
 
 pytestmark = pytest.mark.anyio
 Row = dict[str, Any]

@@ -16,12 +16,12 @@ import pytest
 import uvicorn
 
 from api.app import create_app
-from api.cli.serving import QuietServer
+from api.local.serving import QuietServer
 from api.shutdown import Shutdown
 from gym.client import connect
 from gym.config import Settings
 from gym.state.policies import Policies
-from gym.state.store import Store
+from gym.state.redis.store import Store
 
 pytestmark = pytest.mark.anyio
 

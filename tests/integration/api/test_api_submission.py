@@ -11,7 +11,7 @@ import pytest
 
 from api.ingest import staging
 from gym.errors import Unavailable
-from gym.state.submission import StagedRow
+from gym.state.ledger.submission import StagedRow
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio

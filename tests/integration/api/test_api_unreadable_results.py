@@ -9,11 +9,11 @@ import httpx
 import msgpack
 import pytest
 
-from api.schemas import ResultAnswer
+from api.schemas.results import ResultAnswer
 from gym.client import connect
 from gym.errors import ErrorKind, NotFound
 from gym.state.alarms import AlarmKind, Alarms
-from gym.state.rollouts import Commit, Rollouts
+from gym.state.ledger.rollouts import Commit, Rollouts
 
 pytestmark = pytest.mark.anyio
 Row = dict[str, Any]

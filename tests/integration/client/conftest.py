@@ -13,7 +13,7 @@ import pytest
 
 from gym.relay.address import DEFAULT_PREFIX, farm_channels
 from gym.relay.server import RelayServer
-from gym.testing.fake_farm import FakeFarm
+from gym.testing.stand_ins.fake_farm import FakeFarm
 
 
 class Gateway:

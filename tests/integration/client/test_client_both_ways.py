@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm
+from api.local.local_farm import LocalFarm
 from gym.client import Farm, connect, connect_sync
 from gym.errors import RequestError
 from gym.ids import new_id

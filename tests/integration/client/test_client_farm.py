@@ -8,7 +8,7 @@ from gym.client.farm import AsyncFarm as _AsyncFarm
 from gym.client.transport import AsyncTransport, SyncTransport
 from gym.errors import Conflict, Invalid, NotFound, Unauthorized, Unavailable
 from gym.jsontypes import JsonObject
-from gym.testing.fake_farm import FakeFarm, Fault, Mishap
+from gym.testing.stand_ins.fake_farm import FakeFarm, Fault, Mishap
 
 QUICK = RetryPolicy(retries=3, first_s=0.001, most_s=0.002)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.client import connect_sync
 from gym.errors import Invalid, NotFound
 

@@ -16,14 +16,14 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from gym.environments.capacity import CapacityWaits, listen_to_waits
-from gym.environments.process_session import new_session
-from gym.environments.processes import EnvironmentProcesses
+from gym.environments.hosting.process_session import new_session
+from gym.environments.hosting.processes import EnvironmentProcesses
+from gym.environments.hosting.session import EnvironmentSession
+from gym.environments.hosting.threads import EnvironmentThreads
 from gym.environments.registry import load_registry, load_source
-from gym.environments.session import EnvironmentSession
 from gym.environments.settings import EnvironmentEntry
-from gym.environments.threads import EnvironmentThreads
 from gym.environments.tools import BadArguments
 from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, Stage, VerifierFailed
 from gym.judges.base import Ask
@@ -191,7 +191,7 @@ async def test_there_are_never_more_processes_than_places(open_apart: Open, proc
 
 
 def test_what_runs_elsewhere_already_cannot_be_isolated() -> None:
-    entry = EnvironmentEntry(name="boxed", use="gym.environments.code:Code", isolation="process")
+    entry = EnvironmentEntry(name="boxed", use="gym.environments.builtin.code:Code", isolation="process")
     kind = load_registry([entry]).get("boxed")
     assert kind.error is not None
 

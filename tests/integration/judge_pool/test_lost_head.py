@@ -18,7 +18,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from api.cli.local_farm import LocalFarm, free_port, local_farm
+from api.local.local_farm import LocalFarm, free_port, local_farm
 
 pytestmark = pytest.mark.timeout(400)
 WAIT_S = 150.0

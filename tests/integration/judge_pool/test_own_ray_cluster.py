@@ -20,10 +20,10 @@ import pytest
 from redis import Redis
 from threadpoolctl import threadpool_limits
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 from workers.judge_server.classifier import CleanLanguage
 from workers.judge_server.embedding import SentenceEmbeddings
-from workers.judge_server.scorer import Item
+from workers.judge_server.item import Item
 
 WAIT_S = 150.0
 pytestmark = pytest.mark.timeout(400)

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.local_farm import farm_process, free_port
+from api.local.local_farm import farm_process, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[3]

@@ -19,8 +19,8 @@ import httpx
 import pytest
 from aiohttp import web
 
-from api.cli.local_farm import LocalFarm, local_farm
-from gym.testing.model_server import ScriptedModelServer
+from api.local.local_farm import LocalFarm, local_farm
+from gym.testing.model_server.server import ScriptedModelServer
 
 WAIT_S = 90.0
 EQUALITY = {"kind": "remote", "model": "judge", "template": "{answer}\n{reference}", "cache": False}

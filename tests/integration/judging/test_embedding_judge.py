@@ -8,7 +8,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from workers.judge_server.embedding import SentenceEmbeddings
-from workers.judge_server.scorer import Item
+from workers.judge_server.item import Item
 
 SUBJECTS = ("rain", "bread", "the sea", "old trains", "bees")
 CLAIMS = (

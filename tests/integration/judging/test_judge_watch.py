@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from gym.batch import BatchSpec
-from gym.config import BreakerSettings
 from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, RolloutError
+from gym.model_client.routing.policy_record import PolicyRecord
 from gym.policy import PolicySpec
-from gym.proxy.policies import PolicyRecord
-from gym.state.breakers import Breaker, BreakerKey, Breakers, judge_key
-from gym.state.judging import JudgeClaim
-from gym.state.store import Store
-from workers.committer import Committer
-from workers.judge_breakers import JudgeWatch
-from workers.judge_runner import Judged
+from gym.state.ledger.breakers import Breaker, BreakerKey, Breakers, judge_key
+from gym.state.ledger.judging import JudgeClaim
+from gym.state.redis.store import Store
+from gym.state.settings import BreakerSettings
+from workers.judging.breaker_reports import JudgeBreakerReports
+from workers.judging.runner import JudgedRollout
+from workers.process.committer import Committer
 
 pytestmark = pytest.mark.anyio
 KEY = judge_key("j")
@@ -62,7 +62,7 @@ class Worker:
         self.committer = Committer(store)
         self.desk, self.replicas = Desk(), Replicas()
         desk: Any = self.desk
-        self.watch = JudgeWatch(self.breakers, self.committer, desk, self.replicas)
+        self.watch = JudgeBreakerReports(self.breakers, self.committer, desk, self.replicas)
         self._tokens = 0
 
     async def fails(self, member: int, error: RolloutError | None = None, probe: BreakerKey | None = None) -> None:
@@ -82,7 +82,7 @@ class Worker:
         return next((breaker for breaker in await self.breakers.all() if breaker.key == KEY), None)
 
 
-def _judged(member: int, token: int, probe: BreakerKey | None) -> Judged:
+def _judged(member: int, token: int, probe: BreakerKey | None) -> JudgedRollout:
     claim = JudgeClaim(
         batch_id="b",
         member=f"{member}:0",
@@ -98,7 +98,7 @@ def _judged(member: int, token: int, probe: BreakerKey | None) -> Judged:
         tries=(),
         ask=b"",
     )
-    return Judged(claim, SPEC, time.monotonic(), probe)
+    return JudgedRollout(claim, SPEC, time.monotonic(), probe)
 
 
 @asynccontextmanager

@@ -7,8 +7,8 @@ import secrets
 from collections import Counter
 from typing import Any
 
-from gym.state.judging import Judging
-from gym.state.store import Store
+from gym.state.ledger.judging import Judging
+from gym.state.redis.store import Store
 
 EQUAL = "[[say Verdict: EQUAL]]"
 

@@ -12,12 +12,12 @@ import pytest
 import uvicorn
 
 from api.proxy.app import create_app
+from gym.captures.recording import Captures
 from gym.config import load_settings
 from gym.policy import PolicySpec
-from gym.state.captures import Captures
 from gym.state.policies import Policies
-from gym.state.store import Store
-from gym.testing.model_server import ScriptedModelOptions, ScriptedModelServer
+from gym.state.redis.store import Store
+from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 
 
 class Farm:

@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from gym.agents.keys import AgentKeys, Grant
+from gym.agents.outside.keys import AgentKeys, Grant
 from gym.ids import RolloutRef, parse_rollout_id
 from gym.state.agent_secret import agent_secret
-from gym.state.batches import Batches
-from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from api.proxy import exchange
-from gym.proxy import hops
+from gym.model_client.http import hops
 
 pytestmark = pytest.mark.anyio
 

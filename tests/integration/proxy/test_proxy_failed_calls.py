@@ -9,7 +9,7 @@ import anthropic
 import openai
 import pytest
 
-from gym.results.captured import captured_rollout
+from gym.captures.rollout_view import captured_rollout
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gym.state.embedded import EmbeddedRedis
+from gym.state.redis.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.anyio
 

@@ -11,11 +11,11 @@ import orjson
 import pytest
 from aiohttp import web
 
-from gym.config import ModelSettings
-from gym.proxy.client import PolicyClient
+from gym.model_client.client import PolicyClient
+from gym.model_client.settings import ModelSettings
 from gym.state.policies import PolicyCache
 from gym.testing.episodes import play
-from gym.testing.tokenizer import decode
+from gym.testing.scripted_policy.tokenizer import decode
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from api.cli.serving import QuietServer
+from api.local.serving import QuietServer
 from api.proxy.app import create_app
 from api.shutdown import Shutdown
 from gym.config import load_settings

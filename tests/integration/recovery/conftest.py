@@ -14,7 +14,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from api.cli.local_farm import LocalFarm, local_farm
+from api.local.local_farm import LocalFarm, local_farm
 
 WAIT_S = 90.0
 ENVIRONMENTS = ("Stubborn", "Deaf")

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from gym.config import STOP_SPARE_S
-from gym.liveness import check_liveness
-from gym.orphans import end_with_parent
+from gym.processes.liveness import check_liveness
+from gym.processes.orphans import end_with_parent
 
 DRAIN_S = 3.0
 FEW_S = 8.0  # for the rest of a shutdown, on a loaded machine

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.cli.local_farm import local_farm
+from api.local.local_farm import local_farm
 from gym.client import connect_sync
 
 LIMITS = {"rollout_timeout_s": 6}

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from redis import Redis
 
-from gym.orphans import end_with_parent
-from workers.app import queue_lists, queue_name
+from gym.processes.orphans import end_with_parent
+from workers.process.app import queue_lists, queue_name
 
 CLOCK_THAT_JUMPS = """
 import runpy, sys, time

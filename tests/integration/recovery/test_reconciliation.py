@@ -6,9 +6,9 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from gym.state.rollouts import Rollouts
-from gym.state.sessions import Sessions
-from gym.state.store import Store
+from gym.state.ledger.rollouts import Rollouts
+from gym.state.redis.store import Store
+from gym.state.session_records import Sessions
 
 ASSIGNED = 8
 COUNTER = {"initial_count": 3, "expected_count": 5, "responses_create_params": {"input": "count to five"}}

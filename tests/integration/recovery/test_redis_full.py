@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 
 from gym.errors import SettingsError
-from gym.state.embedded import EmbeddedRedis
-from gym.state.server import require_noeviction
+from gym.state.redis.embedded import EmbeddedRedis
+from gym.state.redis.eviction import require_noeviction
 
 
 @pytest.fixture

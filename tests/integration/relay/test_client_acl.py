@@ -15,7 +15,7 @@ from gym.client.farm import Farm
 from gym.client.transport import SyncTransport
 from gym.errors import Forbidden, Unauthorized, Unavailable
 from gym.relay.frames import Asker, Channels
-from gym.state.keys import Keys
+from gym.state.redis.keys import Keys
 
 CHANNELS = Channels(prefix="farm")
 KEYS = Keys("farm")

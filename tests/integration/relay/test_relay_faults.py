@@ -16,13 +16,13 @@ from gym.client.over_redis import AsyncRedisLines, SyncRedisLines
 from gym.client.transport import AsyncTransport
 from gym.errors import Unavailable
 from gym.relay.address import DEFAULT_PREFIX, farm_channels
-from gym.relay.caller import Answer, Ask
+from gym.relay.caller import RelayAnswer, RelayRequest
 from gym.relay.frames import MAX_FRAME_BYTES, Asker, Frame, decode
 from gym.relay.server import RelayServer
-from gym.state.embedded import EmbeddedRedis
+from gym.state.redis.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.anyio
-GET = Ask(method="GET", path="/v1/queues")
+GET = RelayRequest(method="GET", path="/v1/queues")
 POLICY = RetryPolicy(retries=8, first_s=0.05, most_s=0.5)
 BOUND_S = 60.0
 
@@ -169,20 +169,22 @@ async def test_bodies_of_any_size_arrive_whole_both_ways(redis_url: str, new_cli
     body = bytes(range(256)) * (size_bytes // 256 + 1)
     app = App(body[:size_bytes])
     url = new_client(redis_url)
-    ask = Ask(method="POST", path="/v1/batches", body=[body[: size_bytes // 3], body[size_bytes // 3 : size_bytes]])
+    ask = RelayRequest(
+        method="POST", path="/v1/batches", body=[body[: size_bytes // 3], body[size_bytes // 3 : size_bytes]]
+    )
     async with serving(redis_url, app):
         lines = AsyncRedisLines(url, timeout_s=30)
         blocking = SyncRedisLines(url, timeout_s=30)
         answers = [await lines.ask(ask, silence_s=30), await asyncio.to_thread(blocking.ask, ask, silence_s=30)]
         await lines.close()
         blocking.close()
-    assert [isinstance(answer, Answer) and answer.body == app.body for answer in answers] == [True, True]
+    assert [isinstance(answer, RelayAnswer) and answer.body == app.body for answer in answers] == [True, True]
     assert [received == app.body for received in app.bodies] == [True, True]
 
 
 async def test_a_full_redis_still_carries_calls_both_ways(redis_url: str, new_client: Any) -> None:
     app = App(b"x" * 2**20)
-    ask = Ask(method="POST", path="/v1/batches", body=[b"y" * 2**20])
+    ask = RelayRequest(method="POST", path="/v1/batches", body=[b"y" * 2**20])
     url = new_client(redis_url)
     async with serving(redis_url, app), Redis.from_url(redis_url) as farm:
         lines = AsyncRedisLines(url, timeout_s=30)
@@ -192,14 +194,14 @@ async def test_a_full_redis_still_carries_calls_both_ways(redis_url: str, new_cl
         finally:
             await farm.config_set("maxmemory", "0")
         await lines.close()
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, RelayAnswer)
     assert answer.body == app.body
 
 
 async def test_nothing_stays_in_redis(redis_url: str, new_client: Any) -> None:
     async with serving(redis_url, App(b"x" * 2**20)):
         lines = AsyncRedisLines(new_client(redis_url), timeout_s=30)
-        assert isinstance(await lines.ask(GET, silence_s=30), Answer)
+        assert isinstance(await lines.ask(GET, silence_s=30), RelayAnswer)
         async with Redis.from_url(redis_url) as redis:
             assert await redis.dbsize() == 0
         await lines.close()
@@ -261,8 +263,8 @@ async def test_a_server_with_too_many_calls_says_when_to_come_back(redis_url: st
     await until(lambda: app.asked, "the one call waits")
     busy = await lines.ask(GET, silence_s=30)
     app.free.set()
-    assert isinstance(await waiting, Answer)
-    assert isinstance(busy, Answer)
+    assert isinstance(await waiting, RelayAnswer)
+    assert isinstance(busy, RelayAnswer)
     assert (busy.status, busy.headers["retry-after"]) == (503, "2")
     await lines.close()
     task.cancel()
@@ -283,10 +285,10 @@ async def test_uploads_that_one_client_begins_and_leaves_hold_up_no_other(redis_
             assert await redis.publish(channels.ask(asker, server), Frame("ask", f"u{number}", head, b"start").encode())
         await frame_of(pubsub, "more")
         lines = AsyncRedisLines(other, timeout_s=30)
-        upload = Ask(method="POST", path="/v1/queues", body=[b"x" * 200_000, b"y" * 800_000])
+        upload = RelayRequest(method="POST", path="/v1/queues", body=[b"x" * 200_000, b"y" * 800_000])
         answer = await asyncio.wait_for(lines.ask(upload, silence_s=30), BOUND_S)
         await lines.close()
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, RelayAnswer)
     assert len(app.bodies[-1]) == 1_000_000
 
 
@@ -303,7 +305,7 @@ async def test_calls_of_one_client_leave_room_for_others(redis_url: str, new_cli
     await until(lambda: app.asked == 5, "the other client is heard")
     app.free.set()
     answers = [await each for each in (*waiting, late)]
-    assert sorted(each.status for each in answers if isinstance(each, Answer)) == [200] * 5 + [503] * 8
+    assert sorted(each.status for each in answers if isinstance(each, RelayAnswer)) == [200] * 5 + [503] * 8
     for lines in (greedy, other):
         await lines.close()
     task.cancel()
@@ -314,9 +316,9 @@ async def test_a_call_that_begins_with_too_much_is_413(redis_url: str, new_clien
     app = App()
     async with serving(redis_url, app):
         lines = AsyncRedisLines(new_client(redis_url), timeout_s=30)
-        answer = await lines.ask(Ask(method="GET", path="/", headers={"x": "y" * 100_000}), silence_s=30)
+        answer = await lines.ask(RelayRequest(method="GET", path="/", headers={"x": "y" * 100_000}), silence_s=30)
         await lines.close()
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, RelayAnswer)
     assert (answer.status, app.asked) == (413, 0)
 
 

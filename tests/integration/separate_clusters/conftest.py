@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from api.cli.local_farm import free_port
+from api.local.local_farm import free_port
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "configs" / "separate_clusters.yaml"

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from gym.state.store import Argument, Script, ScriptCall, Store
+from gym.state.redis.store import Argument, Script, ScriptCall, Store
 
 
 @dataclass(slots=True)

@@ -11,16 +11,16 @@ import pytest
 
 from gym.config import Settings
 from gym.state.alarms import AlarmKind, Alarms
-from gym.state.batches import Batches, activate
-from gym.state.breakers import policy_key
 from gym.state.leases import WorkerStatus
-from gym.state.rollouts import Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches, activate
+from gym.state.ledger.breakers import policy_key
+from gym.state.ledger.rollouts import Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
-from workers import audit
-from workers.active import Batch
-from workers.audit import Auditor
+from workers.dispatch import audit
+from workers.dispatch.batch import ActiveBatch
+from workers.dispatch.upkeep.audit import Auditor
 
 pytestmark = pytest.mark.anyio
 _numbers = itertools.count()
@@ -61,7 +61,7 @@ class Audited:
             await self.store.redis.zrem(self.store.keys.active, self.batch_id)
 
     async def look(self, times: int = 2) -> None:
-        batch = Batch(
+        batch = ActiveBatch(
             batch_id=self.batch_id, run="r", priority=5, weight=1.0, created_at=0, max_attempts=3, deadline_at=None,
             rollout_timeout_s=600.0, judge_timeout_s=600.0, policy=policy_key("p"),
         )  # fmt: skip

@@ -6,19 +6,19 @@ import asyncio
 
 import pytest
 
-from gym.config import BreakerSettings
-from gym.state.breakers import (
+from gym.state.ledger.breakers import (
     Breaker,
     BreakerKey,
+    BreakerResponse,
     Breakers,
     Casualty,
-    Failed,
     environment_key,
     judge_key,
     parked_in,
     policy_key,
 )
-from gym.state.store import Store
+from gym.state.redis.store import Store
+from gym.state.settings import BreakerSettings
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ def who(number: int) -> Casualty:
 
 async def fail(
     store: Store, breakers: Breakers, number: int, *, probe: bool = False, seen_s: float | None = None
-) -> Failed:
+) -> BreakerResponse:
     call = breakers.fail_call(KEY, who(number), seen_s=seen_s, probe=probe, stage="setup", error=f"failure {number}")
     return breakers.failed((await store.run_many([call]))[0])
 
@@ -56,11 +56,11 @@ async def until_probe(breakers: Breakers) -> None:
 
 
 async def test_failures_in_a_row_open_it_and_those_before_are_owed_an_attempt(store: Store, breakers: Breakers) -> None:
-    assert await fail(store, breakers, 0) == Failed(open=False, opened=False, before=[])
-    assert await fail(store, breakers, 1) == Failed(open=False, opened=False, before=[])
+    assert await fail(store, breakers, 0) == BreakerResponse(open=False, opened=False, before=[])
+    assert await fail(store, breakers, 1) == BreakerResponse(open=False, opened=False, before=[])
     assert [breaker.open for breaker in await breakers.all()] == [False]
-    assert await fail(store, breakers, 2) == Failed(open=True, opened=True, before=[who(0), who(1)])
-    assert await fail(store, breakers, 3) == Failed(open=True, opened=False, before=[])
+    assert await fail(store, breakers, 2) == BreakerResponse(open=True, opened=True, before=[who(0), who(1)])
+    assert await fail(store, breakers, 3) == BreakerResponse(open=True, opened=False, before=[])
     [breaker] = await breakers.all()
     assert (breaker.key, breaker.open, breaker.error) == (KEY, True, "failure 2")
 

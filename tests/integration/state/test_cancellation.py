@@ -11,15 +11,15 @@ import pytest
 from gym.errors import Conflict, Invalid, Overloaded
 from gym.ids import GroupRef, parse_member
 from gym.results.blobs import BlobStore
-from gym.state import cancellation
-from gym.state.audit import SEARCHED_PER_STEP, Audits
-from gym.state.batches import Batches
-from gym.state.cancellation import STEP_ROLLOUTS, Cancellation, cancel, step_stops
-from gym.state.feed import Feed, LeaseUnit
-from gym.state.judging import Handover, Judging
-from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger import cancellation
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.cancellation import STEP_ROLLOUTS, Cancellation, cancel, step_stops
+from gym.state.ledger.feed import Feed, LeaseUnit
+from gym.state.ledger.judging import Handover, Judging
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
+from gym.state.repair.audit import SEARCHED_PER_STEP, Audits
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio

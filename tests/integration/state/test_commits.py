@@ -7,9 +7,9 @@ import math
 import pytest
 from redis.exceptions import ResponseError
 
-from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import MOST_JOINED, MOST_JOINED_BYTES, Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import MOST_JOINED, MOST_JOINED_BYTES, Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio

@@ -9,14 +9,14 @@ import pytest
 
 from gym.ids import parse_member
 from gym.rollout import Outcome
-from gym.state import ends
-from gym.state.batches import Batches
-from gym.state.cancellation import cancel
-from gym.state.judging import Handover, Judging, Rejudged
-from gym.state.kept import Kept
-from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger import ends
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.cancellation import cancel
+from gym.state.ledger.ended_batches import EndedBatches
+from gym.state.ledger.judging import Handover, Judging, RejudgedResult
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ class Farm:
         return +found
 
     async def retire(self, batch_id: str, keep_s: float = 60.0) -> None:
-        await Kept(self.store).retire(batch_id, created_at=1, keep_s=keep_s)
+        await EndedBatches(self.store).retire(batch_id, created_at=1, keep_s=keep_s)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_a_result_that_is_judged_again_is_counted_as_taken_back(farm: Farm
     commit = Commit(outcome="succeeded", record=b"{}", trajectory=b"", usable=True, early_stop=0, sums={})
     await farm.store.run_many([farm.rollouts.commit_call(judged, commit)])
     [(cursor, _)] = await farm.store.redis.xrange(farm.store.keys.batch("b").log)
-    item = Rejudged(
+    item = RejudgedResult(
         member=claim.member,
         cursor=cursor.decode(),
         environment="weather",
@@ -136,7 +136,7 @@ async def test_counters_stay_when_a_batch_goes_and_another_of_its_name_comes(far
         assert await farm.counted() == {"cancelled": 2 * round_number}
         await farm.retire("b")
         assert await farm.counted() == {"cancelled": 2 * round_number}
-        kept = Kept(farm.store)
+        kept = EndedBatches(farm.store)
         assert await kept.remove("b", await farm.store.now_ms())
         await kept.removed("b")
         assert await farm.counted() == {"cancelled": 2 * round_number}

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from gym.results.blobs import BlobStore
-from gym.state.batches import Batches
-from gym.state.feed import Feed, Lease, LeaseUnit
-from gym.state.rollouts import Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.feed import Feed, LeaseUnit, ResultLease
+from gym.state.ledger.rollouts import Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 SAMPLES = 2
@@ -148,14 +148,14 @@ class Trainer(RuleBasedStateMachine):
         if lease.done or not consumer.out:  # what was taken back may still be out
             assert lease.done == finished
 
-    def _lease(self, name: str, most: int, lease_id: str | None = None) -> Lease:
+    def _lease(self, name: str, most: int, lease_id: str | None = None) -> ResultLease:
         asked = lease_id or next(self.names)
-        lease: Lease = self._do(
+        lease: ResultLease = self._do(
             self.feed.lease(self.batch_id, name, most=most, ttl_s=TTL_S, unit=UNITS[name], lease_id=asked)
         )
         return lease
 
-    def _units_of(self, name: str, lease: Lease) -> list[Unit]:
+    def _units_of(self, name: str, lease: ResultLease) -> list[Unit]:
         records = [orjson.loads(record) for record in lease.records]
         results = [(record["rollout_id"].removeprefix(f"{self.batch_id}:"), record["attempt"]) for record in records]
         size = 1 if UNITS[name] is LeaseUnit.ROLLOUT else SAMPLES

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from gym.state.batches import Batches
-from gym.state.breakers import Breaker, BreakerKey, judge_key, parked_in, parked_now, policy_key
-from gym.state.judging import Handover, JudgeClaim, Judging, Line
-from gym.state.rollouts import Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.breakers import Breaker, BreakerKey, judge_key, parked_in, parked_now, policy_key
+from gym.state.ledger.judging import Handover, JudgeClaim, JudgeQueue, Judging
+from gym.state.ledger.rollouts import Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio
@@ -27,7 +27,7 @@ class Books:
     judging: Judging
     batch_id: str = "b"
 
-    async def lines(self) -> dict[str, Line]:
+    async def lines(self) -> dict[str, JudgeQueue]:
         return (await self.judging.load([self.batch_id]))[self.batch_id]
 
     async def claim(self, sent: list[tuple[str, str]]) -> list[JudgeClaim]:
@@ -55,14 +55,14 @@ async def books(store: Store) -> Books:
 
 async def test_what_is_parked_is_taken_by_probes_only_until_it_is_released(books: Books) -> None:
     await books.judging.park("b", "j", LONG_S)
-    assert await books.lines() == {"j": Line(waiting=4, asked=0, parked=4)}
+    assert await books.lines() == {"j": JudgeQueue(waiting=4, asked=0, parked=4)}
     assert await books.judging.take("b", "j", 4) == []
     assert await books.judging.take_over("b", "j", 4) == []
     probed = {(await books.judging.probe("b", "j", seed=seed))[0][0] for seed in (2, 0)}
     assert probed == {"0:2", "0:0"}
-    assert await books.lines() == {"j": Line(waiting=2, asked=2, parked=2)}
+    assert await books.lines() == {"j": JudgeQueue(waiting=2, asked=2, parked=2)}
     await books.judging.release("b", "j")
-    assert await books.lines() == {"j": Line(waiting=2, asked=2, parked=0)}
+    assert await books.lines() == {"j": JudgeQueue(waiting=2, asked=2, parked=0)}
     assert {member for member, _ in await books.judging.take("b", "j", 4)} == {"0:1", "0:3"}
 
 
@@ -105,9 +105,9 @@ async def test_a_probe_passes_over_what_has_no_time_left(books: Books) -> None:
 async def test_who_waits_for_another_judge_now_stands_in_its_line(books: Books) -> None:
     [claim] = await books.claim(await books.judging.take("b", "j", 1))
     await books.again(claim, judge="k")
-    assert await books.lines() == {"j": Line(3, 0, 0), "k": Line(1, 0, 0)}
+    assert await books.lines() == {"j": JudgeQueue(3, 0, 0), "k": JudgeQueue(1, 0, 0)}
     await books.judging.park("b", "k", LONG_S)
-    assert await books.lines() == {"j": Line(3, 0, 0), "k": Line(1, 0, 1)}
+    assert await books.lines() == {"j": JudgeQueue(3, 0, 0), "k": JudgeQueue(1, 0, 1)}
 
 
 async def test_counts_of_lines_are_mended_and_what_is_parked_stays_so(books: Books) -> None:
@@ -115,9 +115,9 @@ async def test_counts_of_lines_are_mended_and_what_is_parked_stays_so(books: Boo
     await books.judging.probe("b", "j", seed=0)
     await books.store.redis.hset(books.store.keys.batch("b").judges, "j|parked", 77)
     assert await books.judging.recover("b", overdue_ms=0, dead_workers=[]) == (0, 0)
-    assert await books.lines() == {"j": Line(waiting=3, asked=1, parked=3)}
+    assert await books.lines() == {"j": JudgeQueue(waiting=3, asked=1, parked=3)}
     assert await books.judging.recover("b", overdue_ms=2**53, dead_workers=[]) == (0, 1)
-    assert await books.lines() == {"j": Line(waiting=4, asked=0, parked=3)}
+    assert await books.lines() == {"j": JudgeQueue(waiting=4, asked=0, parked=3)}
 
 
 async def test_what_waits_for_a_parked_judge_counts_as_parked_wherever_that_is_shown(books: Books) -> None:

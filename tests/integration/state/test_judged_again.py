@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import orjson
 import pytest
 
-from gym.state.batches import Batches, cancel
-from gym.state.judging import Handover, Judging, Rejudged
-from gym.state.rollouts import Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches, cancel
+from gym.state.ledger.judging import Handover, Judging, RejudgedResult
+from gym.state.ledger.rollouts import Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +61,7 @@ async def books(redis_url: str) -> AsyncIterator[Books]:
     commit = Commit(outcome="succeeded", record=RECORD, trajectory=b"", usable=True, early_stop=0, sums=SUMS)
     await store.run_many([found.rollouts.commit_call(judged, commit)])
     [(cursor, _)] = await store.redis.xrange(store.keys.batch("b").log)
-    item = Rejudged(
+    item = RejudgedResult(
         member=taken.member,
         cursor=cursor.decode(),
         environment="essay",
@@ -121,7 +121,7 @@ async def test_what_was_dropped_cannot_be_judged_again(books: Books) -> None:
     await books.batches.cancel_batch("b")
     await books.store.redis.delete(books.store.keys.batch("b").asks)
     [(cursor, _)] = await books.store.redis.xrange(books.store.keys.batch("b").log)
-    item = Rejudged(
+    item = RejudgedResult(
         member="0:0",
         cursor=cursor.decode(),
         environment="essay",

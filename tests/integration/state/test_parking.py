@@ -9,10 +9,10 @@ import orjson
 import pytest
 
 from gym.ids import RolloutRef, parse_member
-from gym.state.batches import Batches
-from gym.state.rollouts import Claim, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.rollouts import Claim, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio

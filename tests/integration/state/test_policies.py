@@ -9,7 +9,7 @@ import pytest
 
 from gym.policy import PolicySpec
 from gym.state.policies import Policies, PolicyCache
-from gym.state.store import Store, end_tasks
+from gym.state.redis.store import Store, end_tasks
 
 pytestmark = pytest.mark.anyio
 SPEC = PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="m")

@@ -7,13 +7,13 @@ import asyncio
 import pytest
 
 from gym.errors import Conflict
-from gym.state import publication
-from gym.state.audit import Audits
-from gym.state.batches import Batches
-from gym.state.publication import AT_ONCE, check_tasks, publish_step
-from gym.state.rollouts import Rollouts
-from gym.state.store import PUBLISH, Store
-from gym.state.submission import NewBatch, Published, StagedRow, Staging
+from gym.state.ledger import publication
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.publication import AT_ONCE, check_tasks, publish_step
+from gym.state.ledger.rollouts import Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging, SubmissionResult
+from gym.state.redis.store import PUBLISH, Store
+from gym.state.repair.audit import Audits
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +36,7 @@ def rows(count: int, *, named_from: int | None = None, digest: str = "x", sample
     ]
 
 
-async def publish(store: Store, staged: list[StagedRow], *, create: bool = False) -> Published:
+async def publish(store: Store, staged: list[StagedRow], *, create: bool = False) -> SubmissionResult:
     staging = Staging(store, "b")
     for first in range(0, len(staged), 400):
         await staging.add(staged[first : first + 400])
@@ -90,7 +90,7 @@ async def test_others_go_on_where_a_process_died_that_was_publishing(
         raise ConnectionError("the process is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr("gym.state.submission.finish", die)
+        patched.setattr("gym.state.ledger.submission.finish", die)
         with pytest.raises(ConnectionError):
             await publish(store, rows(MANY), create=True)
     assert await queued(store) == 2 * MANY

@@ -13,27 +13,27 @@ import pytest
 
 from gym.batch import BatchSpec
 from gym.config import Settings
-from gym.episode import Finished, Timing
+from gym.episode import EpisodeResult, RolloutTiming
 from gym.errors import EnvironmentFailed
 from gym.judges.base import Ask, Question
 from gym.limits import Limits
 from gym.results.blobs import BlobStore
 from gym.reward import Reward
 from gym.rollout import StopReason
-from gym.state.batches import Batches
-from gym.state.breakers import Breakers
-from gym.state.judging import Judging
-from gym.state.results import Results, View
-from gym.state.rollouts import Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.breakers import Breakers
+from gym.state.ledger.judging import Judging
+from gym.state.ledger.results import ResultLog, View
+from gym.state.ledger.rollouts import Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 from gym.trajectory import Trajectory
-from workers import storing
-from workers.breakers import BreakerWatch
-from workers.committer import Committer
-from workers.recording import Recorder
-from workers.runner import Running, start
+from workers.process import storing
+from workers.process.committer import Committer
+from workers.rollouts.breaker_reports import BreakerReports
+from workers.rollouts.recording import Recorder
+from workers.rollouts.runner import RunningRollout, start
 
 pytestmark = pytest.mark.anyio
 
@@ -51,13 +51,13 @@ class Recording:
         self.rollouts = Rollouts(store)
         self.committer = Committer(store)
         self.service = asyncio.get_running_loop().create_task(self.committer.run())
-        self.running: list[Running] = []
+        self.running: list[RunningRollout] = []
         self.recorder = Recorder(
             worker="w",
             rollouts=self.rollouts,
             judging=Judging(store),
             committer=self.committer,
-            breakers=BreakerWatch(
+            breakers=BreakerReports(
                 Breakers(store, Settings().breakers), self.rollouts, self.committer, on_release=lambda _: None
             ),
             blobs=blobs,
@@ -65,7 +65,7 @@ class Recording:
             draining=lambda: self.draining,
         )
 
-    async def begin(self, samples: int = 1, *, max_attempts: int = 1) -> list[Running]:
+    async def begin(self, samples: int = 1, *, max_attempts: int = 1) -> list[RunningRollout]:
         staging = Staging(self.store, "b")
         header = RowHeader(task_id=None, environment="e", num_samples=samples)
         await staging.add([StagedRow(header=header, raw=b"{}", digest="")])
@@ -83,7 +83,7 @@ class Recording:
         return {state: number for state, number in ledger.as_dict().items() if number and state != "submitted"}
 
     async def results(self, view: View = View.LIGHT) -> list[dict[str, Any]]:
-        page = await Results(self.store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=view)
+        page = await ResultLog(self.store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=view)
         return [orjson.loads(record) for record in page.records]
 
 
@@ -101,16 +101,16 @@ def finished(
     items: list[Any] | None = None,
     ask: Ask | None = None,
     error: Any = None,
-) -> Finished:
+) -> EpisodeResult:
     trajectory = Trajectory(params={"input": "Hello"})
     trajectory.items = items or []
-    return Finished(
+    return EpisodeResult(
         stop_reason=StopReason.COMPLETED if error is None else StopReason.ERROR,
         reward=reward,
         error=error,
         ask=ask,
         trajectory=trajectory,
-        timing=Timing(queued_s=0.0),
+        timing=RolloutTiming(queued_s=0.0),
     )
 
 

@@ -18,17 +18,17 @@ from gym.config import Settings
 from gym.ids import parse_member
 from gym.results.blobs import BlobStore
 from gym.results.record import pack_trajectory
-from gym.state.batches import Batches, activate
-from gym.state.feed import Feed
-from gym.state.results import Results, View
-from gym.state.rollouts import Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches, activate
+from gym.state.ledger.feed import Feed
+from gym.state.ledger.results import ResultLog, View
+from gym.state.ledger.rollouts import Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 from gym.trajectory import Segment
-from workers.dispatcher import Dispatcher
-from workers.publisher import Publisher
-from workers.retention import Retention
+from workers.dispatch.dispatcher import Dispatcher
+from workers.dispatch.publisher import Publisher
+from workers.dispatch.upkeep.retention import Retention
 
 pytestmark = pytest.mark.anyio
 LONG_AGO_MS = 3_600_000
@@ -90,7 +90,7 @@ class Farm:
         await retention.retire(batch_id, int(created_at))
 
     async def training(self, batch_id: str) -> list[dict[str, Any]]:
-        page = await Results(self.store, self.blobs).page(batch_id, after=None, limit=10, view=View.TRAINING)
+        page = await ResultLog(self.store, self.blobs).page(batch_id, after=None, limit=10, view=View.TRAINING)
         return [orjson.loads(record) for record in page.records]
 
     def files(self) -> list[str]:
@@ -172,7 +172,7 @@ async def test_trajectories_go_when_every_consumer_has_acknowledged_all_and_reco
     assert [item["segments"] for item in shown] == [None, None]
     assert {item["trajectory_dropped"]["reason"] for item in shown} == {"acknowledged"}
     assert [item["outcome"] for item in shown] == ["succeeded", "succeeded"]
-    light = await Results(farm.store, farm.blobs).page("b", after=None, limit=10, view=View.LIGHT)
+    light = await ResultLog(farm.store, farm.blobs).page("b", after=None, limit=10, view=View.LIGHT)
     assert [orjson.loads(record)["rollout_id"] for record in light.records] == ["b:0:0", "b:1:0"]
 
 

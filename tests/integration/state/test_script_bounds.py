@@ -10,26 +10,26 @@ from pathlib import Path
 
 import pytest
 
+from gym.captures.call import CallAnswer, CallRequest, OpenCall
+from gym.captures.recording import Captures
 from gym.ids import GroupRef, parse_member
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
-from gym.state import store as stores
 from gym.state.assignments import Assignments
-from gym.state.audit import MOST_BACKLOG, MOST_LIVE, Audits
-from gym.state.batches import Batches
-from gym.state.cancellation import cancel, step_stops
-from gym.state.captured_call import CallAnswer, CallRequest, Underway
-from gym.state.captures import Captures
-from gym.state.feed import Feed, LeaseUnit
-from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
-from gym.state.kept import DropReason, Kept
-from gym.state.publication import AT_ONCE
-from gym.state.recall import Recalled, recall
-from gym.state.recount import recount
-from gym.state.results import View
-from gym.state.rollouts import Claim, Commit, Rollouts
-from gym.state.store import Script, Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.cancellation import cancel, step_stops
+from gym.state.ledger.ended_batches import DropReason, EndedBatches
+from gym.state.ledger.feed import Feed, LeaseUnit
+from gym.state.ledger.judging import Handover, JudgeClaim, Judging, RejudgedResult
+from gym.state.ledger.publication import AT_ONCE
+from gym.state.ledger.results import View
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis import store as stores
+from gym.state.redis.store import Script, Store
+from gym.state.repair.audit import MOST_BACKLOG, MOST_LIVE, Audits
+from gym.state.repair.recall import Recalled, recall
+from gym.state.repair.recount import recount
 from gym.task import MAX_SAMPLES, RowHeader
 from gym.trajectory import Usage
 from tests.integration.state.metered import Metered
@@ -221,7 +221,7 @@ async def all_results_are_judged_again(bench: Bench) -> None:
     await bench.plain.run_many([bench.rollouts.commit_call(claim, record) for claim in claims])
     log = await bench.plain.redis.xrange(bench.keys.log)
     items = [
-        Rejudged(
+        RejudgedResult(
             member=fields[b"m"].decode(),
             cursor=place.decode(),
             environment=ENVIRONMENT,
@@ -270,7 +270,7 @@ async def an_ended_batch_goes(bench: Bench) -> None:
     feed = Feed(bench.plain, bench.blobs)
     for consumer in range(300):
         await feed.lease("b", f"c{consumer}", most=1, ttl_s=60)
-    kept = Kept(bench.metered)
+    kept = EndedBatches(bench.metered)
     assert await kept.drop("b", DropReason.SIZE)
     assert await kept.remove("b", 2**60)
     names = [key async for key in bench.plain.redis.scan_iter(f"{bench.plain.keys.prefix}:b:*", count=1000)]
@@ -300,7 +300,7 @@ async def a_model_call_has_very_many_messages(bench: Bench) -> None:
                 request_items=None,
             )
         )  # fmt: skip
-        assert isinstance(call, Underway)
+        assert isinstance(call, OpenCall)
         assert (call.known, call.before) == ((0, 0), (50_001, 50_001))[turn]
         await captures.record(call, answer)
 

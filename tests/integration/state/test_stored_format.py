@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gym.errors import SettingsError
-from gym.state.data_dir import DataDirLock
-from gym.state.format import FORMAT, require_data_format, require_format
-from gym.state.server import watch_for_eviction
-from gym.state.store import Store
+from gym.state.redis.data_dir import DataDirLock
+from gym.state.redis.eviction import watch_for_eviction
+from gym.state.redis.format import FORMAT, require_data_format, require_format
+from gym.state.redis.store import Store
 
 pytestmark = pytest.mark.anyio
 

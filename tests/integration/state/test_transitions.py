@@ -18,14 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gym.ids import GroupRef, parse_member
 from gym.rollout import TRANSITIONS, RolloutState
-from gym.state.audit import Audits
-from gym.state.batches import Batches, activate
-from gym.state.judging import Handover, JudgeClaim, Judging, Rejudged
-from gym.state.rollouts import Claim, Commit, Rollouts, Taken
-from gym.state.store import ScriptCall, Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches, activate
+from gym.state.ledger.judging import Handover, JudgeClaim, Judging, RejudgedResult
+from gym.state.ledger.rollouts import Claim, Commit, Rollouts, TakenRollout
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import ScriptCall, Store
+from gym.state.repair.audit import Audits
 from gym.task import RowHeader
-from workers.suspicion import Surroundings, examine
+from workers.dispatch.upkeep.findings import BatchContext, examine
 
 MAX_ATTEMPTS = 2
 SUSPECT_AFTER = 2
@@ -128,7 +128,7 @@ class Farm(RuleBasedStateMachine):
         assert all(one.environment == wanted if wanted else one.environment not in parked for one in taken)
         self._took(taken)
 
-    def _took(self, taken: list[Taken]) -> None:
+    def _took(self, taken: list[TakenRollout]) -> None:
         for one in taken:
             assert one.environment == ENVIRONMENTS[int(one.member.partition(":")[0]) % 2]
             assert self.state[one.member] is RolloutState.QUEUED
@@ -372,7 +372,7 @@ class Farm(RuleBasedStateMachine):
         entries = [(fields[b"m"].decode(), cursor.decode()) for cursor, fields in log if b"j" in fields]
         chosen = data.draw(st.lists(st.sampled_from(entries), min_size=1, max_size=3, unique=True)) if entries else []
         items = [
-            Rejudged(
+            RejudgedResult(
                 member=member,
                 cursor=cursor,
                 environment=ENVIRONMENTS[int(member.partition(":")[0]) % 2],
@@ -519,7 +519,7 @@ class Farm(RuleBasedStateMachine):
     @invariant()
     def the_ledger_check_suspects_nothing(self) -> None:
         (held,) = self._do(self.audits.count({self.batch_id: "0"}))
-        around = Surroundings(
+        around = BatchContext(
             workers={"w1", "w2", "j1", "j2"}, free_slots=1, rollout_timeout_s=600.0, lease_ttl_s=8.0, no_progress_s=60.0
         )
         assert examine(held, around) == []

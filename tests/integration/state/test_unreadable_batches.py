@@ -10,14 +10,15 @@ import pytest
 
 from gym.config import Settings
 from gym.state.alarms import AlarmKind, Alarms
-from gym.state.batches import Batches, activate
-from gym.state.rollouts import Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches, activate
+from gym.state.ledger.rollouts import Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
-from workers import audit, housekeeping, quarantine
-from workers.dispatcher import Dispatcher
-from workers.publisher import Job, JudgeJob
+from workers.dispatch import quarantine
+from workers.dispatch.dispatcher import Dispatcher
+from workers.dispatch.publisher import Job, JudgeJob
+from workers.dispatch.upkeep import audit, housekeeping
 
 pytestmark = pytest.mark.anyio
 WITHIN_S = 20.0

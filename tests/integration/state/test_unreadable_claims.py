@@ -8,12 +8,12 @@ import pytest
 from gym.errors import ErrorKind
 from gym.results.blobs import BlobStore
 from gym.state.alarms import AlarmKind, Alarms
-from gym.state.batches import Batches
-from gym.state.judging import Handover, Judging
-from gym.state.results import Results, View
-from gym.state.rollouts import Commit, Rollouts
-from gym.state.store import Store
-from gym.state.submission import NewBatch, StagedRow, Staging
+from gym.state.ledger.batches import Batches
+from gym.state.ledger.judging import Handover, Judging
+from gym.state.ledger.results import ResultLog, View
+from gym.state.ledger.rollouts import Commit, Rollouts
+from gym.state.ledger.submission import NewBatch, StagedRow, Staging
+from gym.state.redis.store import Store
 from gym.task import RowHeader
 
 pytestmark = pytest.mark.anyio
@@ -28,7 +28,7 @@ async def submit(store: Store) -> None:
 
 async def ended_kinds(store: Store) -> dict[str, str | None]:
     """The error kind of each result by row."""
-    page = await Results(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
+    page = await ResultLog(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
     records = [orjson.loads(text) for text in page.records]
     return {each["rollout_id"].split(":")[1]: (each["error"] or {}).get("kind") for each in records}
 
@@ -73,7 +73,7 @@ async def test_a_judging_that_cannot_be_read_fails_its_own_rollout(store: Store,
     status = await Batches(store).status("b")
     assert status.ended
     assert status.ledger.balanced
-    page = await Results(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
+    page = await ResultLog(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
     assert orjson.loads(page.records[0])["error"]["kind"] == ErrorKind.RESULT_UNREADABLE
 
 
@@ -82,5 +82,5 @@ async def test_a_failed_attempt_that_cannot_be_read_is_shown_as_one(store: Store
     await submit(store)
     await store.redis.hset(store.keys.batch("b").tries, "0:0", line)
     await Batches(store).cancel_batch("b")
-    shown = await Results(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
+    shown = await ResultLog(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
     assert len(shown.records) == 4

@@ -1,16 +1,16 @@
-from gym.state.breakers import BreakerKey, BreakerKind
-from gym.state.rollouts import Taken
-from workers.alone_jobs import jobs_of
-from workers.publisher import Job, describe
+from gym.state.ledger.breakers import BreakerKey, BreakerKind
+from gym.state.ledger.rollouts import TakenRollout
+from workers.dispatch.publisher import Job, describe
+from workers.dispatch.suspects import jobs_of
 
 
 def test_each_environment_has_a_job_and_the_suspects_one_of_their_own() -> None:
     taken = [
-        Taken("sql", "0:0", 1),
-        Taken("weather", "1:0", 2),
-        Taken("sql", "2:0", 3, suspect=True),
-        Taken("sql", "0:1", 1),
-        Taken("weather", "3:0", 3, suspect=True),
+        TakenRollout("sql", "0:0", 1),
+        TakenRollout("weather", "1:0", 2),
+        TakenRollout("sql", "2:0", 3, suspect=True),
+        TakenRollout("sql", "0:1", 1),
+        TakenRollout("weather", "3:0", 3, suspect=True),
     ]
     assert jobs_of("b", taken) == [
         Job(batch_id="b", environment="sql", members=[("0:0", 1), ("0:1", 1)]),

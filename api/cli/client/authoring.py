@@ -1,0 +1,158 @@
+"""`farm environments init`: a package with an environment that runs, and its test."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from gym.errors import Conflict, Invalid
+
+_NAME = re.compile(r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$")
+
+PYPROJECT = """\
+[build-system]
+requires = ["hatchling>=1.27"]
+build-backend = "hatchling.build"
+
+[project]
+name = "@NAME@"
+version = "0.1.0"
+description = "An environment for the rollout farm."
+requires-python = ">=3.11"
+dependencies = []  # what the environment itself needs; the farm installs it beside rollout-farm
+
+[project.entry-points."rollout_farm.environments"]
+@NAME@ = "@MODULE@:@CLASS@"
+
+[tool.hatch.build.targets.wheel]
+packages = ["@MODULE@"]
+
+[tool.pytest.ini_options]
+pythonpath = ["."]
+testpaths = ["tests"]
+"""
+
+MODULE = '''\
+"""An environment for the rollout farm: what a task is, the tools, and how an episode is scored."""
+
+import random
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from gym.environments.base import Environment, Row, tool
+from gym.reward import Reward
+from gym.trajectory import Trajectory
+
+
+class @CLASS@Row(Row):
+    """What a row has beside its prompt; a row that does not fit is refused at submission."""
+
+    target: Annotated[int, Field(ge=1, le=100, description="points to reach")]
+
+
+class @CLASS@(Environment[@CLASS@Row]):
+    """Roll a die until the sum reaches the target, then stop."""
+
+    name = "@NAME@"
+    row_model = @CLASS@Row
+    # blocking = True  # where methods block: then they run in a thread
+
+    def setup(self) -> None:
+        """Called once before the first tool; may be `async def`, or left out. `close` is its counterpart."""
+        self.dice = random.Random(self.seed)
+        self.points = 0
+        self.rolls = 0
+
+    @tool
+    def roll(self, times: Annotated[int, Field(ge=1, le=3, description="how often")] = 1) -> dict[str, int]:
+        """Roll the die and say what the sum is now."""
+        self.rolls += times
+        self.points += sum(self.dice.randint(1, 6) for _ in range(times))
+        return {"points": self.points}
+
+    def verify(self, trajectory: Trajectory) -> Reward:
+        """Score the episode: 1 where the target is reached and told, with the parts beside it for people."""
+        reached = self.points >= self.row.target
+        told = str(self.points) in trajectory.final_text
+        return Reward(float(reached and told), {"reached": float(reached), "told": float(told)})
+
+    @classmethod
+    def example_row(cls) -> dict[str, Any]:
+        """A row that runs as it is."""
+        prompt = "Roll the die until the sum is at least 10, then say the sum."
+        return {"responses_create_params": {"input": prompt}, "environment": cls.name, "target": 10}
+'''
+
+TEST = '''\
+"""Episodes without a farm and without a model server: the answers are given."""
+
+import asyncio
+import json
+
+from @MODULE@ import @CLASS@
+
+from gym.testing.answers import Answers, called
+from gym.testing.episodes import PlayedEpisode, play
+
+
+def played(model: Answers) -> PlayedEpisode:
+    return asyncio.run(play(@CLASS@.example_row(), model=model, environment=@CLASS@, seed=1))
+
+
+def test_rolling_until_the_target_and_telling_the_sum_is_rewarded() -> None:
+    def answer(request):
+        outputs = [json.loads(item["output"]) for item in request["input"] if "output" in item]
+        points = outputs[-1]["points"] if outputs else 0
+        return called("roll", {"times": 2}) if points < 10 else f"The sum is {points}."
+
+    episode = played(Answers(answer))
+    assert (episode.reward, episode.components) == (1.0, {"reached": 1.0, "told": 1.0})
+
+
+def test_giving_up_is_not_rewarded() -> None:
+    assert played(Answers(["I would rather not."])).reward == 0.0
+
+
+def test_what_is_no_argument_is_told_to_the_model() -> None:
+    episode = played(Answers([called("roll", {"times": 99}), "I stop."]))
+    assert "less than or equal to 3" in episode.trajectory.tool_calls[0].output
+'''
+
+README = """\
+# @NAME@
+
+An environment for the rollout farm. The class is in `@MODULE@/__init__.py`, its test beside it in `tests/`.
+
+    pip install -e .          # into the farm's environment; on every machine with workers
+    pytest                    # episodes with given answers, without a farm
+    farm environments @NAME@  # once the farm has been started again
+
+Rows are JSON, one a line, as `@CLASS@.example_row` shows: `farm rows check rows.jsonl`, then
+`farm submit rows.jsonl --environment @NAME@ --num-samples 8 --follow`.
+"""
+
+
+def write_package(name: str, into: Path) -> Path:
+    """Write the package into a new folder of that name: its path. Raises Invalid, Conflict where there is one."""
+    module = name.replace("-", "_")
+    if not _NAME.match(name) or keyword.iskeyword(module) or module in ("gym", "workers", "api"):
+        raise Invalid("invalid_name", f"{name!r} is no name for a package: small letters, digits, - and _")
+    folder = into / name
+    if folder.exists():
+        raise Conflict("folder_exists", f"{folder} is there already; nothing was written")
+    words = {"@NAME@": name, "@MODULE@": module, "@CLASS@": "".join(map(str.capitalize, re.split("[_-]", name)))}
+    files = {
+        "pyproject.toml": PYPROJECT,
+        "README.md": README,
+        f"{module}/__init__.py": MODULE,
+        f"tests/test_{module}.py": TEST,
+    }
+    for path, text in files.items():
+        for word, value in words.items():
+            text = text.replace(word, value)  # noqa: PLW2901  one word after the other
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    return folder

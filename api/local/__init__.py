@@ -1,0 +1,1 @@
+"""A farm on one machine: its processes, their supervisor, and the dashboard."""

@@ -1,0 +1,1 @@
+"""Model calls of outside agents, recorded by the proxy and shown as rollouts."""

@@ -1,0 +1,193 @@
+"""A captured call from its request to its record: values only, what Redis does with them is in
+`gym.captures.recording`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from gym.captures.conversation import Head, chain, count_items, pack_tokens
+from gym.jsontypes import JsonObject
+from gym.state.redis.capture_keys import CaptureKeys
+from gym.trajectory import TurnTokens, Usage
+
+MAX_TURNS = "max_turns"  # the kind of a call that was refused since the rollout had made all it may
+MOST_BEGINNINGS = 1000
+"""Of a conversation, its longest ones, as one script call looks for them or keeps them."""
+
+# of a chat request: what the calls of a conversation do not share
+NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRequest:
+    """A call as it is captured. `chat` is the translated request; `dialect` and `body` are the caller's.
+
+    `policy` and `model` are who is asked. `request_items` is how many input items the caller sent, where its dialect
+    has items.
+    """
+
+    rollout_id: str
+    attempt: int
+    dialect: str
+    body: JsonObject
+    chat: JsonObject
+    policy: str
+    model: str
+    request_items: int | None
+
+    @property
+    def settings(self) -> JsonObject:
+        """The request without its messages."""
+        return {name: value for name, value in self.chat.items() if name not in NO_SETTINGS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallAnswer:
+    """What came of a call. `completion` is without tokens, and None for a context overflow, which has a message."""
+
+    completion: JsonObject | None
+    overflow: str | None
+    created_at: float
+    finish: str
+    usage: Usage
+    tokens: TurnTokens | None
+    version_before: int | None
+    version_after: int | None
+    endpoint: str
+    duration_s: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFailure:
+    """Why nothing came of a call. `status` is what the model server answered, `endpoint` who was asked last, if any.
+
+    `kind` is an ErrorKind, `client_left` or `max_turns`.
+    """
+
+    kind: str
+    message: str
+    status: int | None
+    endpoint: str | None
+    duration_s: float
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenCall:
+    """A call that this process has begun.
+
+    The rollout has seen its first `known` messages; the call `head` ended at its first `before` ones. `settings` are
+    None where the rollout has seen them; `failed_before` is whether an equal call has failed.
+    """
+
+    request: CallRequest
+    keys: CaptureKeys
+    owner: str
+    digest: bytes
+    turn: int
+    started_s: float
+    digests: list[bytes]
+    known: int
+    before: int
+    head: Head | None
+    prompt: str
+    settings: JsonObject | None
+    settings_digest: bytes
+    failed_before: bool
+
+    @property
+    def call_id(self) -> str:
+        """As the library names its calls."""
+        return f"{self.request.rollout_id}-{self.request.attempt}-{self.turn}"
+
+
+def left_out(digests: Sequence[bytes]) -> int:
+    """How many beginnings of a conversation, the shortest, are not looked for and not kept, so that scripts are short.
+
+    A call that goes on from one of these is recorded whole, as a new conversation is.
+    """
+    return max(0, len(digests) - MOST_BEGINNINGS)
+
+
+def answered(call: OpenCall, answer: CallAnswer) -> tuple[bytes, list[str | bytes]]:
+    """The record of a call, and what is known of the conversation's beginnings now: digests, each with what it is."""
+    request = call.request
+    tokens, after = pack_tokens(answer.tokens, call.head.tokens if call.head is not None else None)
+    record = _begun(call) | {
+        "parent": -1 if call.head is None else call.head.place,
+        "created_at": answer.created_at,
+        "duration_s": answer.duration_s,
+        "endpoint": answer.endpoint,
+        "attempts": answer.attempts,
+        "finish": answer.finish,
+        "usage": _counts(answer.usage),
+        "version_before": answer.version_before,
+        "version_after": answer.version_after,
+        "settings": call.settings,
+        "messages": request.chat["messages"][call.known :],
+        "completion": answer.completion,
+        "overflow": answer.overflow,
+        "tokens": tokens,
+    }
+    pairs: list[str | bytes] = []
+    for digest in call.digests[max(call.known, left_out(call.digests)) :]:
+        pairs += [digest, "i"]
+    if answer.completion is not None:
+        reply = answer.completion["choices"][0]["message"]
+        end = Head(0, after, call.prompt if tokens is not None else "")
+        pairs += [chain([reply], call.digests[-1])[0], end.pack()]
+    return pack(record), pairs
+
+
+def failed(call: OpenCall, failure: CallFailure) -> bytes:
+    """The record of a call that failed; of equal ones only the first has the request."""
+    asked: JsonObject = {"settings": None, "messages": []}
+    if not call.failed_before:
+        asked = {"settings": call.request.settings, "messages": call.request.chat["messages"][call.known :]}
+    return pack(
+        _begun(call)
+        | asked
+        | {
+            "duration_s": failure.duration_s,
+            "endpoint": failure.endpoint,
+            "error": {"kind": failure.kind, "message": failure.message, "status": failure.status},
+        }
+    )
+
+
+def _begun(call: OpenCall) -> JsonObject:
+    request = call.request
+    items = request.request_items
+    return {
+        "v": 1,
+        "call_id": call.call_id,
+        "turn": call.turn,
+        "dialect": request.dialect,
+        "policy": request.policy,
+        "started_s": call.started_s,
+        "after": call.digests[call.known - 1] if call.known else b"",
+        "request_items": items if items is not None else count_items(request.chat["messages"]),
+        "settings_digest": call.settings_digest,
+    }
+
+
+def _counts(usage: Usage) -> Sequence[int]:
+    return (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens)
+
+
+def pack(record: JsonObject) -> bytes:
+    """A record as it is stored."""
+    packed: bytes = msgpack.packb(record)
+    return packed
+
+
+def unpack(packed: bytes) -> JsonObject:
+    """What `pack` stored."""
+    record: Any = msgpack.unpackb(packed, strict_map_key=False)
+    found: JsonObject = record
+    return found

@@ -1,0 +1,1 @@
+"""Types of fields that settings and requests share: bounded ones, and secrets that are masked."""

@@ -1,0 +1,340 @@
+"""One chat completion sent to a policy: the endpoint, the deadline, the retries.
+
+Retried are connect failures, disconnects, broken answers, 429 and 5xx, at most `max_retries` times, with full jitter
+and on another endpoint where there is one; `Retry-After` is waited for where there is not. A call that ran into
+`call_timeout_s`, or whose endpoint was found hanging, is tried again on another endpoint only. Any other 4xx and every
+redirect is final, and so is an answer that is too large or compressed. While every endpoint is full, calls wait in the
+order in which they came.
+
+Invariants. Nothing goes on beyond the call's deadline. A call that is cancelled or cut closes its connection, at which
+a server stops generating. A call counts as in flight at the gate only while it is sent, so a pause holds retries, and
+calls that wait for room, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import orjson
+from yarl import URL
+
+from gym.jsontypes import JsonObject
+from gym.model_client.answers import (
+    Attempt,
+    ContextOverflow,
+    Dialect,
+    ModelAnswer,
+    blame,
+    capture_of,
+    meaning,
+    unusable,
+)
+from gym.model_client.http import hops
+from gym.model_client.http.connection_pool import (
+    AddressRefused,
+    Connections,
+    Exchange,
+    HttpError,
+    UnsendableHeader,
+    UnusableAnswer,
+)
+from gym.model_client.http.hosts import EVERY_HOST, HostRules
+from gym.model_client.http.streaming import OnChunks, read_events, read_response, read_stream, streamed
+from gym.model_client.retry import AttemptFailure, CallProgress
+from gym.model_client.routing.endpoint import Endpoint, Outcome, request_headers
+from gym.model_client.routing.endpoint_pool import EndpointPool
+from gym.model_client.routing.pause_gate import Gate
+from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.waiting import QueueTicket
+from gym.model_client.sampling import pinned, pinned_response
+from gym.model_client.settings import ModelSettings
+from gym.model_client.tokens import response_tokens
+from gym.model_client.tokens.capture import with_asks
+from gym.model_client.tokens.token_in import Prompt, RefusedExchange, TokenCall, complete
+from gym.model_client.tokens.token_stream import Answered, StreamSink
+from gym.trajectory import TurnTokens
+from gym.wire.errors import BadCompletion
+
+__all__ = ["ChatCall", "ContextOverflow", "Forwarder", "ModelAnswer", "request_headers"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatCall:
+    """A chat completion to be made. `body` is the request as the caller wants it; the policy has the last word.
+
+    `on_held` is called now and then while a pause holds the call, it waits for room, or no endpoint is healthy. With
+    `on_chunks` the answer is streamed: it gets the chunks as they come, and once it has been called the call is not
+    sent again. `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
+    In the dialect `responses` body and chunks are those of the Responses API, for a server that has it.
+    In a completion that is not wanted `whole` the prompt's ids may be PromptIds, for who reads nothing but them.
+    With `path` it is a call of that path below the base URL instead, whose answer may be any JSON object.
+    `hops` are the farms whose proxies it has passed (`gym.model_client.http.hops`).
+    """
+
+    policy: PolicyRecord
+    body: JsonObject
+    sticky_key: str
+    deadline: float  # loop.time()
+    request_id: str
+    on_held: Callable[[], None] | None = None
+    on_chunks: OnChunks | None = None
+    prefix: TurnTokens | None = None
+    path: str | None = None
+    dialect: Dialect = "chat"
+    whole: bool = True
+    hops: str = ""
+
+
+class Forwarder:
+    """Sends the calls of one process."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        settings: ModelSettings,
+        gate: Gate,
+        pool_of: Callable[[PolicyRecord], EndpointPool],
+        *,
+        jitter: Callable[[], float],
+        hosts: HostRules = EVERY_HOST,
+    ) -> None:
+        self._hosts = hosts
+        self._connections = connections
+        self._settings = settings
+        self._gate = gate
+        self._pool_of = pool_of
+        self._jitter = jitter
+        self._loop = asyncio.get_running_loop()
+        self.prompts: dict[str, Counter[Prompt]] = {}  # by policy with `api: tokens`
+
+    async def send(self, call: ChatCall) -> ModelAnswer | ContextOverflow:
+        """Raises ModelUnreachable or ModelRejected."""
+        policy, now = call.policy, self._loop.time
+        progress = CallProgress(
+            policy.name,
+            now(),
+            call.deadline,
+            self._settings.max_retries,
+            unhealthy_wait_s=self._settings.unhealthy_wait_s,
+        )
+        waiting = QueueTicket()
+        try:
+            while True:
+                policy = await self._gate.enter(policy, deadline=call.deadline, on_held=call.on_held)
+                try:
+                    if call.deadline <= now():
+                        raise progress.given_up("its deadline has passed" + waiting.told(), now=now(), late=True)
+                    pool = self._pool_of(policy)
+                    endpoint = pool.acquire(call.sticky_key, avoid=progress.avoid, place=waiting.place)
+                    if endpoint is not None:
+                        waiting.leave()
+                        if endpoint.ejected_until is None:  # a probe's turn does not begin the wait anew
+                            progress.waiting_since = None
+                        result = await self._attempt(call, policy, pool, endpoint, progress)
+                finally:
+                    self._gate.leave(policy.name)
+                if endpoint is None:
+                    if pool.has_line():
+                        await waiting.turn(pool, deadline=call.deadline, on_held=call.on_held)
+                        continue
+                    delay_s = progress.look_again_in_s(pool, now=now())
+                    if call.on_held is not None:
+                        call.on_held()
+                elif not isinstance(result, AttemptFailure):
+                    return result
+                elif progress.delivered:
+                    progress.failures[result.text] += 1
+                    raise progress.given_up("a part of the answer had been handed on", now=now())
+                else:
+                    delay_s = progress.retry_in_s(result, endpoint, pool, now=now(), jitter=self._jitter())
+                await asyncio.sleep(delay_s)
+        finally:
+            waiting.leave()
+
+    async def _attempt(
+        self, call: ChatCall, policy: PolicyRecord, pool: EndpointPool, endpoint: Endpoint, progress: CallProgress
+    ) -> ModelAnswer | ContextOverflow | AttemptFailure:
+        """Send once; the endpoint is released with what the outcome says about it."""
+        progress.attempts += 1
+        progress.endpoint = endpoint
+        attempt = self._prepared(call, policy, endpoint, progress.attempts)
+        began = self._loop.time()
+        cut = min(call.deadline, began + self._settings.call_timeout_s)
+        outcome: Outcome = "neutral"
+        error = ""
+        moved = False
+
+        def move() -> None:
+            nonlocal moved
+            if not progress.delivered and progress.retries < progress.max_retries:
+                moved = True
+                limit.reschedule(self._loop.time())
+
+        try:
+            async with asyncio.timeout_at(cut) as limit:
+                endpoint.moves.add(move)
+                status, header, raw = await self._exchange(attempt, progress, call)
+        except BadCompletion as problem:
+            outcome, error = "erred", attempt.said(problem.message)
+            return attempt.failure(f"broke off or gave no completion: {error}")
+        except (UnsendableHeader, AddressRefused) as problem:
+            raise unusable(attempt, str(problem)) from problem
+        except UnusableAnswer as problem:
+            outcome = "answered"
+            raise unusable(attempt, str(problem)) from problem
+        except HttpError as problem:
+            outcome, error = "failed", str(problem) or type(problem).__name__
+            return attempt.failure(f"failed: {error}")
+        except TimeoutError:
+            error = f"gave no answer within {self._loop.time() - began:.1f} s"
+            failure = attempt.failure(error + (" and hangs" if moved else ""), elsewhere_only=True)
+            if moved:
+                return failure
+            # silence towards everybody is the endpoint's fault; one answer that does not come may only be long
+            if endpoint.last_answer < began and not progress.delivered:
+                outcome = "failed"
+            if cut < call.deadline:
+                return failure
+            progress.failures[failure.text] += 1
+            raise progress.given_up("its deadline came", now=self._loop.time(), late=True) from None
+        else:
+            outcome = "answered"
+            result = meaning(attempt, status, header, raw)
+            if isinstance(result, AttemptFailure):
+                outcome, error = blame(status, result), result.text
+            return result
+        finally:
+            endpoint.moves.discard(move)
+            progress.answered = progress.answered or outcome in ("answered", "erred")
+            if pool.release(endpoint, outcome, began=began, error=attempt.clean(error)):
+                _LOG.warning(
+                    "policy %s: %s ejected for %g s: %s",
+                    policy.name,
+                    endpoint.url.shown,
+                    endpoint.back_off_s,
+                    endpoint.last_error,
+                    extra={"action": "endpoint_ejected"},
+                )
+
+    def _prepared(self, call: ChatCall, policy: PolicyRecord, endpoint: Endpoint, number: int) -> Attempt:
+        """The call as this endpoint is to get it."""
+        asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids else "none"
+        # a server may still know the request that it did not answer, so a retry has an id of its own
+        request_id = call.request_id if number == 1 else f"{call.request_id}-r{number - 1}"
+        if call.dialect == "responses":
+            body = pinned_response(call.body, policy.spec, stream=call.on_chunks is not None)
+            return Attempt(
+                body,
+                request_id,
+                policy,
+                endpoint,
+                asked,
+                False,
+                number,
+                dialect="responses",
+                hops=call.hops,
+                hosts=self._hosts,
+            )
+        body = pinned(call.body, policy.spec)
+        if call.on_chunks is not None:
+            body = streamed(body, call.body.get("stream_options"))
+        extra = endpoint.prefix.asks(policy.spec, body, call.prefix)
+        if extra:
+            body |= extra
+        return Attempt(
+            body,
+            request_id,
+            policy,
+            endpoint,
+            asked,
+            bool(extra),
+            number,
+            call.path,
+            whole=call.whole,
+            earlier=call.prefix,
+            hops=call.hops,
+            hosts=self._hosts,
+        )
+
+    async def _exchange(
+        self, attempt: Attempt, progress: CallProgress, call: ChatCall
+    ) -> tuple[int, str | None, bytes | JsonObject]:
+        """Status, `Retry-After` and body; of a stream the whole completion. Raises BadCompletion where it breaks."""
+
+        async def deliver(chunks: list[JsonObject]) -> None:
+            progress.delivered = True
+            attempt.endpoint.heard_at = self._loop.time()
+            if call.on_chunks is not None:
+                await call.on_chunks(chunks)
+
+        if attempt.dialect == "responses":
+            return await self._respond(attempt, None if call.on_chunks is None else deliver)
+        body = with_asks(attempt.body, attempt.asked)
+        if attempt.policy.spec.api == "tokens":
+            return await self._from_tokens(attempt, body, call, None if call.on_chunks is None else deliver)
+        url = attempt.endpoint.url
+        async with self._post(attempt, url.chat if call.path is None else url.under(call.path), body) as response:
+            if call.on_chunks is not None and response.status == 200:
+                return 200, None, await read_stream(response, deliver)
+            return response.status, response.header("retry-after"), await response.read()
+
+    async def _respond(
+        self, attempt: Attempt, on_events: OnChunks | None
+    ) -> tuple[int, str | None, bytes | JsonObject]:
+        """The exchange of a call in Responses; of a stream the whole response."""
+        body = response_tokens.with_asks(attempt.body, attempt.asked)
+        async with self._post(attempt, attempt.endpoint.url.responses, body) as response:
+            if on_events is not None and response.status == 200:
+                return 200, None, await read_response(response, on_events)
+            return response.status, response.header("retry-after"), await response.read()
+
+    async def _from_tokens(
+        self, attempt: Attempt, body: JsonObject, call: ChatCall, on_chunks: OnChunks | None
+    ) -> tuple[int, str | None, bytes | JsonObject]:
+        """The exchanges of a call with `api: tokens`, as one: a completion, or the first refusal."""
+
+        async def post(url: URL, body: JsonObject) -> Answered:
+            async with self._post(attempt, url, body) as response:
+                return response.status, response.header("retry-after"), await response.read()
+
+        async def stream(url: URL, body: JsonObject, on_events: OnChunks) -> Answered:
+            async with self._post(attempt, url, body) as response:
+                if response.status == 200:
+                    await read_events(response, on_events)
+                    return 200, None, b""
+                return response.status, response.header("retry-after"), await response.read()
+
+        token_call = TokenCall(
+            spec=attempt.policy.spec,
+            url=attempt.endpoint.url,
+            body=body,
+            earlier=call.prefix,
+            reply_id=call.request_id,
+        )
+        try:
+            completion, prompt = await complete(
+                post, token_call, None if on_chunks is None else StreamSink(stream, on_chunks)
+            )
+        except RefusedExchange as refused:
+            return refused.answered
+        self.prompts.setdefault(attempt.policy.name, Counter())[prompt] += 1
+        if prompt == "broken":
+            _LOG.info(
+                "policy %s: a new segment begins, the tokens of the turn before could not be continued",
+                attempt.policy.name,
+                extra={"action": "segment_broken"},
+            )
+        return 200, None, completion
+
+    def _post(self, attempt: Attempt, url: URL, body: JsonObject) -> Exchange:
+        headers = request_headers(attempt.policy, attempt.endpoint)
+        headers["x-request-id"] = attempt.request_id
+        if attempt.hops:
+            headers[hops.HEADER] = attempt.hops
+        return self._connections.post(url, orjson.dumps(body), headers)

@@ -1,0 +1,1 @@
+"""Which endpoint takes a call, and when: load balancing, stickiness, health, queueing, pauses."""

@@ -1,0 +1,1 @@
+"""Exact token ids in and out of model servers; nothing is re-tokenised."""

@@ -1,0 +1,91 @@
+"""Cancellation in bounded steps: a script marks what is to end and ends a first part of it, further calls end the rest.
+
+Invariant: from the first call on nothing of it starts, whatever is left. The mark is in Redis, so others may go on.
+A cancellation that comes before what it cancels leaves a tombstone, of which there are only so many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gym.errors import Overloaded
+from gym.state.redis.store import CANCEL, STOP_STEP, Argument, Store
+
+STEP_ROLLOUTS = 200
+"""Rollouts that one script call looks at: one or two milliseconds of Redis's time."""
+
+MOST_TOMBSTONES = 10_000
+"""Of one batch, and batches that have some before they come."""
+
+TOMBSTONE_S = 86_400
+Scope = Literal["batch", "group", "rollout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """Progress of a cancellation.
+
+    `known` is false where a tombstone was left, `stopped` counts the rollouts that this call ended, `left` those that
+    are still to be ended; without `more_now`, a further call at once would find nothing to do.
+    """
+
+    known: bool
+    stopped: int
+    left: int = 0
+    more_now: bool = False
+    no_such_sample: bool = False
+
+
+async def cancel(
+    store: Store,
+    batch_id: str,
+    scope: Scope,
+    name: str,
+    *,
+    letter: str = "c",
+    reason: str = "cancelled",
+    go_on: bool = False,
+) -> Cancellation:
+    """Begin to end what has not ended. A batch that is being cancelled already is left alone unless `go_on`.
+
+    Raises Overloaded where there are too many tombstones.
+    """
+    keys = store.keys.batch(batch_id)
+    args: list[Argument] = [scope, name, letter, reason, STEP_ROLLOUTS, int(go_on), MOST_TOMBSTONES]
+    known, stopped, left, more_now = await store.run(CANCEL, keys.scripted(), args)
+    if known == 0:
+        await _enter_tombstone(store, batch_id)
+    elif known == -2:
+        raise _too_many_tombstones()
+    return Cancellation(
+        known=known == 1, stopped=stopped, left=left, more_now=bool(more_now), no_such_sample=known == -1
+    )
+
+
+async def step_stops(store: Store, batch_id: str) -> int:
+    """End a further part of the batch's groups that are being stopped; returns how many groups are left."""
+    _stopped, left, _ended = await store.run(STOP_STEP, store.keys.batch(batch_id).scripted(), [STEP_ROLLOUTS])
+    return int(left)
+
+
+async def _enter_tombstone(store: Store, batch_id: str) -> None:
+    """Count a batch that has tombstones before it exists. Raises Overloaded, with them taken back, beyond the limit."""
+    redis, keys = store.redis, store.keys
+    if await redis.exists(keys.batch(batch_id).meta):
+        return
+    now = await store.now_ms()
+    await redis.zremrangebyscore(keys.tombstoned, "-inf", now)
+    if await redis.zcard(keys.tombstoned) >= MOST_TOMBSTONES and await redis.zscore(keys.tombstoned, batch_id) is None:
+        await redis.unlink(keys.batch(batch_id).tombs)
+        raise _too_many_tombstones()
+    await store.insist(keys.tombstoned, "ZADD", now + TOMBSTONE_S * 1000, batch_id)
+
+
+def _too_many_tombstones() -> Overloaded:
+    return Overloaded(
+        "too_many_tombstones",
+        f"{MOST_TOMBSTONES} cancellations wait for what they cancel already; submit first, then cancel",
+        {"limit": MOST_TOMBSTONES},
+        retry_after_s=60,
+    )

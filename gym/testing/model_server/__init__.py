@@ -1,0 +1,1 @@
+"""A scripted server with vLLM's API: `farm mock-model`."""

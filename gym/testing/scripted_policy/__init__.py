@@ -1,0 +1,1 @@
+"""The scripted policy of the model server: directives, solvers, tokenizer. Pure functions."""

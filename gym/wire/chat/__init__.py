@@ -1,0 +1,1 @@
+"""Chat Completions: requests, messages, completions, chunks, streams."""

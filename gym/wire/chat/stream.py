@@ -1,0 +1,80 @@
+"""Streams: chunks of a chat completion in, events of the caller's dialect out, one by one.
+
+`start` comes first, `feed` for each chunk, `finish` when the server has said `[DONE]`, or `fail` at any point instead;
+all are pure. Nothing may be sent after `finish` or `fail` but `tail`.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gym.jsontypes import JsonObject
+from gym.wire import sse
+from gym.wire.chat.chunks import choice_in
+from gym.wire.chat.request import shown_choice, without_capture
+from gym.wire.errors import BadCompletion
+
+Event = tuple[str | None, JsonObject]  # the event's name, which Chat Completions has not, and its data
+
+CUT = "the model server's stream ended before the answer did"
+
+
+class StreamTranslator(Protocol):
+    """One streamed answer in the caller's dialect."""
+
+    tail: bytes
+
+    def start(self) -> list[Event]:
+        """What comes before the first token."""
+
+    def feed(self, chunk: JsonObject) -> list[Event]:
+        """What a chunk adds. Raises BadCompletion for an error in mid-stream."""
+
+    def finish(self) -> list[Event]:
+        """What ends the answer. Raises BadCompletion if the server never came to an end."""
+
+    def fail(self, message: str) -> list[Event]:
+        """What tells the caller that the answer was lost on the way."""
+
+
+def encode(events: list[Event]) -> bytes:
+    """The events as bytes."""
+    return b"".join([sse.event(name, data) for name, data in events])
+
+
+class ChatStream:
+    """Chat Completions as they come, without what only the farm asked for."""
+
+    tail = sse.DONE
+
+    def __init__(self, body: JsonObject) -> None:
+        self._body = body
+        self._with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+        self._finished = False
+
+    def start(self) -> list[Event]:
+        """Nothing."""
+        return []
+
+    def feed(self, chunk: JsonObject) -> list[Event]:
+        """The chunk, unless it is one that only reports usage and the caller did not ask for it."""
+        choice = choice_in(chunk)
+        shown = without_capture(self._body, chunk)
+        if not self._with_usage:
+            shown.pop("usage", None)
+            if choice is None:
+                return []
+        if choice is not None:
+            self._finished = self._finished or choice.get("finish_reason") is not None
+            shown["choices"] = [shown_choice(self._body, choice)]
+        return [(None, shown)]
+
+    def finish(self) -> list[Event]:
+        """Nothing but `tail`."""
+        if not self._finished:
+            raise BadCompletion(CUT)
+        return []
+
+    def fail(self, message: str) -> list[Event]:
+        """An error object, as vLLM sends it in mid-stream."""
+        return [(None, {"error": {"message": message, "type": "server_error", "param": None, "code": 502}})]

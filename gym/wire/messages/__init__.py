@@ -1,0 +1,1 @@
+"""Anthropic Messages translated to and from Chat Completions."""

@@ -1,0 +1,1 @@
+"""OpenAI Responses translated to and from Chat Completions."""

@@ -1,0 +1,57 @@
+"""Which jobs a dispatch becomes, and how many of those with suspects are out at a time.
+
+A suspect's job holds a whole worker, so at most half of the workers are held at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gym.state.ledger.rollouts import TakenRollout
+from gym.state.redis.store import Store
+from workers.dispatch.publisher import Job
+
+
+def jobs_of(batch_id: str, taken: Sequence[TakenRollout], *, urgent: bool = False) -> list[Job]:
+    """One job for the rollouts of each environment, and one for the suspects."""
+    slices: dict[str, list[tuple[str, int]]] = {}
+    suspects = [rollout for rollout in taken if rollout.suspect]
+    for rollout in taken:
+        if not rollout.suspect:
+            slices.setdefault(rollout.environment, []).append((rollout.member, rollout.attempt))
+    jobs = [
+        Job(batch_id=batch_id, environment=name, members=members, urgent=urgent) for name, members in slices.items()
+    ]
+    if suspects:
+        names = ",".join(sorted({rollout.environment for rollout in suspects}))
+        members = [(rollout.member, rollout.attempt) for rollout in suspects]
+        jobs.append(Job(batch_id=batch_id, environment=names, members=members, alone=True))
+    return jobs
+
+
+class SuspectJobs:
+    """The jobs with suspects that this dispatcher has sent and that are not over."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._out: list[Job] = []
+
+    def sent(self, jobs: Sequence[Job]) -> None:
+        """Remember those that hold a worker."""
+        self._out += [job for job in jobs if job.alone]
+
+    async def may_go(self, workers: int) -> bool:
+        """Whether another may be sent to so many workers."""
+        if not self._out:
+            return True
+        self._out = [job for job in self._out if await self._is_under_way(job)]
+        return len(self._out) < max(1, workers // 2)
+
+    async def _is_under_way(self, job: Job) -> bool:
+        """Whether any of its rollouts is still where the job has put it."""
+        live = self._store.keys.batch(job.batch_id).live
+        values = await self._store.redis.hmget(live, [member for member, _ in job.members])
+        return any(
+            value is not None and value.split(b"|")[1] == str(attempt).encode()
+            for value, (_, attempt) in zip(values, job.members, strict=True)
+        )

@@ -1,0 +1,14 @@
+"""The text that a judge server scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A text to be scored, with what it answers and what it is compared with."""
+
+    answer: str
+    question: str = ""
+    reference: str = ""

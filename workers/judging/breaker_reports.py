@@ -1,0 +1,109 @@
+"""What a judge worker tells the breakers of judges, and what it knows of them.
+
+A rollout whose try at judging found no answer counts as one failure of the judge that gave none, however often it
+tries. An answer is any that the judge gave, a refusal and one that cannot be read too. No attempt is owed to anybody,
+since judging uses none up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from gym.errors import JudgeParked, JudgeUnreachable, RolloutError
+from gym.judges.desk import Desk
+from gym.model_client.routing.policy_record import PolicySource
+from gym.state.ledger.breakers import Breaker, BreakerKey, BreakerKind, Breakers, Casualty, judge_key
+from gym.state.redis.driver import RedisError
+from workers.judging.runner import JudgedRollout
+from workers.process.breaker_cache import REFRESH_S, BreakerCache
+from workers.process.committer import Committer
+
+_LOG = logging.getLogger(__name__)
+
+
+class JudgeBreakerReports:
+    """One per judge worker, on its event loop; `keep_fresh` and `watch_replicas` are its tasks."""
+
+    def __init__(self, breakers: Breakers, committer: Committer, desk: Desk, replicas: PolicySource) -> None:
+        self._desk = desk
+        self._replicas = replicas
+        self._revisions: dict[str, int | None] = {}
+        self._cache = BreakerCache(breakers, committer, on_open=self._park, on_release=self.reopen)
+
+    def parked(self, judge: str) -> Breaker | None:
+        """The open breaker of a judge, as far as it is known here."""
+        return self._cache.parked(judge_key(judge)) if self._cache.any else None
+
+    def reopen(self, key: BreakerKey) -> None:
+        """It is tried, or may be tried, again."""
+        if key.kind is BreakerKind.JUDGE:
+            self._desk.reopen(key.name)
+
+    async def ended(self, judged: JudgedRollout, error: RolloutError | None) -> None:
+        """A try is over, and is recorded after this: what its judges did is told where it matters to somebody."""
+        failed = self._blamed(error)
+        if failed is not None and error is not None:
+            await self._failed(failed, judged, error)
+        if self._cache.any:
+            try:
+                await self._cache.report_alive(self._alive_at)
+            except RedisError as away:  # `keep_fresh` says it when Redis is back
+                _LOG.warning("answer not reported: %s", away, extra={"action": "breakers_stale"})
+        probe = judged.probe
+        if probe is not None and probe != failed:
+            seen = self._desk.answered_at(probe.name)
+            await self._cache.settle_probe(probe, alive=seen is not None and seen >= judged.began)
+
+    async def refresh(self) -> None:
+        """Read the breakers now, since much depends on it; without Redis the last copy stands."""
+        try:
+            await self._cache.refresh()
+        except RedisError as error:
+            _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
+
+    async def keep_fresh(self) -> None:
+        """Look what has failed elsewhere and report what answers here, until cancelled."""
+        await self._cache.keep_fresh(self._alive_at)
+
+    async def watch_replicas(self) -> None:
+        """A parked judge that has other replicas than it had is probed at once; until cancelled."""
+        while True:
+            for _, breaker in self._cache.all():
+                if breaker.open and breaker.key.kind is BreakerKind.JUDGE and self._has_news(breaker.key.name):
+                    await self._cache.probe_lost(breaker.key)
+            await asyncio.sleep(REFRESH_S)
+
+    async def probe_lost(self, key: BreakerKey) -> None:
+        """A probe came here and is not run: another may go at once."""
+        await self._cache.probe_lost(key)
+
+    async def _failed(self, key: BreakerKey, judged: JudgedRollout, error: RolloutError) -> None:
+        claim, probe = judged.claim, judged.probe == key
+        seen = self._desk.answered_at(key.name)
+        who = Casualty(claim.batch_id, claim.member, claim.attempt, claim.token if probe else str(claim.over_at))
+        answer = await self._cache.failed(key, who, seen=seen, probe=probe, error=error)
+        if answer.open and self._cache.parked(key) is None:
+            await self.refresh()  # so that nothing more is sent from here
+
+    def _park(self, key: BreakerKey) -> None:
+        if key.kind is BreakerKind.JUDGE:
+            record = self._replicas.get(key.name)
+            self._revisions[key.name] = None if record is None else record.revision
+            self._desk.park(key.name)
+
+    def _alive_at(self, breaker: Breaker) -> float | None:
+        return self._desk.answered_at(breaker.key.name) if breaker.key.kind is BreakerKind.JUDGE else None
+
+    def _has_news(self, judge: str) -> bool:
+        record = self._replicas.get(judge)
+        revision = None if record is None else record.revision
+        before = self._revisions.get(judge)
+        self._revisions[judge] = revision
+        return revision is not None and revision != before
+
+    @staticmethod
+    def _blamed(error: RolloutError | None) -> BreakerKey | None:
+        if isinstance(error, JudgeUnreachable) and not isinstance(error, JudgeParked) and error.judge:
+            return judge_key(error.judge)
+        return None

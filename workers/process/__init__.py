@@ -1,0 +1,1 @@
+"""Parts that every worker process has: Celery app, event loop, lease, slots, commits, breaker cache."""

@@ -1,0 +1,54 @@
+"""The options of batches, which never change, kept by a worker that has their rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import orjson
+
+from gym.batch import BatchSpec
+from gym.fields.bounded import STORED
+from gym.state.redis.driver import RedisError
+from gym.state.redis.store import Store, will_pass
+from gym.state.redis.unreadable import read_or_none
+
+AGAIN_S = 0.5
+MOST_SPECS = 1000
+
+
+class Specs:
+    """One per worker; `draining` says that nothing is to be waited for any more."""
+
+    def __init__(self, store: Store, *, draining: Callable[[], bool]) -> None:
+        self._store = store
+        self._draining = draining
+        self._known: dict[str, BatchSpec] = {}
+
+    async def get(self, batch_id: str) -> BatchSpec | None:
+        """A batch's options, asked for until Redis answers; `None` where it is gone or unreadable, or a drain began.
+
+        The dispatcher sets an unreadable one aside, and says so.
+        """
+        spec = self._known.get(batch_id)
+        while spec is None:
+            try:
+                text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
+            except RedisError as error:
+                if self._draining() or not will_pass(error):
+                    return None
+                await asyncio.sleep(AGAIN_S)
+                continue
+            if text is None:
+                return None
+            spec = read_or_none("spec of batch", batch_id, _read, text)
+            if spec is None:
+                return None
+            if len(self._known) >= MOST_SPECS:
+                self._known.clear()
+            self._known[batch_id] = spec
+        return spec
+
+
+def _read(text: bytes) -> BatchSpec:
+    return BatchSpec.model_validate(orjson.loads(text), context=STORED)
