@@ -90,7 +90,7 @@ chaos: setup ## kill -9 everything, seed by seed, and check that nothing is lost
 	$(BIN)/python -m tests.chaos.main --out docs/chaos.md $(CHAOS)
 
 docs: setup ## build the documentation into build/docs; warnings are errors
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 demo: $(FARM) ## start a farm and a mock model, run real rows, show a table, stop
 	$(BIN)/farm demo

@@ -1,10 +1,12 @@
-"""MkDocs hook that generates the reference pages from the code: settings, REST, command line, metrics."""
+"""MkDocs hook that generates the reference pages from the code: settings, REST, command line, metrics, scripts."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -15,7 +17,13 @@ from pydantic.fields import FieldInfo
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    pages = {"settings": settings_page, "rest": rest_page, "cli": cli_page, "metrics": metrics_page}
+    pages = {
+        "settings": settings_page,
+        "rest": rest_page,
+        "cli": cli_page,
+        "metrics": metrics_page,
+        "scripts": scripts_page,
+    }
     for name, make in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=make()))
     return files
@@ -29,8 +37,8 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Each setting is a field of the YAML file (`--config`) and an environment variable. A field of a section is",
-        "indented below the section's name in YAML. Lists and objects are given as JSON in variables. Precedence, low to",
-        "high: default, YAML, variable, command-line option. `farm config show` prints the resolved values.",
+        "indented below the section's name in YAML. Lists and objects are given as JSON in variables. Precedence, from",
+        "low to high: default, YAML, variable, command-line option. `farm config show` prints the resolved values.",
         "",
     ]
     plain = {name: field for name, field in Settings.model_fields.items() if not _section(field)}
@@ -92,9 +100,42 @@ def metrics_page() -> str:
         "| metric | type | meaning |",
         "|---|---|---|",
     ]
-    for family in text_string_to_metric_families(exposition(http, FarmNumbers(up=True)).decode()):
-        if not family.name.endswith("_created"):
-            lines.append(f"| `{family.name}` | {family.type} | {_text(family.documentation)} |")
+    lines += [
+        f"| `{family.name}` | {family.type} | {_text(family.documentation)} |"
+        for family in text_string_to_metric_families(exposition(http, FarmNumbers(up=True)).decode())
+        if not family.name.endswith("_created")
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def scripts_page() -> str:
+    """Return each Lua script with its first comment and the modules that call it."""
+    import gym.state
+
+    root = Path(gym.state.__file__).parents[2]
+    folders = [folder for name in ("state", "captures") if (folder := root / "gym" / name).is_dir()]
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    sources = {path.relative_to(root).as_posix(): path.read_text() for path in paths}
+    loaded = {
+        name: constant
+        for source in sources.values()
+        for constant, name in re.findall(r'^([A-Z_]+) = load_script\("(\w+)"', source, re.MULTILINE)
+    }
+    lines = [
+        "# Scripts",
+        "",
+        "Every change of state is one of these Lua scripts in `gym/state/scripts`. Redis runs a script as one step.",
+        "The header of each file documents its arguments and what it returns.",
+        "",
+        "| script | does | called in |",
+        "|---|---|---|",
+    ]
+    for path in sorted((root / "gym/state/scripts").glob("*.lua")):
+        does = path.read_text().splitlines()[0].removeprefix("--")
+        family = path.stem.partition("_")[0]
+        used = rf"\b{loaded[path.stem]}\b(?! = )" if path.stem in loaded else rf'load_script\(f"{family}_{{'
+        callers = [f"`{name}`" for name, source in sources.items() if re.search(used, source)]
+        lines.append(f"| `{path.stem}` | {_text(does)} | {', '.join(callers)} |")
     return "\n".join(lines) + "\n"
 
 
