@@ -131,11 +131,11 @@ def scripts_page() -> str:
         "|---|---|---|",
     ]
     for path in sorted((root / "gym/state/scripts").glob("*.lua")):
-        does = path.read_text().splitlines()[0].removeprefix("--")
+        does = _text(path.read_text().splitlines()[0].removeprefix("--")).replace("{", "&#123;")
         family = path.stem.partition("_")[0]
         used = rf"\b{loaded[path.stem]}\b(?! = )" if path.stem in loaded else rf'load_script\(f"{family}_{{'
         callers = [f"`{name}`" for name, source in sources.items() if re.search(used, source)]
-        lines.append(f"| `{path.stem}` | {_text(does)} | {', '.join(callers)} |")
+        lines.append(f"| `{path.stem}` | {does} | {', '.join(callers)} |")
     return "\n".join(lines) + "\n"
 
 
