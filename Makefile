@@ -12,7 +12,7 @@ NEMO_GYM := .venv-nemo-gym
 NEMO_GYM_PYTHON ?= python3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt check hooks test test-all test-adapters test-vllm chaos demo up clean
+.PHONY: help setup fmt check hooks test test-all test-adapters test-vllm chaos docs demo up clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,10 +71,10 @@ $(NEMO_GYM)/.installed: tests/adapters/nemo_gym.txt
 	$(NEMO_GYM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python -r tests/adapters/nemo_gym.txt
 	@touch $@
 
-test-adapters: setup $(VERIFIERS)/.installed $(OPENENV)/.installed $(NEMO_GYM)/.installed ## with real servers (2 GB; Python 3.13)
+test-adapters: setup $(VERIFIERS)/.installed $(OPENENV)/.installed $(NEMO_GYM)/.installed # with real servers (2 GB; Python 3.13)
 	$(BIN)/python -m pytest tests/adapters
 
-test-vllm: setup $(VLLM)/model/config.json ## the tests against a real vLLM on this CPU, which it installs first (2.5 GB)
+test-vllm: setup $(VLLM)/model/config.json # the tests against a real vLLM on this CPU, which it installs first (2.5 GB)
 	$(BIN)/python -m pytest -m vllm tests/vllm
 
 $(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/name_vllm.py
@@ -88,6 +88,9 @@ $(VLLM)/model/config.json: $(VLLM)/.installed tests/vllm/make_model.py tests/vll
 
 chaos: setup ## kill -9 everything, seed by seed, and check that nothing is lost (40 minutes); CHAOS="--seed 3"
 	$(BIN)/python -m tests.chaos.main --out docs/chaos.md $(CHAOS)
+
+docs: setup ## build the documentation into build/docs; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 demo: $(FARM) ## start a farm and a mock model, run real rows, show a table, stop
 	$(BIN)/farm demo

@@ -13,11 +13,20 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "configs" / "examples"
 
 
-@pytest.mark.parametrize("name", ["coin.py", "train.py"])
-def test_the_readme_shows_the_examples_as_they_are(name: str) -> None:
-    shown = (ROOT / "README.md").read_text()
-    lines = (EXAMPLES / name).read_text().splitlines()
-    assert "\n".join(f"    {line}" if line else "" for line in lines) in shown
+def shown(text: str) -> str:
+    return "\n".join(f"    {line}" if line else "" for line in text.splitlines())
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-environment.md"])
+def test_the_environment_that_is_shown_is_the_example_as_it_is(page: str) -> None:
+    assert shown((EXAMPLES / "coin.py").read_text()) in (ROOT / page).read_text()
+
+
+def test_the_trainer_of_the_readme_is_a_part_of_the_example_in_ten_lines() -> None:
+    section = (ROOT / "README.md").read_text().partition("## From a trainer")[2].partition("\n\nA reward")[0]
+    excerpt = section.strip("\n")
+    assert 5 <= len(excerpt.splitlines()) <= 10
+    assert excerpt in shown((EXAMPLES / "train.py").read_text())
 
 
 def test_an_environment_of_your_own_takes_thirty_lines() -> None:
@@ -25,7 +34,7 @@ def test_an_environment_of_your_own_takes_thirty_lines() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < 200
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 @pytest.mark.parametrize("way", ["http", "redis"])
