@@ -7,7 +7,7 @@ fails is forgotten. Memory is bounded by one slice and one row, however long the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ import orjson
 from api.bodies import malformed_json
 from api.services import Backlog, Services
 from gym.environments.registry import Registry
+from gym.environments.row_requests import Api, check_request
 from gym.errors import Invalid, NotFound, TooLarge
 from gym.jsontypes import JsonObject
 from gym.plain import json_bounds
@@ -77,13 +78,19 @@ class LineSplitter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
-    """Reads and checks rows; the defaults are the batch's, for rows that name none themselves."""
+    """Reads and checks rows; the defaults are the batch's, for rows that name none themselves.
+
+    `api` is that of the batch's policy.
+    """
 
     registry: Registry
     known: frozenset[str]
     default_environment: str | None
     default_samples: int
     max_row_bytes: int
+    default_agent: str | None = None
+    sampling: Mapping[str, object] | None = None
+    api: Api = "chat"
 
     def read_line(self, raw: bytes, *, row: int, line: int) -> StagedRow:
         """A row from one line of NDJSON, kept as it was sent. Raises Malformed or Invalid, naming line and field."""
@@ -128,6 +135,8 @@ class RowReader:
         if agent is not None and agent not in self.registry.agents:
             raise bad_row(row, "agent", f"there is no agent `{agent[:80]}`; {_known(self.registry)}", line=line)
         self.registry.check_row(header.environment, data, row=row, line=line)
+        runs = agent or self.default_agent or self.registry.get(header.environment).agent
+        check_request(data, agent=runs, sampling=self.sampling, api=self.api, row=row, line=line)
         digest = canonical_digest(data) if header.task_id is not None else ""
         return StagedRow(header=header, raw=raw, digest=digest)
 
@@ -136,14 +145,25 @@ class RowReader:
         return unknown_environment(self.registry, name, where)
 
 
-def row_reader(farm: Services, environment: str | None, num_samples: int) -> RowReader:
-    """A reader with these defaults."""
+def row_reader(
+    farm: Services,
+    environment: str | None,
+    num_samples: int,
+    *,
+    agent: str | None = None,
+    sampling: Mapping[str, object] | None = None,
+    api: Api = "chat",
+) -> RowReader:
+    """Return a reader with a batch's defaults; `api` is that of its policy."""
     return RowReader(
         registry=farm.registry,
         known=frozenset(farm.registry.names()),
         default_environment=environment,
         default_samples=num_samples,
         max_row_bytes=farm.settings.api.max_row_bytes,
+        default_agent=agent,
+        sampling=sampling,
+        api=api,
     )
 
 

@@ -82,7 +82,7 @@ def _check_params(params: object, *, row: int, line: int | None) -> None:
     items = params.get("input")
     if isinstance(items, str):
         return
-    if not isinstance(items, list) or not items:
+    if not isinstance(items, list):  # an empty one is right where the agent or environment makes the first message
         raise bad_row(row, "responses_create_params.input", "it must be a text or a list of items", line=line)
     for number, item in enumerate(items):
         if not isinstance(item, dict):

@@ -19,6 +19,7 @@ from fastapi import APIRouter, Header, Request, Response
 from api.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
 from api.errors import redis_error
 from api.ingest import row_reader
+from api.routes.submission import policy_api
 from api.services import Farm, Services
 from api.shutdown import shutting_down
 from gym.errors import Conflict, Invalid, Overloaded, RequestError, TooLarge, Unavailable
@@ -75,7 +76,7 @@ async def run_row(
     if x_farm_job is not None and not is_id(x_farm_job):
         raise Invalid("invalid_job", "header `x-farm-job`: it is not an id ([A-Za-z0-9._:-], 1 to 128 long)")
     try:
-        staged = _read(farm, row)
+        staged = await _read(farm, row)
     except (Invalid, TooLarge) as error:
         return json_response(failed_response(row, kind="bad_row", message=error.message))
     rollout = await _patiently(farm, lambda: _submit(farm, request, staged, x_farm_job))
@@ -112,8 +113,12 @@ def _address(request: Request) -> str:
     return request.client.host if request.client is not None else "unknown"
 
 
-def _read(farm: Services, row: JsonObject) -> StagedRow:
-    staged = row_reader(farm, None, 1).read_value(row, row=0)
+async def _read(farm: Services, row: JsonObject) -> StagedRow:
+    try:
+        staged = row_reader(farm, None, 1).read_value(row, row=0)
+    except Invalid:  # perhaps for the sake of an api that the policy does not have
+        api = await policy_api(farm, farm.settings.default_policy)
+        staged = row_reader(farm, None, 1, api=api).read_value(row, row=0)
     digest = canonical_digest(row)
     header = replace(staged.header, task_id=row_key(row, digest) or new_id("row"), num_samples=1)
     return replace(staged, header=header, digest=digest)

@@ -25,8 +25,11 @@ from api.schemas.batches import BatchAnswer, BatchBody, BatchCreated, RowsAdded
 from api.schemas.document import body_of
 from api.services import Farm, Services
 from gym.batch import BatchSpec
+from gym.environments.row_requests import Api
 from gym.errors import Invalid, NotFound
+from gym.fields.bounded import STORED
 from gym.ids import is_id, new_id
+from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.state.ledger.batches import batch_not_found
 from gym.state.ledger.submission import NewBatch, canonical_digest, existing
@@ -62,9 +65,12 @@ async def create_batch(request: Request, farm: Farm) -> Response:
     if spec.batch_id is not None and await existing(farm.store, batch_id, digest) is not None:
         return await _created(farm, batch_id, 200)
     check_defaults(farm.registry, spec.environment, spec.agent)
-    policy = await _resolve_policy(farm, spec.policy)
+    policy, served_by = await _resolve_policy(farm, spec.policy)
     spec = spec.model_copy(update={"batch_id": batch_id, "run": spec.run or batch_id, "policy": policy})
-    checked = await check_values(row_reader(farm, spec.environment, spec.num_samples), rows)
+    reader = row_reader(
+        farm, spec.environment, spec.num_samples, agent=spec.agent, sampling=spec.sampling, api=served_by.api
+    )
+    checked = await check_values(reader, rows)
     await farm.backlog.check_room(sum(row.header.num_samples for row in checked))
     async with staging(farm.store, batch_id) as staged:
         await stage_values(staged, checked)
@@ -97,7 +103,14 @@ async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
     if spec is None:
         raise batch_not_found(batch_id)
     options = orjson.loads(spec)
-    reader = row_reader(farm, options["environment"], options["num_samples"])
+    reader = row_reader(
+        farm,
+        options["environment"],
+        options["num_samples"],
+        agent=options.get("agent"),
+        sampling=options.get("sampling"),
+        api=await policy_api(farm, options["policy"]),
+    )
     async with staging(farm.store, batch_id) as staged, aclosing(body_stream(request)) as pieces:
         await stage_lines(reader, staged, pieces, farm.backlog)
     published = await staged.publish(create=None, seal=False)
@@ -114,14 +127,27 @@ async def seal_batch(batch_id: str, farm: Farm) -> Response:
     return json_response(batch_answer(await farm.batches.seal(batch_id)))
 
 
-async def _resolve_policy(farm: Services, policy: str | PolicySpec | None) -> str | PolicySpec:
-    """Raises Invalid for a name that is not registered, or a host that is not allowed."""
+async def policy_api(farm: Services, policy: str | JsonObject) -> Api:
+    """The `api` of a batch's policy; where that is not registered any more, the usual one."""
+    if isinstance(policy, dict):
+        return PolicySpec.model_validate(policy, context=STORED).api
+    try:
+        return (await farm.policies.get(policy)).spec.api
+    except NotFound:
+        return "chat"
+
+
+async def _resolve_policy(farm: Services, policy: str | PolicySpec | None) -> tuple[str | PolicySpec, PolicySpec]:
+    """Return the policy as it is stored with the batch, and its spec.
+
+    Raises Invalid for a name that is not registered, or a host that is not allowed.
+    """
     if isinstance(policy, PolicySpec):
         check_policy_hosts(policy, farm.settings, field="policy.base_urls")
-        return policy
+        return policy, policy
     name = policy or farm.settings.default_policy
     try:
-        await farm.policies.get(name)
+        record = await farm.policies.get(name)
     except NotFound:
         whose = f"field `policy`: there is no policy {name}" if policy else f"there is no default policy ({name})"
         raise Invalid(
@@ -129,7 +155,7 @@ async def _resolve_policy(farm: Services, policy: str | PolicySpec | None) -> st
             f"{whose}; register it with PUT /v1/policies/{name} or in the settings, or send an inline policy",
             {"field": "policy", "policy": name},
         ) from None
-    return name
+    return name, record.spec
 
 
 async def _created(farm: Services, batch_id: str, status: int) -> Response:

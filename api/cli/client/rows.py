@@ -87,6 +87,7 @@ def inspect(
     from gym.client.datasets import scan, with_prompt
     from gym.config import load_settings
     from gym.environments.registry import load_registry
+    from gym.environments.row_requests import check_request
     from gym.errors import Invalid
     from gym.task import read_header
 
@@ -107,6 +108,7 @@ def inspect(
             report.environments[header.environment] = report.environments.get(header.environment, 0) + 1
             report.rollouts += header.num_samples
             registry.check_row(header.environment, row, row=0)
+            check_request(row, agent=row.get("agent") or registry.get(header.environment).agent, row=0)
         except Invalid as error:
             report.note(_problem(error.message), line.number)
             continue

@@ -53,6 +53,41 @@ async def test_a_batch_is_created_and_says_where_to_go_on(http: httpx.AsyncClien
     assert status["created_at"].endswith("Z")
 
 
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"input": "hi", "n": 4}, "responses_create_params.n"),
+        ({"input": "hi", "tools": [{"type": "web_search"}]}, "responses_create_params.tools.0.type"),
+        ({"input": "hi", "previous_response_id": "r"}, "responses_create_params.previous_response_id"),
+        ({"input": [{"type": "mcp_call"}]}, "responses_create_params.input.0.type"),
+        ({"input": []}, "responses_create_params.input"),
+    ],
+)
+async def test_a_row_whose_request_can_never_be_sent_is_refused(
+    http: httpx.AsyncClient, row: Row, params: Row, field: str
+) -> None:
+    bad = {**row, "responses_create_params": params}
+    whole = await http.post("/v1/batches", json={"rows": [row, bad]})
+    assert whole.status_code == 422, whole.text
+    assert (whole.json()["error"]["details"]["row"], whole.json()["error"]["details"]["field"]) == (1, field)
+    batch_id = await open_batch(http)
+    streamed = await http.post(f"/v1/batches/{batch_id}/rows", content=lines(row, bad), headers=NDJSON)
+    assert streamed.status_code == 422, streamed.text
+    assert (streamed.json()["error"]["details"]["line"], streamed.json()["error"]["details"]["field"]) == (2, field)
+
+
+async def test_rows_for_a_server_that_has_the_responses_api_are_checked_for_that(
+    http: httpx.AsyncClient, row: Row
+) -> None:
+    custom = {"type": "custom", "name": "patch"}
+    params = {"input": "hi", "tools": [custom]}
+    inline = {"base_urls": ["http://127.0.0.1:9/v1"], "model": "m", "api": "responses"}
+    taken = await http.post(
+        "/v1/batches", json={"policy": inline, "rows": [{**row, "responses_create_params": params}]}
+    )
+    assert taken.status_code == 201, taken.text
+
+
 async def test_the_same_body_again_is_a_no_op_and_another_is_a_conflict(http: httpx.AsyncClient, row: Row) -> None:
     body = {"batch_id": "b", "rows": [row], "metadata": {"a": 1, "b": 2}}
     first = await http.post("/v1/batches", json=body)
