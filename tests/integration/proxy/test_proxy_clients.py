@@ -7,7 +7,6 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 
@@ -104,6 +103,8 @@ async def chat_loop(base: str, question: str, tools: list[dict[str, Any]], strea
 
 
 async def messages_loop(base: str, question: str, tools: list[dict[str, Any]], stream: bool) -> str:
+    import anthropic
+
     offered: Any = [
         {
             "name": tool["name"],
@@ -256,6 +257,8 @@ async def test_log_probabilities_come_with_the_texts_of_their_tokens(farm, model
 
 
 async def test_the_models_are_the_policies(farm, proxy, model):
+    import anthropic
+
     async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none") as client:
         assert [card.id async for card in client.models.list()] == ["policy"]
     async with anthropic.AsyncAnthropic(base_url=f"{proxy}/rollouts/r", api_key="none") as other:
@@ -263,6 +266,8 @@ async def test_the_models_are_the_policies(farm, proxy, model):
 
 
 async def test_a_client_reads_each_error_as_its_own_kind(proxy):
+    import anthropic
+
     async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.UnprocessableEntityError) as refused:
             await client.responses.create(model="any", input="hi", background=True)
