@@ -130,7 +130,7 @@ def test_a_cancelled_batch_makes_no_further_model_call_and_keeps_what_had_finish
     first = http.get(f"/v1/batches/{batch_id}/results", params={"wait": 60, "limit": 1}).json()["items"]
     assert first
     cancelled_at = time.time()
-    assert http.delete(f"/v1/batches/{batch_id}").status_code == 200
+    assert http.delete(f"/v1/batches/{batch_id}").status_code in {200, 202}  # cancelled, or being cancelled
     results = all_results(http, batch_id)
     outcomes = Counter(result["outcome"] for result in results)
     assert set(outcomes) == {"succeeded", "cancelled"}
