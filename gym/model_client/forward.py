@@ -58,6 +58,7 @@ from gym.model_client.tokens.token_in import Prompt, RefusedExchange, TokenCall,
 from gym.model_client.tokens.token_stream import Answered, StreamSink
 from gym.trajectory import TurnTokens
 from gym.wire.errors import BadCompletion
+from gym.wire.history import arguments_as_objects
 
 __all__ = ["ChatCall", "ContextOverflow", "Forwarder", "ModelAnswer", "request_headers"]
 
@@ -227,8 +228,11 @@ class Forwarder:
         asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids else "none"
         # a server may still know the request that it did not answer, so a retry has an id of its own
         request_id = call.request_id if number == 1 else f"{call.request_id}-r{number - 1}"
+        given = call.body
+        if endpoint.reads_objects_only:
+            given = arguments_as_objects(given) or given
         if call.dialect == "responses":
-            body = pinned_response(call.body, policy.spec, stream=call.on_chunks is not None)
+            body = pinned_response(given, policy.spec, stream=call.on_chunks is not None)
             return Attempt(
                 body,
                 request_id,
@@ -241,7 +245,7 @@ class Forwarder:
                 hops=call.hops,
                 hosts=self._hosts,
             )
-        body = pinned(call.body, policy.spec)
+        body = pinned(given, policy.spec)
         if call.on_chunks is not None:
             body = streamed(body, call.body.get("stream_options"))
         extra = endpoint.prefix.asks(policy.spec, body, call.prefix)

@@ -11,7 +11,7 @@ from typing import Any
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
 from gym.wire.chat.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of, usage_of
-from gym.wire.messages.request import INVALID_JSON
+from gym.wire.history import INVALID_JSON
 
 
 def to_message(body: JsonObject, completion: JsonObject, *, message_id: str) -> JsonObject:

@@ -10,10 +10,9 @@ import json
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_bool, as_list, as_name, as_object, as_text, only, words
 from gym.wire.errors import WireError
+from gym.wire.history import INVALID_JSON, in_order
 from gym.wire.server_fields import add_extras, passed_fields
 from gym.wire.tools import add_tools, response_format
-
-INVALID_JSON = "INVALID_JSON"
 
 # Accepted and ignored: Anthropic's billing, caching and placement. `metadata` but its `user_id` likewise.
 NO_EFFECT = words("cache_control service_tier inference_geo speed diagnostics user_profile_id workspace_id")
@@ -81,7 +80,7 @@ def _messages(body: JsonObject) -> list[JsonObject]:
                 raise WireError(f"{field}.role", f"{other!r} is not one of user, assistant, system")
     if not messages:
         raise WireError("messages", "is empty")
-    return messages
+    return in_order(messages)
 
 
 def _system(value: object, field: str) -> str:
