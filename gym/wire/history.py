@@ -8,11 +8,71 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from gym.jsontypes import JsonObject
 
 INVALID_JSON = "INVALID_JSON"
 """The key under which arguments that are no JSON object are kept as text; Anthropic's own advice for such calls."""
+
+
+def input_of(arguments: str) -> JsonObject:
+    """Return a call's arguments as an object; those that are no JSON object are kept as text under `INVALID_JSON`.
+
+    `arguments_of` turns them back.
+    """
+    if not arguments.strip():
+        return {}
+    try:
+        value: Any = json.loads(arguments)
+    except (ValueError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {INVALID_JSON: arguments}
+
+
+def arguments_of(given: JsonObject) -> str:
+    """Return the text that an object of arguments was made from; see `input_of`."""
+    if given.keys() == {INVALID_JSON} and isinstance(given[INVALID_JSON], str):
+        text: str = given[INVALID_JSON]
+        return text
+    return json.dumps(given, ensure_ascii=False)
+
+
+def with_call_ids(messages: Sequence[JsonObject]) -> list[JsonObject]:
+    """Return the messages with an id on each call and each tool message, for dialects whose clients leave ids out.
+
+    A tool message without an id, or with one that no call has, answers the first unanswered call of its name, in the
+    latest turn that has one. One that answers no call keeps an id of its own. Made ids depend on the place alone, so
+    the same history has the same ids in each request.
+    """
+    known = {call["id"] for message in messages for call in message.get("tool_calls") or () if call.get("id")}
+    open_calls: list[list[JsonObject]] = []  # turn by turn: calls without an answer
+    done: list[JsonObject] = []
+    for number, message in enumerate(messages):
+        if message.get("tool_calls"):
+            calls = [
+                {**call, "id": call.get("id") or f"call_{number}_{place}"}
+                for place, call in enumerate(message["tool_calls"])
+            ]
+            open_calls.append(list(calls))
+            done.append({**message, "tool_calls": calls})
+        elif message.get("role") == "tool":
+            call_id = message.get("tool_call_id")
+            found = _open_call(open_calls, message, call_id if call_id in known else None)
+            done.append({**message, "tool_call_id": found or call_id or f"call_{number}"})
+        else:
+            done.append(message)
+    return done
+
+
+def _open_call(open_calls: list[list[JsonObject]], message: JsonObject, call_id: object) -> str | None:
+    """Take the call that a tool message answers off the open ones, and return its id."""
+    for turn in reversed(open_calls):
+        for place, call in enumerate(turn):
+            if call["id"] == call_id if call_id else call["function"]["name"] == message.get("name"):
+                found: str = turn.pop(place)["id"]
+                return found
+    return None
 
 
 def in_order(messages: Sequence[JsonObject]) -> list[JsonObject]:

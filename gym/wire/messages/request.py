@@ -5,12 +5,10 @@ Source: Anthropic's `MessageCreateParams`, and vLLM's own translation where the 
 
 from __future__ import annotations
 
-import json
-
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_bool, as_list, as_name, as_object, as_text, only, words
 from gym.wire.errors import WireError
-from gym.wire.history import INVALID_JSON, in_order
+from gym.wire.history import arguments_of, in_order
 from gym.wire.server_fields import add_extras, passed_fields
 from gym.wire.tools import add_tools, response_format
 
@@ -243,14 +241,6 @@ def _tool_use(block: JsonObject, field: str) -> JsonObject:
         "type": "function",
         "function": {"name": as_name(block.get("name"), f"{field}.name"), "arguments": arguments_of(given)},
     }
-
-
-def arguments_of(given: JsonObject) -> str:
-    """The arguments that a tool use was made from, where they were no JSON object the text itself."""
-    if given.keys() == {INVALID_JSON} and isinstance(given[INVALID_JSON], str):
-        text: str = given[INVALID_JSON]
-        return text
-    return json.dumps(given, ensure_ascii=False)
 
 
 def _add_tools(request: JsonObject, body: JsonObject) -> None:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from gym.wire.chat.chunks import ChatAccumulator
 from gym.wire.chat.stream import ChatStream, StreamTranslator
+from gym.wire.gemini.reply import to_gemini
+from gym.wire.gemini.stream import GeminiStream
 from gym.wire.messages.reply import to_message
 from gym.wire.messages.stream import MessagesStream
 from gym.wire.responses.reply import to_response
@@ -19,6 +21,8 @@ Json = dict[str, Any]
 MANY = settings(max_examples=20 * settings().max_examples)
 BASE: Json = {"id": "chatcmpl-1", "created": 1, "model": "served"}
 REQUEST: Json = {"model": "m", "max_tokens": 5, "messages": [], "input": "hi"}
+
+THINKING: Json = {"model": "m", "contents": [], "generationConfig": {"thinkingConfig": {"includeThoughts": True}}}
 
 
 def whole_of(message: Json, finish: str = "tool_calls") -> Json:
@@ -111,6 +115,24 @@ def streamed_message(deltas: list[Json]) -> tuple[Json, list[str]]:
     return message, list(inputs.values())
 
 
+def streamed_gemini(deltas: list[Json]) -> Json:
+    """The answer that the pieces add up to: texts of a kind are joined, and an empty one is left out."""
+    texts = {True: "", False: ""}
+    calls: list[Json] = []
+    pieces = events_of(GeminiStream(THINKING, response_id="g1"), deltas)
+    for piece in pieces:
+        for part in piece["candidates"][0]["content"]["parts"]:
+            if "text" in part:
+                texts[bool(part.get("thought"))] += part["text"]
+            else:
+                calls.append(part)
+    parts: list[Json] = [{"text": texts[True], "thought": True}] if texts[True] else []
+    parts += [{"text": texts[False]}] if texts[False] else []
+    last: Json = pieces[-1]
+    last["candidates"][0]["content"]["parts"] = [*parts, *calls] or [{"text": ""}]
+    return last
+
+
 def joined_by_a_client(deltas: list[Json]) -> list[Json]:
     """The tool calls as the openai client joins them: texts of the same index are glued, ids and names too."""
     calls: dict[int, Json] = {}
@@ -137,6 +159,7 @@ def assert_streams_as(deltas: list[Json], whole: Json) -> None:
         if block["type"] == "tool_use":
             block["input"] = {}
     assert message == expected
+    assert streamed_gemini(deltas) == to_gemini(THINKING, whole, response_id="g1")
     shown = [call(each["id"], each["function"]["name"], each["function"]["arguments"] or "{}") for each in calls]
     assert joined_by_a_client(deltas) == shown
 
