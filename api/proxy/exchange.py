@@ -19,7 +19,6 @@ from gym.jsontypes import JsonObject
 from gym.plain import json_bounds
 
 _STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -41,6 +40,7 @@ class AsgiExchange:
         self._receive = receive
         self._send = send
         self.started = False
+        self.stream_type = b"text/event-stream; charset=utf-8"
         self._ended = False
 
     def header(self, name: bytes) -> str | None:
@@ -127,7 +127,8 @@ class AsgiExchange:
         """A piece of an event stream; the first one begins the answer."""
         if not self.started:
             self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            headers = [(b"content-type", self.stream_type), *_STREAM_HEADERS]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._ended = not more
         if data or not more:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})

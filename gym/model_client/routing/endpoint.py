@@ -59,6 +59,7 @@ class Endpoint:
         "moves",
         "prefix",
         "probing",
+        "reads_objects_only",
         "response_capture",
         "retired",
         "salt",
@@ -84,6 +85,7 @@ class Endpoint:
         self.capture = Capture()
         self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()
+        self.reads_objects_only = False  # it decodes the arguments of earlier calls
         self.moves: set[Callable[[], None]] = set()
 
     def state(self, now: float) -> State:
@@ -200,6 +202,7 @@ class Endpoint:
         self.capture = Capture()
         self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()
+        self.reads_objects_only = False  # it decodes the arguments of earlier calls
 
 
 def request_headers(policy: PolicyRecord, endpoint: Endpoint) -> dict[str, str]:
