@@ -29,6 +29,7 @@ from gym.errors import Invalid, NotFound
 from gym.ids import is_id, new_id
 from gym.policy import PolicySpec
 from gym.state.ledger.batches import batch_not_found
+from gym.state.ledger.specs import spec_of
 from gym.state.ledger.submission import NewBatch, canonical_digest, existing
 
 router = APIRouter(tags=["batches"])
@@ -93,11 +94,10 @@ async def create_batch(request: Request, farm: Farm) -> Response:
 async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
     """Append rows to a batch that is not sealed: a stream of any length, taken as a whole or not at all."""
     check_content_type(request, NDJSON_TYPES)
-    spec = await farm.store.redis.hget(farm.store.keys.batch(batch_id).meta, "spec") if is_id(batch_id) else None
+    spec = await spec_of(farm.store, batch_id) if is_id(batch_id) else None
     if spec is None:
         raise batch_not_found(batch_id)
-    options = orjson.loads(spec)
-    reader = row_reader(farm, options["environment"], options["num_samples"])
+    reader = row_reader(farm, spec.environment, spec.num_samples)
     async with staging(farm.store, batch_id) as staged, aclosing(body_stream(request)) as pieces:
         await stage_lines(reader, staged, pieces, farm.backlog)
     published = await staged.publish(create=None, seal=False)

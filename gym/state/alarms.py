@@ -10,7 +10,7 @@ import orjson
 
 from gym.jsontypes import JsonObject
 from gym.state.redis.store import ALARM, Store
-from gym.state.redis.unreadable import printable, read_or_none
+from gym.state.redis.unreadable import read_or_none
 
 MOST_LOGGED = 1000
 
@@ -30,6 +30,24 @@ class AlarmKind(StrEnum):
     UNREADABLE_MESSAGE = "unreadable_message"  # a message of the broker that was no job
 
 
+@dataclass(frozen=True, slots=True)
+class AlarmName:
+    """Identity of an alarm: `KIND|BATCH|WORKER` in Redis. The kind may be one that this version does not know."""
+
+    kind: str
+    batch_id: str = ""
+    worker: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}|{self.batch_id}|{self.worker}"
+
+    @classmethod
+    def parse(cls, text: str) -> AlarmName:
+        """Return the name that `str` gives. Raises a decode error."""
+        kind, batch_id, worker = text.split("|", 2)
+        return cls(kind, batch_id, worker)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
     """What is wrong and where. `batch_id` and `worker` are empty where it concerns no single one."""
@@ -41,9 +59,8 @@ class Alarm:
     rollouts: tuple[str, ...] = ()  # the first of those concerned
 
     @property
-    def name(self) -> str:
-        """What tells alarms apart."""
-        return f"{self.kind}|{self.batch_id}|{self.worker}"
+    def name(self) -> AlarmName:
+        return AlarmName(str(self.kind), self.batch_id, self.worker)
 
 
 class Alarms:
@@ -70,26 +87,26 @@ class Alarms:
         await self._store.insist(self._store.keys.totals, "HINCRBY", f"alarm:{alarm.kind}", 1)
         return True
 
-    async def clear(self, name: str) -> None:
-        """It is no more."""
-        text = await self._store.redis.hget(self._store.keys.alarms_standing, name)
+    async def clear(self, name: AlarmName) -> None:
+        """Clear the alarm and append a `cleared` event to the log."""
+        text = await self._store.redis.hget(self._store.keys.alarms_standing, str(name))
         if text is not None:
             await self._change("cleared", name, text)
 
-    async def _change(self, event: str, name: str, text: bytes) -> bool:
+    async def _change(self, event: str, name: AlarmName, text: bytes) -> bool:
         keys = self._store.keys
         return bool(
-            await self._store.run(ALARM, [keys.alarms_standing, keys.alarms_log], [event, name, text, MOST_LOGGED])
+            await self._store.run(ALARM, [keys.alarms_standing, keys.alarms_log], [event, str(name), text, MOST_LOGGED])
         )
 
-    async def standing(self) -> dict[str, JsonObject]:
-        """What is wrong now, by name."""
+    async def standing(self) -> dict[AlarmName, JsonObject]:
+        """Return the alarms that stand now, by name; those that cannot be read are left out."""
         stored = await self._store.redis.hgetall(self._store.keys.alarms_standing)
         found = {}
         for name, text in stored.items():
-            alarm = read_or_none("alarm", name, _read, text)
+            alarm = read_or_none("alarm", name, _read_named, name, text)
             if alarm is not None:
-                found[printable(name)] = alarm
+                found[alarm[0]] = alarm[1]
         return found
 
     async def log(self, limit: int = 100) -> list[JsonObject]:
@@ -101,6 +118,10 @@ class Alarms:
             if shown is not None:
                 found.append({"id": entry.decode(), **shown})
         return found
+
+
+def _read_named(name: bytes, text: bytes) -> tuple[AlarmName, JsonObject]:
+    return AlarmName.parse(name.decode(errors="backslashreplace")), _read(text)
 
 
 def _read(text: bytes) -> JsonObject:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import orjson
 from redis.exceptions import RedisError
 
 from gym.errors import Conflict, Invalid, NotFound
@@ -27,10 +26,11 @@ from gym.state.ledger.breakers import (
     policy_key,
     read_breakers,
 )
-from gym.state.ledger.cancellation import Cancellation, cancel
+from gym.state.ledger.cancellation import Cancellation, StopCause, cancel, read_stop
 from gym.state.ledger.judging import waiting_of
+from gym.state.ledger.specs import read_options, read_spec
 from gym.state.redis.store import REQUEUE, SEAL, Store, insisting
-from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable, read_object, read_or_none, reason
+from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable, read_or_none, reason
 
 REQUEUE_CHUNK = 100
 PAGE_BYTES = 4 * 2**20  # of what is kept of the batches of one page
@@ -167,12 +167,12 @@ class Batches:
         await self._store.wake_dispatcher()
         return await self.status(batch_id)
 
-    async def cancel_batch(self, batch_id: str, *, letter: str = "c", reason: str = "cancelled") -> Cancellation:
+    async def cancel_batch(self, batch_id: str, *, cause: StopCause = StopCause.CANCELLED) -> Cancellation:
         """Begin to end everything in it that has not ended; the dispatcher ends what is left after this call.
 
         Unknown batches get a tombstone. Raises Overloaded where there are too many of these.
         """
-        done = await cancel(self._store, batch_id, "batch", "*", letter=letter, reason=reason)
+        done = await cancel(self._store, batch_id, "batch", "*", cause=cause)
         await self._store.wake_dispatcher()
         return done
 
@@ -254,13 +254,13 @@ def _status(
     judges: dict[bytes, bytes],
 ) -> BatchSnapshot:
     ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
-    spec = read_object(meta[b"spec"])
+    options = read_options(meta[b"spec"])
     sealed = meta.get(b"sealed") == b"1"
     ended_at = _moment(meta[b"ended_at"]) if b"ended_at" in meta else None
-    flag = meta.get(b"cancel", b"0")
+    cause = read_stop(meta.get(b"cancel"))
     state: BatchState
-    if flag != b"0":
-        state = "cancelled" if flag == b"1" else "expired"
+    if cause is not None:
+        state = "cancelled" if cause is StopCause.CANCELLED else "expired"
     elif ended_at is not None:
         state = "done"
     else:
@@ -276,12 +276,13 @@ def _status(
         run=meta[b"run"].decode(),
         state=state,
         sealed=sealed,
-        spec=spec,
+        spec=options,
         ledger=ledger,
         created_at=_moment(meta[b"created_at"]),
         ended_at=ended_at,
         fenced=int(meta.get(b"fenced", 0)),
-        parked=_parked(meta, breakers, judges) if breakers else ParkedCounts(),
+        parked=(read_or_none("spec of batch", batch_id, _parked, meta, breakers, judges) if breakers else None)
+        or ParkedCounts(),
         environments=environments,
     )
 
@@ -296,7 +297,7 @@ def _moment(text: bytes) -> int:
 
 def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker], judges: dict[bytes, bytes]) -> ParkedCounts:
     waiting = int(meta.get(b"queued", 0)) - int(meta.get(b"dispatched", 0))
-    policy = policy_key(orjson.loads(meta[b"spec"]).get("policy"))
+    policy = policy_key(read_spec(meta[b"spec"]).policy)
     counted = {
         name.decode().partition("|")[2]: int(number) for name, number in meta.items() if name.startswith(b"parked|")
     }

@@ -16,13 +16,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
-from gym.fields.bounded import STORED
-from gym.jsontypes import JsonObject
 from gym.model_client.routing.policy_record import inline_record
 from gym.policy import PolicySpec
 from gym.state.ledger.judging import waiting_of
+from gym.state.ledger.specs import SPEC_FIELD, read_spec
 from gym.state.redis.store import BREAKER, Argument, ScriptCall, Store
 from gym.state.redis.unreadable import read_object, read_or_none
 from gym.state.settings import BreakerSettings
@@ -200,10 +197,8 @@ def read_breaker(name: bytes, text: bytes) -> Breaker:
     )
 
 
-def policy_key(policy: str | JsonObject | PolicySpec | None) -> BreakerKey:
-    """The key of a batch's policy, as its spec has it."""
-    if isinstance(policy, dict):
-        policy = PolicySpec.model_validate(policy, context=STORED)
+def policy_key(policy: str | PolicySpec | None) -> BreakerKey:
+    """Return the key of a batch's policy."""
     name = inline_record(policy).name if isinstance(policy, PolicySpec) else policy or ""
     return BreakerKey(BreakerKind.POLICY, name)
 
@@ -249,7 +244,7 @@ def _held(is_open: Mapping[BreakerKey, Breaker], numbers: Mapping[BreakerKey, in
 async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> ParkedCounts:
     """What is parked of a batch at this moment."""
     names = open_names(breakers, BreakerKind.ENVIRONMENT)
-    fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
+    fields = [SPEC_FIELD, "queued", "dispatched", *map(parked_field, names)]
     keys = store.keys.batch(batch_id)
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.hmget(keys.meta, fields)
@@ -264,7 +259,7 @@ def _parked_of(names: Sequence[str], breakers: Sequence[Breaker], answers: Seque
     if spec is None:
         return ParkedCounts()
     counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
-    policy = policy_key(orjson.loads(spec).get("policy"))
+    policy = policy_key(read_spec(spec).policy)
     return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers, waiting_of(*lines or [{}]))
 
 

@@ -7,9 +7,12 @@ A cancellation that comes before what it cancels leaves a tombstone, of which th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 from gym.errors import Overloaded
+from gym.rollout import Outcome
+from gym.state.ledger.encodings import OUTCOME_LETTER
 from gym.state.redis.store import CANCEL, STOP_STEP, Argument, Store
 
 STEP_ROLLOUTS = 200
@@ -20,6 +23,25 @@ MOST_TOMBSTONES = 10_000
 
 TOMBSTONE_S = 86_400
 Scope = Literal["batch", "group", "rollout"]
+
+
+class StopCause(StrEnum):
+    """Reason for which all of a batch is being ended, as the `stop_reason` of its results."""
+
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.CANCELLED if self is StopCause.CANCELLED else Outcome.EXPIRED
+
+
+_FLAGS = {b"0": None, b"1": StopCause.CANCELLED, b"2": StopCause.DEADLINE}
+
+
+def read_stop(flag: bytes | None) -> StopCause | None:
+    """Return why a batch is being ended, from `cancel` of its `meta`. Raises a decode error."""
+    return None if flag is None else _FLAGS[flag]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +65,7 @@ async def cancel(
     scope: Scope,
     name: str,
     *,
-    letter: str = "c",
-    reason: str = "cancelled",
+    cause: StopCause = StopCause.CANCELLED,
     go_on: bool = False,
 ) -> Cancellation:
     """Begin to end what has not ended. A batch that is being cancelled already is left alone unless `go_on`.
@@ -52,7 +73,15 @@ async def cancel(
     Raises Overloaded where there are too many tombstones.
     """
     keys = store.keys.batch(batch_id)
-    args: list[Argument] = [scope, name, letter, reason, STEP_ROLLOUTS, int(go_on), MOST_TOMBSTONES]
+    args: list[Argument] = [
+        scope,
+        name,
+        OUTCOME_LETTER[cause.outcome],
+        cause,
+        STEP_ROLLOUTS,
+        int(go_on),
+        MOST_TOMBSTONES,
+    ]
     known, stopped, left, more_now = await store.run(CANCEL, keys.scripted(), args)
     if known == 0:
         await _enter_tombstone(store, batch_id)

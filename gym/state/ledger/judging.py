@@ -19,8 +19,9 @@ import orjson
 
 from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
+from gym.state.ledger.encodings import OUTCOME_LETTER, live_or_none
 from gym.state.ledger.result_records import read_tries
-from gym.state.ledger.rollouts import LIVE_PER_STEP, OUTCOME_LETTER, STEP_PAUSE_S, Claim
+from gym.state.ledger.rollouts import LIVE_PER_STEP, STEP_PAUSE_S, Claim
 from gym.state.ledger.unreadable_claims import ClaimedItem, readable_claims
 from gym.state.redis.store import (
     ASK_JUDGE,
@@ -251,8 +252,8 @@ class Judging:
                 pipeline.hmget(key, members[first : first + LIVE_PER_STEP])
             live, done, asks = await pipeline.execute()
             found += [
-                Sibling(sample, ended is not None or (state is not None and state[:1] in b"wsj"), ask)
-                for sample, (state, ended, ask) in enumerate(zip(live, done, asks, strict=True), first)
+                Sibling(sample, ended is not None or _is_judging(value), ask)
+                for sample, (value, ended, ask) in enumerate(zip(live, done, asks, strict=True), first)
             ]
         return found
 
@@ -284,6 +285,11 @@ def read_queues(counters: Mapping[bytes, bytes]) -> dict[str, JudgeQueue]:
     return {
         judge: JudgeQueue(*(numbers.get(f"{judge}|{field}", 0) for field in JudgeQueue._fields)) for judge in judges
     }
+
+
+def _is_judging(value: bytes | None) -> bool:
+    live = live_or_none(value)
+    return live is not None and live.judging
 
 
 def _counter(name: bytes, value: bytes) -> tuple[str, int]:

@@ -11,8 +11,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 import msgpack
@@ -23,7 +21,18 @@ from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
 from gym.results.record import add_trajectory, pack_record, pack_with_trajectory, unpack_trajectory, unreadable_record
+from gym.results.result import (
+    ResultFailure,
+    RolloutIdentity,
+    RolloutResult,
+    View,
+    failed_attempt,
+    identity,
+    rfc3339,
+)
+from gym.rollout import Outcome, StopReason
 from gym.state.alarms import Alarm, AlarmKind, Alarms
+from gym.state.ledger.encodings import attempt_of
 from gym.state.redis.keys import BatchKeys
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import DECODE_ERRORS, complain, read_object, reason
@@ -36,14 +45,6 @@ MISSING = "its trajectory is missing"
 _LOG = logging.getLogger(__name__)
 LogEntry = tuple[bytes, dict[bytes, bytes]]  # its id, its fields
 _MEMBER = re.compile(rb"[0-9]{1,12}:[0-9]{1,12}")
-
-
-class View(StrEnum):
-    """How much of a result is given."""
-
-    LIGHT = "light"
-    FULL = "full"
-    TRAINING = "training"
 
 
 def is_result(entry: LogEntry) -> bool:
@@ -135,7 +136,7 @@ class RecordReader:
             members = [entries[number][1][b"m"].decode() for number in made]
             for number, facts in zip(made, await self._facts(keys, members), strict=True):
                 rollout = parse_member(batch_id, facts.member)
-                records[number] = orjson.dumps(_made_record(rollout, run, entries[number], facts))
+                records[number] = _made_record(rollout, run, entries[number], facts)
         return [record for record in records if record is not None]
 
     async def _facts(self, keys: BatchKeys, members: list[str]) -> list[_Facts]:
@@ -235,84 +236,55 @@ def read_tries(lines: bytes | None) -> list[Any]:
         try:
             found.append(read_object(line))
         except DECODE_ERRORS:
-            unreadable = {"kind": ErrorKind.INTERNAL, "message": "what is stored of this attempt cannot be read"}
-            found.append({"attempt": number, "worker": None, **unreadable, "retryable": True})
+            message = "what is stored of this attempt cannot be read"
+            found.append(failed_attempt(number, None, ErrorKind.INTERNAL, message, retryable=True))
     return found
 
 
-def _made_record(rollout: RolloutRef, run: str, entry: LogEntry, facts: _Facts) -> JsonObject:
+def _made_record(rollout: RolloutRef, run: str, entry: LogEntry, facts: _Facts) -> bytes:
     """Return the record of a rollout that no worker ended, or whose record is damaged."""
     task_id, environment = head_of(facts.row)
+    known = identity(rollout, run=run, task_id=task_id, environment=environment)
     attempts = read_tries(facts.tries)
     try:
-        ended = _farm_made(entry[1], attempts)
+        return _farm_made(known, entry[1], attempts).as_json()
     except DECODE_ERRORS as error:
-        ended = _damaged(entry, facts, attempts, error)
-    return {
-        **identity(rollout, run, task_id, environment),
-        "reward": None,
-        "reward_components": {},
-        "judge": None,
-        "verdicts": [],
-        "policy_version": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
-        "model_calls": 0,
-        "tool_calls": 0,
-        "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
-        **ended,
-    }
+        return orjson.dumps(_damaged(known, entry, facts, attempts, error).as_dict() | {"trajectory": None})
 
 
-def _farm_made(fields: dict[bytes, bytes], attempts: list[Any]) -> JsonObject:
-    """Return how a rollout ended that no worker ended. Raises a decode error."""
-    return {
-        "attempt": int(fields[b"a"]),
-        "outcome": fields[b"o"].decode(),
-        "stop_reason": fields[b"s"].decode(),
-        "error": {**read_object(fields[b"e"]), "attempts": attempts} if fields[b"e"] else None,
-        "finished_at": rfc3339(int(fields[b"t"])),
-    }
+def _farm_made(known: RolloutIdentity, fields: dict[bytes, bytes], attempts: list[Any]) -> RolloutResult:
+    """Return the result of a rollout that the ledger ended. Raises a decode error."""
+    return RolloutResult(
+        **known,
+        attempt=int(fields[b"a"]),
+        outcome=fields[b"o"].decode(),
+        stop_reason=fields[b"s"].decode(),
+        error={**read_object(fields[b"e"]), "attempts": attempts} if fields[b"e"] else None,
+        finished_at=rfc3339(int(fields[b"t"])),
+    )
 
 
-def _damaged(entry: LogEntry, facts: _Facts, attempts: list[Any], error: Exception) -> JsonObject:
-    parts = (facts.done or b"").split(b"|")
-    attempt = int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else len(attempts) + 1
+def _damaged(
+    known: RolloutIdentity, entry: LogEntry, facts: _Facts, attempts: list[Any], error: Exception
+) -> RolloutResult:
     message = "its record is damaged" if b"j" in entry[1] else f"its record is damaged: {reason(error)}"
-    return {
-        "attempt": attempt,
-        "outcome": "failed",
-        "stop_reason": "error",
-        "error": {
-            "kind": ErrorKind.RESULT_UNREADABLE,
-            "stage": Stage.COMMIT,
-            "message": message,
-            "retryable": True,
-            "attempts": attempts,
-        },
-        "finished_at": rfc3339(int(entry[0].split(b"-")[0])),
-        "trajectory": None,
-    }
+    return RolloutResult(
+        **known,
+        attempt=attempt_of(facts.done) or len(attempts) + 1,
+        outcome=Outcome.FAILED,
+        stop_reason=StopReason.ERROR,
+        error=ResultFailure(
+            kind=ErrorKind.RESULT_UNREADABLE,
+            stage=Stage.COMMIT,
+            message=message,
+            retryable=True,
+            attempts=attempts,
+        ),
+        finished_at=rfc3339(int(entry[0].split(b"-")[0])),
+    )
 
 
 def _dropped(mark: bytes) -> JsonObject:
     """Return what is said in place of a trajectory that was dropped."""
     reason_text, _, moment = mark.decode().partition("|")
     return {"reason": reason_text, "at": rfc3339(int(moment))}
-
-
-def identity(rollout: RolloutRef, run: str, task_id: str, environment: str) -> JsonObject:
-    """Return the fields that say which rollout it is."""
-    return {
-        "rollout_id": str(rollout),
-        "batch_id": rollout.batch_id,
-        "run": run,
-        "group_id": rollout.group_id,
-        "task_id": task_id,
-        "sample_index": rollout.sample,
-        "environment": environment,
-    }
-
-
-def rfc3339(ms: int) -> str:
-    """A timestamp as the API gives it."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

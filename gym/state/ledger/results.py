@@ -18,20 +18,12 @@ from gym.errors import Invalid
 from gym.ids import RolloutRef
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
+from gym.results.result import View, identity, rfc3339
 from gym.rollout import RolloutState
 from gym.state.ledger.batches import batch_not_found, rollout_not_found
+from gym.state.ledger.encodings import live_or_none, log_id_of
 from gym.state.ledger.log_position import START, check_position
-from gym.state.ledger.result_records import (
-    LogEntry,
-    RecordReader,
-    View,
-    head_of,
-    identity,
-    is_result,
-    read_tries,
-    rfc3339,
-)
-from gym.state.ledger.rollouts import LIVE_STATES
+from gym.state.ledger.result_records import LogEntry, RecordReader, head_of, is_result, read_tries
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import printable
 
@@ -124,7 +116,7 @@ class ResultLog:
         run, done, live, row, tries = await pipeline.execute()
         if run is None or row is None or rollout.sample >= _samples(row):
             raise rollout_not_found(str(rollout))
-        log_id = "" if done is None else printable(done).rpartition("|")[2]
+        log_id = log_id_of(done)
         if _CURSOR.fullmatch(log_id):
             entries = await self._store.redis.xrange(keys.log, min=log_id, max=log_id)
             if entries and is_result(entries[0]):
@@ -174,14 +166,13 @@ def _samples(row: bytes) -> int:
 def _unfinished(rollout: RolloutRef, run: str, live: bytes | None, row: bytes, tries: bytes | None) -> JsonObject:
     """A rollout that has not ended, as far as it is known."""
     task_id, environment = head_of(row)
-    parts = printable(live).split("|") if live else []
-    known = len(parts) > 4 and parts[0] in LIVE_STATES and parts[1].isdecimal()
+    known = live_or_none(live)
     attempts = read_tries(tries)
     return {
-        **identity(rollout, run, task_id, environment),
-        "state": LIVE_STATES[parts[0]] if known else RolloutState.QUEUED,
-        "attempt": int(parts[1]) if known else len(attempts) + 1,
+        **identity(rollout, run=run, task_id=task_id, environment=environment),
+        "state": known.state.state if known else RolloutState.QUEUED,
+        "attempt": known.attempt if known else len(attempts) + 1,
         "outcome": None,
-        "worker": parts[5] if known and len(parts) > 5 else None,
+        "worker": known.holder if known else None,
         "attempts": attempts,
     }

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import orjson
 
 from gym.errors import ErrorKind, Stage
-from gym.rollout import RolloutState
+from gym.ids import RolloutRef
+from gym.state.ledger.encodings import OUTCOME_LETTER, LiveState, live_or_none
 from gym.state.ledger.unreadable_claims import ClaimedItem, readable_claims
 from gym.state.redis.store import (
     ALONE,
@@ -35,15 +36,6 @@ from gym.state.redis.store import (
 SUSPECT_AFTER = 2
 LIVE_PER_STEP, STEP_PAUSE_S = 500, 0.002
 """How much of what is live one script call looks at, and how long others have Redis before the next one."""
-
-OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
-LIVE_STATES = {
-    "d": RolloutState.QUEUED,
-    "r": RolloutState.RUNNING,
-    "w": RolloutState.JUDGING,
-    "s": RolloutState.JUDGING,
-    "j": RolloutState.JUDGING,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,13 +237,29 @@ class Rollouts:
         for batch_id, numbers in by_batch.items():
             pipeline.hmget(self._store.keys.batch(batch_id).live, [claims[number].member for number in numbers])
         standing = [False] * len(claims)
-        end = b"" if worker is None else worker.encode()
         for numbers, values in zip(by_batch.values(), await pipeline.execute(), strict=True):
             for number, value in zip(numbers, values, strict=True):
                 claim = claims[number]
-                mark = f"|{claim.attempt}|{claim.token}|".encode()
-                standing[number] = value is not None and value[1 : 1 + len(mark)] == mark and value.endswith(end)
+                live = live_or_none(value)
+                standing[number] = (
+                    live is not None
+                    and (live.attempt, live.token) == (claim.attempt, claim.token)
+                    and (worker is None or live.is_held_by(worker))
+                )
         return standing
+
+    async def under_way(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> bool:
+        """Return whether any of these (member, attempt) has been sent and has not ended."""
+        values = await self._store.redis.hmget(self._store.keys.batch(batch_id).live, [member for member, _ in wanted])
+        found = [live_or_none(value) for value in values]
+        return any(
+            live is not None and live.attempt == attempt for live, (_, attempt) in zip(found, wanted, strict=True)
+        )
+
+    async def running(self, rollout: RolloutRef, attempt: int) -> bool:
+        """Return whether a worker runs this attempt now."""
+        live = live_or_none(await self._store.redis.hget(self._store.keys.batch(rollout.batch_id).live, rollout.member))
+        return live is not None and live.state is LiveState.RUNNING and live.attempt == attempt
 
 
 def _taken(flat: Sequence[Any]) -> list[TakenRollout]:

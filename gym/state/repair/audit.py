@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from gym.rollout import Ledger
+from gym.state.ledger.cancellation import read_stop
 from gym.state.redis.store import ADOPT, AUDIT, PUT_ASIDE, ScriptCall, Store
 from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable
 
@@ -160,7 +161,7 @@ def _read(batch_id: str, answer: list[Any]) -> Holdings:
         ),
         dispatched=dispatched,
         fence=fence,
-        stopping=counters[10] != b"0",
+        stopping=read_stop(counters[10]) is not None,
         retries=retries,
         retries_due=due,
         backlog_entries=entries,

@@ -11,7 +11,7 @@ from gym.ids import parse_member
 from gym.rollout import Outcome
 from gym.state.ledger import ends
 from gym.state.ledger.batches import Batches
-from gym.state.ledger.cancellation import cancel
+from gym.state.ledger.cancellation import StopCause, cancel
 from gym.state.ledger.ended_batches import EndedBatches
 from gym.state.ledger.judging import Handover, Judging, RejudgedResult
 from gym.state.ledger.rollouts import Claim, Commit, Rollouts
@@ -80,7 +80,7 @@ async def test_every_way_to_end_is_counted_as_the_ledger_counts_it(farm: Farm) -
     lost = await farm.rollouts.recover("mixed", overdue_ms=0, max_attempts=1, dead_workers=["w1"], suspect_after=9)
     assert (lost.requeued, lost.failed) == (0, 1)
     await farm.batches.cancel_rollout(parse_member("mixed", "0:5"))
-    await cancel(farm.store, "mixed", "batch", "*", letter="e", reason="deadline")
+    await cancel(farm.store, "mixed", "batch", "*", cause=StopCause.DEADLINE)
     await farm.submit("stopped", 3)
     [early] = await farm.claim("stopped", 1)
     await farm.commit(early, "succeeded", early_stop=1)
