@@ -1,7 +1,8 @@
-"""Records of results as readers get them: from an entry of the log, and what lies beside it, to JSON or msgpack.
+"""Records of results as readers get them, in JSON or msgpack, built from the log and the keys beside it.
 
-Invariant: an entry whose record or trajectory cannot be read is a result with `error.kind` `result_unreadable`, without
-reward and tokens, and its neighbours are delivered as they are. Only a store that is away stops a page, for a while.
+Invariant: an entry whose record or trajectory cannot be read becomes a result with `error.kind` `result_unreadable`,
+without reward and tokens; its neighbours are delivered as they are. Only a store that is away stops a page, for a
+while.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def is_result(entry: LogEntry) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What lies in Redis beside a record."""
+    """A record with the stored values that belong to it."""
 
     record: bytes
     blob: bytes | None
@@ -63,7 +64,7 @@ class _Stored:
 
 
 class RecordReader:
-    """Reads records, and what belongs to them."""
+    """Reader of records and trajectories."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
@@ -98,7 +99,6 @@ class RecordReader:
         return records
 
     async def _raise_alarm(self, batch_id: str, failed: Mapping[str, str]) -> None:
-        """Say once in a while which results of a batch are delivered without their tokens."""
         now = time.monotonic()
         if now < self._say_again_at.get(batch_id, 0.0):
             return
@@ -110,9 +110,9 @@ class RecordReader:
             _LOG.error("%s", alarm.message, extra={"action": alarm.kind.value, "batch_id": batch_id})
 
     async def unreadable(self, batch_id: str, expected: Mapping[str, bool]) -> dict[str, str]:
-        """Return those members whose stored trajectory cannot be read, each with why.
+        """Return the members whose stored trajectory cannot be read, each with the reason.
 
-        `expected` says of each whether it must have one, unless the batch's were dropped.
+        `expected` tells for each whether it must have one, unless the batch's were dropped.
         """
         keys = self._store.keys.batch(batch_id)
         dropped = await self._store.redis.hexists(keys.meta, "dropped")
@@ -128,7 +128,7 @@ class RecordReader:
         return found
 
     async def _light(self, batch_id: str, run: str, entries: Sequence[LogEntry]) -> list[bytes]:
-        """Return the records without trajectories; those that no worker wrote, or that are damaged, are made here."""
+        """Return the light records; those that no worker wrote, or that are damaged, are built here."""
         records: list[bytes | None] = [_readable(fields.get(b"j")) for _, fields in entries]
         made = [number for number, record in enumerate(records) if record is None]
         if made:
@@ -149,7 +149,7 @@ class RecordReader:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a record is made of where no worker wrote one."""
+    """Stored values from which a record is built if no worker wrote one."""
 
     member: str
     row: bytes | None
@@ -172,7 +172,7 @@ def _heavy(stored: _Stored, dropped: bytes | None, view: View, *, packed: bool) 
 
 
 def has_trajectory(record: JsonObject) -> bool:
-    """Return whether a trajectory must be stored beside a record; of a failed rollout there may be none."""
+    """Return whether a trajectory must be stored beside a record; a failed rollout may have none."""
     return record.get("outcome") == "succeeded" and bool(record.get("model_calls"))
 
 
@@ -218,7 +218,7 @@ def _unreadable_because(packed: bytes | ResultUnreadable | None) -> str:
 
 
 def head_of(row: bytes | None) -> tuple[str, str]:
-    """Return (task id, environment) of a stored row, empty texts where it cannot be read."""
+    """Return (task id, environment) of a stored row, empty texts if it cannot be read."""
     try:
         _samples, environment, _published, task_id = (row or b"").partition(b"\n")[0].decode().split(" ")
     except DECODE_ERRORS as error:
@@ -228,7 +228,7 @@ def head_of(row: bytes | None) -> tuple[str, str]:
 
 
 def read_tries(lines: bytes | None) -> list[Any]:
-    """Return the failed attempts of a rollout; one that cannot be read is an `internal` one that says so."""
+    """Return the failed attempts of a rollout; an unreadable one becomes an `internal` failure that says so."""
     found: list[Any] = []
     for number, line in enumerate((lines or b"").splitlines(), 1):
         if not line:
@@ -285,6 +285,6 @@ def _damaged(
 
 
 def _dropped(mark: bytes) -> JsonObject:
-    """Return what is said in place of a trajectory that was dropped."""
+    """Return the mark of a dropped trajectory."""
     reason_text, _, moment = mark.decode().partition("|")
     return {"reason": reason_text, "at": rfc3339(int(moment))}
