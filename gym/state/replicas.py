@@ -61,7 +61,7 @@ class PublishedReplica:
 
     @property
     def ready(self) -> bool:
-        """Whether it takes calls."""
+        """Return whether it takes calls."""
         return self.lease_ends_in_s > 0 and self.replica.state == "ready"
 
 

@@ -50,7 +50,7 @@ class LiveRollout:
 
     @property
     def judging(self) -> bool:
-        """Whether its conversation is over and it waits for a verdict."""
+        """Return whether its conversation is over and it waits for a verdict."""
         return self.state.state is RolloutState.JUDGING
 
     def is_held_by(self, worker: str) -> bool:

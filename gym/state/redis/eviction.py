@@ -43,7 +43,7 @@ def eviction_policy(redis: Redis) -> str | None:
 
 
 def explain(policy: str) -> str:
-    """Return why a policy cannot be used, and what to do."""
+    """Return the message about a policy that cannot be used, with the remedy."""
     return (
         f"maxmemory-policy is {policy}: a full Redis would silently drop rollouts and results. "
         "Set `maxmemory-policy noeviction` (CONFIG SET, redis.conf, or your provider's console); "
