@@ -1,4 +1,4 @@
-"""The farm's counters of ends agree with the ledgers, however a rollout ended and whatever became of its batch."""
+"""Agreement of the farm's outcome counters with the ledgers, for every kind of end and removal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Farm:
-    """Batches of one row each, and what the counters say of them."""
+    """Batches of one row each, and their counters."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -49,7 +49,7 @@ class Farm:
         await self.store.run_many([self.rollouts.commit_call(claim, commit)])
 
     async def counted(self) -> Counter[str]:
-        """As a scrape of the metrics reads them."""
+        """Return the counters as a scrape of the metrics reads them."""
         active = {}
         for name in await self.store.redis.zrange(self.store.keys.active, 0, -1):
             values = await self.store.redis.hmget(self.store.keys.batch(name.decode()).meta, ends.FIELDS)

@@ -1,4 +1,4 @@
-"""A result that is judged again, in the books: what it had stays its own until there is a new verdict."""
+"""Rejudging in the ledger: a result keeps its reward until there is a new verdict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Books:
     rollouts: Rollouts
 
     async def state(self) -> tuple[str, dict[str, int]]:
-        """The batch's state, and what is not 0 in its ledger."""
+        """Return the batch's state, and the non-zero counters of its ledger."""
         status = await self.batches.status("b")
         return status.state, {name: number for name, number in status.ledger.as_dict().items() if number}
 

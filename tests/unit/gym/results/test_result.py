@@ -1,4 +1,4 @@
-"""The definition of a result, against every place that has its fields too."""
+"""The definition of a result, checked against every module that repeats its fields."""
 
 import dataclasses
 import inspect
