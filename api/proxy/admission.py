@@ -16,8 +16,8 @@ from gym.ids import parse_rollout_id
 from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.policy import PolicySpec
 from gym.state.agent_secret import agent_secret
+from gym.state.batch_spec import spec_of
 from gym.state.ledger.rollouts import Rollouts
-from gym.state.ledger.specs import spec_of
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 

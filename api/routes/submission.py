@@ -28,8 +28,8 @@ from gym.batch import BatchSpec
 from gym.errors import Invalid, NotFound
 from gym.ids import is_id, new_id
 from gym.policy import PolicySpec
+from gym.state.batch_spec import spec_of
 from gym.state.ledger.batches import batch_not_found
-from gym.state.ledger.specs import spec_of
 from gym.state.ledger.submission import NewBatch, canonical_digest, existing
 
 router = APIRouter(tags=["batches"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gym.state.batch_spec import read_spec
 from gym.state.ledger.breakers import BreakerKey, policy_key
 from gym.state.ledger.cancellation import StopCause, read_stop
-from gym.state.ledger.specs import read_spec
 
 COUNTERS = ("queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", "search", "publishing")
 """Fields of `meta` that `Batch.count` takes, with the counters of parked rollouts behind them."""

@@ -20,10 +20,10 @@ from gym.config import Settings
 from gym.errors import SettingsError
 from gym.processes.ending import end_within
 from gym.processes.liveness import serve_liveness
+from gym.state.batch_spec import SPEC_FIELD
 from gym.state.dispatcher_health import DispatcherHealth
 from gym.state.leases import Leases
 from gym.state.ledger.rollouts import Rollouts, TakenRollout
-from gym.state.ledger.specs import SPEC_FIELD
 from gym.state.redis.driver import RedisError
 from gym.state.redis.eviction import watch_for_eviction
 from gym.state.redis.store import Store, end_tasks

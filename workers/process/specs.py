@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from gym.batch import BatchSpec
-from gym.state.ledger.specs import spec_of
+from gym.state.batch_spec import spec_of
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store, will_pass
 from gym.state.redis.unreadable import DECODE_ERRORS, complain

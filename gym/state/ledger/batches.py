@@ -17,6 +17,7 @@ from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
+from gym.state.batch_spec import read_options, read_spec
 from gym.state.ledger.breakers import (
     Breaker,
     BreakerKind,
@@ -28,7 +29,6 @@ from gym.state.ledger.breakers import (
 )
 from gym.state.ledger.cancellation import Cancellation, StopCause, cancel, read_stop
 from gym.state.ledger.judging import waiting_of
-from gym.state.ledger.specs import read_options, read_spec
 from gym.state.redis.store import REQUEUE, SEAL, Store, insisting
 from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable, read_or_none, reason
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from gym.model_client.routing.policy_record import inline_record
 from gym.policy import PolicySpec
+from gym.state.batch_spec import SPEC_FIELD, read_spec
 from gym.state.ledger.judging import waiting_of
-from gym.state.ledger.specs import SPEC_FIELD, read_spec
 from gym.state.redis.store import BREAKER, Argument, ScriptCall, Store
 from gym.state.redis.unreadable import read_object, read_or_none
 from gym.state.settings import BreakerSettings

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gym.errors import Overloaded
 from gym.rollout import Outcome
-from gym.state.ledger.encodings import OUTCOME_LETTER
+from gym.state.redis.encodings import OUTCOME_LETTER
 from gym.state.redis.store import CANCEL, STOP_STEP, Argument, Store
 
 STEP_ROLLOUTS = 200

@@ -19,10 +19,10 @@ import orjson
 
 from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
-from gym.state.ledger.encodings import OUTCOME_LETTER, live_or_none
 from gym.state.ledger.result_records import read_tries
 from gym.state.ledger.rollouts import LIVE_PER_STEP, STEP_PAUSE_S, Claim
 from gym.state.ledger.unreadable_claims import ClaimedItem, readable_claims
+from gym.state.redis.encodings import OUTCOME_LETTER, live_or_none
 from gym.state.redis.store import (
     ASK_JUDGE,
     JUDGE_AGAIN,

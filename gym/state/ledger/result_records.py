@@ -33,7 +33,7 @@ from gym.results.result import (
 )
 from gym.rollout import Outcome, StopReason
 from gym.state.alarms import Alarm, AlarmKind, Alarms
-from gym.state.ledger.encodings import attempt_of
+from gym.state.redis.encodings import attempt_of
 from gym.state.redis.keys import BatchKeys
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import DECODE_ERRORS, complain, read_object, reason

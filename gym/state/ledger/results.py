@@ -21,9 +21,9 @@ from gym.results.blobs import BlobStore
 from gym.results.result import View, identity, rfc3339
 from gym.rollout import RolloutState
 from gym.state.ledger.batches import batch_not_found, rollout_not_found
-from gym.state.ledger.encodings import live_or_none, log_id_of
 from gym.state.ledger.log_position import START, check_position
 from gym.state.ledger.result_records import LogEntry, RecordReader, head_of, is_result, read_tries
+from gym.state.redis.encodings import live_or_none, log_id_of
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import printable
 

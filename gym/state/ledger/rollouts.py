@@ -17,8 +17,8 @@ import orjson
 
 from gym.errors import ErrorKind, Stage
 from gym.ids import RolloutRef
-from gym.state.ledger.encodings import OUTCOME_LETTER, LiveState, live_or_none
 from gym.state.ledger.unreadable_claims import ClaimedItem, readable_claims
+from gym.state.redis.encodings import OUTCOME_LETTER, LiveState, live_or_none
 from gym.state.redis.store import (
     ALONE,
     BOUNCE,
