@@ -236,7 +236,7 @@ def read_tries(lines: bytes | None) -> list[Any]:
         try:
             found.append(read_object(line))
         except DECODE_ERRORS:
-            message = "what is stored of this attempt cannot be read"
+            message = "the stored record of this attempt cannot be read"
             found.append(failed_attempt(number, None, ErrorKind.INTERNAL, message, retryable=True))
     return found
 
