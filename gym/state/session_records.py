@@ -10,7 +10,6 @@ which shows in its lease.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,6 @@ from gym.state.redis.unreadable import read_object, read_or_none
 CALLS_TTL_S = 120
 RECORD_GRACE_S = 60
 TAKE_MOST = 64
-_LOG = logging.getLogger(__name__)
 
 
 _OPEN = load_script("session_open", of_batch=False)
@@ -189,16 +187,6 @@ def session_not_found(session_id: str) -> NotFound:
         "open a new one",
         {"session_id": session_id[:200]},
     )
-
-
-def _read(text: bytes) -> JsonObject | None:
-    """Return an entry of a list, None for anything but a JSON object, which is dropped."""
-    try:
-        read = exact_json.loads(text)
-    except ValueError as error:
-        _LOG.warning("a session entry is not JSON: %s", error, extra={"action": "session_unreadable"})
-        return None
-    return read if isinstance(read, dict) else None
 
 
 def _record(session_id: str, values: dict[bytes, bytes]) -> SessionRecord:
