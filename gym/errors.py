@@ -351,12 +351,12 @@ class StorageFailed(Internal):
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's type and text, cut; the type alone where user code fails to say the text."""
+    """Return an exception's type and text, cut and in UTF-8; the type alone if its `__str__` raises."""
     try:
         said = str(error)[: MESSAGE_CHARS + 1]
     except Exception:  # noqa: BLE001  the exception is the user's
         said = ""
-    return f"{type(error).__name__}: {said}"
+    return f"{type(error).__name__}: {said}".encode("utf-8", "backslashreplace").decode()
 
 
 def _stored_text(message: object) -> str:

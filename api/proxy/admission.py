@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import orjson
 
 from api.keys import KeyRing, given_key
-from gym.agents.outside.keys import PREFIX, AgentKeys, Grant
+from gym.agents.outside.keys import PREFIX, AgentKeys, Grant, agent_secret
 from gym.batch import BatchSpec
 from gym.config import ApiKey
 from gym.errors import Forbidden, NotFound, Unauthorized
@@ -19,7 +19,6 @@ from gym.fields.bounded import STORED
 from gym.ids import parse_rollout_id
 from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.policy import PolicySpec
-from gym.state.agent_secret import agent_secret
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 

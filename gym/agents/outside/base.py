@@ -15,14 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gym.agents.base import Episode
-from gym.agents.outside.keys import AgentKeys, Grant
+from gym.agents.outside.keys import AgentKeys, Grant, agent_secret
 from gym.captures.call import MAX_TURNS
 from gym.captures.conversation import rebuild
 from gym.captures.recording import Captures
 from gym.errors import AgentFailed, AgentUnreachable, ErrorKind, ModelRejected, ModelUnreachable, RolloutError
 from gym.jsontypes import JsonObject
 from gym.rollout import StopReason
-from gym.state.agent_secret import agent_secret
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 

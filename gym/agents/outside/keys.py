@@ -10,10 +10,13 @@ import base64
 import binascii
 import hashlib
 import hmac
+import secrets
 import time
 from dataclasses import asdict, dataclass
 
 import orjson
+
+from gym.state.redis.store import Store
 
 PREFIX = "farm-agent."
 _MAC_BYTES = 20
@@ -54,3 +57,10 @@ class AgentKeys:
 
     def _sign(self, said: str) -> str:
         return hmac.new(self._secret, said.encode(), hashlib.sha256).hexdigest()[: 2 * _MAC_BYTES]
+
+
+async def agent_secret(store: Store) -> bytes:
+    """Return the secret that signs the keys of agents, made once and kept in Redis. Raises RedisError."""
+    await store.redis.set(store.keys.agent_secret, secrets.token_bytes(32), nx=True)
+    found: bytes = await store.redis.get(store.keys.agent_secret)
+    return found
