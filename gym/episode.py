@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gym.agents.base import Agent, Episode, Model, PolicyNow
+from gym.agents.base import Agent, Episode, Model, PolicyLookup
 from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.hosting.session import EnvironmentSession
 from gym.environments.registry import EnvironmentType
@@ -98,7 +98,7 @@ async def play(
     agents: Mapping[str, Agent],
     model: Model,
     *,
-    policy: PolicyNow,
+    policy: PolicyLookup,
     limits: Limits,
     rollout_id: str,
     group_id: str,

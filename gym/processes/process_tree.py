@@ -43,7 +43,7 @@ def end_with_parent(sent: signal.Signals, *, niceness: int = 0, parent: int | No
 
 
 def descendants(root: int) -> list[int]:
-    """All processes below one, as far as they can be seen at this moment."""
+    """Return all processes below one, as far as they are visible at this moment."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208  hot
         if name.isdigit():
@@ -59,7 +59,7 @@ def descendants(root: int) -> list[int]:
 
 
 def end_all() -> None:
-    """Kill every descendant and reap what comes here, in as many rounds as that takes."""
+    """Kill every descendant and reap adopted ones, in as many rounds as that takes."""
     while True:
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
@@ -71,7 +71,7 @@ def end_all() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """The exit status of the program, 128 and the signal where one ended it."""
+    """Run the program; return its exit status, or 128 plus the signal that ended it."""
     waited_for = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     main = os.fork()

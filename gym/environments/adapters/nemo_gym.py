@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from yarl import URL
 
-from gym.environments.adapters.nemo_gym_servers import AWAY, Bounds, ServerAnswer, Servers, ServerSession
+from gym.environments.adapters.nemo_gym_servers import AWAY, CallBounds, ServerAnswer, Servers, ServerSession
 from gym.environments.base import Row, ToolsOfRows
 from gym.environments.tools import BadArguments
 from gym.errors import BadRow, EnvironmentUnavailable, Stage, VerifierFailed
@@ -59,9 +59,9 @@ class NemoGymOptions(BaseModel):
         return urls
 
     @property
-    def bounds(self) -> Bounds:
+    def bounds(self) -> CallBounds:
         """The same, as the calls take them."""
-        return Bounds(
+        return CallBounds(
             connect_s=self.connect_timeout_s,
             seed_s=self.seed_timeout_s,
             call_s=self.call_timeout_s,

@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class CallBounds:
     """Seconds for each kind of call, and the size of an answer."""
 
     connect_s: float = 5.0
@@ -81,7 +81,9 @@ class ServerReplica:
 class Servers:
     """All replicas; one event loop at a time. Rollouts `seed` a session each and close it."""
 
-    def __init__(self, urls: tuple[str, ...], bounds: Bounds, *, watch: bool = True, tell_close: bool = True) -> None:
+    def __init__(
+        self, urls: tuple[str, ...], bounds: CallBounds, *, watch: bool = True, tell_close: bool = True
+    ) -> None:
         self._replicas = [ServerReplica(URL(url)) for url in urls]
         self.bounds = bounds
         self._watch = watch

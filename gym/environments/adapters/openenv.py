@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from yarl import URL
 
-from gym.environments.adapters.openenv_socket import OpenEnvSocket, ServerSaid, Waits, begin
+from gym.environments.adapters.openenv_socket import OpenEnvSocket, ServerError, SocketTimeouts, begin
 from gym.environments.base import Row, Step, SteppedEnvironment
 from gym.environments.codecs import TextCodec, ToolCodec
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable, Stage
@@ -63,9 +63,9 @@ class OpenEnvOptions(BaseModel):
         return urls
 
     @property
-    def waits(self) -> Waits:
+    def waits(self) -> SocketTimeouts:
         """The same, as the socket takes them."""
-        return Waits(
+        return SocketTimeouts(
             connect_s=self.connect_timeout_s,
             capacity_s=self.capacity_timeout_s,
             reset_s=self.reset_timeout_s,
@@ -135,7 +135,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
             self._socket, self._first = await begin(
                 urls, {"seed": seed, **(self.row.reset_options or {})}, self.options.waits
             )
-        except ServerSaid as error:
+        except ServerError as error:
             if error.code in _PASSING:
                 raise EnvironmentUnavailable(f"reset: {error}") from error
             raise EnvironmentFailed(f"reset: {error}") from error
@@ -150,7 +150,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
             raise ValueError(f"an action is an object, not {type(action).__name__}")  # noqa: TRY004  the base class's
         try:
             found = await self._ask("step", action)
-        except ServerSaid as error:
+        except ServerError as error:
             if error.code == "VALIDATION_ERROR" or (
                 error.code == "EXECUTION_ERROR" and self.options.execution_errors == "tell"
             ):
@@ -166,7 +166,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
         )
 
     async def state(self) -> JsonObject:
-        """The server's own account of the episode. Raises ServerSaid, EnvironmentUnavailable."""
+        """The server's own account of the episode. Raises ServerError, EnvironmentUnavailable."""
         return await self._ask("state")
 
     async def verify(self, trajectory: Trajectory) -> Reward:
@@ -176,7 +176,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
         components = {"steps": float(len(rewards))}
         try:
             state = await self.state()
-        except (ServerSaid, EnvironmentUnavailable):
+        except (ServerError, EnvironmentUnavailable):
             state = {}  # the steps are all there
         for name, number in state.items():
             if isinstance(number, int | float) and math.isfinite(number):

@@ -31,7 +31,7 @@ MOST_BYTES = 16 * 2**20
 MOST_UNASKED = 4  # messages that nothing has asked for; a server that sends more has lost its place
 
 
-class ServerSaid(Exception):
+class ServerError(Exception):
     """An error message of the server; `code` is OpenEnv's, such as VALIDATION_ERROR."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -45,7 +45,7 @@ class ServerFull(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waits:
+class SocketTimeouts:
     """Seconds for each step of a session. `ping_s` finds a dead connection after one and a half times as long."""
 
     connect_s: float = 5.0
@@ -66,7 +66,7 @@ class OpenEnvSocket:
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     @classmethod
-    async def connect(cls, url: URL, waits: Waits) -> OpenEnvSocket:
+    async def connect(cls, url: URL, waits: SocketTimeouts) -> OpenEnvSocket:
         """Raises ServerFull, EnvironmentUnavailable."""
         client = aiohttp.ClientSession(
             connector=connector_to([str(url)]),
@@ -96,7 +96,7 @@ class OpenEnvSocket:
     async def ask(self, kind: str, data: JsonObject | None = None, *, within_s: float) -> JsonObject:
         """Send a message; the `data` of its answer.
 
-        Raises ServerSaid, ServerFull, EnvironmentUnavailable where the connection is or gets lost.
+        Raises ServerError, ServerFull, EnvironmentUnavailable where the connection is or gets lost.
         """
         message = {"type": kind} if data is None else {"type": kind, "data": data}
         try:
@@ -112,7 +112,7 @@ class OpenEnvSocket:
             raise EnvironmentUnavailable(f"{self._url}: the connection was lost before `{kind}` was answered")
         found = answer.get("data")
         if not isinstance(found, dict):
-            raise ServerSaid("UNREADABLE", str(answer)[:500])
+            raise ServerError("UNREADABLE", str(answer)[:500])
         if answer.get("type") == "error":
             raise _said(found)
         return found
@@ -151,10 +151,10 @@ class OpenEnvSocket:
             self._answers.put_nowait(None)
 
 
-async def begin(urls: Sequence[URL], reset: JsonObject, waits: Waits) -> tuple[OpenEnvSocket, JsonObject]:
+async def begin(urls: Sequence[URL], reset: JsonObject, waits: SocketTimeouts) -> tuple[OpenEnvSocket, JsonObject]:
     """A session on one of the servers, and what its reset showed; waits where all are full.
 
-    Raises ServerSaid where the reset is refused, EnvironmentUnavailable where no server is reached or gets free.
+    Raises ServerError where the reset is refused, EnvironmentUnavailable where no server is reached or gets free.
     """
     order = random.sample(urls, len(urls))
     give_up_at = asyncio.get_running_loop().time() + waits.capacity_s
@@ -179,7 +179,7 @@ async def begin(urls: Sequence[URL], reset: JsonObject, waits: Waits) -> tuple[O
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-async def _reset(url: URL, reset: JsonObject, waits: Waits) -> tuple[OpenEnvSocket, JsonObject]:
+async def _reset(url: URL, reset: JsonObject, waits: SocketTimeouts) -> tuple[OpenEnvSocket, JsonObject]:
     socket = await OpenEnvSocket.connect(url, waits)
     try:
         return socket, await socket.ask("reset", reset, within_s=waits.reset_s)
@@ -188,7 +188,7 @@ async def _reset(url: URL, reset: JsonObject, waits: Waits) -> tuple[OpenEnvSock
         raise
 
 
-def _said(error: JsonObject) -> ServerSaid | ServerFull:
+def _said(error: JsonObject) -> ServerError | ServerFull:
     code, message = str(error.get("code")), str(error.get("message"))
     if code == "CAPACITY_REACHED":
         return ServerFull(message)
@@ -200,4 +200,4 @@ def _said(error: JsonObject) -> ServerSaid | ServerFull:
             if isinstance(each, dict)
         ]
         message = "; ".join(places) or message
-    return ServerSaid(code, message[:1000])
+    return ServerError(code, message[:1000])

@@ -25,7 +25,7 @@ from gym.errors import EnvironmentFailed, VerifierFailed
 from gym.jsontypes import JsonObject
 from gym.limits import Seconds
 from gym.plain import exact_json
-from gym.processes.child import JsonLinesChild, Talk
+from gym.processes.child import ChildConversation, JsonLinesChild
 from gym.reward import Reward
 from gym.trajectory import Trajectory, message_text
 from gym.wire.responses.items import to_chat_messages
@@ -99,12 +99,12 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
 
     async def setup(self) -> None:
         """Begin the rollout there."""
-        self.talk: Talk | None = None
+        self.talk: ChildConversation | None = None
         self.result: JsonObject | None = None
         self.unscored: str | None = None
         self.taken = 0
         await asyncio.to_thread(self.child.start, within_s=self.options.start_s)
-        self.talk = Talk(self.child, f"r{next(_NUMBERS)}")
+        self.talk = ChildConversation(self.child, f"r{next(_NUMBERS)}")
         row = self.row.model_dump()
         prompt = to_chat_messages(row["responses_create_params"]["input"])
         given = {field: value for field, value in row.items() if field not in FARM_FIELDS}

@@ -20,7 +20,7 @@ _TOKEN = re.compile(
 _BEFORE_TABLES = frozenset({"from", "join", ",", "(", "in"})
 
 
-class _TooFar(Exception):
+class _ExpansionTooLarge(Exception):
     """More than MAX_COPIES, or nested more deeply than SQLite reads."""
 
 
@@ -30,7 +30,7 @@ def expands_too_far(sql: str) -> bool:
         return False
     try:
         return _copies(_tokens(sql)) > MAX_COPIES
-    except (_TooFar, RecursionError):
+    except (_ExpansionTooLarge, RecursionError):
         return True
 
 
@@ -72,7 +72,7 @@ def _closing(tokens: list[str]) -> dict[int, int]:
         if mark == "(":
             opened.append(place)
             if len(opened) > MAX_DEPTH:
-                raise _TooFar
+                raise _ExpansionTooLarge
         elif mark == ")" and opened:
             found[opened.pop()] = place
     return found
@@ -98,7 +98,7 @@ def _count(
     bodies: dict[str, list[tuple[int, int]]],
     known: dict[str, int],
 ) -> int:
-    """A table's copies with all that it names, itself once. Raises _TooFar."""
+    """A table's copies with all that it names, itself once. Raises _ExpansionTooLarge."""
     if table in known:
         return known[table]
     known[table] = 1  # where it names itself
@@ -107,6 +107,6 @@ def _count(
         for place in named[bisect_left(named, begin) : bisect_left(named, end)]:
             total += _count(tokens[place], tokens, named, bodies, known)
             if total > MAX_COPIES:
-                raise _TooFar
+                raise _ExpansionTooLarge
     known[table] = total
     return total

@@ -20,7 +20,7 @@ _STAR = re.compile(rf"{_SPEC}(?:\d{{1,3}}[.]?)?\*")
 _WIDE = re.compile(r"%[-+ ,#!.0-9]*?[0-9]{4}")
 
 
-class Refused(ValueError):
+class FunctionRefused(ValueError):
     """A function will not do what it is asked; the text is for the model."""
 
 
@@ -52,7 +52,7 @@ class BoundedFunctions:
         def called(*values: Value) -> Value:
             try:
                 return function(*values)
-            except (Refused, sqlite3.Error) as error:
+            except (FunctionRefused, sqlite3.Error) as error:
                 self.reason = str(error)
                 raise
 
@@ -64,7 +64,7 @@ class BoundedFunctions:
         if not old:
             return text
         if len(new) > len(old) and len(text) + text.count(old) * (len(new) - len(old)) > self._max_bytes:
-            raise Refused("string or blob too big")
+            raise FunctionRefused("string or blob too big")
         return text.replace(old, new)
 
     def _instr(self, text: Value, part: Value) -> Value:
@@ -81,13 +81,13 @@ class BoundedFunctions:
     def _printf(self, name: str, *values: Value) -> Value:
         form = values[0] if values else None
         if isinstance(form, str) and (_STAR.search(form) or _WIDE.search(form)):
-            raise Refused(f"{name}: a width or precision is written in the format and is at most {MAX_WIDTH}")
+            raise FunctionRefused(f"{name}: a width or precision is written in the format and is at most {MAX_WIDTH}")
         return self._by_sqlite(name, *values)
 
     def _by_sqlite(self, name: str, *values: Value) -> Value:
         sizes = [len(value) if isinstance(value, str | bytes) else 20 for value in values]
         if name not in ("printf", "format") and len(sizes) > 1 and sizes[0] * sizes[1] > MAX_COMPARED:
-            raise Refused(f"{name}: the values are too long to be compared")
+            raise FunctionRefused(f"{name}: the values are too long to be compared")
         marks = ", ".join("?" * len(values))
         found: Value = self._own.execute(f"SELECT {name}({marks})", values).fetchone()[0]
         return found
