@@ -30,7 +30,7 @@ from gym.wire.nemo_gym_resources import Unscored, is_tool, reward_of, said, veri
 
 
 class NemoGymOptions(BaseModel):
-    """The options of an entry."""
+    """Options of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,7 +60,7 @@ class NemoGymOptions(BaseModel):
 
     @property
     def bounds(self) -> CallBounds:
-        """The same, as the calls take them."""
+        """The same values, as the calls take them."""
         return CallBounds(
             connect_s=self.connect_timeout_s,
             seed_s=self.seed_timeout_s,
@@ -84,7 +84,7 @@ class NemoGym(ToolsOfRows[Row]):
 
     @classmethod
     def configured(cls, name: str, options: JsonObject) -> type[Self]:
-        """With the replicas of its own."""
+        """Return a subclass with its own replicas."""
         made = super().configured(name, options)
         given = made.options
         made.servers = Servers(given.urls, given.bounds, watch=given.watch, tell_close=given.close_session)
@@ -99,14 +99,14 @@ class NemoGym(ToolsOfRows[Row]):
         self._session = await self.servers.seed(self._row)
 
     async def call(self, name: str, arguments: JsonObject) -> ToolCall:
-        """`POST /{name}`; what the server answers is the output, whatever its status."""
+        """Send `POST /{name}`. The server's answer is the output, whatever its status."""
         if not is_tool(name):
             raise BadArguments(f"`{name}` is no tool")
         answer = await self._post(name, exact_json.dumps(arguments), within_s=self.options.call_timeout_s)
         return ToolCall(name, arguments, answer.text, failed=answer.status >= 400)
 
     async def verify(self, trajectory: Trajectory) -> Reward:
-        """`POST /verify`. Raises VerifierFailed, EnvironmentUnavailable."""
+        """Send `POST /verify`. Raises VerifierFailed, EnvironmentUnavailable."""
         session = self._seeded
         body = verify_request(
             self._row, trajectory, response_id=f"resp_{session.session_id}", created_at=float(int(time.time()))
@@ -152,5 +152,5 @@ class NemoGym(ToolsOfRows[Row]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """What every row has; the rest is the server's, see its `data/example.jsonl`."""
+        """Return the fields that every row has; the server's `data/example.jsonl` shows the rest."""
         return {"responses_create_params": {"input": [{"role": "user", "content": "a row of the server's data set"}]}}
