@@ -1,7 +1,8 @@
-"""SQL functions whose built-in form may run for minutes within one call, where no time limit is looked at.
+"""SQL functions whose built-in form may run for minutes within one call, out of reach of the time limit.
 
-`replace`, `instr` and the trims of SQLite take quadratic time, `printf` and `format` as long as a width says. Here they
-give the same results in linear time, or refuse. What has no quick form is not offered (`REFUSED`).
+`replace`, `instr` and the trims of SQLite take quadratic time; `printf` and `format` take time in proportion to the
+width. Here they give the same results in linear time, or refuse. Functions without a fast form are not offered
+(`REFUSED`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from functools import partial
 Value = str | int | float | bytes | None
 REFUSED = frozenset({"load_extension", "json_patch", "fts3_tokenizer"})
 MAX_WIDTH = 999
-MAX_COMPARED = 10**8  # bytes, of values that are no texts
+MAX_COMPARED = 10**8  # bytes, of values other than texts
 _SPEC = r"%[-+ 0,#!.]*"
 _STAR = re.compile(rf"{_SPEC}(?:\d{{1,3}}[.]?)?\*")
 _WIDE = re.compile(r"%[-+ ,#!.0-9]*?[0-9]{4}")
 
 
 class FunctionRefused(ValueError):
-    """A function will not do what it is asked; the text is for the model."""
+    """Error for a call that a function refuses; the text is for the model."""
 
 
 class BoundedFunctions:
-    """Registers the functions on a connection; `reason` is why the last statement was refused, if it was."""
+    """Bounded functions of a connection; `reason` is why the last statement was refused, if it was."""
 
     def __init__(self, connection: sqlite3.Connection, *, max_bytes: int) -> None:
         self.reason: str | None = None
         self._max_bytes = max_bytes
-        # SQLite's own forms, for what is no text
+        # SQLite's own forms, for values other than texts
         self._own = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._own.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max_bytes)
         functions: tuple[tuple[str, int, Callable[..., Value]], ...] = (
@@ -43,11 +44,11 @@ class BoundedFunctions:
             connection.create_function(name, arguments, self._told(function), deterministic=True)
 
     def close(self) -> None:
-        """Free what the functions use."""
+        """Free the resources of the functions."""
         self._own.close()
 
     def _told(self, function: Callable[..., Value]) -> Callable[..., Value]:
-        """The function, whose refusals are kept, since SQLite only says that a function raised."""
+        """Wrap a function and keep its refusals, since SQLite only reports that a function raised."""
 
         def called(*values: Value) -> Value:
             try:
