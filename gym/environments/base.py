@@ -1,4 +1,4 @@
-"""What an environment is: a class with a row model, tools as typed methods, and `verify`.
+"""The base of environments: a class with a row model, tools as typed methods, and `verify`.
 
 An instance serves one rollout and is thrown away, so its state cannot leak. Methods may be plain or `async def`;
 plain ones run in a thread when `blocking` is true, else directly on the worker's event loop.

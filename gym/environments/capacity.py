@@ -1,9 +1,9 @@
-"""Waiting for capacity is not stalling: an environment that waits for its turn says so while it waits.
+"""Waiting for capacity is not stalling: an environment reports while it waits for capacity.
 
     with waiting_for_capacity():
         await place.acquire()
 
-Whoever runs the rollout listens in the task that calls `setup`; elsewhere nobody does, and nothing happens.
+The code that runs the rollout listens in the task that calls `setup`; without a listener nothing happens.
 """
 
 from __future__ import annotations

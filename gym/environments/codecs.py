@@ -1,10 +1,10 @@
-"""How a model reads the observations of a stepped environment, and how its answers become actions. No I/O.
+"""Codecs of stepped environments: observations to items for the model, answers to actions. No I/O.
 
 A codec belongs to an environment's class and keeps no state. Three ways to act:
 
-    TextCodec   by what the model says: the last <action> tags of its answer, else the answer's last line
-    ToolCodec   by calling one function; each call is a step, and its output is what the step showed
-    any other   whatever `Codec` can express, such as answers that are taken whole
+    TextCodec   by the model's text: the last <action> tags of its answer, else the answer's last line
+    ToolCodec   by calling one function; each call is a step, and its output is the step's observation
+    any other   anything that `Codec` can express, such as answers that are taken whole
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Which environments there are, and whether a row is one of theirs.
+"""Registry of environments, and the check of rows against them.
 
 Built-in ones, installed ones (entry points of the group `rollout_farm.environments`) and those of the settings
-(`gym.environments.settings`): classes, with options where they give some, and what adapters bring (entry points of the
-group `rollout_farm.adapters` beside `ADAPTERS`). One that cannot be loaded is listed with its `error` and takes no
-rows; the others are untouched. Loading an environment's code runs it: specs come from settings, never from requests.
+(`gym.environments.settings`): classes, perhaps with options, and entries of adapters (entry points of the group
+`rollout_farm.adapters` beside `ADAPTERS`). One that cannot be loaded is listed with its `error` and takes no rows; the
+others are untouched. Loading an environment's code runs it: specs come from settings, never from requests.
 """
 
 from __future__ import annotations

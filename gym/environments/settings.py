@@ -1,4 +1,4 @@
-"""How the settings name environments: a class as it is, or a class or adapter with a name and options.
+"""Entries of environments in the settings: a class as it is, or a class or adapter with a name and options.
 
     environments:
       - my_package.coin:Coin                        # a class, under its own name

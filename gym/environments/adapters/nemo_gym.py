@@ -4,7 +4,7 @@
       counter: {adapter: nemo_gym, urls: ["http://10.0.0.5:11001", "http://10.0.0.6:11001"]}
 
 Rows are NeMo Gym's as they are, and offer the tools in `responses_create_params.tools`. A tool's answer goes to the
-model as it came, errors of it too, which is what NeMo Gym's own `simple_agent` does.
+model unchanged, errors included, as in NeMo Gym's own `simple_agent`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class NemoGymOptions(BaseModel):
 
     @property
     def bounds(self) -> CallBounds:
-        """The same values, as the calls take them."""
+        """Return these values as the calls take them."""
         return CallBounds(
             connect_s=self.connect_timeout_s,
             seed_s=self.seed_timeout_s,

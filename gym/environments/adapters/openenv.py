@@ -64,7 +64,7 @@ class OpenEnvOptions(BaseModel):
 
     @property
     def waits(self) -> SocketTimeouts:
-        """The same values, as the socket takes them."""
+        """Return these values as the socket takes them."""
         return SocketTimeouts(
             connect_s=self.connect_timeout_s,
             capacity_s=self.capacity_timeout_s,

@@ -1,7 +1,8 @@
 """One session with an OpenEnv server: a WebSocket, on which each message has one answer.
 
-Invariants. A socket is read all the time, so that pings are answered and the end of a silent one is found while nobody
-waits for an answer. After an answer that did not come in time it is closed: a late one would be taken for the next.
+Invariants. A socket is read all the time, so that pings are answered and the end of a silent one is noticed between
+calls. After an answer that did not come in time it is closed: a late one would be taken for the next.
+
 Protocol: `openenv/core/env_server/http_server.py` and `types.py` of openenv-core 0.3.
 """
 
@@ -28,7 +29,7 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 FULL_STATUSES = frozenset({429, 503})
 MOST_BYTES = 16 * 2**20
-MOST_UNASKED = 4  # messages that nothing has asked for; a server that sends more has lost its place
+MOST_UNASKED = 4  # unexpected messages; a server that sends more is out of step
 
 
 class ServerError(Exception):
@@ -41,7 +42,7 @@ class ServerError(Exception):
 
 
 class ServerFull(Exception):
-    """It has as many sessions as it takes."""
+    """Error of a server that has its maximum of sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class SocketTimeouts:
 
 
 class OpenEnvSocket:
-    """An open session. Made by `connect`; whoever has it closes it."""
+    """An open session, made by `connect`. The caller closes it."""
 
     def __init__(self, url: URL, client: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._url = url
@@ -67,7 +68,7 @@ class OpenEnvSocket:
 
     @classmethod
     async def connect(cls, url: URL, waits: SocketTimeouts) -> OpenEnvSocket:
-        """Raises ServerFull, EnvironmentUnavailable."""
+        """Connect to a server. Raises ServerFull, EnvironmentUnavailable."""
         client = aiohttp.ClientSession(
             connector=connector_to([str(url)]),
             trace_configs=[no_redirects()],
@@ -94,9 +95,9 @@ class OpenEnvSocket:
             raise
 
     async def ask(self, kind: str, data: JsonObject | None = None, *, within_s: float) -> JsonObject:
-        """Send a message; the `data` of its answer.
+        """Send a message and return the `data` of its answer.
 
-        Raises ServerError, ServerFull, EnvironmentUnavailable where the connection is or gets lost.
+        Raises ServerError, ServerFull, EnvironmentUnavailable if the connection is or gets lost.
         """
         message = {"type": kind} if data is None else {"type": kind, "data": data}
         try:
@@ -152,9 +153,9 @@ class OpenEnvSocket:
 
 
 async def begin(urls: Sequence[URL], reset: JsonObject, waits: SocketTimeouts) -> tuple[OpenEnvSocket, JsonObject]:
-    """A session on one of the servers, and what its reset showed; waits where all are full.
+    """Open a session on one of the servers; return it and the result of its reset. Waits while all are full.
 
-    Raises ServerError where the reset is refused, EnvironmentUnavailable where no server is reached or gets free.
+    Raises ServerError if the reset is refused, EnvironmentUnavailable if no server is reached or gets free.
     """
     order = random.sample(urls, len(urls))
     give_up_at = asyncio.get_running_loop().time() + waits.capacity_s

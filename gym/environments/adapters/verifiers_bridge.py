@@ -2,7 +2,7 @@
 
 Started as `PYTHON verifiers_bridge.py ID JSON-ARGUMENTS JSON-FOLDERS`; imports verifiers and nothing of the farm. Lines
 of JSON come in and go out. verifiers' own loop runs each rollout, tools, stop conditions and rubric included; where it
-asks a model, what is new in the prompt goes out as `ask`, and the next `act` is the model's answer.
+asks a model, the new part of the prompt goes out as `ask`, and the next `act` is the model's answer.
 
     in   {rollout, do: open, input} · {rollout, do: act, message, cut} · {rollout, do: end} · {rollout, do: close}
          {do: rows, start, count}

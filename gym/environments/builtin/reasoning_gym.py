@@ -25,7 +25,7 @@ from gym.plain.values import number
 from gym.reward import Reward
 from gym.trajectory import Trajectory
 
-# Datasets whose verifier evaluates the answer as Python (reasoning_gym 0.1.19), and what it may be given.
+# Datasets whose verifier evaluates the answer as Python (reasoning_gym 0.1.19), and the check of its answers.
 EVALUATED: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix", "n_queens"), is_literal),
     **dict.fromkeys(("simple_integration", "intermediate_integration", "polynomial_multiplication"), is_arithmetic),
@@ -62,7 +62,7 @@ class ReasoningRow(Row):
 class ReasoningGym(Environment[ReasoningRow]):
     r"""Answer a generated question of arithmetic, logic, games and more; any dataset of reasoning_gym.
 
-    The reward is that of the dataset's own verifier, from 0 to 1. The answer is what stands in the last message's
+    The reward is that of the dataset's own verifier, from 0 to 1. The answer is the text in the last message's
     last <answer> tags, else its last \boxed{}, else the whole message.
     """
 
@@ -179,7 +179,7 @@ def extract_answer(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""What is in the last closed \boxed{}; braces may be nested."""
+    r"""Return the content of the last closed \boxed{}; braces may be nested."""
     opened: list[tuple[bool, int]] = []
     last: tuple[int, int] | None = None
     for brace in _BRACE.finditer(text):

@@ -26,7 +26,7 @@ class CounterRow(Row):
 class StatefulCounter(Environment[CounterRow]):
     """Move a counter by tool calls to where the task wants it.
 
-    Reward 1.0 when the counter ends at `expected_count`, else 0.0; what the model says about it does not matter.
+    Reward 1.0 when the counter ends at `expected_count`, else 0.0; the model's text does not matter.
     """
 
     name = "stateful_counter"
