@@ -1,4 +1,4 @@
-"""What one submission asks for: the options of a batch, checked where they enter.
+"""Options of a submitted batch, validated on entry.
 
 `BatchSpec` is stored with the batch and never changes afterwards, so workers may cache it.
 """

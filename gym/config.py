@@ -40,12 +40,12 @@ from gym.task import OWN_AGENTS, AgentName
 Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free one")]
 Scope = Literal["submit", "read", "admin"]
 
-STOP_SPARE_S = 15.0  # for a worker to hand back what its drain has left; then it ends
-KILL_SPARE_S = 5.0  # for whoever stops a worker, before it is killed
+STOP_SPARE_S = 15.0  # for a worker to hand back the rollouts that its drain has left; then it ends
+KILL_SPARE_S = 5.0  # for a supervisor, before it kills a worker
 
 
 class ApiKey(Section):
-    """A key and what it may do; `admin` covers everything."""
+    """A key and its scopes; `admin` covers everything."""
 
     key: Annotated[Secret, Field(min_length=16, repr=False)]
     scopes: tuple[Scope, ...] = ("submit", "read")
@@ -117,17 +117,17 @@ class WorkerSettings(Section):
 
     @property
     def stop_s(self) -> float:
-        """From SIGTERM to the end of a worker, whatever hangs."""
+        """Most seconds from SIGTERM to the end of a worker."""
         return self.drain_s + STOP_SPARE_S
 
     @property
     def kill_s(self) -> float:
-        """The grace that a supervisor, Compose or Kubernetes gives a worker."""
+        """Grace period of a worker under a supervisor, Compose or Kubernetes."""
         return self.stop_s + KILL_SPARE_S
 
 
 class DispatcherSettings(Section):
-    """What moves rollouts from the backlog to Celery."""
+    """The dispatcher, which moves rollouts from the backlog to Celery."""
 
     window: Annotated[
         float, Field(ge=1, le=16, description="rollouts in Celery and running, in multiples of slots")
@@ -233,7 +233,7 @@ class Settings(MaskedModel, BaseSettings):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether only this machine can reach an address."""
     if host == "localhost":
         return True
     try:
@@ -243,22 +243,22 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_url(settings: Settings) -> str:
-    """Where agents reach the model proxy, without a path."""
+    """Return the address of the model proxy for agents, without a path."""
     if settings.proxy.url is not None:
         return settings.proxy.url.rstrip("/")
     return base_url(settings.host, settings.proxy.port)
 
 
 def base_url(host: str, port: int) -> str:
-    """The address to call what listens on `host`; an address that means all of them becomes this machine's own."""
+    """Return the address of a service that listens on `host`; a wildcard address becomes this machine's own."""
     called = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
     return f"http://[{called}]:{port}" if ":" in called else f"http://{called}:{port}"
 
 
 def broker_url(redis: RedisSettings) -> str:
-    """Celery's Redis: the one that is given, else the next database of the farm's own.
+    """Return the URL of Celery's Redis: the configured one, else the next database of the farm's own.
 
-    Raises SettingsError where no Redis is known yet.
+    Raises SettingsError if no Redis is known yet.
     """
     if redis.broker_url is not None:
         return redis.broker_url

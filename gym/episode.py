@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gym.agents.base import Agent, Episode, Model, PolicyNow
+from gym.agents.base import Agent, Episode, Model, PolicyLookup
 from gym.environments.capacity import CapacityWaits, listen_to_waits
 from gym.environments.hosting.session import EnvironmentSession
 from gym.environments.registry import EnvironmentType
@@ -44,7 +44,7 @@ class EpisodeResult:
 class Play:
     """The live state of one rollout, which a watcher may read at any time.
 
-    Times are of `time.monotonic()`. `earlier_s` is what the attempt had run elsewhere before it was handed back here.
+    Times are of `time.monotonic()`. `earlier_s` is the attempt's running time elsewhere before it was handed back here.
     """
 
     began: float = field(default_factory=time.monotonic)
@@ -87,7 +87,7 @@ async def play(
     agents: Mapping[str, Agent],
     model: Model,
     *,
-    policy: PolicyNow,
+    policy: PolicyLookup,
     limits: Limits,
     rollout_id: str,
     group_id: str,
@@ -96,8 +96,8 @@ async def play(
 ) -> EpisodeResult:
     """Set the environment up, let the task's agent drive the episode, verify it, and close the environment.
 
-    The session must be new. Its reward is final unless `ask` of the result is set. Raises BadRow where there is no
-    such agent, else the RolloutError of the environment, the agent, the model or the verifier.
+    The session must be new. Its reward is final unless `ask` of the result is set. Raises BadRow for an
+    unknown agent, else the RolloutError of the environment, the agent, the model or the verifier.
     """
     agent = agents.get(task.agent)
     if agent is None:

@@ -1,7 +1,7 @@
 """Every error of the farm, in two families that never mix.
 
 FarmError
-├── RequestError            what a client sent or asked cannot be done; becomes an HTTP status
+├── RequestError            a client's request that cannot be served; becomes an HTTP status
 │   ├── Malformed           400  not JSON, not UTF-8
 │   ├── Unauthorized        401  no key, or an unknown one
 │   ├── Forbidden           403  the key's scopes do not cover the call
@@ -11,9 +11,9 @@ FarmError
 │   ├── UnsupportedMedia    415  a content type or encoding that the call does not take
 │   ├── Invalid             422  the row and the field are named in the details
 │   ├── Overloaded          429  carries retry_after_s
-│   └── Unavailable         503  carries retry_after_s; Redis, or what else is needed, is away
+│   └── Unavailable         503  carries retry_after_s; Redis, or another dependency, is away
 ├── SettingsError           the configuration cannot be used; printed at start
-└── RolloutError            why one rollout failed: a kind, a stage, and whether another attempt may help
+└── RolloutError            failure of one rollout: a kind, a stage, and whether another attempt may help
     ├── ModelUnreachable, ModelRejected
     ├── AgentFailed         AgentUnreachable
     ├── ToolError, EnvironmentFailed (EnvironmentUnavailable), VerifierFailed
@@ -33,11 +33,11 @@ MESSAGE_CHARS = 10_000
 
 
 class FarmError(Exception):
-    """The root of the tree."""
+    """Base class of all errors of the farm."""
 
 
 class RequestError(FarmError):
-    """What a client sent or asked for cannot be done.
+    """Error of a client's request, which becomes an HTTP status.
 
     `message` says what was seen, what was expected and what to do; `details` is JSON.
     """
@@ -78,7 +78,7 @@ class Forbidden(RequestError):
 
 
 class NotFound(RequestError):
-    """There is nothing of that id."""
+    """There is no object with that id."""
 
     status = 404
 
@@ -142,7 +142,7 @@ class SettingsError(FarmError):
 
 
 class ErrorKind(StrEnum):
-    """The closed vocabulary of `error.kind` in a result."""
+    """Closed vocabulary of `error.kind` in a result."""
 
     MODEL_UNREACHABLE = "model_unreachable"
     MODEL_REJECTED = "model_rejected"
@@ -172,7 +172,7 @@ DATA_ERRORS = frozenset(
 
 
 class Stage(StrEnum):
-    """Where in a rollout an error arose."""
+    """Part of a rollout in which an error arose."""
 
     DISPATCH = "dispatch"
     SETUP = "setup"
@@ -185,7 +185,7 @@ class Stage(StrEnum):
 
 
 class RolloutError(FarmError):
-    """Why a rollout failed.
+    """Failure of a rollout.
 
     `retryable` is true for failures of the infrastructure: another attempt, elsewhere or later, may succeed. They have
     `limits.max_attempts`; failures by the task's own data have `limits.retry_data_errors`.
@@ -194,7 +194,7 @@ class RolloutError(FarmError):
     kind: ClassVar[ErrorKind] = ErrorKind.INTERNAL
     stage: Stage = Stage.COMMIT  # the kind's usual one; an error raised elsewhere carries its own
     retryable: ClassVar[bool] = False
-    endpoint: str | None = None  # the model server that was asked last, where one was
+    endpoint: str | None = None  # the model server that was asked last, if any
 
     def __init__(self, message: str) -> None:
         self.message = _stored_text(message)
@@ -204,7 +204,7 @@ class RolloutError(FarmError):
 class ModelUnreachable(RolloutError):
     """No endpoint of the policy answered within the deadline and the retries.
 
-    `away`: none answered at all, not even with an error, so the rollout itself cannot be to blame.
+    `away` is true if none answered at all, not even with an error, so the rollout itself cannot be the cause.
     """
 
     kind = ErrorKind.MODEL_UNREACHABLE
@@ -219,7 +219,7 @@ class ModelUnreachable(RolloutError):
 class ModelRejected(RolloutError):
     """The model server refused the request (4xx other than context overflow and overload).
 
-    `upstream_status` is what it answered (502: nothing usable), None where the farm knew without asking.
+    `upstream_status` is the server's status (502: nothing usable), None if the farm did not need to ask.
     """
 
     kind = ErrorKind.MODEL_REJECTED
@@ -232,7 +232,7 @@ class ModelRejected(RolloutError):
 
 
 class AgentFailed(RolloutError):
-    """An agent outside the farm failed: its program ended with an error, its service refused or said nothing usable."""
+    """An agent outside the farm failed: its program or its service ended with an error or without a usable answer."""
 
     kind = ErrorKind.AGENT_ERROR
     stage = Stage.AGENT
@@ -252,17 +252,17 @@ class ToolError(RolloutError):
 
 
 class EnvironmentFailed(RolloutError):
-    """The environment raised while it was set up, or said in a tool that it cannot go on."""
+    """The environment raised during set-up, or a tool raised this to say that the rollout cannot continue."""
 
     kind = ErrorKind.ENVIRONMENT_ERROR
     stage = Stage.SETUP
 
 
 class EnvironmentUnavailable(EnvironmentFailed):
-    """What the environment needs (a sandbox, a database, a server) is away for now.
+    """Something that the environment needs (a sandbox, a database, a server) is away for now.
 
     For environments to raise in `setup`, a tool or `verify`: unlike every other error of theirs it is not the task's
-    fault, so the rollout runs again, and the environment is parked where that goes on.
+    fault, so the rollout runs again, and the environment is parked if it persists.
     """
 
     retryable = True
@@ -297,22 +297,22 @@ class JudgeParked(JudgeUnreachable):
 
 
 class JudgeRefused(JudgeFailed):
-    """The judge's server refused what it was asked, and would do so again."""
+    """The judge's server refused the request, and would refuse it again."""
 
 
 class VerdictUnreadable(JudgeFailed):
-    """The judge answered with something that is no verdict."""
+    """The judge's answer is not a verdict."""
 
 
 class BadRow(RolloutError):
-    """The row cannot be run: its environment does not know it any more, or its schema changed."""
+    """The row cannot be run: its environment no longer exists, or its schema changed."""
 
     kind = ErrorKind.BAD_ROW
     stage = Stage.SETUP
 
 
 class ResultUnreadable(RolloutError):
-    """What is stored of a rollout is missing or damaged: its trajectory, its record, or what its verifier asked."""
+    """Stored data of a rollout is missing or damaged: its trajectory, its record, or its questions to judges."""
 
     kind = ErrorKind.RESULT_UNREADABLE
     retryable = True
@@ -333,7 +333,7 @@ class Stalled(RolloutError):
 
 
 class WorkerLost(RolloutError):
-    """The worker that ran it died, as often as attempts were allowed."""
+    """Workers that ran the rollout died, as often as attempts were allowed."""
 
     kind = ErrorKind.WORKER_LOST
     stage = Stage.DISPATCH
@@ -345,22 +345,22 @@ class Internal(RolloutError):
 
 
 class StorageFailed(Internal):
-    """What is to be recorded cannot be stored for now: the disk is full, read-only, or away."""
+    """Results cannot be stored for now: the disk is full, read-only, or away."""
 
     retryable = True
 
 
 def text_of(error: BaseException) -> str:
-    """An exception's type and text, cut; the type alone where user code fails to say the text."""
+    """Return an exception's type and text, cut and in UTF-8; the type alone if its `__str__` raises."""
     try:
         said = str(error)[: MESSAGE_CHARS + 1]
     except Exception:  # noqa: BLE001  the exception is the user's
         said = ""
-    return f"{type(error).__name__}: {said}"
+    return f"{type(error).__name__}: {said}".encode("utf-8", "backslashreplace").decode()
 
 
 def _stored_text(message: object) -> str:
-    """An error's text as a result can hold it, whatever user code gave: cut, and in UTF-8."""
+    """Return an error's text as a result can hold it, even from user code: cut, and in UTF-8."""
     text = str(message)
     if len(text) > MESSAGE_CHARS:
         text = f"{text[:MESSAGE_CHARS]}…"

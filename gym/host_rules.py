@@ -1,4 +1,4 @@
-"""Which hosts a farm's settings allow for policies and judges."""
+"""The hosts that a farm's settings allow for policies and judges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gym.model_client.http.hosts import HostRules, _shown, hosts_of, plain_host
 
 
 def policy_rules(settings: Settings) -> HostRules:
-    """Return the rules for policies. A farm that others reach allows nothing by default but its settings' own."""
+    """Return the rules for policies. A farm that other machines can reach allows only the hosts in its settings."""
     local = is_loopback(settings.host)
     patterns = settings.policy_hosts
     if patterns is None:
@@ -38,8 +38,9 @@ def judge_rules(settings: Settings) -> HostRules:
 
 
 def check_not_own_proxy(urls: Iterable[str], settings: Settings) -> None:
-    """Raises Invalid (`policy_loops`) for a URL that is seen to be the farm's own proxy; others are cut at their first
-    call (`gym.model_client.http.hops`).
+    """Refuse a URL that is visibly the farm's own proxy, with Invalid (`policy_loops`).
+
+    Other loops are cut at their first call (`gym.model_client.http.hops`).
     """
     own = {_place(URL(url)) for url in (proxy_url(settings), base_url(settings.host, settings.proxy.port))}
     for url in urls:
@@ -52,7 +53,7 @@ def check_not_own_proxy(urls: Iterable[str], settings: Settings) -> None:
 
 
 def _place(url: URL) -> tuple[str, int | None]:
-    """Host and port, with one name for what this machine calls itself."""
+    """Return host and port, with one name for all names of this machine."""
     host = plain_host(url.raw_host or "")
     address = read_address(host)
     is_here = host == "localhost" if address is None else kind_of(address) is AddressKind.LOOPBACK

@@ -9,19 +9,19 @@ import re
 import secrets
 from dataclasses import dataclass
 
-ID_PATTERN = r"^\.*[A-Za-z0-9_:-][A-Za-z0-9._:-]*$"  # dots alone would change the path that they stand in
+ID_PATTERN = r"^\.*[A-Za-z0-9_:-][A-Za-z0-9._:-]*$"  # a segment of dots alone would change the path of a URL
 ID_CHARS = 128
 _ID = re.compile(ID_PATTERN)
 _NUMBER = re.compile(r"^(0|[1-9][0-9]{0,11})$")
 
 
 def is_id(text: str) -> bool:
-    """Whether a caller may use this text as an id."""
+    """Return whether a caller may use this text as an id."""
     return len(text) <= ID_CHARS and _ID.fullmatch(text) is not None
 
 
 def new_id(prefix: str) -> str:
-    """A fresh random id, `PREFIX-` and 16 hexadecimal digits."""
+    """Return a fresh random id, `PREFIX-` and 16 hexadecimal digits."""
     return f"{prefix}-{secrets.token_hex(8)}"
 
 
@@ -49,17 +49,17 @@ class RolloutRef:
 
     @property
     def group_id(self) -> str:
-        """The id of the group that it belongs to."""
+        """The id of the rollout's group."""
         return f"{self.batch_id}:{self.row}"
 
     @property
     def member(self) -> str:
-        """Its name inside the keys of its batch."""
+        """Name of the rollout inside the keys of its batch."""
         return f"{self.row}:{self.sample}"
 
 
 def parse_group_id(group_id: str) -> GroupRef | None:
-    """`None` where the text is not a group's id."""
+    """Parse a group's id; return `None` for any other text."""
     batch_id, _, row = group_id.rpartition(":")
     if not is_id(batch_id) or not _NUMBER.fullmatch(row):
         return None
@@ -67,7 +67,7 @@ def parse_group_id(group_id: str) -> GroupRef | None:
 
 
 def parse_rollout_id(rollout_id: str) -> RolloutRef | None:
-    """`None` where the text is not a rollout's id."""
+    """Parse a rollout's id; return `None` for any other text."""
     group_id, _, sample = rollout_id.rpartition(":")
     group = parse_group_id(group_id)
     if group is None or not _NUMBER.fullmatch(sample):
@@ -76,6 +76,6 @@ def parse_rollout_id(rollout_id: str) -> RolloutRef | None:
 
 
 def parse_member(batch_id: str, member: str) -> RolloutRef:
-    """The rollout that a member of a batch's keys stands for."""
+    """Return the rollout of a member of a batch's keys."""
     row, _, sample = member.partition(":")
     return RolloutRef(batch_id, int(row), int(sample))

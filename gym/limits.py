@@ -1,4 +1,4 @@
-"""What bounds an episode, and the order in which the bounds are looked at.
+"""The bounds of an episode, and the order in which they are checked.
 
 The order is a specification, since several bounds can be reached by one turn. After each model call the first that
 holds ends the episode:
@@ -15,8 +15,8 @@ A rollout that fails is tried again by the class of its error, each class with a
 
 - the infrastructure's (`worker_lost`, `model_unreachable`, `judge_error`, `environment_error` where the environment
   raised EnvironmentUnavailable, `agent_error` where an agent cannot be reached): up to `max_attempts` in all, after 1,
-  2, 4 … 30 s. What fails while its policy or environment is parked is handed back without using an attempt up, and so
-  are the failures that led to parking.
+  2, 4 … 30 s. A failure while its policy or environment is parked uses no attempt: the rollout is handed back. So are
+  the failures that led to parking.
 - the data's (`agent_error`, `environment_error`, `tool_error`, `verifier_error`, `bad_row`): `retry_data_errors` more
   times, at once
 - `timeout`, `stalled`, `model_rejected` and `internal` are final; `requeue` runs any of them again by hand
@@ -77,7 +77,7 @@ def stop_after_turn(
     turns: int,
     max_turns: int,
 ) -> StopReason | None:
-    """Why the episode ends after this model call, or `None` to go on; `turns` counts this one."""
+    """Return why the episode ends after this model call, or `None` to continue; `turns` counts this one."""
     if finish == "context_overflow":
         return StopReason.CONTEXT_OVERFLOW
     if finish == "content_filter":

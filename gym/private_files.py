@@ -14,9 +14,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory that only its owner may enter; one that others may enter is corrected, or warned about.
+    """Make a directory that only its owner may enter; correct or warn about one that others may enter.
 
-    Its parents that are missing are made so too.
+    Missing parents are made with the same mode.
     """
     for path in (*reversed(directory.parents), directory):
         with suppress(FileExistsError):
@@ -44,12 +44,12 @@ def make_private(directory: Path) -> None:
 
 
 def append_private(path: Path) -> BinaryIO:
-    """Open a file to append to, unbuffered; one that is made now can be read by its owner alone."""
+    """Open a file to append to, unbuffered; a new file can be read by its owner alone."""
     return cast("BinaryIO", open(path, "ab", buffering=0, opener=_private))
 
 
 def create_private(path: Path) -> BinaryIO:
-    """Open a file to write anew; one that is made now can be read by its owner alone."""
+    """Open a file to overwrite; a new file can be read by its owner alone."""
     return open(path, "wb", opener=_private)
 
 

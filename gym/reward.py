@@ -1,17 +1,17 @@
-"""The one float for training, and what it was made of."""
+"""The reward for training, one float, and its components."""
 
 from dataclasses import dataclass, field
 
 from gym.plain.values import NotPlain, number, text
 
-PASS_REWARD = 1.0  # from which a rollout counts as passed
+PASS_REWARD = 1.0  # minimum reward of a passed rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
     """A finite reward and its named components; components are for people, training reads `value`.
 
-    Numbers and booleans of any library become floats. Raises NotPlain for what is no finite number.
+    Numbers and booleans of any library become floats. Raises NotPlain for anything but a finite number.
     """
 
     value: float
@@ -31,5 +31,5 @@ class Reward:
 
     @staticmethod
     def of(result: "Reward | float | bool") -> "Reward":
-        """The reward that a verifier's return value stands for: itself, a number, or a bool as 1.0 and 0.0."""
+        """Return the reward for a verifier's return value: itself, a number, or a bool as 1.0 and 0.0."""
         return result if isinstance(result, Reward) else Reward(result)

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class RolloutState(StrEnum):
-    """Where a rollout is. `queued` covers both the backlog and what waits inside Celery."""
+    """State of a rollout. `queued` covers both the backlog and Celery's queue."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -46,7 +46,7 @@ TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
         }
     ),
     RolloutState.JUDGING: frozenset(
-        # an absent judge or a dead judge worker leaves it judging; judging → queued: Redis lost what was held
+        # an absent judge or a dead judge worker leaves it judging; judging → queued: Redis lost the pending verdict
         {
             RolloutState.QUEUED,
             RolloutState.SUCCEEDED,
@@ -65,7 +65,7 @@ TRANSITIONS: dict[RolloutState, frozenset[RolloutState]] = {
 
 
 class StopReason(StrEnum):
-    """Why an episode ended."""
+    """Reason for the end of an episode."""
 
     COMPLETED = "completed"
     TRUNCATED = "truncated"  # a stepped environment ended it by a limit of its own
@@ -83,7 +83,7 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """How many rollouts of a batch are in each state. `balanced` must hold at every moment."""
+    """Number of a batch's rollouts in each state. `balanced` must hold at every moment."""
 
     submitted: int = 0
     queued: int = 0
@@ -96,19 +96,19 @@ class Ledger:
 
     @property
     def ended(self) -> int:
-        """Rollouts in a final state."""
+        """Return the number of rollouts in a final state."""
         return self.succeeded + self.failed + self.cancelled + self.expired
 
     @property
     def balanced(self) -> bool:
-        """Whether every submitted rollout is accounted for."""
+        """Return whether every submitted rollout is accounted for."""
         return self.submitted == self.queued + self.running + self.judging + self.ended
 
     def as_dict(self) -> dict[str, int]:
-        """The ledger as the API shows it."""
+        """Return the ledger as the API shows it."""
         return {name: getattr(self, name) for name in self.names()}
 
     @classmethod
     def names(cls) -> list[str]:
-        """Its fields: `submitted` and the states."""
+        """Return the field names: `submitted` and the states."""
         return [field.name for field in fields(cls)]

@@ -1,8 +1,8 @@
 """A task: one row of a batch, read and checked.
 
-A row is NeMo Gym's row as it is: `responses_create_params` (the request of the first model call), an environment
-(`environment`, or NeMo Gym's `agent_ref`), and whatever else the verifier wants. What the farm itself reads from a
-row is listed in `FARM_FIELDS`; the environment's row model checks the rest.
+A row is NeMo Gym's row unchanged: `responses_create_params` (the request of the first model call), an environment
+(`environment`, or NeMo Gym's `agent_ref`), and further fields for the verifier. The farm itself reads the fields in
+`FARM_FIELDS`; the environment's row model checks the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_SAMPLES = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowHeader:
-    """What dispatch needs to know of a row without reading it again."""
+    """Fields of a row that dispatch needs, kept so that it need not read the row again."""
 
     task_id: str | None
     environment: str
@@ -41,7 +41,7 @@ class Task:
 
 
 def bad_row(row: int, field: str, message: str, *, line: int | None = None) -> Invalid:
-    """The error for a row that cannot be taken; `row` counts from 0, `line` from 1."""
+    """Return the error for a row that is refused; `row` counts from 0, `line` from 1."""
     details: dict[str, Any] = {"row": row, "field": field}
     where = f"row {row}"
     if line is not None:

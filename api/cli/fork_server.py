@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from api.cli.main import FAMILIES
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 
 ADOPTED_WITHIN_S = 5.0
 MOST_DESCRIPTORS = 8

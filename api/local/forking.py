@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gym.errors import FarmError
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 
 ROLES = frozenset({"worker", "judge-worker", "dispatcher", "proxy", "api", "flower"})
 """The commands of `farm` that the fork server can run; `api.cli.fork_server.MODULES` has what each imports."""

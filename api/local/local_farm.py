@@ -22,7 +22,7 @@ from pathlib import Path
 from api.local.up import ADDRESSES_FILE, READY_TIMEOUT_S, NotReady
 from gym.policy import PolicySpec
 from gym.private_files import append_private, make_private
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 
 MODEL_NAME = "mock"
 MODEL_TIMEOUT_S = 30.0

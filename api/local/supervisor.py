@@ -28,7 +28,7 @@ from typing import BinaryIO
 from api.local.forking import ForkServer, NotForked, Process
 from gym.errors import FarmError
 from gym.private_files import append_private, make_private
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 from gym.processes.subprocesses import start_process
 
 TAIL_LINES = 20

@@ -9,13 +9,12 @@ import asyncio
 from collections.abc import Sequence
 
 from api.keys import KeyRing, given_key
-from gym.agents.outside.keys import PREFIX, AgentKeys, Grant
+from gym.agents.outside.keys import PREFIX, AgentKeys, Grant, agent_secret
 from gym.config import ApiKey
 from gym.errors import Forbidden, NotFound, Unauthorized
 from gym.ids import parse_rollout_id
 from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.policy import PolicySpec
-from gym.state.agent_secret import agent_secret
 from gym.state.batch_spec import spec_of
 from gym.state.ledger.rollouts import Rollouts
 from gym.state.redis.driver import RedisError

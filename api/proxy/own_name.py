@@ -6,9 +6,9 @@ import asyncio
 import hashlib
 from contextlib import suppress
 
+from gym.agents.outside.keys import agent_secret
 from gym.errors import LoopDetected
 from gym.model_client.http import hops
-from gym.state.agent_secret import agent_secret
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 

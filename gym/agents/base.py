@@ -1,7 +1,7 @@
-"""What an agent is, and the episode that it drives.
+"""The interface of agents, and the episode that an agent drives.
 
-An agent decides when to call the model and which tools to run; the episode records. Limits are looked at in the order
-of `gym.limits`; clocks and cancellation interrupt from outside.
+An agent decides when to call the model and which tools to run; the episode records. Limits are checked in the order of
+`gym.limits`; clocks and cancellation interrupt from outside.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ Result = TypeVar("Result")
 
 
 class Model(Protocol):
-    """What answers model calls: `gym.model_client.client.PolicyClient`, or a fake."""
+    """Model of an episode: `gym.model_client.client.PolicyClient`, or a fake."""
 
     async def respond(self, request: ModelRequest) -> ModelReply:
-        """Raises ModelUnreachable or ModelRejected."""
+        """Answer a request. Raises ModelUnreachable or ModelRejected."""
 
 
-class PolicyNow(Protocol):
-    """The policy's record as it is at this moment."""
+class PolicyLookup(Protocol):
+    """Lookup of the policy's current record."""
 
     def __call__(self) -> PolicyRecord:
-        """Raises ModelUnreachable where the policy has been deleted."""
+        """Return the record. Raises ModelUnreachable if the policy has been deleted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Episode:
     limits: Limits
     environment: EnvironmentSession
     model: Model
-    policy: PolicyNow
+    policy: PolicyLookup
     deadline: float  # loop.time()
     trajectory: Trajectory
     input_items: list[JsonObject] = field(default_factory=list)
@@ -68,11 +68,11 @@ class Episode:
         self.input_items = [{"role": "user", "content": items}] if isinstance(items, str) else list(items)
 
     def touch(self) -> None:
-        """Note that something happened; the stall timeout counts from here."""
+        """Record activity, which restarts the stall timeout."""
         self.last_activity = time.monotonic()
 
     def request(self, items: list[JsonObject], tools: list[JsonObject]) -> JsonObject:
-        """A Responses request for what follows these output items."""
+        """Return the Responses request that follows these output items."""
         params: JsonObject = {**self.task.params, "input": self.input_items + items}
         if tools:
             params["tools"] = tools
@@ -82,7 +82,7 @@ class Episode:
         return params
 
     async def call_model(self, *, tools: list[JsonObject]) -> ModelReply:
-        """One model call on the whole conversation so far; its answer is recorded."""
+        """Call the model on the whole conversation so far and record its answer."""
         params = self.request(self.trajectory.items, tools)
         turn = len(self.trajectory.calls)
         policy = self.policy()
@@ -107,13 +107,13 @@ class Episode:
         self.touch()
         self.tools.append(tools)
         started_s = began - self.started
-        if reply.started_s is not None:  # it was made before, and its time was taken then
+        if reply.started_s is not None:  # it was made before, and its time was counted then
             started_s = reply.started_s
             self.model_s += reply.duration_s
         else:
             self.last_reply = self.last_activity
         self._record(reply, turn, started_s, len(params["input"]))
-        # an answer without items has no place in the next request, so nothing can go on from it
+        # an answer without items adds nothing to the next request, so the conversation cannot continue
         self.last_tools, self.last_tokens = tools, reply.tokens if reply.items else None
         return reply
 
@@ -162,13 +162,13 @@ class Episode:
         self.touch()
 
     async def observe(self) -> Any:
-        """What a stepped environment shows at first. Raises EnvironmentFailed."""
+        """Return the first observation of a stepped environment. Raises EnvironmentFailed."""
         return await self._timed(self.environment.observe())
 
     async def step(self, action: Any, *, turn: int) -> Step:
-        """Act in a stepped environment, as the model chose in this turn; what came of it is recorded.
+        """Take the model's action of this turn in a stepped environment, and record the result.
 
-        Raises BadArguments where the action is none, EnvironmentFailed.
+        Raises BadArguments for an action that is not legal, EnvironmentFailed.
         """
         step = await self._timed(self.environment.step(action))
         self.trajectory.steps.append(step.taken(action, turn=turn))
@@ -191,7 +191,7 @@ class Episode:
 
 
 def tool_calls_of(reply: ModelReply) -> list[JsonObject]:
-    """The function calls of an answer, in order."""
+    """Return the function calls of an answer, in order."""
     return [item for item in reply.items if item.get("type") == "function_call"]
 
 
@@ -199,4 +199,4 @@ class Agent(Protocol):
     """Drives an episode to its end."""
 
     async def run(self, episode: Episode) -> StopReason:
-        """Returns why it ended; raises RolloutError where it cannot go on."""
+        """Drive the episode and return why it ended. Raises RolloutError if it cannot continue."""

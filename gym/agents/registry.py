@@ -1,9 +1,9 @@
-"""The agents by name: those of the farm itself, and those outside that the settings name."""
+"""Agents by name: the farm's own, and those outside that the settings name."""
 
 from collections.abc import Mapping
 
 from gym.agents.base import Agent
-from gym.agents.outside.base import Door, OutsideAgent
+from gym.agents.outside.base import AgentProxy, OutsideAgent
 from gym.agents.outside.command import CommandAgent
 from gym.agents.outside.remote import RemoteAgent
 from gym.agents.outside.sandboxed import SandboxedAgent
@@ -17,15 +17,15 @@ AGENTS: Mapping[str, Agent] = {"tool_loop": ToolLoop(), "single_turn": SingleTur
 
 
 def outside_agents(
-    settings: Mapping[str, AgentSettings], door: Door, sandbox: SandboxSettings
+    settings: Mapping[str, AgentSettings], proxy: AgentProxy, sandbox: SandboxSettings
 ) -> dict[str, OutsideAgent]:
-    """The agents that the settings name."""
+    """Build the agents that the settings name."""
     agents: dict[str, OutsideAgent] = {}
     for name, each in settings.items():
         if isinstance(each, RemoteSettings):
-            agents[name] = RemoteAgent(name, door, each)
+            agents[name] = RemoteAgent(name, proxy, each)
         elif each.sandbox:
-            agents[name] = SandboxedAgent(name, door, each, sandbox)
+            agents[name] = SandboxedAgent(name, proxy, each, sandbox)
         else:
-            agents[name] = CommandAgent(name, door, each)
+            agents[name] = CommandAgent(name, proxy, each)
     return agents

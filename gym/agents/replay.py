@@ -1,10 +1,10 @@
-"""Model calls that an attempt had completed when its worker handed it back, and a model that answers from them.
+"""Replay of the model calls that an attempt had completed when its worker handed it back.
 
-The environment and its tools run again, which gives the same results for the same seed; each model call whose request
-is the one that was recorded is answered with what was sampled then: its tokens, its times, its policy version. At the
-first request that is another, the record ends and calls go to the model.
+The environment and its tools run again, which gives the same results for the same seed. A model call whose request
+equals the recorded one gets the recorded sample: its tokens, its times, its policy version. At the first request that
+differs, the record ends and calls go to the model.
 
-Invariant: nothing here costs a rollout anything that is not handed back. Who wants to hand one back calls `recorded`.
+Invariant: a rollout that is not handed back pays nothing for this. The record is made on demand, by `recorded`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampledTokens:
-    """Where the tokens of a turn lie: its prompt is what stands before `start`."""
+    """Tokens of a turn within its segment: the prompt is everything before `start`."""
 
     segment: Segment
     start: int
@@ -40,7 +40,7 @@ class SampledTokens:
     ended: bool | None
 
     def tokens(self) -> TurnTokens:
-        """As the server gave them."""
+        """Return the tokens as the server returned them."""
         segment, start, end = self.segment, self.start, self.end
         return TurnTokens(
             segment.token_ids[:start], segment.token_ids[start:end], segment.logprobs[start:end], ended=self.ended
@@ -49,7 +49,7 @@ class SampledTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedCall:
-    """A model call that was completed, and what tells its request from others."""
+    """A completed model call, with the digest of its request."""
 
     digest: bytes
     call: ModelCall
@@ -57,7 +57,7 @@ class RecordedCall:
     sampled: SampledTokens | None
 
     def reply(self) -> ModelReply:
-        """The model's answer, as it was."""
+        """Return the recorded answer of the model."""
         call = self.call
         finish: Any = call.finish
         return ModelReply(
@@ -76,7 +76,7 @@ class RecordedCall:
 
 @dataclass(slots=True, kw_only=True)
 class Replay:
-    """A model for one episode: answers from the record while that fits, then asks the model behind it."""
+    """A model for one episode: answers from the record while requests match, then asks the model behind it."""
 
     calls: Sequence[RecordedCall]
     elapsed_s: float  # of the rollout, when it was handed back
@@ -84,7 +84,7 @@ class Replay:
     used: int = field(default=0, init=False)
 
     async def respond(self, request: ModelRequest) -> ModelReply:
-        """As the model's; raises what that raises."""
+        """Answer from the record, or ask the model and raise its errors."""
         if self.used < len(self.calls):
             recorded = self.calls[self.used]
             if request_digest(request.params) == recorded.digest:
@@ -102,7 +102,7 @@ class Replay:
 
 
 def request_digest(params: JsonObject) -> bytes:
-    """The same for the same request."""
+    """Return a digest that is equal for equal requests."""
     head = orjson.dumps({name: params[name] for name in params if name != "input"}, option=orjson.OPT_SORT_KEYS)
     digest = hashlib.blake2b(head, digest_size=16)
     for item in params["input"]:
@@ -111,14 +111,14 @@ def request_digest(params: JsonObject) -> bytes:
 
 
 def recorded(episode: Episode) -> list[RecordedCall]:
-    """The calls that an episode has completed, and those that it had yet to replay."""
+    """Return the completed calls of an episode and those that it had yet to replay."""
     trajectory = episode.trajectory
     sampled = [call.has_tokens and call.finish != "context_overflow" for call in trajectory.calls]
     spans = [
         (segment, start, end) for segment in trajectory.segments.segments for start, end, _ in segment.policy_versions
     ]
     if sum(sampled) != len(spans) or len(episode.tools) != len(trajectory.calls):
-        return []  # a turn without a token leaves no trace of its place; an agent outside is begun anew
+        return []  # a turn without tokens has no position; an agent outside starts afresh
     places = iter(spans)
     calls = []
     for number, (call, tools, has_tokens) in enumerate(zip(trajectory.calls, episode.tools, sampled, strict=True)):
@@ -142,7 +142,7 @@ def recorded(episode: Episode) -> list[RecordedCall]:
 
 
 def pack(calls: Sequence[RecordedCall], *, attempt: int, elapsed_s: float, most_bytes: int = MOST_BYTES) -> bytes:
-    """The calls to be kept, as many of the first ones as fit; empty where there is nothing to keep."""
+    """Pack the first calls that fit; empty if there are none."""
     while calls:
         segments: dict[int, tuple[int, Segment]] = {}
         entries = []
@@ -182,7 +182,7 @@ def pack(calls: Sequence[RecordedCall], *, attempt: int, elapsed_s: float, most_
 
 
 def unpack(packed: bytes, *, attempt: int, model: Model) -> Replay | None:
-    """A model that answers from what `pack` kept; `None` where it is of another attempt or version, or unreadable."""
+    """Return a model that answers from packed calls; None if unreadable, or of another attempt or version."""
     try:
         kept = msgpack.unpackb(zlib.decompress(packed), strict_map_key=False)
         if kept["v"] != VERSION or kept["attempt"] != attempt:

@@ -1,7 +1,7 @@
-"""Agents outside the farm, as the settings name them: where a service answers, which program is started.
+"""Settings of agents outside the farm: the address of a service, or the program to start.
 
-Invariant: they come from settings alone. A row or a batch says the name of one and nothing of what it does, so nobody
-who may submit can start a program or have the farm call an address.
+Invariant: they come from settings alone. A row or a batch only names an agent, so no submission can start a program or
+have the farm call an address.
 """
 
 from __future__ import annotations

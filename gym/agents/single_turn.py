@@ -6,9 +6,9 @@ from gym.rollout import StopReason
 
 
 class SingleTurn:
-    """Asks once. Tool calls cannot come, since no tools are offered."""
+    """Agent that asks once. No tools are offered, so no tool calls can come."""
 
     async def run(self, episode: Episode) -> StopReason:
-        """The reason is `completed`, or what cut the answer short."""
+        """Call the model once. The reason is `completed`, or the limit that cut the answer."""
         reply = await episode.call_model(tools=[])
         return stop_after_turn(finish=reply.finish, tool_calls=0, turns=1, max_turns=1) or StopReason.COMPLETED

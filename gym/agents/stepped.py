@@ -19,13 +19,13 @@ from gym.rollout import StopReason
 
 
 class Stepped:
-    """Shows the first observation, then steps by what the environment's codec reads in each answer."""
+    """Agent that acts on the actions that the environment's codec finds in each answer."""
 
     async def run(self, episode: Episode) -> StopReason:
-        """Ends when the environment is done (`completed` or `truncated`), when an answer holds no act, or by a limit.
+        """Play until the environment is done (`completed` or `truncated`), an answer has no action, or a limit holds.
 
-        Limits are looked at in the order of `gym.limits`; an answer with an act counts as one with a tool call. Tools
-        that the environment has besides are run before its actions.
+        Limits are checked in the order of `gym.limits`; an answer with an action counts as one with a tool call. Other
+        tools of the environment run before its actions.
         """
         first, codec = await episode.observe(), CodecCalls(episode.environment.codec)
         tools = [*episode.environment.tools, *codec.tools]
@@ -38,7 +38,7 @@ class Stepped:
             calls = [call for call in tool_calls_of(reply) if call.get("name") not in acting]
             acts = codec.acts([item for item in reply.items if item not in calls])
             if calls and not codec.tools:
-                acts = []  # it spoke beside its calls, and acts once it has seen what they say
+                acts = []  # it called tools beside its actions, and acts once it has seen their outputs
             reason = stop_after_turn(
                 finish=reply.finish,
                 tool_calls=len(calls) + len(acts),
@@ -56,7 +56,7 @@ class Stepped:
                 return reason
 
     async def _act(self, episode: Episode, codec: CodecCalls, acts: Sequence[Act], *, turn: int) -> Step | None:
-        """Take the actions in order until one ends the episode: the last step, if there was any."""
+        """Take the actions in order until one ends the episode. Returns the last step, if any."""
         last: Step | None = None
         for act in acts:
             shown: list[JsonObject]

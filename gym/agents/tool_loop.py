@@ -1,4 +1,4 @@
-"""The agent that most tasks want: model, tools, model, … until the model asks for no tool, or a limit is reached."""
+"""The agent for most tasks: model, tools, model, … until the model asks for no tool, or a limit is reached."""
 
 from gym.agents.base import Episode, tool_calls_of
 from gym.limits import stop_after_turn
@@ -6,10 +6,10 @@ from gym.rollout import StopReason
 
 
 class ToolLoop:
-    """Runs the calls of one turn side by side and shows the model their outputs."""
+    """Agent that runs the calls of one turn side by side and shows the model their outputs."""
 
     async def run(self, episode: Episode) -> StopReason:
-        """See `gym.limits` for the order in which limits are looked at."""
+        """Loop until a limit or the model ends it; `gym.limits` has the order of the limits."""
         tools = episode.environment.tools
         turns = 0
         while True:

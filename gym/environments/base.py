@@ -1,4 +1,4 @@
-"""What an environment is: a class with a row model, tools as typed methods, and `verify`.
+"""The base of environments: a class with a row model, tools as typed methods, and `verify`.
 
 An instance serves one rollout and is thrown away, so its state cannot leak. Methods may be plain or `async def`;
 plain ones run in a thread when `blocking` is true, else directly on the worker's event loop.
@@ -38,13 +38,13 @@ from gym.trajectory import StepTaken, ToolCall, Trajectory
 
 
 class Row(BaseModel):
-    """The base of row models: fields of the row beside the farm's own; unknown ones are kept, not refused."""
+    """Base of row models: the row's fields beside the farm's own; unknown fields are kept, not refused."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class NoOptions(BaseModel):
-    """The options of an environment that takes none."""
+    """Options of an environment that takes none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,9 +63,9 @@ def tool(method: Method) -> Method:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What an action led to, as JSON can hold it; `reward` is that of the step, `done` ends the episode.
+    """Result of an action, as JSON can hold it; `reward` is that of the step, `done` ends the episode.
 
-    `truncated` comes with `done`: the episode ended by a limit of the environment, not by what it is about.
+    `truncated` comes with `done`: the episode ended by a limit of the environment, not by reaching its end.
     """
 
     observation: Any
@@ -75,23 +75,23 @@ class Step:
     info: JsonObject = field(default_factory=dict)
 
     def taken(self, action: Any, *, turn: int) -> StepTaken:
-        """As the trajectory keeps it."""
+        """Return the step as the trajectory keeps it."""
         return StepTaken(turn=turn, action=action, reward=float(self.reward), done=self.done, truncated=self.truncated)
 
 
 class Environment(ABC, Generic[RowT]):
-    """One task's tools, state and verifier. `row` is the checked row, `seed` differs between a group's samples."""
+    """Tools, state and verifier of one task. `row` is the checked row, `seed` differs between a group's samples."""
 
     name: ClassVar[str]
     row_model: ClassVar[type[Row]] = Row
     agent: ClassVar[str] = "tool_loop"  # the agent for rows that name none
     blocking: ClassVar[bool] = False  # plain methods run in a thread, one at a time for each instance
     isolation: ClassVar[Isolation] = "worker"  # unless the settings say otherwise
-    apart: ClassVar[bool] = False  # its work is done in a sandbox, process or server already
-    requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; where one is missing it is disabled
+    apart: ClassVar[bool] = False  # its work runs in a sandbox, process or server already
+    requires: ClassVar[tuple[str, ...]] = ()  # packages it imports late; a missing one disables it
     judges: ClassVar[tuple[str, ...]] = ()  # judges that `verify` may ask, by their names in the settings
-    options_model: ClassVar[type[BaseModel]] = NoOptions  # what the settings may give beside `use` or `adapter`
-    options: ClassVar[Any] = NoOptions()  # what they gave
+    options_model: ClassVar[type[BaseModel]] = NoOptions  # options that the settings may give beside `use` or `adapter`
+    options: ClassVar[Any] = NoOptions()  # options that they gave
 
     def __init__(self, row: RowT, *, seed: int) -> None:
         self.row = row
@@ -99,33 +99,33 @@ class Environment(ABC, Generic[RowT]):
 
     @classmethod
     def configured(cls, name: str, options: JsonObject) -> type[Self]:
-        """The environment under a name and with options of the settings: a subclass, made when the farm starts.
+        """Return the environment under a name and with options of the settings: a subclass, made when the farm starts.
 
-        What depends on the options, such as tools or a codec, an override sets on the subclass. Raises ValueError or
-        TypeError where the options cannot be used, which disables this one environment.
+        An override sets everything that depends on the options, such as tools or a codec, on the subclass. Raises
+        ValueError or TypeError for unusable options, which disables this one environment.
         """
         attributes = {"name": name, "options": cls.options_model.model_validate(options), "__doc__": cls.__doc__}
         return type(cls.__name__, (cls,), {**attributes, "__module__": cls.__module__})
 
     @classmethod
     def check_machine(cls, sandbox: SandboxSettings) -> None:  # noqa: ARG003  for those that override it
-        """Raise where this machine lacks what it needs; it is then disabled, with that reason."""
+        """Raise if this machine lacks a requirement; the environment is then disabled, with the error as its reason."""
         return
 
     def setup(self) -> Awaitable[None] | None:
-        """Get ready; a raise here fails the rollout as `environment_error`."""
+        """Set the instance up; an exception here fails the rollout as `environment_error`."""
         return None
 
     @abstractmethod
     def verify(self, trajectory: Trajectory) -> Awaitable[Reward | Ask | float] | Reward | Ask | float:
-        """Score the episode; a raise here fails the rollout as `verifier_error`, it never becomes a 0.
+        """Score the episode; an exception here fails the rollout as `verifier_error`, it never becomes a 0.
 
-        Where judges decide it returns an `Ask`, and `judged` scores. The instance is gone by then.
+        If judges decide, it returns an `Ask`, and `judged` scores. The instance is gone by then.
         """
 
     @classmethod
     def judged(cls, ask: Ask, verdicts: Sequence[Verdict]) -> Reward | float:
-        """The reward, from a verdict for each question in order; for most environments the one verdict's score.
+        """Return the reward for the verdicts, one for each question in order; by default the score of the only verdict.
 
         Runs in another process, perhaps much later and again with another judge: everything it needs is in `ask`.
         """
@@ -134,50 +134,50 @@ class Environment(ABC, Generic[RowT]):
         return Reward(verdicts[0].score, {verdicts[0].judge: verdicts[0].score})
 
     def close(self) -> Awaitable[None] | None:
-        """Free what `setup` took; called once, also after a failure or cancellation."""
+        """Free the resources of `setup`; called once, also after a failure or cancellation."""
         return None
 
     @classmethod
     @abstractmethod
     def example_row(cls) -> JsonObject:
-        """A row that runs as it is."""
+        """Return a row that runs without changes."""
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:  # noqa: ARG003  for those that override it
-        """Varied rows that run as they are, for the demo and the benchmark; the same for the same seed."""
+        """Return varied rows that run without changes, for the demo and the benchmark; equal for equal seeds."""
         return [copy.deepcopy(cls.example_row()) for _ in range(count)]
 
     @classmethod
     def description(cls) -> str:
-        """The class's docstring, first line."""
+        """Return the first line of the class's docstring."""
         return (inspect.getdoc(cls) or cls.name).splitlines()[0]
 
 
 class ToolsOfRows(Environment[RowT]):
-    """An environment whose tools are no methods: each row says in `responses_create_params.tools` which there are."""
+    """Environment whose tools are not methods: each row lists its tools in `responses_create_params.tools`."""
 
     @abstractmethod
     def call(self, name: str, arguments: JsonObject) -> Awaitable[ToolCall]:
-        """Call a tool that the row offers. What it raises is told to the model, but for a RolloutError."""
+        """Call a tool that the row offers. The model is shown any exception except a RolloutError."""
 
 
 class SteppedEnvironment(Environment[RowT]):
-    """An environment that is stepped, in the manner of Gymnasium: an action in, an observation out.
+    """Environment with steps, in the manner of Gymnasium: an action in, an observation out.
 
-    In a batch the agent `stepped` plays it: the codec says how a model reads an observation and how it acts.
+    In a batch the agent `stepped` plays it: the codec converts observations to text and answers to actions.
     """
 
     agent: ClassVar[str] = "stepped"
-    codec: Codec = TextCodec()  # an instance may have one of its own from `reset` on
+    codec: Codec = TextCodec()  # an instance may set another in `reset`
 
     @abstractmethod
     def reset(self) -> Awaitable[Any] | Any:
-        """The first observation, or None where the task's input says all; called once, after `setup`."""
+        """Return the first observation, or None if the task's input says all; called once, after `setup`."""
 
     @abstractmethod
     def step(self, action: Any) -> Awaitable[Step] | Step:
-        """Act. ValueError says that the action is none, and is told to whoever acts."""
+        """Apply an action. Raise ValueError if it is not legal; the message is shown to the model."""
 
     def verify(self, trajectory: Trajectory) -> Awaitable[Reward | Ask | float] | Reward | Ask | float:
-        """The sum of the steps' rewards."""
+        """Return the sum of the steps' rewards."""
         return Reward(float(sum(step.reward for step in trajectory.steps)), {"steps": float(len(trajectory.steps))})

@@ -1,9 +1,9 @@
-"""Waiting for capacity is not stalling: an environment that waits for its turn says so while it waits.
+"""Waiting for capacity is not stalling: an environment reports while it waits for capacity.
 
     with waiting_for_capacity():
         await place.acquire()
 
-Whoever runs the rollout listens in the task that calls `setup`; elsewhere nobody does, and nothing happens.
+The code that runs the rollout listens in the task that calls `setup`; without a listener nothing happens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextvars import ContextVar
 
 
 class CapacityWaits:
-    """The waits of one rollout, several of which may be under way."""
+    """Waits of one rollout; several may be open at once."""
 
     def __init__(self) -> None:
         self._waiting = 0
@@ -23,7 +23,7 @@ class CapacityWaits:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """One of them."""
+        """Record one wait."""
         self._waiting += 1
         try:
             yield
@@ -32,7 +32,7 @@ class CapacityWaits:
             self._ended_at = time.monotonic()
 
     def last(self, now: float) -> float | None:
-        """When it last waited, by time.monotonic(); `now` while it does, None where it never has."""
+        """Return when the rollout last waited, by time.monotonic(): `now` during a wait, None if it never has."""
         return now if self._waiting else self._ended_at
 
 
@@ -40,13 +40,13 @@ _LISTENING: ContextVar[CapacityWaits | None] = ContextVar("capacity_waits", defa
 
 
 def listen_to_waits(waits: CapacityWaits) -> None:
-    """Have what waits in this task from now on noted there."""
+    """Have later waits in this task recorded there."""
     _LISTENING.set(waits)
 
 
 @contextmanager
 def waiting_for_capacity() -> Iterator[None]:
-    """Around a wait for a place that others hold; what the rollout as a whole may take still bounds it."""
+    """Mark a wait for capacity that others use; the limits of the whole rollout still bound it."""
     waits = _LISTENING.get()
     if waits is None:
         yield

@@ -1,4 +1,4 @@
-"""Calls of an environment's codec, whose code is the environment's: what it raises or returns is checked here."""
+"""Checked calls of a codec, which is the environment's code: its exceptions and results are validated here."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from gym.plain.values import NotPlain, shown
 
 
 class CodecCalls:
-    """A codec whose faults are failures of the environment, and whose items JSON can hold."""
+    """A codec whose faults become failures of the environment, and whose items JSON can hold."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self.tools = codec.tools
 
     def acts(self, items: Sequence[JsonObject]) -> list[Act]:
-        """What an answer does. Raises EnvironmentFailed."""
+        """Return the actions of an answer. Raises EnvironmentFailed."""
         found: list[Act] = self._called("acts", lambda: list(self._codec.acts(items)))
         return found
 
     def show(self, observation: Any, act: Act | None) -> list[JsonObject]:
-        """Items for an observation. Raises EnvironmentFailed."""
+        """Return items for an observation. Raises EnvironmentFailed."""
         return self._items("show", lambda: self._codec.show(observation, act))
 
     def refuse(self, fault: str, act: Act) -> list[JsonObject]:
-        """Items that tell why an action was none. Raises EnvironmentFailed."""
+        """Return items that explain why an action was refused. Raises EnvironmentFailed."""
         return self._items("refuse", lambda: self._codec.refuse(fault, act))
 
     def _items(self, what: str, call: Callable[[], Any]) -> list[JsonObject]:

@@ -1,10 +1,10 @@
-"""How a model reads the observations of a stepped environment, and how its answers become actions. No I/O.
+"""Codecs of stepped environments: observations to items for the model, answers to actions. No I/O.
 
 A codec belongs to an environment's class and keeps no state. Three ways to act:
 
-    TextCodec   by what the model says: the last <action> tags of its answer, else the answer's last line
-    ToolCodec   by calling one function; each call is a step, and its output is what the step showed
-    any other   whatever `Codec` can express, such as answers that are taken whole
+    TextCodec   by the model's text: the last <action> tags of its answer, else the answer's last line
+    ToolCodec   by calling one function; each call is a step, and its output is the step's observation
+    any other   anything that `Codec` can express, such as answers that are taken whole
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OPENING, _CLOSING = (re.compile(mark, re.IGNORECASE) for mark in ("<action>", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
-    """An action that an answer holds; with `fault` it could not be read, which is told to the model.
+    """An action in an answer; with `fault` it could not be read, and the fault is shown to the model.
 
     `call_id` is that of the function call by which the model acts.
     """
@@ -37,40 +37,43 @@ class Act:
 
 
 class Codec(Protocol):
-    """Between an environment and a model."""
+    """Translation between an environment and a model."""
 
     @property
     def tools(self) -> Sequence[JsonObject]:
-        """Responses function tools by which a model acts; none where it acts by what it says."""
+        """Return the Responses function tools by which a model acts; none if it acts by text."""
 
     def acts(self, items: Sequence[JsonObject]) -> list[Act]:
-        """What an answer does, in order; the items are without calls of the environment's own tools.
+        """Return the actions of an answer, in order; the items exclude calls of the environment's own tools.
 
-        Nothing at all ends the episode. What cannot be read is an `Act` with a fault, never an exception.
+        An empty list ends the episode. Unreadable input becomes an `Act` with a fault, never an exception.
         """
 
     def show(self, observation: Any, act: Act | None) -> list[JsonObject]:
-        """Responses input items for what an action led to, or, without one, for the first observation."""
+        """Return the Responses input items for an action's result or, without one, for the first observation."""
 
     def refuse(self, fault: str, act: Act) -> list[JsonObject]:
-        """Items that tell why an action was none."""
+        """Return items that explain why an action was refused."""
 
 
 class TextCodec:
-    """Acts by what the model says; observations are user messages. Subclasses override `text_of` and `action_of`."""
+    """Codec for actions in the message's text.
+
+    Observations are user messages. Subclasses override `text_of` and `action_of`.
+    """
 
     tools: Sequence[JsonObject] = ()
 
     def text_of(self, observation: Any) -> str:
-        """An observation as the model reads it: a text as it is, anything else as JSON."""
+        """Return an observation as the model reads it: a text unchanged, anything else as JSON."""
         return as_text(observation)
 
     def action_of(self, text: str) -> Any:
-        """The action that a text names. ValueError says that it names none."""
+        """Parse the action in a text. Raises ValueError if it has none."""
         return text
 
     def acts(self, items: Sequence[JsonObject]) -> list[Act]:
-        """One action: that of the last <action> tags, else of the last line."""
+        """Return one action: that of the last <action> tags, else of the last line."""
         said = "\n".join(message_text(item) for item in items if item.get("type") == "message")
         try:
             return [Act(action=self.action_of(_chosen(said)))]
@@ -78,33 +81,33 @@ class TextCodec:
             return [Act(fault=str(error))]
 
     def show(self, observation: Any, act: Act | None) -> list[JsonObject]:  # noqa: ARG002  the protocol's
-        """A user message; none where there is no observation."""
+        """Return a user message, or nothing without an observation."""
         return [] if observation is None else [{"role": "user", "content": self.text_of(observation)}]
 
     def refuse(self, fault: str, act: Act) -> list[JsonObject]:  # noqa: ARG002  the protocol's
-        """A user message."""
+        """Return a user message."""
         return [{"role": "user", "content": f"That was no valid action: {fault}"}]
 
 
 class ToolCodec(TextCodec):
-    """Acts by calling a function, whose arguments are the action, or hold it under `argument` where that is given."""
+    """Codec for actions by function calls: the arguments are the action, or hold it under `argument` if that is set."""
 
     def __init__(self, tool: JsonObject, *, argument: str | None = None) -> None:
         self.tools = (tool,)
         self._argument = argument
 
     def acts(self, items: Sequence[JsonObject]) -> list[Act]:
-        """One action for each call of the function, in order."""
+        """Return one action for each call of the function, in order."""
         return [self._act(item) for item in items if item.get("type") == "function_call"]
 
     def show(self, observation: Any, act: Act | None) -> list[JsonObject]:
-        """The call's output; the first observation is a user message."""
+        """Return the call's output; the first observation is a user message."""
         if act is None:
             return super().show(observation, act)
         return [_output(act, self.text_of(observation))]
 
     def refuse(self, fault: str, act: Act) -> list[JsonObject]:
-        """The call's output, an object with `error`."""
+        """Return the call's output, an object with `error`."""
         return [_output(act, as_text({"error": fault}))]
 
     def _act(self, call: JsonObject) -> Act:
@@ -126,7 +129,7 @@ class ToolCodec(TextCodec):
 
 
 def as_text(observation: Any) -> str:
-    """A text as it is, anything else as JSON; lone surrogates, which cannot be sent, are replaced."""
+    """Return a text unchanged, anything else as JSON; lone surrogates, which cannot be sent, are replaced."""
     return utf8(observation) if isinstance(observation, str) else exact_json.dumps(observation).decode()
 
 

@@ -1,9 +1,9 @@
-"""Which environments there are, and whether a row is one of theirs.
+"""Registry of environments, and the check of rows against them.
 
 Built-in ones, installed ones (entry points of the group `rollout_farm.environments`) and those of the settings
-(`gym.environments.settings`): classes, with options where they give some, and what adapters bring (entry points of the
-group `rollout_farm.adapters` beside `ADAPTERS`). One that cannot be loaded is listed with its `error` and takes no
-rows; the others are untouched. Loading an environment's code runs it: specs come from settings, never from requests.
+(`gym.environments.settings`): classes, perhaps with options, and entries of adapters (entry points of the group
+`rollout_farm.adapters` beside `ADAPTERS`). One that cannot be loaded is listed with its `error` and takes no rows; the
+others are untouched. Loading an environment's code runs it: specs come from settings, never from requests.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentType:
-    """An environment that can be run, or, where `error` is set, one that cannot and why; `cls` is None then."""
+    """An environment that can be run or, with `error` set, one that cannot and why; then `cls` is None."""
 
     name: str
     cls: type[Environment[Any]] | None = None
@@ -66,11 +66,11 @@ class EnvironmentType:
     example_row: JsonObject | None = None
     error: str | None = None
     isolation: Isolation = "worker"
-    source: str | EnvironmentEntry | None = None  # from which another process can load it, see `load_source`
+    source: str | EnvironmentEntry | None = None  # the source by which another process can load it, see `load_source`
 
     @property
     def agent(self) -> str:
-        """The agent for rows that name none."""
+        """The agent for rows that do not name one."""
         return self.cls.agent if self.cls is not None else Environment.agent
 
     @property
@@ -79,7 +79,7 @@ class EnvironmentType:
         return self.cls.judges if self.cls is not None else ()
 
     def describe(self) -> JsonObject:
-        """The environment as `GET /v1/environments` shows it."""
+        """Return the environment as `GET /v1/environments` shows it."""
         described: JsonObject = {
             "name": self.name,
             "description": self.description,
@@ -94,9 +94,9 @@ class EnvironmentType:
 
 
 class Registry:
-    """The environments of one process, by name, and the names of the agents that rows may ask for.
+    """Environments of one process, by name, and the names of the agents that rows may ask for.
 
-    Where `judges` are given, no row is taken that asks for another one.
+    If `judges` are given, rows that ask for another judge are refused.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Registry:
         self._judges = judges
 
     def names(self) -> list[str]:
-        """All names, sorted, also of those that cannot be run."""
+        """Return all names, sorted, including environments that cannot be run."""
         return sorted(self._types)
 
     def get(self, name: str) -> EnvironmentType:
-        """Raises NotFound, with a name that was perhaps meant."""
+        """Return an environment. Raises NotFound, with the most similar name."""
         found = self._types.get(name)
         if found is None:
             raise NotFound("environment_not_found", self._unknown(name), {"environment": name, "known": self.names()})
@@ -138,7 +138,7 @@ class Registry:
             raise bad_row(row, field, f"{message}{more}; a row of {name} is expected", line=line) from None
 
     def describe(self) -> list[JsonObject]:
-        """All environments as `GET /v1/environments` shows them."""
+        """Return all environments as `GET /v1/environments` shows them."""
         return [self._types[name].describe() for name in self.names()]
 
     def _unknown(self, name: str) -> str:
@@ -154,9 +154,9 @@ def load_registry(
     agents: Collection[str] = (),
     sandbox: SandboxSettings | None = None,
 ) -> Registry:
-    """The built-in and the installed environments and those of `specs`; never raises for one that fails to load.
+    """Load the built-in and the installed environments and those of `specs`; never raises for one that fails to load.
 
-    A name belongs to the first that takes it; another of the same name is listed under its spec, with an error.
+    A name belongs to the first environment that uses it; a later one is listed under its spec, with an error.
     """
     sources: list[tuple[str, str | EnvironmentEntry]] = [(spec, spec) for spec in BUILT_IN]
     sources += [(point.name, point.value) for point in entry_points(group=ENTRY_POINTS)]
@@ -176,7 +176,7 @@ def load_registry(
 def load_source(
     spec: str | EnvironmentEntry, name: str = "", sandbox: SandboxSettings | None = None
 ) -> EnvironmentType:
-    """One environment, as the settings name it; with an error where it cannot be loaded, under `name` then."""
+    """Load one environment, as the settings name it; if that fails, return it with the error, under `name`."""
     if isinstance(spec, str):
         loaded = _load(name or spec, partial(_import, spec), sandbox)
     else:
@@ -191,7 +191,7 @@ def load_source(
 
 
 def environment_type(cls: type[Environment[Any]], sandbox: SandboxSettings | None = None) -> EnvironmentType:
-    """Read a class. Raises TypeError where it is not an environment, or its example row is not one of its rows."""
+    """Read a class. Raises TypeError for a class that is not an environment, or whose example row is not valid."""
     if not (isinstance(cls, type) and issubclass(cls, Environment)):
         raise TypeError(f"{cls!r} is not a subclass of gym.environments.base.Environment")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
@@ -221,7 +221,7 @@ def environment_type(cls: type[Environment[Any]], sandbox: SandboxSettings | Non
 
 
 def _load(source: str, load: Callable[[], object], sandbox: SandboxSettings | None = None) -> EnvironmentType:
-    """The boundary to environments' code: whatever it raises while it is imported disables that one."""
+    """Load environments' code, whose exceptions end here: any of them disables that one environment."""
     name = source
     try:
         loaded: Any = load()
@@ -262,7 +262,7 @@ def _import(spec: str) -> object:
 
 
 def _import_file(path: Path) -> object:
-    """A file's module, under a name of its own in `sys.modules`, where type hints are looked up."""
+    """Import a file's module, under a unique name in `sys.modules`, where type hints are resolved."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -283,7 +283,7 @@ def _import_file(path: Path) -> object:
 
 
 def _row_schema(model: type[Row]) -> JsonObject:
-    """The row model's schema with the one field of the farm that every row has."""
+    """Return the row model's schema with the one field of the farm that every row has."""
     schema = model.model_json_schema()
     params = {"type": "object", "description": "The first model call: `input`, and what else the Responses API takes."}
     schema["properties"] = {"responses_create_params": params, **schema.get("properties", {})}

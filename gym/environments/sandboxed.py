@@ -41,7 +41,7 @@ class SandboxedEnvironment(Environment[RowT]):
 
     @classmethod
     def check_machine(cls, sandbox: SandboxSettings) -> None:
-        """Raises SandboxUnavailable."""
+        """Raise SandboxUnavailable if no sandbox works."""
         find_provider(sandbox)
 
     @tool
@@ -57,7 +57,7 @@ class SandboxedEnvironment(Environment[RowT]):
         return await self._run("/bin/bash", "-c", command)
 
     async def sandbox(self) -> Sandbox:
-        """The rollout's sandbox: started at its first use, and anew after a program has ended it.
+        """Return the rollout's sandbox, started at its first use, and again after a program has ended it.
 
         Raises EnvironmentUnavailable.
         """
@@ -69,7 +69,10 @@ class SandboxedEnvironment(Environment[RowT]):
         return self._sandbox
 
     async def new_sandbox(self) -> Sandbox:
-        """One that no program of this rollout has run in; an earlier one is closed. Raises EnvironmentUnavailable."""
+        """Start a sandbox unused by this rollout's programs, and close an earlier one.
+
+        Raises EnvironmentUnavailable.
+        """
         if self._sandbox is not None and (self._used or not self._sandbox.is_usable):
             await self.close()
         sandbox = await self.sandbox()
@@ -77,7 +80,7 @@ class SandboxedEnvironment(Environment[RowT]):
         return sandbox
 
     async def close(self) -> None:
-        """Kill the sandbox and all that runs in it."""
+        """Kill the sandbox and all its processes."""
         sandbox, self._sandbox, self._used = self._sandbox, None, False
         if sandbox is not None:
             await sandbox.close()

@@ -1,4 +1,4 @@
-"""How the settings name environments: a class as it is, or a class or adapter with a name and options.
+"""Entries of environments in the settings: a class as it is, or a class or adapter with a name and options.
 
     environments:
       - my_package.coin:Coin                        # a class, under its own name
@@ -23,7 +23,7 @@ from gym.jsontypes import JsonObject
 
 
 class EnvironmentEntry(MaskedModel):
-    """An environment with a name and options of its own."""
+    """An environment with its own name and options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -43,12 +43,12 @@ class EnvironmentEntry(MaskedModel):
 
     @property
     def options(self) -> JsonObject:
-        """What stands beside the farm's own fields."""
+        """The fields beside the farm's own."""
         return dict(self.model_extra or {})
 
 
 def _listed(given: Any) -> Any:
-    """A mapping from names as the list that it stands for."""
+    """Convert a mapping from names to the equivalent list."""
     if not isinstance(given, dict):
         return given
     entries = []

@@ -24,12 +24,12 @@ _SHOWN_PROBLEMS = 5
 
 
 class BadArguments(ValueError):
-    """The arguments that a model gave do not fit the tool; the text is for the model."""
+    """Error for arguments of a model that do not fit the tool; the text is for the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool that an environment has. `schema` is a Responses function tool, ready to be offered."""
+    """A tool of an environment. `schema` is a Responses function tool, ready to be offered."""
 
     name: str
     schema: JsonObject
@@ -37,7 +37,7 @@ class ToolSpec:
     _arguments: type[BaseModel] = field(repr=False)
 
     def read_arguments(self, text: str) -> dict[str, Any]:
-        """The keyword arguments that a JSON text stands for; left-out ones are left to the method's defaults.
+        """Return the keyword arguments of a JSON text; omitted ones use the method's defaults.
 
         A blank text is an empty object, as some servers send for a tool without parameters. Raises BadArguments.
         """
@@ -52,7 +52,7 @@ class ToolSpec:
 
 
 def decode_arguments(text: str, *, most_chars: int | None = None) -> JsonObject:
-    """Arguments as plain JSON, for the record. Raises BadArguments where they are no JSON object, or too long."""
+    """Decode arguments as plain JSON, for the record. Raises BadArguments if too long, or not a JSON object."""
     if most_chars is not None and len(text) > most_chars:
         raise BadArguments(f"the arguments are {len(text)} characters long; at most {most_chars} are taken")
     try:
@@ -65,16 +65,16 @@ def decode_arguments(text: str, *, most_chars: int | None = None) -> JsonObject:
 
 
 def tools_of(cls: type[Environment[Any]]) -> tuple[ToolSpec, ...]:
-    """The tools of an environment class, base classes first, in the order they are written.
+    """Return the tools of an environment class, base classes first, in the order of their definition.
 
-    An override is a tool only when it is marked too. Raises TypeError for a method that cannot be a tool.
+    An override is a tool only if it is marked too. Raises TypeError for a method that cannot be a tool.
     """
     names = dict.fromkeys(name for base in reversed(cls.__mro__) for name in vars(base))
     return tuple(_tool_of(cls, name) for name in names if _is_marked(cls, name))
 
 
 def problems(error: ValidationError) -> list[tuple[str, str]]:
-    """What is wrong as (field, message); the field is its place in the data, joined by dots."""
+    """Return validation errors as (field, message); the field is its path in the data, joined by dots."""
     return [
         (".".join(str(part) for part in item["loc"]), item["msg"])
         for item in error.errors(include_url=False, include_context=False, include_input=False)
@@ -107,7 +107,7 @@ def _tool_of(cls: type[Environment[Any]], name: str) -> ToolSpec:
 
 
 def _arguments_model(cls: type[Environment[Any]], name: str, place: str) -> type[BaseModel]:
-    """A model whose fields are named apart from the parameters, which may have names that a model reserves."""
+    """Return a model whose fields are renamed, since pydantic reserves some names that parameters may have."""
     method = getattr(cls, name)
     parameters = list(inspect.signature(method).parameters.values())
     if not isinstance(inspect.getattr_static(cls, name), staticmethod | classmethod):
@@ -132,7 +132,9 @@ def _first_paragraph(method: object) -> str:
 
 
 def _tidy(schema: JsonObject) -> bool:
-    """Take generated titles out and close objects, in place; whether the schema meets the rules of `strict: true`.
+    """Remove generated titles and close objects, in place.
+
+    Returns whether the schema meets the rules of `strict: true`.
 
     Those rules: every property is required, no object is open.
     https://platform.openai.com/docs/guides/structured-outputs#supported-schemas

@@ -1,7 +1,7 @@
-"""What environments return, made plain and kept within bounds before anything copies it.
+"""Bounds and conversion to plain data for values that environments return, applied before they are copied.
 
-Texts that are too long are cut with a mark, as a sandbox cuts what a program prints. Everything else that JSON cannot
-hold, or that takes too many bytes, raises NotPlain: a fault of the environment.
+Texts that are too long are cut with a mark, as in a sandbox. Any other value that JSON cannot hold, or that takes too
+many bytes, raises NotPlain: a fault of the environment.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BOUNDS = ValueBounds()
 
 
 def tool_output(result: object, bounds: ValueBounds) -> str:
-    """What a tool returned as the model reads it: a text as it is, all else as JSON. Raises NotPlain."""
+    """Return a tool's result as the model reads it: a text unchanged, all else as JSON. Raises NotPlain."""
     if isinstance(result, str):
         return bounded_text(result, bounds)
     found, whole = shown_in_part(result, "its output", most_bytes=bounds.output_bytes)
@@ -39,13 +39,13 @@ def tool_output(result: object, bounds: ValueBounds) -> str:
 
 
 def bounded_text(text: str, bounds: ValueBounds) -> str:
-    """The text, cut with a mark at its end where it is too long."""
+    """Return the text, cut with a mark at its end if it is too long."""
     kept, whole = cut_text(text, bounds.output_bytes)
     return kept if whole else _cut(kept, bounds)
 
 
 def plain_observation(value: object, bounds: ValueBounds) -> Any:
-    """An observation as JSON can hold it. Raises NotPlain."""
+    """Return an observation as JSON can hold it. Raises NotPlain."""
     if isinstance(value, str):
         return bounded_text(value, bounds)
     try:
@@ -55,7 +55,7 @@ def plain_observation(value: object, bounds: ValueBounds) -> Any:
 
 
 def plain_step(step: Step, bounds: ValueBounds) -> Step:
-    """A step of plain values. Raises NotPlain."""
+    """Return a step of plain values. Raises NotPlain."""
     info = {} if step.info is None else step.info
     if not isinstance(info, dict):
         raise NotPlain(f"info is of type {type(info).__name__}; expected a dict")

@@ -1,6 +1,6 @@
-"""Types of fields that requests have in common: bounded objects, numbers that are numbers, texts that fit a header.
+"""Field types that requests share: bounded objects, strict numbers, texts that fit a header.
 
-The bounds hold where a value enters. What was stored before they were drawn is read with `context=STORED`.
+The bounds hold where a value enters. Values stored under earlier, wider bounds are read with `context=STORED`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _bounded(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
     try:
         small = not _is_larger(value) and len(orjson.dumps(value)) <= FREE_BYTES
     except orjson.JSONEncodeError:
-        return value  # refused as a whole, where what cannot be stored is (`check_model`)
+        return value  # refused by `check_model`, with everything else that cannot be stored
     if not small:
         raise ValueError(
             f"at most {FREE_BYTES} bytes as JSON are taken; it is shown with every list, so keep large things "
@@ -34,7 +34,7 @@ def _bounded(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
 
 
 def _is_larger(value: object) -> bool:
-    """Whether a value is too large for certain, seen in as many steps as there may be bytes."""
+    """Return whether a value is certainly too large, in at most as many steps as the bound has bytes."""
     size, left = 0, [value]
     while left and size <= FREE_BYTES:
         item = left.pop()
@@ -49,7 +49,7 @@ def _is_larger(value: object) -> bool:
 
 def _number(value: object) -> object:
     if isinstance(value, bool | str | bytes):
-        raise ValueError(f"it must be a number, this is {type(value).__name__}")  # noqa: TRY004  what pydantic tells
+        raise ValueError(f"it must be a number, this is {type(value).__name__}")  # noqa: TRY004  pydantic reports ValueErrors
     return value
 
 

@@ -2,7 +2,7 @@
 
 Invariant: a model that derives from `MaskedModel` shows no secret in `repr`, in `str` and in `masked`. A field is
 declared with one of the types below; a field of free content (`Any` in it) is masked as `Options` is, without a mark.
-What the types hold stays plain text, since policies are stored and sent on as JSON.
+The values themselves stay plain text, since policies are stored and sent on as JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MASK = "********"
 
 
 class Masking(Enum):
-    """The part of a value that is not shown."""
+    """The secret part of a value."""
 
     ALL = "all"
     ADDRESS = "address"
@@ -37,7 +37,7 @@ Option = Annotated[str, Masking.OPTIONS]
 
 
 class MaskedModel(BaseModel):
-    """Model of settings whose secrets are not shown."""
+    """Base model for settings with secrets, which it never shows."""
 
     def masked(self) -> dict[str, Any]:
         """Return the model as JSON, without secrets."""
@@ -71,13 +71,13 @@ def mask_address(url: str) -> str:
     place = parts.netloc.rpartition("@")[2]
     netloc = f"{MASK}@{place}" if "@" in parts.netloc else place
     if not parts.netloc and "@" in parts.path:
-        return MASK  # no URL: what stands before the @ may be a password
+        return MASK  # not a URL: the text before the @ may be a password
     query = "&".join(f"{item.partition('=')[0]}={MASK}" if "=" in item else MASK for item in parts.query.split("&"))
     return urlunsplit(parts._replace(netloc=netloc, query=query if parts.query else "", fragment=""))
 
 
 def masking_of(field: FieldInfo) -> Masking | None:
-    """Return what of a field is masked, by the marks in its type."""
+    """Return which part of a field is masked, by the marks in its type."""
     marks = [*field.metadata, *_marks(field.annotation)]
     found = next((mark for mark in marks if isinstance(mark, Masking)), None)
     return found or (Masking.OPTIONS if Any in marks else None)

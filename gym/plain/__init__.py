@@ -1,1 +1,1 @@
-"""Plain data out of code and texts that are not trusted: values, JSON, marked parts."""
+"""Plain data from untrusted code and texts: values, JSON, marked parts."""

@@ -10,7 +10,7 @@ import re
 
 
 def enclosed(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> list[str]:
-    """What stands between each opening mark and the next closing one, in order; marks do not nest."""
+    """Return the texts between each opening mark and the next closing one, in order; marks do not nest."""
     found: list[str] = []
     place = 0
     while (begin := opening.search(text, place)) and (end := closing.search(text, begin.end())):

@@ -1,6 +1,6 @@
 """JSON in which integers of any length keep their digits: orjson, which has 64 bits, where that is enough.
 
-For values that pass through the farm without being looked at: tool arguments, facts, observations.
+For values that pass through the farm unread: tool arguments, facts, observations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LONG_TEXT = re.compile(r"[0-9]{19}")
 
 
 def dumps(value: Any) -> bytes:
-    """JSON of what is plain (`gym.plain.values`). Raises TypeError or ValueError for anything else."""
+    """Encode plain values (`gym.plain.values`) as JSON. Raises TypeError or ValueError for anything else."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -24,7 +24,7 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(data: bytes | str) -> Any:
-    """What a JSON text says; NaN and Infinity are none. Raises ValueError."""
+    """Decode a JSON text. Raises ValueError, also for NaN and Infinity."""
     found = orjson.loads(data)
     long = _LONG.search(data) if isinstance(data, bytes) else _LONG_TEXT.search(data)
     if long is None:

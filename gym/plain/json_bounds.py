@@ -1,7 +1,7 @@
-"""JSON from outside, read within a bound on what it unpacks to.
+"""JSON from clients, decoded within a bound on its size in memory.
 
-A body of 32 MiB that is brackets and little else becomes a gigabyte of Python objects and a second without an answer to
-anybody else. So brackets are counted first, which costs some milliseconds.
+A body of 32 MiB that is mostly brackets becomes a gigabyte of Python objects and blocks all other requests for a
+second. So brackets are counted first, which costs some milliseconds.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ _UNCOUNTED_BYTES = 256 * 1024
 
 
 class TooManyContainers(ValueError):
-    """More objects and lists than anything of that size needs."""
+    """Error for more objects and lists than data of that size needs."""
 
 
 def loads(text: bytes | bytearray) -> Any:
-    """Return the value. Raises TooManyContainers, orjson.JSONDecodeError."""
+    """Decode a JSON text. Raises TooManyContainers, orjson.JSONDecodeError."""
     if len(text) > _UNCOUNTED_BYTES and text.count(b"{") + text.count(b"[") > MOST_CONTAINERS:
         raise TooManyContainers(f"it has more than {MOST_CONTAINERS} opening brackets")
     return orjson.loads(text)

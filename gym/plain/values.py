@@ -1,8 +1,8 @@
 """Values of user code as plain data: exact built-in types that JSON can hold.
 
-Environments return numpy scalars, tensors, decimals and the like. They are converted where they enter, so that nothing
-behind that point can fail to encode them. What has no faithful form raises `NotPlain`, whose text names field and type.
-No numeric library is imported: numbers are known by `numbers`, `__float__`, `__index__`, `item()` and `tolist()`.
+Environments return numpy scalars, tensors, decimals and the like. They are converted on entry, so that no later code
+can fail to encode them. A value without a faithful form raises `NotPlain`, whose text names field and type. No numeric
+library is imported: numbers are recognised by `numbers`, `__float__`, `__index__`, `item()` and `tolist()`.
 
 Integers may have any length; `gym.plain.exact_json` writes them.
 """
@@ -20,22 +20,22 @@ from uuid import UUID
 import orjson
 from pydantic import BaseModel
 
-MOST_DEPTH = 200  # orjson writes 254 levels, and what is plain is put into other objects
+MOST_DEPTH = 200  # orjson writes 254 levels, and plain values are nested in other objects
 MOST_BYTES = 16 * 2**20
 _NAME_CHARS = 60
 _MODEL_TIMES = (datetime, date, time, UUID)
 
 
 class NotPlain(ValueError):
-    """A value has no form in JSON, or is no finite number; the text names the field and the type."""
+    """Error for a value that has no form in JSON, or is not a finite number; the text names the field and the type."""
 
 
 class TooLarge(NotPlain):
-    """A value takes more bytes than it may."""
+    """Error for a value that takes more bytes than allowed."""
 
 
 def number(value: object, name: str) -> float:
-    """A finite float from any real number or boolean. Raises NotPlain."""
+    """Return a finite float for any real number or boolean. Raises NotPlain."""
     if type(value) is float and math.isfinite(value):
         return value
     found = _float_of(value)
@@ -45,7 +45,7 @@ def number(value: object, name: str) -> float:
 
 
 def truth(value: object, name: str) -> bool:
-    """A bool from any boolean, or a number that is 0 or 1. Raises NotPlain."""
+    """Return a bool for any boolean, or for a number that is 0 or 1. Raises NotPlain."""
     if value is True or value is False:
         return value
     found = _float_of(value)
@@ -55,21 +55,21 @@ def truth(value: object, name: str) -> bool:
 
 
 def text(value: object, name: str) -> str:
-    """A text that UTF-8 can hold; halves of surrogate pairs are replaced. Raises NotPlain for what is no text."""
+    """Return a text that UTF-8 can hold; halves of surrogate pairs are replaced. Raises NotPlain for other types."""
     if not isinstance(value, str):
         raise NotPlain(f"{name} is {_shown(value)}; expected a text")
     return utf8(value)
 
 
 def utf8(value: str) -> str:
-    """The text without halves of surrogate pairs, which cannot be sent, as an exact `str`."""
+    """Return the text as an exact `str`, without halves of surrogate pairs, which cannot be sent."""
     if type(value) is not str:
         value = str.__str__(value)
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
 
 def plain(value: object, name: str, *, most_bytes: int = MOST_BYTES) -> Any:
-    """A value that JSON gives back as it was: for facts, which code reads again.
+    """Return a value that survives JSON unchanged: for facts, which code reads again.
 
     Keys are texts. Raises NotPlain, TooLarge.
     """
@@ -79,10 +79,10 @@ def plain(value: object, name: str, *, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def shown(value: object, name: str, *, most_bytes: int = MOST_BYTES) -> Any:
-    """A value as a model or a client is shown it.
+    """Return a value as a model or a client is shown it.
 
-    Unlike `plain` it takes data classes, pydantic models, dates and enums, turns keys that are numbers into texts, and
-    replaces halves of surrogate pairs. Raises NotPlain, TooLarge.
+    Unlike `plain` it accepts data classes, pydantic models, dates and enums, turns keys that are numbers into texts,
+    and replaces halves of surrogate pairs. Raises NotPlain, TooLarge.
     """
     if _is_plain(value, most_bytes):
         return value
@@ -90,9 +90,9 @@ def shown(value: object, name: str, *, most_bytes: int = MOST_BYTES) -> Any:
 
 
 def shown_in_part(value: object, name: str, *, most_bytes: int) -> tuple[Any, bool]:
-    """As `shown`, with sets as lists; only the beginning of what takes more than `most_bytes`; and whether that is all.
+    """Return a value as `shown` does, cut to `most_bytes`, and whether it is complete; sets become lists.
 
-    Nothing beyond that beginning is copied. Raises NotPlain.
+    Nothing beyond that size is copied. Raises NotPlain.
     """
     if _is_plain(value, most_bytes):
         return value, True
@@ -102,7 +102,7 @@ def shown_in_part(value: object, name: str, *, most_bytes: int) -> tuple[Any, bo
 
 
 def cut_text(value: str, most_bytes: int) -> tuple[str, bool]:
-    """A text of at most `most_bytes` in UTF-8, and whether that is all of it; no more than that is copied."""
+    """Return at most `most_bytes` of a text in UTF-8, and whether that is all of it; no more than that is copied."""
     if len(value) * 4 <= most_bytes or (len(value) <= most_bytes and value.isascii()):
         return utf8(value), True
     encoded = value[: most_bytes + 1].encode("utf-8", "replace")
@@ -112,7 +112,7 @@ def cut_text(value: str, most_bytes: int) -> tuple[str, bool]:
 
 
 def _is_plain(value: object, room: int) -> bool:
-    """Whether nothing has to be converted or cut; the usual case, so it is quick."""
+    """Return whether nothing has to be converted or cut: the usual case, kept fast."""
     level: list[Any] = [value]
     for _ in range(MOST_DEPTH):
         below: list[Any] = []
@@ -153,7 +153,7 @@ def _is_utf8(value: str) -> bool:
 
 
 class _Conversion:
-    """One value on its way. `room` is what is left of its bytes; with `cuts` it may end below zero."""
+    """Conversion of one value. `room` counts the bytes left; with `cuts` it may end below zero."""
 
     def __init__(self, room: int, *, lenient: bool, cuts: bool = False) -> None:
         self.room = room
@@ -163,7 +163,7 @@ class _Conversion:
         self._name = ""
 
     def run(self, value: object, name: str) -> Any:
-        """The plain value. Raises NotPlain, TooLarge; also where the value's own methods raise."""
+        """Return the plain value. Raises NotPlain, TooLarge; also if the value's own methods raise."""
         self._name = name
         try:
             return self.convert(value, name, 0)
@@ -173,7 +173,7 @@ class _Conversion:
             raise NotPlain(f"{name} cannot be converted: {type(error).__name__}") from error
 
     def convert(self, value: Any, name: str, depth: int) -> Any:
-        """One part of the value, with the place where it stands. Raises NotPlain, TooLarge."""
+        """Convert one part of the value; `name` is its path for error texts. Raises NotPlain, TooLarge."""
         if depth > MOST_DEPTH:
             raise NotPlain(f"{_cut_name(name)} is nested more than {MOST_DEPTH} levels deep, or holds itself")
         self._take(2)
@@ -239,7 +239,7 @@ class _Conversion:
         return found
 
     def _other(self, value: Any, name: str, depth: int) -> Any:
-        """Numbers and arrays by their protocols; with `lenient` also what orjson writes of itself."""
+        """Convert numbers and arrays by their protocols; with `lenient` also every type that orjson supports."""
         if self._lenient:
             if isinstance(value, BaseModel):
                 return self.convert(value.model_dump(mode="json"), name, depth + 1)
@@ -269,13 +269,16 @@ class _Conversion:
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array of numpy, torch or the like with at least one axis."""
+    """Return whether a value is an array of numpy, torch or the like with at least one axis."""
     shape = getattr(value, "shape", None)
     return isinstance(shape, tuple) and len(shape) > 0 and callable(getattr(value, "tolist", None))
 
 
 def _scalar(value: Any, more: int = 2) -> bool | int | float | None:
-    """A number or boolean of any library as a built-in one, None where it is none; an array with one element is one."""
+    """Return a number or boolean of any library as a built-in one, else None.
+
+    An array of one element counts as a number.
+    """
     if isinstance(value, bool | int | float):
         return bool(value) if isinstance(value, bool) else int(value) if isinstance(value, int) else float(value)
     if isinstance(value, str | bytes | bytearray) or (
@@ -306,7 +309,7 @@ def _float_of(value: Any) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """A value in an error text: its type, and itself where that is short and harmless."""
+    """Describe a value for an error text: its type, and the value if it is short and harmless."""
     if value is None or isinstance(value, bool | int | float | str | numbers.Number):
         try:
             return f"{repr(value)[:_NAME_CHARS]} (of type {_type_of(value)})"

@@ -1,1 +1,1 @@
-"""Child processes that cannot outlive their parent, and the JSON lines spoken with them."""
+"""Child processes that cannot outlive their parent, and the JSON lines exchanged with them."""

@@ -1,8 +1,8 @@
-"""A process of its own beside a worker, for packages whose pins clash with the farm's: lines of JSON in and out.
+"""A child process of a worker, for packages whose pins clash with the farm's: JSON lines in and out.
 
-Started when it is first needed and again after it has died; it ends when the worker does, since its input ends then.
-Safe to use from any thread. What a line means is between the process and whoever started it; a line with `rollout` goes
-to that rollout's queue.
+It starts when it is first needed and again after it has died. Its input closes when the worker ends, and so it ends
+too. Safe to use from any thread. The meaning of a line is up to the caller and the child; a line with `rollout` goes to
+that rollout's queue.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STOP_S = 5.0
 
 
 class JsonLinesChild:
-    """One process, of which the first line must be `{"ready": {…}}` or `{"failed": "why"}`."""
+    """A process whose first line must be `{"ready": {…}}` or `{"failed": "why"}`."""
 
     def __init__(self, command: Sequence[str], *, what: str) -> None:
         self._command = list(command)
@@ -37,7 +37,7 @@ class JsonLinesChild:
         self._waiting: dict[str, tuple[subprocess.Popen[bytes] | None, Callable[[JsonObject], None]]] = {}
 
     def start(self, *, within_s: float) -> JsonObject:
-        """What it says when it is ready; at once where it runs. Blocks. Raises EnvironmentUnavailable."""
+        """Start the process if it does not run, and return its `ready`. Blocks. Raises EnvironmentUnavailable."""
         with self._lock:
             if self._process is not None and self._process.poll() is None:
                 return self._ready
@@ -69,7 +69,7 @@ class JsonLinesChild:
             return self._ready
 
     def close(self) -> None:
-        """End it, in bounded time; the next `start` makes another."""
+        """End the process, in bounded time; the next `start` makes another."""
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
@@ -77,21 +77,21 @@ class JsonLinesChild:
             _end(process)
 
     def say(self, **line: Any) -> None:
-        """A line to it; does not wait. Raises EnvironmentUnavailable where it is gone."""
+        """Queue a line for the process without waiting. Raises EnvironmentUnavailable if the process is gone."""
         process = self._process
         if process is None or process.poll() is not None:
             raise EnvironmentUnavailable(f"{self._what}: its process is gone")
         self._outgoing.put(exact_json.dumps(line) + b"\n")
 
     def listen(self, rollout: str, take: Callable[[JsonObject], None]) -> None:
-        """Have the lines of a rollout given to a function, which is called in another thread.
+        """Pass the lines of a rollout to a function, which is called in another thread.
 
-        The last one is `{"gone": why}` where the process that runs now dies.
+        The last line is `{"gone": why}` if the process that runs now dies.
         """
         self._waiting[rollout] = (self._process, take)
 
     def forget(self, rollout: str) -> None:
-        """Its lines are dropped from now on."""
+        """Drop the rollout's lines from now on."""
         self._waiting.pop(rollout, None)
 
     def _read(self, process: subprocess.Popen[bytes], outgoing: SimpleQueue[bytes | None]) -> None:
@@ -110,8 +110,8 @@ class JsonLinesChild:
                 take(gone)
 
 
-class Talk:
-    """What one rollout and its child say to each other, on the rollout's event loop."""
+class ChildConversation:
+    """Conversation of one rollout with its child, on the rollout's event loop."""
 
     def __init__(self, child: JsonLinesChild, rollout: str) -> None:
         self._child = child
@@ -126,7 +126,7 @@ class Talk:
         child.listen(rollout, take)
 
     async def ask(self, **line: Any) -> JsonObject:
-        """Say a line and wait for the next one. Raises EnvironmentUnavailable, EnvironmentFailed."""
+        """Send a line and wait for the next one. Raises EnvironmentUnavailable, EnvironmentFailed."""
         self._child.say(rollout=self._rollout, **line)
         answer = await self._lines.get()
         if "gone" in answer:
@@ -136,14 +136,17 @@ class Talk:
         return answer
 
     def close(self) -> None:
-        """Say that the rollout is over; its lines are dropped."""
+        """Tell the child that the rollout is over, and drop its lines."""
         self._child.forget(self._rollout)
         with contextlib.suppress(EnvironmentUnavailable):
             self._child.say(rollout=self._rollout, do="close")
 
 
 def _read(line: bytes) -> JsonObject:
-    """A line; where it holds what JSON cannot, as NaN, a fault of the rollout that it names, so that others go on."""
+    """Parse a line.
+
+    For one that JSON cannot hold, as NaN, return a fault of the rollout that it names; others continue.
+    """
     with contextlib.suppress(ValueError):
         said = exact_json.loads(line)
         return said if isinstance(said, dict) else {}
@@ -155,7 +158,7 @@ def _read(line: bytes) -> JsonObject:
 
 
 def _write(process: subprocess.Popen[bytes], outgoing: SimpleQueue[bytes | None]) -> None:
-    """In a thread, since a process that does not read would stop whoever writes."""
+    """Write queued lines in a thread, since a child that stops reading must not block the caller."""
     with contextlib.suppress(OSError, ValueError):
         while process.stdin is not None and (line := outgoing.get()) is not None:
             process.stdin.write(line)

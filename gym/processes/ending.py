@@ -1,4 +1,4 @@
-"""The end of a process that hangs in its shutdown."""
+"""Forced exit of a process that hangs in its shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def end_within(seconds: float, status: int = 0) -> None:
-    """End this process after so long, whatever it waits for; nothing is cleaned up then."""
+    """Exit this process after so many seconds, whatever it waits for; no cleanup runs then."""
 
     def end() -> None:
         _LOG.warning("the shutdown took longer than %.0f s; the process ends now", seconds, extra={"action": "cut"})

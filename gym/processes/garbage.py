@@ -8,7 +8,7 @@ GC_AFTER = 20_000  # objects that hold others, made and not freed
 
 
 def collect_garbage_less() -> None:
-    """What is loaded stays loaded, and conversations are freed by their counts: few look-overs find anything."""
+    """Collect rarely: loaded modules stay, and reference counts free conversations, so a collection finds little."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_AFTER, 20, 50)

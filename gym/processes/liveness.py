@@ -1,9 +1,9 @@
-"""The liveness of a process, asked over a socket of its own.
+"""Liveness checks of a process, over a socket that it listens on.
 
 Invariant: an answer needs the process alone, neither Redis nor a file system. The socket is abstract (Linux), so it
-leaves nothing behind and ends with its process. An event loop that stands still does not answer.
+leaves nothing behind and ends with its process. A blocked event loop does not answer.
 
-Imports the standard library alone, since a health check starts anew every few seconds.
+Imports the standard library alone, since a health check starts a new process every few seconds.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PREFIX = "rollout-farm"
 
 
 class NotAliveError(Exception):
-    """A process of the role does not answer, or says what is wrong with it."""
+    """Error for a role whose processes do not answer, or report a problem."""
 
 
 async def serve_liveness(role: str, problem: Callable[[], str] = lambda: "") -> asyncio.Server | None:
-    """Answer health checks on the running event loop; `problem` names what is wrong, and is empty where nothing is.
+    """Answer health checks on the running event loop; `problem` describes the current problem, empty if there is none.
 
-    Returns `None` where there are no abstract sockets.
+    Returns `None` on systems without abstract sockets.
     """
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,24 +51,24 @@ def serve_liveness_in_thread(role: str, problem: Callable[[], str]) -> None:
 
 
 class Heartbeat:
-    """The time since a loop last turned, as a problem once it is too long."""
+    """The time since a loop's last iteration, reported as a problem once it is too long."""
 
     def __init__(self, most_s: float) -> None:
         self._most_s = most_s
         self._turned_at = time.monotonic()
 
     def turn(self) -> None:
-        """Say that the loop turns."""
+        """Record an iteration of the loop."""
         self._turned_at = time.monotonic()
 
     def problem(self) -> str:
-        """Return what is wrong, empty where nothing is."""
+        """Return the problem, or an empty text."""
         still_s = time.monotonic() - self._turned_at
         return f"its loop has stood still for {still_s:.0f} s" if still_s > self._most_s else ""
 
 
 def check_liveness(role: str, *, timeout_s: float) -> None:
-    """Return where a process of the role answers in this container. Raises NotAliveError."""
+    """Return if a process of the role answers in this container. Raises NotAliveError."""
     found = list(_names(role))
     problems = []
     for name in found:
@@ -89,7 +89,10 @@ def _listen(role: str) -> socket.socket | None:
 
 
 def _place(role: str) -> str:
-    """The beginning of the names in this container; others may share its network, and so its abstract sockets."""
+    """Return the prefix of this container's socket names.
+
+    Containers may share a network, and so its abstract sockets.
+    """
     return f"{_PREFIX}/{role}/{Path('/proc/self/ns/pid').readlink()}/"
 
 
@@ -114,7 +117,6 @@ def _answer_all(listener: socket.socket, problem: Callable[[], str]) -> None:
 
 
 def _ask(name: str, timeout_s: float) -> str:
-    """What is wrong, empty where nothing is."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
         asking.settimeout(timeout_s)
         try:

@@ -1,8 +1,9 @@
-"""A program that runs another and ends everything that came of it. Standard library only; started as a file.
+"""Process trees that cannot outlive their parent. Standard library only, since it is also started as a file.
 
-It adopts whatever its descendants leave behind (`PR_SET_CHILD_SUBREAPER`), so that a process cannot get away by a
-session of its own or by the death of its parent. When the program has ended, or this one is told to end, or its parent
-dies, all descendants are killed; then it exits as the program did. `process_tree.py PARENT PROGRAM ARGUMENT…`
+`end_with_parent` ties one child to its parent. As a program, `process_tree.py PARENT PROGRAM ARGUMENT…` runs another
+program and adopts the orphans among its descendants (`PR_SET_CHILD_SUBREAPER`). So no descendant escapes by starting a
+session or by the death of its parent. All are killed when the program ends, when this process gets a signal to end, or
+when its parent dies. The exit status is the program's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -19,8 +21,29 @@ LOOK_EVERY_S = 1.0
 NOT_STARTED = 127
 
 
+def end_with_parent(sent: signal.Signals, *, niceness: int = 0, parent: int | None = None) -> Callable[[], None]:
+    """Return a function for a child to call between fork and exec: it gets `sent` when its parent dies.
+
+    The signal is sent when the thread that forked ends, so fork in the main thread. Outside Linux nothing is sent.
+    `niceness` is added to the child's. `parent` is this process by default.
+    """
+    if parent is None:
+        parent = os.getpid()
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def tie() -> None:
+        if niceness:
+            os.nice(niceness)
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, int(sent), 0, 0, 0)
+            if os.getppid() != parent:
+                os.kill(os.getpid(), sent)
+
+    return tie
+
+
 def descendants(root: int) -> list[int]:
-    """All processes below one, as far as they can be seen at this moment."""
+    """Return all processes below one, as far as they are visible at this moment."""
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):  # noqa: PTH208  hot
         if name.isdigit():
@@ -36,7 +59,7 @@ def descendants(root: int) -> list[int]:
 
 
 def end_all() -> None:
-    """Kill every descendant and reap what comes here, in as many rounds as that takes."""
+    """Kill every descendant and reap adopted ones, in as many rounds as that takes."""
     while True:
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
@@ -48,7 +71,7 @@ def end_all() -> None:
 
 
 def run(argv: list[str]) -> int:
-    """The exit status of the program, 128 and the signal where one ended it."""
+    """Run the program; return its exit status, or 128 plus the signal that ended it."""
     waited_for = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     main = os.fork()

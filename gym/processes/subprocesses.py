@@ -1,8 +1,8 @@
-"""Starting child processes that inherit nothing of the farm but what is named.
+"""Start of child processes that inherit only the named descriptors and variables.
 
-Invariant: a child has the three standard streams, the descriptors in `keep` and no other. Neither event loop sees to
+Invariant: a child has the three standard streams, the descriptors in `keep` and no other. Neither event loop ensures
 that: uvloop leaves the child's ends of its pipes open under their old numbers, and other threads open files meanwhile.
-`subprocess.Popen` closes what it is not told to pass, so code without an event loop may use it directly.
+`subprocess.Popen` closes every descriptor that it should not pass, so code without an event loop may use it directly.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ async def start_process(
     keep: Collection[int] = (),
     before_exec: Callable[[], None] | None = None,
 ) -> asyncio.subprocess.Process:
-    """Start a program as the leader of a session of its own. Raises OSError where it cannot be started.
-
-    The streams are as in `asyncio.create_subprocess_exec`. `before_exec` runs in the child and must be brief.
-    """
+    """Start a program as the leader of a new session. Raises OSError if it cannot be started."""
     kept = frozenset(keep)
 
     def prepare() -> None:
@@ -58,7 +55,7 @@ async def start_process(
 
 
 def close_on_exec(keep: Collection[int] = ()) -> None:
-    """Have every descriptor but the standard streams and `keep` closed when this process runs another program."""
+    """Close every descriptor but the standard streams and `keep` when this process runs another program."""
     if _LIBC is None or _LIBC.syscall(_CLOSE_RANGE, 3, _LAST, _CLOSE_RANGE_CLOEXEC) != 0:
         for name in os.listdir("/dev/fd"):  # noqa: PTH208  between fork and exec
             if int(name) > 2:

@@ -20,15 +20,6 @@ def storable_text(text: str) -> str:
     return text[:MOST_TEXT].encode("utf-8", "backslashreplace").decode()
 
 
-def describe_error(error: BaseException) -> str:
-    """Return class and text of an exception, also if its `str` fails."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  exceptions of user code may do anything in `__str__`
-        text = "(its text cannot be had)"
-    return storable_text(f"{type(error).__name__}: {text}")
-
-
 def unstorable(value: object, name: str) -> str | None:
     """Return a sentence on the first value below `name` that cannot be stored, None if all can."""
     for left, (path, depth, each) in zip(range(MOST_VALUES, 0, -1), _walk(value, name), strict=False):

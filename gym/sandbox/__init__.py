@@ -1,1 +1,1 @@
-"""Sandboxes for code that a model wrote; where none works, such code does not run."""
+"""Sandboxes for code that a model wrote. If none works, such code does not run."""

@@ -1,7 +1,7 @@
-"""An answer and its tests in two processes of a sandbox, which speak in plain values. Standard library only.
+"""An answer and its tests in two processes of a sandbox, which exchange plain values. Standard library only.
 
-The tests call the answer's functions over a socket and compare what comes back themselves, so that an answer can say
-"passed", leave, or patch what it likes: the verdict is made, and sent, where it has no hands.
+The tests call the answer's functions over a socket and compare the results themselves. So the answer cannot reach the
+verdict: it may print "passed", exit, or patch anything without effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BUILTIN = frozenset(dir(builtins))
 
 
 def encode(value: Any) -> Any:
-    """A plain value as JSON. Raises TypeError for any other."""
+    """Encode a plain value as JSON. Raises TypeError for any other value."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -42,7 +42,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """The plain value that `encode` wrote; exact built-in types only, whoever wrote it."""
+    """Decode a plain value that `encode` wrote, into exact built-in types only, even if the sender is not trusted."""
     if data is None or isinstance(data, bool):
         return data
     ((tag, held),) = data.items()
@@ -60,8 +60,8 @@ def decode(data: Any) -> Any:
     return kinds[tag](decode(each) for each in held)
 
 
-class Counts:
-    """What the tests' process says, folded as it comes: one line of JSON for each count, and a last one."""
+class AssertCounts:
+    """Reader of the test process's output: one line of JSON for each count, and a last one."""
 
     def __init__(self) -> None:
         self._passed = self._seen = 0
@@ -69,7 +69,7 @@ class Counts:
         self._rest = b""
 
     def take(self, data: bytes) -> None:
-        """A line that is not whole waits for the rest of it."""
+        """Read output; an incomplete line waits for its rest."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
@@ -80,12 +80,12 @@ class Counts:
                 self._said.update(said)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything so far."""
+        """Return all counts so far."""
         return {"passed": self._passed, "seen": self._seen, "finished": False, "failed": None, "bad": None} | self._said
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of it, however much the pipe takes at a time."""
+    """Write all of the data, however little the pipe takes at a time."""
     while data:
         data = data[os.write(fd, data) :]
 
@@ -98,7 +98,7 @@ def _read_line(file: Any) -> bytes:
 
 
 def serve_answer(fd: int) -> None:
-    """In the answer's process: run the program that comes first, then the calls to its functions."""
+    """Serve the tests in the answer's process: run the program that comes first, then the calls to its functions."""
     channel = socket.socket(fileno=fd)
     file = channel.makefile("rb")
     names: dict[str, Any] = {"__name__": "answer"}
@@ -107,9 +107,9 @@ def serve_answer(fd: int) -> None:
         channel.sendall(json.dumps(data).encode() + b"\n")
 
     try:
-        exec(compile(json.loads(file.readline()), "answer", "exec"), names)  # noqa: S102  that is what a sandbox is for
+        exec(compile(json.loads(file.readline()), "answer", "exec"), names)  # noqa: S102  running it is the purpose of a sandbox
         reply({"value": None})
-    except BaseException as error:  # noqa: BLE001  told to the tests
+    except BaseException as error:  # noqa: BLE001  reported to the tests
         reply({"error": type(error).__name__, "text": str(error)[:500]})
         return
     for line in file:
@@ -117,28 +117,31 @@ def serve_answer(fd: int) -> None:
         try:
             value = names[name](*arguments, **named)
             reply({"value": encode(value), "arguments": encode(list(arguments))})
-        except BaseException as error:  # noqa: BLE001  told to the tests
+        except BaseException as error:  # noqa: BLE001  reported to the tests
             reply({"error": type(error).__name__, "text": str(error)[:500]})
 
 
 class _BadTests(Exception):
-    """The tests ask for what cannot be done here, whatever the answer is."""
+    """Tests that ask for something unsupported here, independent of the answer."""
 
 
 class _Answer:
-    """The answer's functions as the tests see them."""
+    """Proxy for the answer's functions in the tests' process."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._file = channel.makefile("rb")
 
     def load(self, program: str) -> None:
-        """Raises what the program raised, or EOFError where its process ended."""
+        """Load the program. Raises what the program raised, or EOFError if its process ended."""
         self._channel.sendall(json.dumps(program).encode() + b"\n")
         self._reply()
 
     def function(self, name: str) -> Callable[..., Any]:
-        """A stand-in; lists, dicts and sets that the answer changed are changed for the tests too."""
+        """Return a stub of a function.
+
+        Changes that the answer makes to lists, dicts and sets are applied in the tests too.
+        """
 
         def call(*arguments: Any, **named: Any) -> Any:
             try:
@@ -171,8 +174,8 @@ class _Answer:
         return reply
 
 
-class _Counted(ast.NodeTransformer):
-    """Each `assert` is counted, and one that fails does not end the others."""
+class _AssertCounter(ast.NodeTransformer):
+    """Rewriter that counts each `assert` and lets the tests run on after a failed one."""
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         frame = ast.parse("try: pass\nexcept _bad: raise\nexcept Exception: _count(False)\nelse: _count(True)").body[0]
@@ -182,7 +185,7 @@ class _Counted(ast.NodeTransformer):
 
 
 def wanted_names(tree: ast.AST) -> set[str]:
-    """The names that tests read and do not make themselves: those of the answer."""
+    """Return the names that tests read but do not define: those of the answer."""
     read: set[str] = set()
     made: set[str] = set()
     for node in ast.walk(tree):
@@ -200,7 +203,7 @@ def wanted_names(tree: ast.AST) -> set[str]:
 
 
 def run_tests(channel: socket.socket, verdict_fd: int, request: dict[str, Any]) -> None:
-    """In the tests' process: each count goes out at once, the last line says that all was gone through."""
+    """Run the tests in their process. Each count is sent at once; the last line says that all tests were run."""
 
     def send(data: dict[str, Any]) -> None:
         write_all(verdict_fd, json.dumps(data).encode() + b"\n")
@@ -212,7 +215,7 @@ def run_tests(channel: socket.socket, verdict_fd: int, request: dict[str, Any]) 
         answer = _Answer(channel)
         try:
             answer.load(request["answer"])
-        except Exception as error:  # noqa: BLE001  whatever the answer raised
+        except Exception as error:  # noqa: BLE001  any exception of the answer
             send({"failed": f"the answer does not load: {type(error).__name__}: {error}"[:500]})
             return
         names: dict[str, Any] = {"__name__": "tests", "_count": count, "_bad": _BadTests}
@@ -225,7 +228,7 @@ def run_tests(channel: socket.socket, verdict_fd: int, request: dict[str, Any]) 
             names[entry] = answer.function(entry)
         for tree in trees:
             try:
-                exec(compile(_Counted().visit(tree), "tests", "exec"), names)  # noqa: S102  the row's own tests
+                exec(compile(_AssertCounter().visit(tree), "tests", "exec"), names)  # noqa: S102  the row's own tests
             except _BadTests:
                 raise
             except Exception:  # noqa: BLE001  a test that raises has failed

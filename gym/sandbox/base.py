@@ -1,7 +1,7 @@
-"""What a sandbox is, whoever provides it.
+"""The interface of sandbox providers, and the results of calls.
 
-Invariant: a sandbox has no network, sees no file of the host that it could change, and after each call and after
-`close` nothing that ran in it is left. Files in its `/work` stay from one call to the next.
+Invariant: a sandbox has no network and sees no file of the host that it could change. After each call and after
+`close`, no process that it started is left. Files in its `/work` stay from one call to the next.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from typing import Protocol
 
 from gym.sandbox.limits import SandboxLimits
 
-MAX_CODE_CHARS = 100_000  # a program is one argument, and Linux takes no longer one than 128 KiB
+MAX_CODE_CHARS = 100_000  # a program is one argument, which Linux limits to 128 KiB
 
 
 class SandboxFailed(Exception):
-    """The sandbox itself failed, not what ran in it; a new one may do. It is gone."""
+    """Failure of the sandbox itself, not of the program in it. The sandbox is gone; a new one may work."""
 
 
 class SandboxEnded(SandboxFailed):
-    """The sandbox ended, or stopped answering, while a program ran in it: most likely the program's doing."""
+    """Error for a sandbox that ended, or stopped answering, during a call; most likely its program is the cause."""
 
 
 class SandboxUnavailable(Exception):
-    """No sandbox can be had here; the text says what was tried and what to do."""
+    """Error for a machine on which no sandbox can be started; the text says what was tried and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxOutcome:
-    """What a call came to. `stopped` names the limit that ended it: cpu, memory, files, processes, output or wall.
+    """Result of a call. `stopped` names the limit that ended it: cpu, memory, files, processes, output or wall.
 
-    `exit_code` is negative for a signal, and None where the call was stopped.
+    `exit_code` is negative for a signal, and None if the call was stopped.
     """
 
     exit_code: int | None
@@ -45,9 +45,11 @@ class SandboxOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodeVerdict:
-    """What the tests said of an answer. `failed` says why nothing could be run, `bad_tests` what the tests may not ask.
+    """Verdict of the tests on an answer.
 
-    `finished` is false where the answer, or a limit (`stopped`), ended the tests early.
+    `failed` says why nothing could be run, `bad_tests` which test is not supported.
+
+    `finished` is false if the answer, or a limit (`stopped`), ended the tests early.
     """
 
     passed: int
@@ -60,33 +62,33 @@ class CodeVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A file or directory of the host that a sandbox may read, and where it finds it."""
+    """File or directory of the host that a sandbox may read, and its path inside."""
 
     source: str
     target: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """How a provider's sandbox is started: the command, and the content of the file descriptors it inherits."""
+class Launch:
+    """Launch of a provider's sandbox: the command, and the content of the file descriptors it inherits."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
-    stop: Sequence[str] = ()  # a command that ends it for good, where killing the process does not
-    filters: bool = True  # whether the command applies the filter of system calls; else process 1 does
-    scoped: bool = True  # whether it is to run in a control group of its own, where one can be made
+    stop: Sequence[str] = ()  # a command that ends it for good, if killing the process does not
+    filters: bool = True  # whether the command applies the system-call filter; else process 1 does
+    scoped: bool = True  # whether to run it in a control group, if one can be made
     own_user: bool = True  # whether no process outside of it counts towards its user's limits
 
 
 class SandboxProvider(Protocol):
-    """One way to make sandboxes. It only says how; `gym.sandbox.process` starts and speaks to them."""
+    """A kind of sandbox. It only builds commands; `gym.sandbox.process` starts the sandboxes and talks to them."""
 
     name: str
 
-    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
-        """The command for one sandbox. `filter_fd` holds the seccomp program. Raises SandboxUnavailable."""
+    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Launch:
+        """Return the command for one sandbox. `filter_fd` holds the seccomp program. Raises SandboxUnavailable."""
         ...
 
     def sweep(self, directory: Path) -> int:
-        """End what processes that are gone have left; the number of sandboxes ended."""
+        """End the sandboxes that dead processes left behind. Returns the number of sandboxes ended."""
         ...

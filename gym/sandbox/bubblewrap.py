@@ -1,8 +1,8 @@
-"""Sandboxes by bubblewrap (`bwrap`): namespaces of its own for everything, a root that is read-only, no network.
+"""Sandboxes by bubblewrap (`bwrap`): new namespaces of every kind, a read-only root, no network.
 
-Started by root it runs as `nobody`: the kernel exempts root from the limit on processes, in any namespace. Then the
-interpreter must be one that everybody may read. What is killed with its parent needs no sweeping, but is looked after
-all the same (`gym.sandbox.left_over`).
+If root starts it, it runs as `nobody`: the kernel exempts root from the limit on processes, in any namespace. Then the
+interpreter must be readable for all users. bwrap is killed with its parent; remains are still swept
+(`gym.sandbox.left_over`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gym.sandbox.base import Mount, SandboxUnavailable, Start
-from gym.sandbox.cgroup import find_place, sweep_scopes
+from gym.sandbox.base import Launch, Mount, SandboxUnavailable
+from gym.sandbox.cgroup import find_place, sweep_control_groups
 from gym.sandbox.left_over import sweep_pid_files
 from gym.sandbox.limits import SandboxLimits
 
@@ -27,7 +27,10 @@ _ETC = ("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime"
 
 
 class Bubblewrap:
-    """`python` is the interpreter inside; without it the farm's own, or the system's where that cannot be read."""
+    """Provider of bubblewrap sandboxes.
+
+    `python` is the interpreter inside. The default is the farm's own, or the system's if that cannot be read.
+    """
 
     name = "bubblewrap"
 
@@ -35,8 +38,11 @@ class Bubblewrap:
         self._command = command
         self._python = python
 
-    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:
-        """Raises SandboxUnavailable where `bwrap`, or an interpreter that can be used inside, is missing."""
+    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Launch:
+        """Build the command.
+
+        Raises SandboxUnavailable without `bwrap`, or without an interpreter that can be used inside.
+        """
         bwrap = shutil.which(self._command)
         if bwrap is None:
             raise SandboxUnavailable(f"there is no {self._command}; install the package bubblewrap")
@@ -46,7 +52,11 @@ class Bubblewrap:
         argv += ["--die-with-parent", "--new-session", "--as-pid-1", "--cap-drop", "ALL", "--clearenv"]
         argv += ["--seccomp", str(filter_fd), *_system_files(python)]
         argv += ["--proc", "/proc", "--ro-bind", "/dev/null", "/proc/cmdline", "--dev", "/dev"]
-        argv += ["--dev-bind", "/dev/full", "/dev/zero"]  # reads alike; a mapping of it would be memory of no process
+        argv += [
+            "--dev-bind",
+            "/dev/full",
+            "/dev/zero",
+        ]  # a mapping of it would be memory of no process
         for place in ("/work", "/tmp", "/dev/shm"):  # noqa: S108  the sandbox's own
             argv += ["--size", str(limits.work_bytes), "--tmpfs", place]
         for mount in mounts:
@@ -54,14 +64,14 @@ class Bubblewrap:
         argv += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work"]
         for name, value in (("PATH", f"{Path(python).parent}:/usr/bin:/bin"), ("HOME", "/work"), ("LANG", "C.UTF-8")):
             argv += ["--setenv", name, value]
-        return Start(
+        return Launch(
             argv=[*argv, python, "-I", "-S", "-c", BOOT], environment={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         )
 
     def sweep(self, directory: Path) -> int:
         """See SandboxProvider."""
         killed = sweep_pid_files(directory)
-        sweep_scopes(find_place())
+        sweep_control_groups(find_place())
         return killed
 
 
@@ -75,7 +85,7 @@ def _as_nobody() -> list[str]:
 
 
 def _readable_python() -> str:
-    """The first interpreter that the sandbox's user may use."""
+    """Return the first interpreter that the sandbox's user may use."""
     names = (Path(sys.base_prefix) / "bin" / "python3", Path("/usr/bin/python3"), Path("/usr/local/bin/python3"))
     for name in names:
         if name.exists() and (os.geteuid() != 0 or all(_open_to_all(each) for each in (name, *name.resolve().parents))):

@@ -1,4 +1,4 @@
-"""Which provider works here: found by running one sandbox of each, bubblewrap first, once per process."""
+"""Choice of the provider: the first that runs one sandbox on this machine, bubblewrap first, once per process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_provider(settings: SandboxSettings | None = None) -> SandboxProvider:
-    """The first provider that works; what an earlier process left is ended. Raises SandboxUnavailable."""
+    """Return the first provider that works, and sweep the sandboxes of dead owners. Raises SandboxUnavailable."""
     settings = settings or SandboxSettings()
     found = _found(settings)
     if isinstance(found, str):
@@ -32,7 +32,7 @@ def find_provider(settings: SandboxSettings | None = None) -> SandboxProvider:
 
 
 def require_named(settings: SandboxSettings) -> None:
-    """Raises SettingsError where the settings name a provider and it does not work."""
+    """Check the provider that the settings name. Raises SettingsError if it does not work."""
     if settings.provider in ("bubblewrap", "docker"):
         try:
             find_provider(settings)
@@ -59,7 +59,7 @@ def _found(settings: SandboxSettings) -> SandboxProvider | str:
 
 
 def first_working(providers: Sequence[SandboxProvider]) -> SandboxProvider:
-    """Try each in turn, in a thread with an event loop of its own. Raises SandboxUnavailable with each one's reason."""
+    """Try each in turn, in a thread with its own event loop. Raises SandboxUnavailable with the reason of each."""
     reasons = []
     for provider in providers:
         try:
@@ -73,7 +73,7 @@ def first_working(providers: Sequence[SandboxProvider]) -> SandboxProvider:
 
 
 async def try_once(provider: SandboxProvider) -> None:
-    """Run a program in a sandbox and see that it is one. Raises SandboxUnavailable."""
+    """Run a program in a sandbox and check its isolation. Raises SandboxUnavailable."""
     sandbox = await start_sandbox(provider, SandboxLimits())
     try:
         outcome = await sandbox.run(["{python}", "-I", "-c", _TRIAL])

@@ -2,8 +2,10 @@
 
 The engine's own seccomp profile is kept, and process 1 applies the farm's on top of it: profiles differ between engines
 (Podman's allows user namespaces), and the strictest rule wins. The image needs `python3` and `bash` and is never pulled
-by a rollout. A client that is killed leaves its container, so each has a label with its owner's process id, and `sweep`
-removes those whose owner is gone.
+by a rollout.
+
+A killed client leaves its container behind. So each container has a label with its owner's process id, and `sweep`
+removes the containers of dead owners.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from gym.sandbox.base import Mount, SandboxUnavailable, Start
+from gym.sandbox.base import Launch, Mount, SandboxUnavailable
 from gym.sandbox.bubblewrap import BOOT
 from gym.sandbox.left_over import is_alive, started_at
 from gym.sandbox.limits import SandboxLimits
@@ -29,7 +31,10 @@ _WAIT_S = 30.0
 
 
 class Docker:
-    """`command` is the client, Docker's or Podman's; `arguments` are added to its `run`."""
+    """Provider of container sandboxes.
+
+    `command` is the client, Docker's or Podman's; `arguments` are added to its `run`.
+    """
 
     name = "docker"
 
@@ -38,15 +43,15 @@ class Docker:
         self._arguments = tuple(arguments)
         self._image = image
 
-    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Start:  # noqa: ARG002  process 1 has the filter
-        """Raises SandboxUnavailable where there is no client; whether it has an engine shows when it is run."""
+    def start(self, label: str, limits: SandboxLimits, filter_fd: int, mounts: Sequence[Mount] = ()) -> Launch:  # noqa: ARG002  process 1 has the filter
+        """Build the command. Raises SandboxUnavailable without a client; a missing engine shows only when it runs."""
         client = self._client()
         memory = str(limits.memory_bytes + 3 * limits.work_bytes)
         argv = [client, "run", "--interactive", "--rm", "--pull=never", "--name", label, "--network=none"]
         argv += ["--read-only", "--user=65534:65534", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
         argv += ["--ipc=private", "--shm-size", str(limits.work_bytes), "--memory", memory, "--memory-swap", memory]
         argv += ["--pids-limit", str(limits.processes + 2), "--ulimit", "core=0"]
-        inodes = "" if self._is_podman("version") else f",nr_inodes={limits.files}"  # Podman takes no such option
+        inodes = "" if self._is_podman("version") else f",nr_inodes={limits.files}"  # Podman does not have this option
         for place in ("/work", "/tmp"):  # noqa: S108  the container's own
             argv += ["--tmpfs", f"{place}:rw,exec,nosuid,nodev,mode=1777,size={limits.work_bytes}{inodes}"]
         for place in _PODMANS_OWN:
@@ -56,7 +61,7 @@ class Docker:
         for mount in mounts:
             argv += ["--volume", f"{mount.source}:{mount.target}:ro"]
         argv += ["--workdir=/work", "--env=HOME=/work", "--label", f"{OWNER}={os.getpid()}.{started_at(os.getpid())}"]
-        return Start(
+        return Launch(
             argv=[*argv, *self._arguments, self._image, "python3", "-I", "-S", "-c", BOOT],
             environment={
                 name: value
@@ -70,7 +75,7 @@ class Docker:
         )
 
     def sweep(self, directory: Path) -> int:  # noqa: ARG002  the engine knows its containers
-        """Raises SandboxUnavailable where the engine does not answer."""
+        """Remove the containers of dead owners. Raises SandboxUnavailable if the engine does not answer."""
         listed = self._run(
             "ps", "--all", "--filter", f"label={OWNER}", "--format", f'{{{{.ID}}}} {{{{.Label "{OWNER}"}}}}'
         )
@@ -82,7 +87,7 @@ class Docker:
 
     @functools.cache  # noqa: B019  one provider lives as long as the process
     def _is_podman(self, question: str) -> bool:
-        """Whether `--version` names Podman as the client, or `version` as the client or the engine behind it."""
+        """Return whether `--version` names Podman as the client, or `version` as the client or the engine behind it."""
         return "podman" in self._run(question).lower()
 
     def _client(self) -> str:

@@ -1,11 +1,12 @@
-"""The first process of a sandbox: it starts what it is asked to, watches it and ends all of it. Standard library only.
+"""The first process of a sandbox: it runs programs, watches them and ends all of them. Standard library only.
 
-Its source is sent into the sandbox (`gym.sandbox.process`), where it is process 1 of the process namespace: no signal
-from inside has an effect on it, and as it is not dumpable nothing can read its memory or its descriptors. Frames are a
-length, a newline and JSON, on descriptors that it has alone: what it starts has those that it is given and no other.
-Each request has a nonce, which nothing but process 1 sees and each frame of the answer repeats. First comes `began`,
-before the program takes its first step: a sandbox that ends after that was ended by the program. After each request
-every process but itself has been killed.
+Its source is sent into the sandbox (`gym.sandbox.process`), where it is process 1 of the process namespace. No signal
+from inside affects it. It is not dumpable, so nothing can read its memory or its descriptors. Frames are a length, a
+newline and JSON, on descriptors that only it has: its children get the descriptors in `keep` and no other.
+
+Each request has a nonce, which only process 1 sees and each frame of the answer repeats. First comes `began`, before
+the program takes its first step: a sandbox that ends after that was ended by the program. After each request every
+other process has been killed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from gym.sandbox.against_tests import Counts, run_tests, write_all
+from gym.sandbox.against_tests import AssertCounts, run_tests, write_all
 from gym.sandbox.usage import files_in_use, look
 
 LOOK_EVERY_S = 0.05
@@ -66,7 +67,7 @@ def _spawn(
     keep: Collection[int] = (),
     wait_for: int | None = None,
 ) -> int:
-    """Fork and `start` there, with these streams and the descriptors in `keep`, once there is a byte in `wait_for`."""
+    """Fork and call `start` in the child, with these streams and the descriptors `keep`, once `wait_for` has a byte."""
     pid = os.fork()
     if pid:
         return pid
@@ -102,7 +103,7 @@ def end_all() -> None:
 
 
 class _Output:
-    """What the pipes of a call brought; of the text `room` bytes are kept, and what is not text is taken elsewhere."""
+    """Output of a call: at most `room` bytes of its text pipes are kept; other pipes have a reader each."""
 
     def __init__(self, texts: dict[int, str], others: dict[int, Callable[[bytes], None]], room: int) -> None:
         self.kept: dict[str, bytearray] = {name: bytearray() for name in texts.values()}
@@ -112,7 +113,7 @@ class _Output:
         self._open = {*texts, *others}
 
     def take(self, wait_s: float) -> bool:
-        """Read what is there; whether anything was."""
+        """Read the available data. Returns whether there was any."""
         ready = select.select(list(self._open), [], [], wait_s)[0]
         for fd in ready:
             data = os.read(fd, 65536)
@@ -127,7 +128,7 @@ class _Output:
         return bool(ready)
 
     def close(self) -> None:
-        """Read what is left, after all writers have ended, and close the pipes."""
+        """Read the rest, after all writers have ended, and close the pipes."""
         while self._open and self.room >= 0 and self.take(0):
             pass
         for fd in self._open:
@@ -135,7 +136,7 @@ class _Output:
 
 
 def _over(limits: dict[str, Any], cpu_start: float) -> str | None:
-    """The limit that is passed at this moment."""
+    """Return the limit that is exceeded at this moment."""
     now = look()
     over = {
         "memory": now.memory_bytes > limits["memory_bytes"],
@@ -147,7 +148,7 @@ def _over(limits: dict[str, Any], cpu_start: float) -> str | None:
 
 
 def _watch(main: int, output: _Output, limits: dict[str, Any]) -> dict[str, Any]:
-    """Read the pipes until the process `main` has ended or a limit is reached; kills all that is left."""
+    """Read the pipes until the process `main` has ended or a limit is reached, then kill the rest."""
     start, next_look = time.monotonic(), 0.0
     cpu_start = _reaped_cpu_s()
     stopped: str | None = None
@@ -182,7 +183,7 @@ def _reaped_cpu_s() -> float:
 
 
 def _ended(main: int) -> int | None:
-    """Reap what has ended; the status of `main` where it is among that."""
+    """Reap all ended processes. Returns the status of `main` if it is among them."""
     while True:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
@@ -209,7 +210,7 @@ def run_command(request: dict[str, Any], begin: Callable[[], None]) -> dict[str,
 
 
 def run_check(request: dict[str, Any], source: str, begin: Callable[[], None]) -> dict[str, Any]:
-    """Hold an answer against tests; the reply says what they came to."""
+    """Run tests on an answer. The reply is their verdict."""
     limits = request["limits"]
     null = os.open("/dev/null", os.O_RDWR)
     out_read, out_write = os.pipe()
@@ -237,7 +238,7 @@ def run_check(request: dict[str, Any], source: str, begin: Callable[[], None]) -
     tests_end.close()
     for fd in (null, out_write, verdict_write, go_read, go_write):
         os.close(fd)
-    counts = Counts()
+    counts = AssertCounts()
     output = _Output({out_read: "stdout"}, {verdict_read: counts.take}, limits["output_bytes"])
     return {**_watch(main, output, limits), "verdict": counts.as_json()}
 
@@ -245,7 +246,7 @@ def run_check(request: dict[str, Any], source: str, begin: Callable[[], None]) -
 def _answer(request: dict[str, Any], source: str, begin: Callable[[], None]) -> dict[str, Any]:
     try:
         return run_check(request, source, begin) if request["op"] == "check" else run_command(request, begin)
-    except Exception as error:  # noqa: BLE001  told to the worker
+    except Exception as error:  # noqa: BLE001  reported to the worker
         end_all()
         return {"broken": f"{type(error).__name__}: {error}"}
 
@@ -255,7 +256,7 @@ class _FilterProgram(ctypes.Structure):
 
 
 def _apply_filter(libc: ctypes.CDLL, steps: bytes) -> None:
-    """Have the kernel refuse system calls to this process and all that it starts. Raises OSError."""
+    """Have the kernel refuse system calls to this process and all its descendants. Raises OSError."""
     program = _FilterProgram(len(steps) // 8, steps)
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) or libc.prctl(
         _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0

@@ -1,4 +1,4 @@
-"""Finding what a killed process left: a file for each sandbox says which process it is and whose.
+"""Cleanup after killed processes: a file for each sandbox names its process and its owner.
 
 A process is named by its id and its start time (`/proc/PID/stat`, field 22), so that a reused id is never taken for it.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 def pid_directory() -> Path:
-    """Where this user's sandboxes are noted; the same for every farm of the user on this machine."""
+    """Return the directory that lists this user's sandboxes, shared by all farms of the user on this machine."""
     return Path(tempfile.gettempdir()) / f"rollout-farm-sandboxes-{os.geteuid()}"
 
 
 def started_at(pid: int) -> str:
-    """When a process started, in the kernel's ticks; empty where there is none."""
+    """Return when a process started, in the kernel's ticks; empty if there is no such process."""
     try:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -26,13 +26,13 @@ def started_at(pid: int) -> str:
 
 
 def is_alive(name: str) -> bool:
-    """Whether the process that `PID.START` names still runs."""
+    """Return whether the process that `PID.START` names still runs."""
     pid, _, start = name.partition(".")
     return pid.isdigit() and bool(start) and started_at(int(pid)) == start
 
 
 def note(directory: Path, pid: int) -> Path:
-    """Say that `pid` is a sandbox of this process. Raises OSError where the directory is another user's."""
+    """Record `pid` as a sandbox of this process. Raises OSError if the directory is another user's."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.stat().st_uid != os.geteuid() or directory.is_symlink():
         raise PermissionError(f"{directory} belongs to another user")
@@ -43,7 +43,7 @@ def note(directory: Path, pid: int) -> Path:
 
 
 def sweep_pid_files(directory: Path) -> int:
-    """Kill the process groups whose owner is gone, and forget what has ended; how many were killed."""
+    """Kill the process groups of dead owners and forget ended ones. Returns the number killed."""
     killed = 0
     with contextlib.suppress(FileNotFoundError):
         for path in directory.iterdir():

@@ -1,7 +1,7 @@
 """Warm sandboxes of one event loop, so that a rollout does not wait for one to start.
 
-Each is for one rollout and never goes back. Warm ones are kept once one has been taken, at most `warm`, and for
-`idle_s` at most; one that has been taken is killed after `age_s` also when nobody closes it.
+Each serves one rollout and never returns to the pool. Warm ones are kept once one has been taken, at most `warm` of
+them and for at most `idle_s`. A sandbox that was taken is killed after `age_s` even if its rollout does not close it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class SandboxPool:
-    """To be used on one event loop. Close it before the loop ends; a process that is killed needs nothing closed."""
+    """Pool of sandboxes for one event loop. Close it before the loop ends; a killed process needs no cleanup."""
 
     def __init__(
         self,
@@ -47,11 +47,11 @@ class SandboxPool:
 
     @property
     def warm(self) -> int:
-        """How many are ready."""
+        """Number of ready sandboxes."""
         return sum(sandbox.is_usable for sandbox in self._warm)
 
     async def take(self) -> Sandbox:
-        """A sandbox for one rollout, which closes it. Raises SandboxUnavailable."""
+        """Return a sandbox for one rollout, which must close it. Raises SandboxUnavailable."""
         if self._closed:
             raise SandboxUnavailable("the pool of sandboxes is closed")
         taken: Sandbox | None = None
@@ -70,7 +70,7 @@ class SandboxPool:
         return taken
 
     async def close(self) -> None:
-        """Kill the warm ones; those that were taken are their rollouts'."""
+        """Kill the warm sandboxes; those that were taken belong to their rollouts."""
         self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -90,7 +90,7 @@ class SandboxPool:
             self._filling = False
 
     def _end_after(self, sandbox: Sandbox, after_s: float, *, warm_only: bool = False) -> None:
-        """The timer holds the sandbox weakly, so that one that is closed and forgotten is freed."""
+        """Kill the sandbox after a while. The timer holds it weakly, so that a closed one can be freed."""
         held = weakref.ref(sandbox)
 
         def end() -> None:
@@ -121,12 +121,12 @@ def _settings() -> weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, SandboxS
 
 
 def configure_loop_pool(settings: SandboxSettings) -> None:
-    """Say how the pool of the running event loop is made, once somebody asks for it."""
+    """Set how the pool of the running event loop is made on first use."""
     _settings()[asyncio.get_running_loop()] = settings
 
 
 def loop_pool() -> SandboxPool:
-    """The pool of the running event loop, for environments. Raises SandboxUnavailable where no provider works."""
+    """Return the pool of the running event loop, for environments. Raises SandboxUnavailable if no provider works."""
     loop = asyncio.get_running_loop()
     pool = _pools().get(loop)
     if pool is None:
@@ -136,6 +136,6 @@ def loop_pool() -> SandboxPool:
 
 
 async def close_loop_pool() -> None:
-    """End what `loop_pool` keeps warm on this event loop."""
+    """End the warm sandboxes of `loop_pool` on this event loop."""
     if pool := _pools().pop(asyncio.get_running_loop(), None):
         await pool.close()

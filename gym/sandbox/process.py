@@ -1,8 +1,8 @@
-"""A sandbox at work: started, spoken to in frames, killed.
+"""A running sandbox: start, exchange of frames, kill.
 
-The limits are kept inside, by process 1 of the sandbox (`gym.sandbox.inside`); here the answer's size and the wall time
-are bounded once more, so that a sandbox that says nothing is killed too. To be used on the event loop that started it:
-`bwrap` dies with the thread that did.
+The limits are enforced inside, by process 1 of the sandbox (`gym.sandbox.inside`). Here the answer's size and the wall
+time are bounded once more, so that a silent sandbox is killed too. Use it on the event loop that started it: `bwrap`
+dies with the thread that started it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from gym.sandbox import left_over
 from gym.sandbox.base import (
     MAX_CODE_CHARS,
     CodeVerdict,
+    Launch,
     Mount,
     SandboxEnded,
     SandboxFailed,
     SandboxOutcome,
     SandboxProvider,
     SandboxUnavailable,
-    Start,
 )
-from gym.sandbox.cgroup import Scope, find_place, new_scope
+from gym.sandbox.cgroup import ControlGroup, find_place, new_control_group
 from gym.sandbox.limits import SandboxLimits
 from gym.sandbox.seccomp import filter_program
 
 START_TIMEOUT_S = 60.0
-GRACE_S = 30.0  # for a loaded machine, after the wall limit that is kept inside
+GRACE_S = 30.0  # for a loaded machine, beyond the wall limit that is enforced inside
 logger = logging.getLogger(__name__)
 _NO_ANSWER = (TimeoutError, OSError, EOFError, ValueError, RuntimeError, asyncio.LimitOverrunError)
 
@@ -61,7 +61,7 @@ def serve():
 
 @cache
 def _source() -> str:
-    """One program that makes the modules of the sandbox's side, where no file of the farm can be read."""
+    """Return one program that defines the modules inside the sandbox, where no file of the farm can be read."""
     folder = Path(__file__).parent
     modules = [(f"gym.sandbox.{name}", (folder / f"{name}.py").read_text()) for name in _MODULES]
     return f"MODULES = {modules!r}{_LOAD}"
@@ -69,20 +69,20 @@ def _source() -> str:
 
 @cache
 def _program(system_calls: bytes | None) -> bytes:
-    """What process 1 runs; it applies the filter itself where one is given."""
+    """Return the program of process 1, which applies the filter itself if one is given."""
     return f"PROGRAM = {_source()!r}\nFILTER = {system_calls!r}\nexec(PROGRAM)\n{_SERVE}".encode()
 
 
 class Sandbox:
-    """One sandbox, for one rollout; calls one after another. Made by `start_sandbox`."""
+    """Sandbox of one rollout, made by `start_sandbox`; calls run one after another."""
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
         limits: SandboxLimits,
-        start: Start,
+        start: Launch,
         note: Path | None,
-        scope: Scope | None = None,
+        scope: ControlGroup | None = None,
     ) -> None:
         self._process = process
         self._scope = scope
@@ -99,14 +99,14 @@ class Sandbox:
 
     @property
     def pid(self) -> int:
-        """The process on the host that the sandbox ends with."""
+        """Process id on the host, with whose end the sandbox ends."""
         return self._process.pid
 
     async def run(self, argv: Sequence[str]) -> SandboxOutcome:
         """Run a program; `{python}` in `argv` is the sandbox's interpreter.
 
-        Raises ValueError for an argument that is too long, SandboxFailed where the sandbox died before it ran,
-        SandboxEnded where it died with it.
+        Raises ValueError for an argument that is too long, SandboxFailed if the sandbox died before the program ran,
+        SandboxEnded if it died while the program ran.
         """
         for part in argv:
             if len(part) > MAX_CODE_CHARS or "\0" in part:
@@ -122,9 +122,9 @@ class Sandbox:
         )
 
     async def check(self, answer: str, tests: Sequence[str], entry_point: str | None) -> CodeVerdict:
-        """Hold an answer against tests; with an `entry_point` their function `check` is called with the answer's.
+        """Run tests on an answer; with an `entry_point` their function `check` is called with the answer's.
 
-        Raises SandboxFailed where the sandbox died before the answer ran, SandboxEnded where it died with it.
+        Raises SandboxFailed if the sandbox died before the answer ran, SandboxEnded if it died while the answer ran.
         """
         request = {"op": "check", "answer": answer, "tests": list(tests), "entry_point": entry_point}
         reply = await self._ask(request)
@@ -139,7 +139,7 @@ class Sandbox:
         )
 
     async def close(self) -> None:
-        """Kill everything in it. A second call does nothing; a cancelled one has killed already."""
+        """Kill everything in the sandbox. A second call does nothing; a cancelled call has killed already."""
         if self._closed:
             return
         self._closed = True
@@ -167,7 +167,7 @@ class Sandbox:
             self._note.unlink(missing_ok=True)
 
     async def _ask(self, request: JsonObject) -> JsonObject:
-        """The reply to a request, which is made with a nonce that is in no other."""
+        """Return the reply to a request, which carries a nonce of its own."""
         async with self._turn:
             if not self.is_usable:
                 raise SandboxFailed("the sandbox is closed")
@@ -206,13 +206,13 @@ class Sandbox:
             raise ValueError(f"an answer of {size} bytes")
         reply: Any = json.loads(await self._process.stdout.readexactly(size))
         if not isinstance(reply, dict):
-            raise ValueError("an answer that is no object")  # noqa: TRY004  one kind for whatever it says
+            raise ValueError("an answer that is no object")  # noqa: TRY004  one error for every malformed reply
         if nonce is not None and not secrets.compare_digest(str(reply.pop("nonce", "")), nonce):
             raise ValueError("an answer without the nonce of its request")
         return reply
 
     async def handshake(self, system_calls: bytes | None = None) -> None:
-        """Send it its program and wait until it is process 1 of its own. Raises SandboxUnavailable."""
+        """Send the sandbox its program and wait until it runs as process 1. Raises SandboxUnavailable."""
         error = b""
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -242,23 +242,23 @@ async def start_sandbox(
     mounts: Sequence[Mount] = (),
     loopback: bool = False,
 ) -> Sandbox:
-    """A new sandbox, ready, noted in `directory`; with `loopback` its programs may speak to each other over 127.0.0.1.
+    """Start a sandbox and note it in `directory`; with `loopback` its programs may talk over 127.0.0.1.
 
-    Raises SandboxUnavailable, with what the provider said.
+    Raises SandboxUnavailable, with the provider's output.
     """
     try:
         system_calls = filter_program(loopback=loopback)
     except ValueError as error:
         raise SandboxUnavailable(str(error)) from error
     filter_fd = os.memfd_create("seccomp")
-    scope: Scope | None = None
+    scope: ControlGroup | None = None
     process: asyncio.subprocess.Process | None = None
     try:
         os.write(filter_fd, system_calls)
         os.lseek(filter_fd, 0, os.SEEK_SET)
         start = provider.start(f"sandbox-{secrets.token_hex(8)}", limits, filter_fd, mounts)
         pipe = asyncio.subprocess.PIPE
-        scope = new_scope(limits, find_place()) if start.scoped else None
+        scope = new_control_group(limits, find_place()) if start.scoped else None
         process = await start_process(
             start.argv,
             stdin=pipe,

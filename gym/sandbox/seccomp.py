@@ -1,8 +1,8 @@
-"""The filter of system calls for programs in a sandbox, as a BPF program for seccomp.
+"""System-call filter for programs in a sandbox, as a BPF program for seccomp.
 
-Refused calls fail with EPERM and sockets of a family that is not allowed with EAFNOSUPPORT. `clone3` and calls that are
-newer than the list fail with ENOSYS, so that the C library falls back to calls whose arguments can be seen. Format:
-`linux/filter.h`, `linux/seccomp.h`. Another architecture has no filter and so no sandbox.
+Refused calls fail with EPERM, and sockets of a refused family with EAFNOSUPPORT. `clone3` and calls newer than the list
+fail with ENOSYS, so that the C library falls back to calls whose arguments can be inspected. Format: `linux/filter.h`,
+`linux/seccomp.h`. Other architectures have no filter and so no sandbox.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_JUMPS = 200  # a jump goes at most 255 steps forward
 
 _NEW_NAMESPACES = 0x7E020080  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET, NEWTIME
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
-_SHARED_ANONYMOUS = 0x21  # MAP_SHARED and MAP_ANONYMOUS: memory that stays when it is in no process any more
+_SHARED_ANONYMOUS = 0x21  # MAP_SHARED and MAP_ANONYMOUS: memory that outlives every process that maps it
 _F_SETPIPE_SZ = 1031
 _SOL_SOCKET = 1
 _BUFFER_OPTIONS = (7, 8, 26, 32, 33, 50)  # SO_SNDBUF, SO_RCVBUF, both by force, SO_ATTACH_FILTER and its BPF
@@ -39,7 +39,7 @@ _PROTOCOLS: dict[int, tuple[int, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class _Test:
-    """Of the low half of an argument."""
+    """Test of the low half of an argument."""
 
     argument: int
     equals: int
@@ -49,7 +49,7 @@ class _Test:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A call that is refused where all tests hold."""
+    """Rule that refuses a call if all its tests hold."""
 
     call: str
     tests: tuple[_Test, ...]
@@ -69,7 +69,7 @@ def _rules(families: Sequence[int]) -> Iterator[_Rule]:
     for family in set(families) & _PROTOCOLS.keys():
         others = tuple(_Test(2, protocol, negated=True) for protocol in _PROTOCOLS[family])
         yield _Rule("socket", (_Test(0, family), *others), _EAFNOSUPPORT)
-    # 0 is the process that asks; another could be process 1, which has the same user
+    # 0 is the calling process; another could be process 1, which has the same user
     for call in ("prlimit64", "sched_setparam", "sched_setscheduler", "sched_setattr", "sched_setaffinity"):
         yield _Rule(call, (_Test(0, 0, negated=True),))
     for argument in (0, 1):
@@ -77,9 +77,9 @@ def _rules(families: Sequence[int]) -> Iterator[_Rule]:
 
 
 def filter_program(machine: str | None = None, *, loopback: bool = False) -> bytes:
-    """The filter for a machine as `struct sock_filter` one after another. Raises ValueError where there is none.
+    """Return the filter for a machine as a sequence of `struct sock_filter`. Raises ValueError for an unknown machine.
 
-    `loopback` allows Internet sockets too, for which a sandbox has its own loopback and nothing else.
+    `loopback` also allows Internet sockets, for which the sandbox has its own loopback and nothing else.
     """
     name = machine or platform.machine()
     if name not in _ARCHITECTURES:
@@ -115,7 +115,7 @@ def _refused(numbers: Sequence[int]) -> Iterable[bytes]:
 
 
 def _looked_into(number: int, rule: _Rule) -> list[bytes]:
-    """Steps for one rule; the number of the call is in the accumulator before and after them."""
+    """Return the steps of one rule; the number of the call is in the accumulator before and after them."""
     steps = [_step(_RETURN, _ERRNO | rule.errno), _step(_LOAD, _NUMBER_AT)]
     for test in reversed(rule.tests):
         to_end = len(steps) - 1

@@ -1,4 +1,4 @@
-"""The settings of sandboxes: who provides them, how many are kept warm, what may be used in one."""
+"""Settings of sandboxes: provider, number of warm ones, limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mib = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class SandboxSettings(MaskedModel):
-    """`auto` takes the first provider that works; one that is named has to work, or no worker starts."""
+    """Sandbox settings. `auto` takes the first provider that works; a named one has to work, or no worker starts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +36,7 @@ class SandboxSettings(MaskedModel):
     output_kib: Annotated[int, Field(ge=1, le=65536, description="of a call's output; more ends the call")] = 64
 
     def limits(self) -> SandboxLimits:
-        """As what runs inside keeps them."""
+        """Return the limits that the sandbox enforces."""
         return SandboxLimits(
             cpu_s=self.cpu_s,
             wall_s=self.wall_s,

@@ -1,7 +1,7 @@
-"""How much the processes of a sandbox use, as its first process sees it. Standard library only.
+"""Resource usage of a sandbox's processes, measured by its first process. Standard library only.
 
-Memory is that of the processes, their page tables, the sandbox's files and, by an upper bound, what its sockets hold.
-Shared memory that is no file cannot be had (`gym.sandbox.seccomp`), so nothing lies where no process or file shows it.
+Memory is that of the processes, their page tables, the sandbox's files and, by an upper bound, their socket buffers.
+Shared memory outside files is refused (`gym.sandbox.seccomp`), so every byte belongs to a process or a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SOCKET_BYTES = 224 * 1024  # the kernel's default send buffer, and one message o
 
 
 class Usage(NamedTuple):
-    """Of all processes beside the first one."""
+    """Usage of all processes except the first one."""
 
     processes: int
     memory_bytes: int
@@ -26,7 +26,7 @@ class Usage(NamedTuple):
 
 
 def look() -> Usage:
-    """One look at everything; some 0.1 ms and a little for each process."""
+    """Measure everything once; this takes some 0.1 ms and a little for each process."""
     processes, memory, ticks = 0, 0, 0
     for name in os.listdir("/proc"):  # noqa: PTH208  hot
         if not name.isdigit() or name == "1":
@@ -47,7 +47,7 @@ def look() -> Usage:
 
 
 def files_in_use() -> tuple[int, int]:
-    """The bytes and the inodes of the sandbox's own file systems."""
+    """Return the bytes and the inodes in use on the sandbox's own file systems."""
     used_bytes, inodes = 0, 0
     for place in PLACES:
         with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ def files_in_use() -> tuple[int, int]:
 
 
 def _sockets() -> int:
-    """How many Unix sockets there are, also those that are under way in a message."""
+    """Return the number of Unix sockets, including those in flight in a message."""
     try:
         with open("/proc/net/unix", "rb") as file:  # noqa: PTH123  hot
             return max(0, file.read().count(b"\n") - 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gym.agents.base import Episode, Model, PolicyNow
+from gym.agents.base import Episode, Model, PolicyLookup
 from gym.agents.registry import AGENTS
 from gym.environments.base import Environment
 from gym.environments.hosting.session import EnvironmentSession
@@ -48,7 +48,7 @@ async def play(
     *,
     model: Model,
     environment: type[Environment[Any]] | None = None,
-    policy: PolicyNow = no_policy,
+    policy: PolicyLookup = no_policy,
     limits: Limits | None = None,
     within_s: float = 20.0,
     rollout_id: str = "r",

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from api.local.local_farm import LocalFarm
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 from gym.testing.model_server.request_log import RequestRecord
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gym.errors import SettingsError
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 from gym.state.redis.data_dir import DataDirLock
 from gym.state.redis.embedded import ServerState, embedded_url, server_state
 

@@ -24,7 +24,7 @@ from gym.model_client.client import PolicyClient
 from gym.model_client.routing.policy_record import PolicyRecord, inline_record
 from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 
 VENV = Path(__file__).parents[2] / ".venv-vllm"
 MODEL = VENV / "model"

@@ -10,11 +10,11 @@ from typing import Any
 
 import orjson
 
-from gym.errors import Internal, RolloutError, Stage, VerifierFailed
+from gym.errors import Internal, RolloutError, Stage, VerifierFailed, text_of
 from gym.ids import parse_member
 from gym.jsontypes import JsonObject
 from gym.results.result import ResultFailure, RolloutResult, identity, rfc3339
-from gym.results.storable import describe_error, storable_text, unstorable
+from gym.results.storable import storable_text, unstorable
 from gym.rollout import Outcome, StopReason
 from gym.state.ledger.judging import JudgeClaim
 from gym.state.ledger.rejudge import score_sums
@@ -84,10 +84,10 @@ def unrecordable_verdict(
         if isinstance(found, JudgeDecision):
             named = unstorable({"reward": found.reward, "verdicts": found.verdicts}, "judged")
     except Exception as odd:  # noqa: BLE001  values of user code may do anything when they are looked at
-        named = f"a value cannot be looked at: {describe_error(odd)}"
+        named = f"a value cannot be looked at: {text_of(odd)}"
     kind = Internal if named is None else VerifierFailed
     where = f"attempt {judged.claim.attempt}" if named is None else f"{judged.claim.environment}: {named}"
-    error = kind(f"the result could not be recorded: {where} ({describe_error(fault)})")
+    error = kind(f"the result could not be recorded: {where} ({text_of(fault)})")
     error.stage = Stage.JUDGE
     return error
 

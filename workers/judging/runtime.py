@@ -18,12 +18,11 @@ import orjson
 from gym.batch import BatchSpec
 from gym.config import Settings
 from gym.environments.registry import load_registry
-from gym.errors import JudgeFailed, RolloutError
+from gym.errors import JudgeFailed, RolloutError, text_of
 from gym.host_rules import judge_rules
 from gym.jsontypes import JsonObject
 from gym.judges.desk import Desk
 from gym.results.blobs import BlobStore
-from gym.results.storable import describe_error
 from gym.state.ledger.breakers import BreakerKey, Breakers
 from gym.state.ledger.judging import JudgeClaim, Judging
 from gym.state.ledger.rollouts import Commit, Rollouts
@@ -259,9 +258,7 @@ class JudgingRuntime:
         try:
             await self._commit(judged, unjudged_record(claim, error, worker=self.worker, took_s=took_s))
         except Exception as fault:  # noqa: BLE001  there is a plainer one
-            _LOG.warning(
-                "%s:%s: %s", claim.batch_id, claim.member, describe_error(fault), extra={"action": "unrecordable"}
-            )
+            _LOG.warning("%s:%s: %s", claim.batch_id, claim.member, text_of(fault), extra={"action": "unrecordable"})
             await self._commit(judged, bare_unjudged(judged, error, worker=self.worker))
 
     async def _commit(self, judged: JudgedRollout, record: JsonObject) -> None:

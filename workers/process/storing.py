@@ -13,10 +13,9 @@ import random
 import time
 from collections.abc import Callable
 
-from gym.errors import StorageFailed
+from gym.errors import StorageFailed, text_of
 from gym.ids import RolloutRef
 from gym.results.blobs import BlobStore
-from gym.results.storable import describe_error
 
 FULL_S = 20.0  # a disk that is full has room again when something is deleted
 BROKEN_S = 5.0
@@ -47,7 +46,7 @@ class PatientStore:
                 self._complain(error)
                 patience_s = FULL_S if error.errno in _FULL else BROKEN_S
                 if self._draining() or time.monotonic() - began >= patience_s:
-                    raise StorageFailed(f"the trajectory could not be stored: {describe_error(error)}") from error
+                    raise StorageFailed(f"the trajectory could not be stored: {text_of(error)}") from error
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -55,4 +54,4 @@ class PatientStore:
         now = time.monotonic()
         if now >= self._complain_again_at:
             self._complain_again_at = now + COMPLAIN_S
-            _LOG.error("trajectories cannot be stored: %s", describe_error(error), extra={"action": "storage_failed"})
+            _LOG.error("trajectories cannot be stored: %s", text_of(error), extra={"action": "storage_failed"})

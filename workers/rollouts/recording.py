@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Collection
 
 from gym.episode import EpisodeResult
-from gym.errors import Internal, RolloutError, Stage, StorageFailed, VerifierFailed
+from gym.errors import Internal, RolloutError, Stage, StorageFailed, VerifierFailed, text_of
 from gym.judges.base import Ask
 from gym.results.blobs import BlobStore
-from gym.results.storable import describe_error, unstorable
+from gym.results.storable import unstorable
 from gym.rollout import StopReason
 from gym.state.ledger.judging import Handover, Judging
 from gym.state.ledger.rollouts import Commit, Rollouts
@@ -160,7 +160,7 @@ class Recorder:
             try:
                 await self._send(running, failed, record(running, failed, self._worker), b"", sums(failed))
             except Exception as fault:  # noqa: BLE001  try a plainer record
-                _LOG.warning("rollout %s: %s", running.rollout, describe_error(fault), extra={"action": "unrecordable"})
+                _LOG.warning("rollout %s: %s", running.rollout, text_of(fault), extra={"action": "unrecordable"})
             else:
                 return
         await self._send(running, failed, bare_record(running, error, self._worker), b"", {"run": 1})
@@ -179,10 +179,10 @@ def unrecordable(running: RunningRollout, finished: EpisodeResult, fault: Except
         if finished.trajectory is not None:
             found.append((Internal, unstorable(finished.trajectory, "trajectory")))
     except Exception as odd:  # noqa: BLE001  values of user code may do anything when they are looked at
-        found.append((Internal, f"a value cannot be looked at: {describe_error(odd)}"))
+        found.append((Internal, f"a value cannot be looked at: {text_of(odd)}"))
     kind, named = next(((kind, named) for kind, named in found if named is not None), (Internal, None))
     where = f"{running.claim.environment}: {named}" if named else f"attempt {running.claim.attempt}"
-    error = kind(f"the result could not be recorded: {where} ({describe_error(fault)})")
+    error = kind(f"the result could not be recorded: {where} ({text_of(fault)})")
     error.stage = Stage.VERIFY if kind is VerifierFailed else Stage.COMMIT
     return error
 
@@ -192,5 +192,5 @@ def kept_calls(running: RunningRollout, *, most_bytes: int = HAND_BACK_BYTES) ->
     try:
         return packed_calls(running, most_bytes=most_bytes)
     except Exception as fault:  # noqa: BLE001  the calls are made again
-        _LOG.warning("calls of %s not kept: %s", running.rollout, describe_error(fault), extra={"action": "not_kept"})
+        _LOG.warning("calls of %s not kept: %s", running.rollout, text_of(fault), extra={"action": "not_kept"})
         return b""

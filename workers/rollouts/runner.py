@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gym.agents.base import Agent, Model, PolicyNow
+from gym.agents.base import Agent, Model, PolicyLookup
 from gym.agents.replay import unpack
 from gym.batch import BatchSpec
 from gym.environments.hosting.process_session import new_session
@@ -171,7 +171,7 @@ class Runner:
             state=running,
         )
 
-    def _policy(self, spec: BatchSpec) -> PolicyNow:
+    def _policy(self, spec: BatchSpec) -> PolicyLookup:
         """Gives the policy's record anew for each model call."""
         policy = spec.policy
         if isinstance(policy, PolicySpec):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
-from gym.agents.outside.base import Door
+from gym.agents.outside.base import AgentProxy
 from gym.agents.registry import AGENTS, outside_agents
 from gym.batch import BatchSpec
 from gym.config import Settings, proxy_url
@@ -102,7 +102,7 @@ class Runtime:
             registry=self._registry,
             agents={
                 **AGENTS,
-                **outside_agents(settings.agents, Door(self._store, proxy_url(settings)), settings.sandbox),
+                **outside_agents(settings.agents, AgentProxy(self._store, proxy_url(settings)), settings.sandbox),
             },
             model=self._model,
             policies=self._policies,

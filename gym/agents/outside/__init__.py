@@ -1,1 +1,1 @@
-"""Agents that are not the farm's own: a service, a program, a program in a sandbox, and the keys they call with."""
+"""Agents outside the farm: a service, a program, a program in a sandbox, and the keys they call with."""

@@ -1,7 +1,7 @@
-"""An agent outside the farm, for one rollout: let in at the model proxy, watched, and read back when it has ended.
+"""An agent outside the farm, for one rollout: admitted at the model proxy, watched, and read back at its end.
 
-Invariant: the trajectory is what the proxy captured under the rollout's id for this attempt, whatever the agent says it
-did. What it adds of its own is its last word, where that is another than the model's, since that is what it answers.
+Invariant: the trajectory is the proxy's capture under the rollout's id for this attempt, not the agent's account. The
+agent adds only its final answer, if that differs from the model's last message.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gym.agents.base import Episode
-from gym.agents.outside.keys import AgentKeys, Grant
+from gym.agents.outside.keys import AgentKeys, Grant, agent_secret
 from gym.captures.call import MAX_TURNS
 from gym.captures.conversation import rebuild
 from gym.captures.recording import Captures
 from gym.errors import AgentFailed, AgentUnreachable, ErrorKind, ModelRejected, ModelUnreachable, RolloutError
 from gym.jsontypes import JsonObject
 from gym.rollout import StopReason
-from gym.state.agent_secret import agent_secret
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 
@@ -41,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How one rollout's agent reaches the model: `base_url` is without `/v1`, `model` a name for the policy."""
+    """Access of one rollout's agent to the model: `base_url` is without `/v1`, `model` a name for the policy."""
 
     base_url: str
     key: str
@@ -51,22 +50,25 @@ class Access:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentReport:
-    """How an agent ended: what it answered, None where that is the model's last message; why, where it says so."""
+    """Report on an agent's end.
+
+    Its answer (None if that is the model's last message) and the reason, if it gives one.
+    """
 
     text: str | None = None
     reason: StopReason | None = None
 
 
-class Door:
-    """The model proxy as the agents of this process are let in at it."""
+class AgentProxy:
+    """The model proxy, as the agents of this process reach it."""
 
     def __init__(self, store: Store, proxy_url: str) -> None:
         self._store = store
         self._captures = Captures(store)
         self._proxy_url = proxy_url
 
-    async def let_in(self, episode: Episode) -> Access:
-        """A key for this attempt, which begins with nothing captured. Raises AgentUnreachable without Redis."""
+    async def admit(self, episode: Episode) -> Access:
+        """Issue a key for this attempt, whose capture starts empty. Raises AgentUnreachable without Redis."""
         policy = episode.policy()
         remaining_s = episode.deadline - asyncio.get_running_loop().time()
         grant = Grant(
@@ -106,7 +108,7 @@ class Door:
             before = progress
 
     async def collect(self, episode: Episode) -> tuple[list[JsonObject], list[JsonObject]]:
-        """The calls that were answered and the last that failed; waits for Redis."""
+        """Return the answered calls and the last failed one; waits for Redis."""
         while True:
             try:
                 found = await self._captures.of_attempt(episode.rollout_id, episode.attempt)
@@ -119,23 +121,23 @@ class Door:
 
 
 class OutsideAgent(ABC):
-    """What agents of every kind have in common. One serves all rollouts of a process."""
+    """Common base of the agents outside. One instance serves all rollouts of a process."""
 
-    def __init__(self, name: str, door: Door) -> None:
+    def __init__(self, name: str, proxy: AgentProxy) -> None:
         self.name = name
-        self._door = door
+        self._proxy = proxy
 
     @abstractmethod
     async def drive(self, episode: Episode, access: Access) -> AgentReport:
-        """Have the agent do its work. Raises AgentFailed, or another RolloutError where a tool raised it.
+        """Run the agent. Raises AgentFailed, or another RolloutError if a tool raised it.
 
-        When this returns or raises, nothing of the agent is at work any more as far as that can be brought about.
+        When this returns or raises, the agent's work has been stopped as far as possible.
         """
 
     async def run(self, episode: Episode) -> StopReason:
-        """See `gym.agents.base.Agent`."""
-        access = await self._door.let_in(episode)
-        watch = asyncio.get_running_loop().create_task(self._door.watch(episode))
+        """Drive the agent and settle its trajectory; see `gym.agents.base.Agent`."""
+        access = await self._proxy.admit(episode)
+        watch = asyncio.get_running_loop().create_task(self._proxy.watch(episode))
         records: list[JsonObject] = []
         failures: list[JsonObject] = []
         said, failure = AgentReport(), None
@@ -144,11 +146,11 @@ class OutsideAgent(ABC):
                 said = without_key(await self.drive(episode, access), access.key)
             except AgentFailed as error:
                 failure = type(error)(error.message.replace(access.key, HIDDEN))  # one that may be retried stays so
-            records, failures = await self._door.collect(episode)
+            records, failures = await self._proxy.collect(episode)
         except BaseException:
             with suppress(TimeoutError):
                 async with asyncio.timeout(COLLECT_S):
-                    records, failures = await self._door.collect(episode)
+                    records, failures = await self._proxy.collect(episode)
             raise
         finally:
             watch.cancel()
@@ -162,12 +164,12 @@ class OutsideAgent(ABC):
 
 
 def without_key(said: AgentReport, key: str) -> AgentReport:
-    """Return what an agent said without the key that it was given, which a program may print."""
+    """Return an agent's text without its key, which a program may print."""
     return said if said.text is None else replace(said, text=said.text.replace(key, HIDDEN))
 
 
 def settle(episode: Episode, records: Sequence[JsonObject], text: str | None) -> None:
-    """Make what was captured the episode's trajectory, with the agent's last word."""
+    """Make the captured calls the episode's trajectory, with the agent's final answer."""
     own = episode.trajectory
     if records:
         found = episode.trajectory = rebuild(records)
@@ -182,7 +184,7 @@ def settle(episode: Episode, records: Sequence[JsonObject], text: str | None) ->
 
 
 def reason_of(records: Sequence[JsonObject], failures: Sequence[JsonObject]) -> StopReason | None:
-    """Why its model calls ended it, whatever the agent made of that; None where they did not."""
+    """Return the stop reason implied by the last model call, or None. It overrides the agent's report."""
     last = _last_failure(records, failures)
     if last is not None:
         return StopReason.MAX_TURNS if last["kind"] == MAX_TURNS else None
@@ -192,7 +194,10 @@ def reason_of(records: Sequence[JsonObject], failures: Sequence[JsonObject]) -> 
 def cause_of(
     name: str, failure: AgentFailed, records: Sequence[JsonObject], failures: Sequence[JsonObject]
 ) -> RolloutError:
-    """Who is to blame for an agent that failed: the model server, where its last call did before it."""
+    """Return the cause of an agent's failure.
+
+    The model server's error, if its last call failed before the agent did.
+    """
     last = _last_failure(records, failures)
     if last is not None:
         message = f"{last['message']}; the agent {name} then failed: {failure.message}"
@@ -204,7 +209,7 @@ def cause_of(
 
 
 def _last_failure(records: Sequence[JsonObject], failures: Sequence[JsonObject]) -> JsonObject | None:
-    """The error of the last call, where that one failed."""
+    """Return the error of the last call, if that one failed."""
     if not failures or (records and records[-1]["started_s"] > failures[-1]["started_s"]):
         return None
     error: JsonObject = failures[-1]["error"]

@@ -1,7 +1,7 @@
-"""An agent that is a program, started for each rollout and gone with it.
+"""An agent that is a program, started for each rollout and ended with it.
 
-It has a directory of its own, nothing of the worker's environment, and a key that is good for its own rollout. It runs
-with the worker's rights: one that is not trusted runs in a sandbox (`gym.agents.outside.sandboxed`).
+It has its own directory, none of the worker's environment variables, and a key for its own rollout only. It runs with
+the worker's rights: run an untrusted program in a sandbox (`gym.agents.outside.sandboxed`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import orjson
 
 from gym.agents.base import Episode
-from gym.agents.outside.base import Access, AgentReport, Door, OutsideAgent
+from gym.agents.outside.base import Access, AgentProxy, AgentReport, OutsideAgent
 from gym.agents.settings import CommandSettings
 from gym.errors import AgentFailed, AgentUnreachable, TimedOut
 from gym.jsontypes import JsonObject
@@ -26,15 +26,15 @@ from gym.processes import process_tree
 from gym.processes.subprocesses import start_process
 from gym.trajectory import message_text
 
-MOST_ARGUMENT_CHARS = 100_000  # Linux takes no longer one than 128 KiB
-END_S = 10.0  # for the tree of processes to be killed, on a loaded machine
+MOST_ARGUMENT_CHARS = 100_000  # Linux limits one argument to 128 KiB
+END_S = 10.0  # for the process tree to be killed, on a loaded machine
 TAIL_CHARS = 2000
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(slots=True)
 class _Output:
-    """What a stream brought, the first `most` bytes of it."""
+    """The first `most` bytes of a stream."""
 
     most: int
     kept: bytearray
@@ -53,14 +53,14 @@ class _Output:
 
 
 class CommandAgent(OutsideAgent):
-    """Starts one program."""
+    """Agent that starts one program for each rollout."""
 
-    def __init__(self, name: str, door: Door, settings: CommandSettings) -> None:
-        super().__init__(name, door)
+    def __init__(self, name: str, proxy: AgentProxy, settings: CommandSettings) -> None:
+        super().__init__(name, proxy)
         self._settings = settings
 
     async def drive(self, episode: Episode, access: Access) -> AgentReport:
-        """See OutsideAgent."""
+        """Run the program; see OutsideAgent."""
         with tempfile.TemporaryDirectory(prefix="farm-agent-", ignore_cleanup_errors=True) as name:
             directory = Path(name)
             prompt = prompt_of(episode.task.params)
@@ -95,7 +95,7 @@ class CommandAgent(OutsideAgent):
             async with asyncio.timeout(self._settings.timeout_s):
                 async with asyncio.TaskGroup() as group:
                     for stream, output in ((process.stdout, out), (process.stderr, error)):
-                        assert stream is not None  # noqa: S101  they were asked for
+                        assert stream is not None  # noqa: S101  both are pipes
                         readers.append(group.create_task(output.read(stream, episode)))
                     group.create_task(_feed(process, given))
                 code = await process.wait()
@@ -119,7 +119,7 @@ class CommandAgent(OutsideAgent):
 
 
 def outcome_of(name: str, settings: CommandSettings, access: Access, code: int, out: str, error: str) -> AgentReport:
-    """What a program that has ended came to. Raises AgentFailed for another code than 0; the key is not repeated."""
+    """Return the result of an ended program. Raises AgentFailed, without the key, for an exit code other than 0."""
     if code != 0:
         tail = (error or out).replace(access.key, "…")[-TAIL_CHARS:].strip()
         raise AgentFailed(f"the agent {name} ended with {_named(code)}: {tail or 'it printed nothing'}")
@@ -127,7 +127,7 @@ def outcome_of(name: str, settings: CommandSettings, access: Access, code: int, 
 
 
 def filled(text: str, words: dict[str, str]) -> str:
-    """A text with its `{words}` replaced, once: what is put in is not looked at again."""
+    """Replace each `{word}` of a text once; replaced text is not scanned again."""
     parts = []
     while True:
         before, brace, rest = text.partition("{")
@@ -144,7 +144,7 @@ def filled(text: str, words: dict[str, str]) -> str:
 
 
 def environment_of(settings: CommandSettings, access: Access, words: dict[str, str], work: Path) -> dict[str, str]:
-    """The program's whole environment."""
+    """Return the program's whole environment."""
     return {
         "PATH": _PATH,
         "LANG": "C.UTF-8",
@@ -164,7 +164,7 @@ def environment_of(settings: CommandSettings, access: Access, words: dict[str, s
 
 
 def prompt_of(params: JsonObject) -> str:
-    """What the task says, as one text: its input, or the texts of its messages."""
+    """Return the task as one text: its input, or the texts of its messages."""
     given = params["input"]
     if isinstance(given, str):
         return given
@@ -172,15 +172,15 @@ def prompt_of(params: JsonObject) -> str:
 
 
 async def _feed(process: asyncio.subprocess.Process, given: bytes) -> None:
-    assert process.stdin is not None  # noqa: S101  it was asked for
-    with contextlib.suppress(ConnectionError, BrokenPipeError):  # it need not read it
+    assert process.stdin is not None  # noqa: S101  it is a pipe
+    with contextlib.suppress(ConnectionError, BrokenPipeError):  # the program need not read it
         process.stdin.write(given)
         await process.stdin.drain()
     process.stdin.close()
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Have everything killed that the program has started, and see that it is."""
+    """Kill every process that the program has started, and wait for their end."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:

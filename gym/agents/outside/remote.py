@@ -1,8 +1,8 @@
 """An agent that is a service with `POST /v1/responses`, as NeMo Gym's remote agents are.
 
-It is sent the conversation so far and answers with a Responses object. A function call in it without an output is for
-the farm to run, on the environment's tools; then the service is asked again, with the outputs appended. A call that has
-its output was the service's own. An answer without open calls ends the rollout. Cookies are kept for each rollout.
+It is sent the conversation so far and answers with a Responses object. The farm runs each function call without an
+output on the environment's tools, then asks the service again with the outputs appended. The service has already run
+the calls that have an output. An answer without open calls ends the rollout. Cookies are kept for each rollout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 
 from gym.agents.base import Episode
-from gym.agents.outside.base import Access, AgentReport, Door, OutsideAgent
+from gym.agents.outside.base import Access, AgentProxy, AgentReport, OutsideAgent
 from gym.agents.settings import RemoteSettings
 from gym.errors import AgentFailed, AgentUnreachable
 from gym.jsontypes import JsonObject
@@ -32,15 +32,18 @@ _TRY_AGAIN = frozenset({429, 502, 503})
 
 
 class RemoteAgent(OutsideAgent):
-    """Asks one service. Its connections are not kept: a call is long, and a kept one may be closed under it."""
+    """Agent that asks one service.
 
-    def __init__(self, name: str, door: Door, settings: RemoteSettings) -> None:
-        super().__init__(name, door)
+    Connections are not reused: calls are long, and an idle connection may be closed meanwhile.
+    """
+
+    def __init__(self, name: str, proxy: AgentProxy, settings: RemoteSettings) -> None:
+        super().__init__(name, proxy)
         self._settings = settings
         self._url = f"{settings.url}/v1/responses"
 
     async def drive(self, episode: Episode, access: Access) -> AgentReport:
-        """See OutsideAgent."""
+        """Ask the service until its answer has no open calls; see OutsideAgent."""
         headers = {
             "x-farm-rollout": episode.rollout_id,
             "x-farm-attempt": str(episode.attempt),
@@ -52,7 +55,7 @@ class RemoteAgent(OutsideAgent):
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_s, sock_connect=self._settings.connect_timeout_s)
         async with aiohttp.ClientSession(
             connector=connector_to([self._url], force_close=True),
-            cookie_jar=aiohttp.CookieJar(unsafe=True),  # it takes cookies of services without a host name too
+            cookie_jar=aiohttp.CookieJar(unsafe=True),  # it accepts cookies of services without a host name too
             headers=headers | PLAIN,
             timeout=timeout,
             auto_decompress=False,
@@ -77,12 +80,12 @@ class RemoteAgent(OutsideAgent):
         return AgentReport(reason=StopReason.MAX_TURNS)
 
     async def _ask(self, session: aiohttp.ClientSession, body: JsonObject) -> JsonObject:
-        """One call of the service, with its retries. Raises AgentFailed, AgentUnreachable."""
+        """Call the service once, with retries. Raises AgentFailed, AgentUnreachable."""
         data = orjson.dumps(body)
         wait_s = 0.5
         for tries_left in range(self._settings.max_retries, -1, -1):
             try:
-                # a redirect would send the conversation, and the key, where nobody meant it to go
+                # a redirect would send the conversation and the key to another address
                 async with session.post(
                     self._url, data=data, headers={"content-type": "application/json"}, allow_redirects=False
                 ) as response:
@@ -148,7 +151,7 @@ def _last_text(output: list[JsonObject]) -> str | None:
 
 
 def _usage(answer: JsonObject) -> Usage:
-    """What the service says it used; counts only where nothing was captured."""
+    """Return the usage that the service reports; it counts only if nothing was captured."""
     usage = answer.get("usage")
     counts = [usage.get(name) for name in ("input_tokens", "output_tokens")] if isinstance(usage, dict) else [0, 0]
     known = [count if isinstance(count, int) and 0 <= count <= MOST_TOKENS else 0 for count in counts]

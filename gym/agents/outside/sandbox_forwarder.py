@@ -1,8 +1,8 @@
-"""Inside a sandbox without network: lets a program reach the model proxy, and nothing else, and runs it.
+"""Forwarder inside a sandbox without network: gives a program the model proxy, and nothing else.
 
-It listens on the sandbox's own loopback and hands each connection to a Unix socket that the worker listens on. Standard
-library only; its source is the program that the sandbox is asked to run, with a JSON argument:
-`{port, socket, files, stdin, environment, argv}`. It exits as the program did.
+It listens on the sandbox's own loopback, forwards each connection to a Unix socket of the worker, and runs the program.
+Standard library only; its source is the program that the sandbox is asked to run, with a JSON argument: `{port, socket,
+files, stdin, environment, argv}`. Its exit status is the program's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Carry what comes until its end."""
+    """Copy data in one direction until its end."""
     with contextlib.suppress(OSError):
         while data := await reader.read(65536):
             writer.write(data)
@@ -31,7 +31,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def join(
     here: tuple[asyncio.StreamReader, asyncio.StreamWriter], there: tuple[asyncio.StreamReader, asyncio.StreamWriter]
 ) -> None:
-    """Carry both ways until both have ended, then close both."""
+    """Copy data in both directions until both have ended, then close both."""
     try:
         await asyncio.gather(pump(here[0], there[1]), pump(there[0], here[1]))
     finally:
@@ -40,7 +40,7 @@ async def join(
 
 
 def listen(port: int, socket: str, listening: threading.Event) -> None:
-    """Serve until the process ends."""
+    """Accept connections until the process ends."""
 
     async def serve() -> None:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -59,7 +59,7 @@ def listen(port: int, socket: str, listening: threading.Event) -> None:
 
 
 def main(said: str) -> int:
-    """The exit status of the program, 128 and the signal where one ended it."""
+    """Run the program; return its exit status, or 128 plus the signal that ended it."""
     asked: dict[str, Any] = json.loads(said)
     for name, text in asked["files"].items():
         Path(name).write_text(text)

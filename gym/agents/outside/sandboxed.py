@@ -1,8 +1,10 @@
-"""An agent that is a program in a sandbox of its own: no network but the model proxy, no file that it could change.
+"""An agent that is a program in its own sandbox.
 
-The sandbox is one of `gym.sandbox`, which can also read what the settings say. The worker listens on a Unix socket in
-it and joins each connection with the proxy; inside, `gym.agents.outside.sandbox_forwarder` offers that on the sandbox's
-own loopback.
+No network but the model proxy, no file of the host that it could change.
+
+The sandbox is one of `gym.sandbox`, which can also read the paths in the settings. The worker listens on a Unix socket
+in it and forwards each connection to the proxy. Inside, `gym.agents.outside.sandbox_forwarder` offers that socket on
+the sandbox's own loopback.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import orjson
 
 from gym.agents.base import Episode
 from gym.agents.outside import sandbox_forwarder
-from gym.agents.outside.base import Access, AgentReport, Door, OutsideAgent
+from gym.agents.outside.base import Access, AgentProxy, AgentReport, OutsideAgent
 from gym.agents.outside.command import environment_of, filled, outcome_of, prompt_of
 from gym.agents.settings import CommandSettings
 from gym.errors import AgentFailed, AgentUnreachable, TimedOut
@@ -33,19 +35,19 @@ from gym.sandbox.settings import SandboxSettings
 
 PORT = 8701  # on the sandbox's own loopback
 WORK = "/work"
-_DOOR = "/farm"  # where the socket lies inside
+_DOOR = "/farm"  # path of the socket inside
 
 
 class SandboxedAgent(OutsideAgent):
-    """Starts one program, each time in a new sandbox."""
+    """Agent that starts one program, each time in a new sandbox."""
 
-    def __init__(self, name: str, door: Door, settings: CommandSettings, sandbox: SandboxSettings) -> None:
-        super().__init__(name, door)
+    def __init__(self, name: str, proxy: AgentProxy, settings: CommandSettings, sandbox: SandboxSettings) -> None:
+        super().__init__(name, proxy)
         self._settings = settings
         self._sandbox = sandbox
 
     async def drive(self, episode: Episode, access: Access) -> AgentReport:
-        """See OutsideAgent."""
+        """Run the program in a sandbox; see OutsideAgent."""
         at = urlsplit(access.base_url)
         inside = replace(access, base_url=at._replace(scheme="http", netloc=f"127.0.0.1:{PORT}").geturl())
         prompt, task = prompt_of(episode.task.params), orjson.dumps(episode.task.params).decode()
@@ -71,10 +73,12 @@ class SandboxedAgent(OutsideAgent):
             raise AgentFailed(f"the task is too long for {self.name}: {len(said)} of {MAX_CODE_CHARS} characters")
         remaining_s = episode.deadline - asyncio.get_running_loop().time()
         wall_s = min(self._settings.timeout_s or math.inf, max(remaining_s, 1.0))
-        async with door_to(at.hostname or "", at.port or (443 if at.scheme == "https" else 80), at.scheme) as directory:
+        async with socket_to(
+            at.hostname or "", at.port or (443 if at.scheme == "https" else 80), at.scheme
+        ) as directory:
             return await self._run(access, said, wall_s, Mount(directory, _DOOR))
 
-    async def _run(self, access: Access, said: str, wall_s: float, door: Mount) -> AgentReport:
+    async def _run(self, access: Access, said: str, wall_s: float, proxy: Mount) -> AgentReport:
         settings = self._settings
         limits = SandboxLimits(
             cpu_s=wall_s,
@@ -86,7 +90,7 @@ class SandboxedAgent(OutsideAgent):
             output_bytes=settings.output_kib * 1024,
             open_files=1024,
         )
-        mounts = (door, *(Mount(path, path) for path in settings.readable))
+        mounts = (proxy, *(Mount(path, path) for path in settings.readable))
         try:
             sandbox = await start_sandbox(find_provider(self._sandbox), limits, mounts=mounts, loopback=True)
         except SandboxUnavailable as error:
@@ -113,19 +117,19 @@ def _gate() -> str:
 
 
 def _open_to_all(directory: Path) -> None:
-    """The sandbox's user is another one where the worker is root; who can connect still needs a key."""
+    """Let every user connect: the sandbox's user differs from a worker that is root. Callers still need a key."""
     directory.chmod(0o755)
     (directory / "proxy").chmod(0o666)
 
 
 @asynccontextmanager
-async def door_to(host: str, port: int, scheme: str) -> AsyncIterator[str]:
-    """A directory with a socket `proxy`, each connection to which becomes one to that address."""
+async def socket_to(host: str, port: int, scheme: str) -> AsyncIterator[str]:
+    """Make a directory with a socket `proxy` that forwards each connection to an address."""
     joined: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101  a coroutine is run by one
+        assert task is not None  # noqa: S101  the callback is a coroutine
         joined.add(task)
         try:
             there = await asyncio.open_connection(host, port, ssl=scheme == "https" or None)

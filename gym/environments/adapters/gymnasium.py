@@ -1,9 +1,6 @@
-"""Environments of Gymnasium: an entry of the settings names one by its id, and the agent `stepped` plays it in text.
+"""Adapter for Gymnasium.
 
-    environments:
-      frozen_lake: {adapter: gymnasium, id: FrozenLake-v1, kwargs: {is_slippery: false}}
-
-The rollouts of a row that gives a `seed` all begin alike, as a group wants it; without one each has its own.
+An entry of the settings names an environment by its id, and the agent `stepped` plays it in text.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ HOW = {
 
 
 class GymnasiumOptions(BaseModel):
-    """The options of an entry."""
+    """Options of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,7 +35,7 @@ class GymnasiumOptions(BaseModel):
 
 
 class GymnasiumRow(Row):
-    """Where the episode begins."""
+    """Row with the episode's seed and options."""
 
     seed: int | None = Field(
         default=None, ge=0, lt=2**63, description="for `reset`; left out, each rollout has its own"
@@ -61,7 +58,7 @@ class Gymnasium(SteppedEnvironment[GymnasiumRow]):
 
     @classmethod
     def configured(cls, name: str, options: JsonObject) -> type[Self]:
-        """Make the environment once, to see its spaces."""
+        """Make the environment once, to read its spaces."""
         from gymnasium import make, spaces
 
         from gym.environments.adapters.gymnasium_text import (
@@ -114,7 +111,7 @@ class Gymnasium(SteppedEnvironment[GymnasiumRow]):
         return self._shown(observation)
 
     def step(self, action: Any) -> Step:
-        """Act; the action is JSON, or a name."""
+        """Take an action, given as JSON or by name."""
         from gym.environments.adapters.gymnasium_text import read_action, told
 
         chosen = read_action(self.env.action_space, self.names, action)
@@ -142,7 +139,7 @@ class Gymnasium(SteppedEnvironment[GymnasiumRow]):
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """A row for each of `count` seeds in a row."""
+        """Return rows with `count` consecutive seeds."""
         prompt = [{"role": "system", "content": cls.instructions}]
         return [
             {"responses_create_params": {"input": prompt}, "environment": cls.name, "seed": seed * count + number}

@@ -1,7 +1,7 @@
-"""Gymnasium's spaces as text and back: what a model reads of an observation, and the action that its answer names.
+"""Conversion of Gymnasium's spaces to text and back: observations for the model, and actions from its answers.
 
-Pure functions of a space, but for `picture`, which asks the environment for its `ansi` rendering. Actions are given as
-JSON; of a Discrete space also by name, where its actions have names, in any case and with a full stop.
+Pure functions of a space, except `picture`, which asks the environment for its `ansi` rendering. Actions are given as
+JSON; in a Discrete space also by name, if its actions have names, in any case and with a full stop.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ REPR_CHARS = 1000
 
 
 def family(env_id: str) -> str:
-    """An id without namespace and version: `FrozenLake` of `FrozenLake-v1`."""
+    """Return an id without namespace and version: `FrozenLake` of `FrozenLake-v1`."""
     return re.sub(r"-v\d+$", "", env_id.rpartition("/")[2].rpartition(":")[2])
 
 
 def read_action(space: Space, names: Sequence[str], given: object) -> Any:
-    """The action that JSON or a text stands for. ValueError says what would have been one."""
+    """Parse an action, given as JSON or text. Raises ValueError, whose text describes valid actions."""
     value = given
     if isinstance(given, str) and not isinstance(space, spaces.Text):
         value = _named(space, names, given)
@@ -59,7 +59,7 @@ def read_action(space: Space, names: Sequence[str], given: object) -> Any:
 
 
 def actions_said(space: Space, names: Sequence[str]) -> str:
-    """What an action looks like, for whoever must give one."""
+    """Describe valid actions, for the model."""
     if names:
         return f"an action is one of {', '.join(names)}"
     if isinstance(space, spaces.Discrete):
@@ -71,7 +71,7 @@ def actions_said(space: Space, names: Sequence[str]) -> str:
 
 
 def as_json(space: Space, observation: Any) -> Any:
-    """An observation as JSON can hold it."""
+    """Return an observation as JSON can hold it."""
     if isinstance(space, spaces.Tuple):
         return [as_json(inner, each) for inner, each in zip(space.spaces, observation, strict=True)]
     if isinstance(space, spaces.Dict):
@@ -80,7 +80,7 @@ def as_json(space: Space, observation: Any) -> Any:
 
 
 def told(info: Any) -> Any:
-    """What an environment says beside an observation; values that JSON cannot hold are their `repr`, cut short."""
+    """Return the `info` of an observation; values that JSON cannot hold become their `repr`, cut short."""
     try:
         return shown(info, "info")
     except NotPlain:
@@ -97,21 +97,21 @@ def told(info: Any) -> Any:
 
 
 def picture(env: Env[Any, Any]) -> str:
-    """The `ansi` rendering without colours: what they mark stands in brackets."""
+    """Return the `ansi` rendering without colours: highlighted text is put in brackets."""
     drawn = str(env.render())
-    # behind the last end of a colour, each beginning would be searched to the end of the text
+    # after the last end of a colour, each beginning would be searched to the end of the text
     coloured, end, rest = drawn.rpartition(_COLOUR_END)
     return (_COLOURED.sub(r"[\1]", coloured + end) + rest).strip("\n")
 
 
 def blackjack(env: Env[Any, Any], observation: Any) -> str:  # noqa: ARG001  one of DESCRIBED
-    """The hand in words."""
+    """Describe the hand in words."""
     total, dealer, ace = (int(each) for each in observation)
     return f"Your cards sum up to {total}, {'with a' if ace else 'without a'} usable ace. The dealer shows {dealer}."
 
 
 def taxi(env: Env[Any, Any], observation: Any) -> str:
-    """Taxi, passenger and destination in words, below the map."""
+    """Describe taxi, passenger and destination in words, below the map."""
     inner: Any = env.unwrapped
     row, column, passenger, destination = inner.decode(int(observation))
     names = "RGYB"
@@ -124,22 +124,22 @@ DESCRIBED: Mapping[str, Callable[[Env[Any, Any], Any], str]] = {"Blackjack": bla
 
 
 class GymnasiumText(TextCodec):
-    """Observations by their text; actions by what the model says."""
+    """Codec that shows observations as text and reads actions from the model's message."""
 
     def __init__(self, space: Space, names: Sequence[str]) -> None:
         self._space, self._names = space, names
 
     def text_of(self, observation: Any) -> str:
-        """The text that the environment put beside the observation."""
+        """Return the text that the environment put beside the observation."""
         return as_text(observation["text"])
 
     def action_of(self, text: str) -> Any:
-        """A JSON form of the action. ValueError where it is none."""
+        """Return an action in JSON form. Raises ValueError if it is not legal."""
         return as_json(self._space, read_action(self._space, self._names, text))
 
 
 class GymnasiumTool(ToolCodec):
-    """Observations by their text; actions by calls of the function `act`."""
+    """Codec that shows observations as text and reads actions from calls of the function `act`."""
 
     def __init__(self, space: Space, names: Sequence[str]) -> None:
         action: JsonObject = {"description": actions_said(space, names)}
@@ -158,7 +158,7 @@ class GymnasiumTool(ToolCodec):
         super().__init__(tool, argument="action")
 
     def text_of(self, observation: Any) -> str:
-        """The text that the environment put beside the observation, or that of a refusal."""
+        """Return the text that the environment put beside the observation, or that of a refusal."""
         return as_text(observation["text"])
 
 

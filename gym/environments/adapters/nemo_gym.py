@@ -4,7 +4,7 @@
       counter: {adapter: nemo_gym, urls: ["http://10.0.0.5:11001", "http://10.0.0.6:11001"]}
 
 Rows are NeMo Gym's as they are, and offer the tools in `responses_create_params.tools`. A tool's answer goes to the
-model as it came, errors of it too, which is what NeMo Gym's own `simple_agent` does.
+model unchanged, errors included, as in NeMo Gym's own `simple_agent`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from yarl import URL
 
-from gym.environments.adapters.nemo_gym_servers import AWAY, Bounds, ServerAnswer, Servers, ServerSession
+from gym.environments.adapters.nemo_gym_servers import AWAY, CallBounds, ServerAnswer, Servers, ServerSession
 from gym.environments.base import Row, ToolsOfRows
 from gym.environments.tools import BadArguments
 from gym.errors import BadRow, EnvironmentUnavailable, Stage, VerifierFailed
@@ -30,7 +30,7 @@ from gym.wire.nemo_gym_resources import Unscored, is_tool, reward_of, said, veri
 
 
 class NemoGymOptions(BaseModel):
-    """The options of an entry."""
+    """Options of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,9 +59,9 @@ class NemoGymOptions(BaseModel):
         return urls
 
     @property
-    def bounds(self) -> Bounds:
-        """The same, as the calls take them."""
-        return Bounds(
+    def bounds(self) -> CallBounds:
+        """Return these values as the calls take them."""
+        return CallBounds(
             connect_s=self.connect_timeout_s,
             seed_s=self.seed_timeout_s,
             call_s=self.call_timeout_s,
@@ -84,7 +84,7 @@ class NemoGym(ToolsOfRows[Row]):
 
     @classmethod
     def configured(cls, name: str, options: JsonObject) -> type[Self]:
-        """With the replicas of its own."""
+        """Return a subclass with its own replicas."""
         made = super().configured(name, options)
         given = made.options
         made.servers = Servers(given.urls, given.bounds, watch=given.watch, tell_close=given.close_session)
@@ -99,14 +99,14 @@ class NemoGym(ToolsOfRows[Row]):
         self._session = await self.servers.seed(self._row)
 
     async def call(self, name: str, arguments: JsonObject) -> ToolCall:
-        """`POST /{name}`; what the server answers is the output, whatever its status."""
+        """Send `POST /{name}`. The server's answer is the output, whatever its status."""
         if not is_tool(name):
             raise BadArguments(f"`{name}` is no tool")
         answer = await self._post(name, exact_json.dumps(arguments), within_s=self.options.call_timeout_s)
         return ToolCall(name, arguments, answer.text, failed=answer.status >= 400)
 
     async def verify(self, trajectory: Trajectory) -> Reward:
-        """`POST /verify`. Raises VerifierFailed, EnvironmentUnavailable."""
+        """Send `POST /verify`. Raises VerifierFailed, EnvironmentUnavailable."""
         session = self._seeded
         body = verify_request(
             self._row, trajectory, response_id=f"resp_{session.session_id}", created_at=float(int(time.time()))
@@ -152,5 +152,5 @@ class NemoGym(ToolsOfRows[Row]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """What every row has; the rest is the server's, see its `data/example.jsonl`."""
+        """Return the fields that every row has; the server's `data/example.jsonl` shows the rest."""
         return {"responses_create_params": {"input": [{"role": "user", "content": "a row of the server's data set"}]}}

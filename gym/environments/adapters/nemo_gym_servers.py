@@ -1,9 +1,9 @@
-"""The replicas of a resources server as one worker process uses them: choice, cookies, connections, restarts.
+"""Use of a resources server's replicas by one worker process: choice, cookies, connections, restarts.
 
-Invariants. A session stays on the replica that seeded it, with cookies of its own. Its state lives in that server's
-memory, and the cookie of a session that a restart has wiped out is taken for a new one; so a connection that carries
-nothing is held to each replica while it has sessions, and where it ends the sessions of that time fail, none else.
-Connections are shared by all rollouts and closed when the last one leaves. Calls are never sent twice.
+Invariants. A session stays on the replica that seeded it, with its own cookies. Its state lives in that server's
+memory, and after a restart the server takes the old cookie for a new session. So an idle connection is held to each
+replica while it has sessions; if it ends, the sessions of that time fail, and no others. Connections are shared by all
+rollouts and closed when the last one leaves. Calls are never sent twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gym.wire.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_with
 from gym.wire.nemo_gym_resources import close_request, said
 
 KEEP_ALIVE_S = 4.0  # shorter than uvicorn's own 5 s, so that no call meets a connection that is being closed
-AVOID_S = 2.0  # a replica that could not be reached, while there is another
+AVOID_S = 2.0  # after a failed connection, while there is another replica
 CLOSE_S = 2.0
 AWAY = frozenset({502, 503, 504})
 _JSON = {"Content-Type": "application/json", **PLAIN}
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class CallBounds:
     """Seconds for each kind of call, and the size of an answer."""
 
     connect_s: float = 5.0
@@ -50,38 +50,40 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class ServerAnswer:
-    """What a server answered."""
+    """Answer of a server."""
 
     status: int
     body: bytes
 
     @property
     def text(self) -> str:
-        """The body as it is shown to a model."""
+        """Return the body as it is shown to a model."""
         return self.body.decode("utf-8", "replace")
 
 
 @dataclass(slots=True)
 class ServerReplica:
-    """One server. `life` counts up when it is seen to end."""
+    """One server. `life` is incremented when it is seen to end."""
 
     url: URL
     life: int = 0
     sessions: int = 0
     avoid_until: float = 0.0
-    closes: bool = True  # it has /close_session, which came with 0.7
+    closes: bool = True  # whether it has /close_session, which came with 0.7
     watch: asyncio.Task[None] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def is_watched(self) -> bool:
-        """Whether its end would be seen."""
+        """Whether the end of the server would be noticed."""
         return self.watch is not None and not self.watch.done()
 
 
 class Servers:
     """All replicas; one event loop at a time. Rollouts `seed` a session each and close it."""
 
-    def __init__(self, urls: tuple[str, ...], bounds: Bounds, *, watch: bool = True, tell_close: bool = True) -> None:
+    def __init__(
+        self, urls: tuple[str, ...], bounds: CallBounds, *, watch: bool = True, tell_close: bool = True
+    ) -> None:
         self._replicas = [ServerReplica(URL(url)) for url in urls]
         self.bounds = bounds
         self._watch = watch
@@ -90,14 +92,14 @@ class Servers:
         self._guests = 0
 
     def load(self) -> dict[str, int]:
-        """Open sessions by replica."""
+        """Return the number of open sessions by replica."""
         return {str(replica.url): replica.sessions for replica in self._replicas}
 
     async def seed(self, row: JsonObject) -> ServerSession:
-        """A session on the replica with the fewest; where one cannot be reached the next is tried.
+        """Open a session on the replica with the fewest; if it cannot be reached, try the next.
 
-        Raises BadRow where the server refuses the row, EnvironmentFailed where it raises on it, EnvironmentUnavailable
-        where no replica can be reached.
+        Raises BadRow if the server refuses the row, EnvironmentFailed if it raises on the row, EnvironmentUnavailable
+        if no replica can be reached.
         """
         self._enter()
         try:
@@ -121,7 +123,7 @@ class Servers:
         return sorted(self._replicas, key=lambda each: (each.avoid_until > now, each.sessions))
 
     async def _seeded(self, replica: ServerReplica, body: bytes) -> ServerSession:
-        replica.sessions += 1  # counted from here on, so that many that begin at once spread out
+        replica.sessions += 1  # counted now, so that simultaneous sessions spread out
         try:
             if self._watch:
                 await self._watched(replica)
@@ -133,7 +135,7 @@ class Servers:
         return session
 
     async def done(self, replica: ServerReplica) -> None:
-        """A session there has ended."""
+        """Record the end of a session."""
         replica.sessions -= 1
         await self._leave()
 
@@ -164,13 +166,13 @@ class Servers:
 
     @property
     def client(self) -> aiohttp.ClientSession:
-        """Raises RuntimeError where nobody has a session."""
+        """Return the HTTP client. Raises RuntimeError without an open session."""
         if self._client is None:
             raise RuntimeError("no session is open")
         return self._client
 
     async def _watched(self, replica: ServerReplica) -> None:
-        """Have a connection to the replica. Raises EnvironmentUnavailable where there can be none."""
+        """Hold a connection to the replica. Raises EnvironmentUnavailable if it cannot be opened."""
         async with replica.turn:
             if replica.is_watched():
                 return
@@ -188,7 +190,7 @@ class Servers:
 
 
 def _check_address(url: URL, writer: asyncio.StreamWriter) -> None:
-    """Raises OSError, and leaves at once, where a name stands for what only this machine should reach."""
+    """Raise OSError, and wait no longer, for a name of an address that only this machine should reach."""
     if not HostRules(named=hosts_of([str(url)])).allows(url.host or "", writer.get_extra_info("peername")[0]):
         writer.transport.abort()
         raise OSError(None, f"{url.host} has no address that may be called")
@@ -208,13 +210,13 @@ class ServerSession:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The address of the replica."""
         return str(self._replica.url)
 
     async def post(self, route: str, body: bytes, *, within_s: float) -> ServerAnswer:
-        """One call; those of a session run one after the other, as NeMo Gym's own agents make them.
+        """Send one call; those of a session run one after the other, as in NeMo Gym's own agents.
 
-        Raises EnvironmentUnavailable where the server is away, has been restarted, or does not answer in time.
+        Raises EnvironmentUnavailable if the server is away, has been restarted, or does not answer in time.
         """
         async with self._turn:
             self._check_alive()
@@ -231,7 +233,7 @@ class ServerSession:
             return answer
 
     async def close(self) -> None:
-        """Tell the server, which may free what it holds, and leave; in bounded time, and never twice."""
+        """Tell the server to free the session, and leave; in bounded time, and never twice."""
         if self._closed:
             return
         self._closed = True
@@ -251,7 +253,7 @@ class ServerSession:
 
     @contextlib.contextmanager
     def _named(self, url: URL, within_s: float) -> Iterator[None]:
-        """What goes wrong on the way, as the farm names it."""
+        """Convert errors of a call to the farm's."""
         try:
             yield
         except TimeoutError as error:
@@ -270,7 +272,7 @@ class ServerSession:
 
 
 def _check_seeded(url: URL, answer: ServerAnswer) -> None:
-    """Raises what `Servers.seed` raises."""
+    """Raise the errors that `Servers.seed` documents."""
     if answer.status == 422:
         raise BadRow(f"the resources server refuses the row: {said(answer.text)}")
     message = f"{url}/seed_session: HTTP {answer.status}, {said(answer.text)}"
@@ -281,7 +283,7 @@ def _check_seeded(url: URL, answer: ServerAnswer) -> None:
 
 
 async def _until_end(replica: ServerReplica, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Wait for the server's end of the connection, where nothing is ever sent."""
+    """Wait until the server closes the connection, on which nothing is ever sent."""
     began = time.monotonic()
     try:
         with contextlib.suppress(OSError):
@@ -303,7 +305,7 @@ async def _until_end(replica: ServerReplica, reader: asyncio.StreamReader, write
 
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:
-    """Have the system find out when the machine at the other end is gone."""
+    """Have the system detect that the machine at the other end is gone."""
     connection: socket.socket | None = writer.get_extra_info("socket")
     if connection is None:
         return

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from yarl import URL
 
-from gym.environments.adapters.openenv_socket import OpenEnvSocket, ServerSaid, Waits, begin
+from gym.environments.adapters.openenv_socket import OpenEnvSocket, ServerError, SocketTimeouts, begin
 from gym.environments.base import Row, Step, SteppedEnvironment
 from gym.environments.codecs import TextCodec, ToolCodec
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable, Stage
@@ -29,7 +29,7 @@ _PASSING = frozenset({"FACTORY_ERROR", "SESSION_ERROR"})
 
 
 class OpenEnvOptions(BaseModel):
-    """The options of an entry."""
+    """Options of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,9 +63,9 @@ class OpenEnvOptions(BaseModel):
         return urls
 
     @property
-    def waits(self) -> Waits:
-        """The same, as the socket takes them."""
-        return Waits(
+    def waits(self) -> SocketTimeouts:
+        """Return these values as the socket takes them."""
+        return SocketTimeouts(
             connect_s=self.connect_timeout_s,
             capacity_s=self.capacity_timeout_s,
             reset_s=self.reset_timeout_s,
@@ -75,20 +75,20 @@ class OpenEnvOptions(BaseModel):
 
 
 class OpenEnvRow(Row):
-    """How the episode begins."""
+    """Row with the arguments of the episode's reset."""
 
     seed: int | None = Field(default=None, ge=0, description="for `reset`; left out, each rollout has its own")
     reset_options: dict[str, Any] | None = Field(default=None, description="what else `reset` is given")
 
 
 class ActionText(TextCodec):
-    """Actions as text: one field of them, or a JSON object."""
+    """Codec for actions as text: one field of them, or a JSON object."""
 
     def __init__(self, field: str | None) -> None:
         self._field = field
 
     def action_of(self, text: str) -> JsonObject:
-        """OpenEnv's action."""
+        """Return OpenEnv's action."""
         if self._field is not None:
             return {self._field: text}
         try:
@@ -115,7 +115,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
 
     @classmethod
     def configured(cls, name: str, options: JsonObject) -> type[Self]:
-        """With the codec of its own."""
+        """Return a subclass with its own codec."""
         made = super().configured(name, options)
         given: OpenEnvOptions = made.options
         function: JsonObject = {
@@ -135,22 +135,25 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
             self._socket, self._first = await begin(
                 urls, {"seed": seed, **(self.row.reset_options or {})}, self.options.waits
             )
-        except ServerSaid as error:
+        except ServerError as error:
             if error.code in _PASSING:
                 raise EnvironmentUnavailable(f"reset: {error}") from error
             raise EnvironmentFailed(f"reset: {error}") from error
 
     def reset(self) -> Any:
-        """What the reset showed."""
+        """Return the observation of the reset."""
         return self._shown(self._first)
 
     async def step(self, action: Any) -> Step:
-        """ValueError says what OpenEnv's action model says of it. Raises EnvironmentFailed, EnvironmentUnavailable."""
+        """Take an action.
+
+        Raises ValueError with the error of OpenEnv's action model, EnvironmentFailed, EnvironmentUnavailable.
+        """
         if not isinstance(action, dict):
             raise ValueError(f"an action is an object, not {type(action).__name__}")  # noqa: TRY004  the base class's
         try:
             found = await self._ask("step", action)
-        except ServerSaid as error:
+        except ServerError as error:
             if error.code == "VALIDATION_ERROR" or (
                 error.code == "EXECUTION_ERROR" and self.options.execution_errors == "tell"
             ):
@@ -166,18 +169,18 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
         )
 
     async def state(self) -> JsonObject:
-        """The server's own account of the episode. Raises ServerSaid, EnvironmentUnavailable."""
+        """Return the server's state of the episode. Raises ServerError, EnvironmentUnavailable."""
         return await self._ask("state")
 
     async def verify(self, trajectory: Trajectory) -> Reward:
-        """From the rewards of the steps; the numbers of the server's state are components, where it gives one."""
+        """Score by the steps' rewards; the numbers of the server's state are components, if it reports one."""
         rewards = [step.reward for step in trajectory.steps]
         value = math.fsum(rewards) if self.options.reward == "sum" else (rewards or [0.0])[-1]
         components = {"steps": float(len(rewards))}
         try:
             state = await self.state()
-        except (ServerSaid, EnvironmentUnavailable):
-            state = {}  # the steps are all there
+        except (ServerError, EnvironmentUnavailable):
+            state = {}  # all steps were recorded
         for name, number in state.items():
             if isinstance(number, int | float) and math.isfinite(number):
                 components[f"state_{name}"] = float(number)
@@ -205,7 +208,7 @@ class OpenEnv(SteppedEnvironment[OpenEnvRow]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """A row has the task's text, and how the episode begins where that matters."""
+        """Return a row with the task's text; reset arguments are optional."""
         return {
             "responses_create_params": {"input": [{"role": "user", "content": "Play until it is over."}]},
             "seed": 0,

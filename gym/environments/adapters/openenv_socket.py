@@ -1,7 +1,8 @@
 """One session with an OpenEnv server: a WebSocket, on which each message has one answer.
 
-Invariants. A socket is read all the time, so that pings are answered and the end of a silent one is found while nobody
-waits for an answer. After an answer that did not come in time it is closed: a late one would be taken for the next.
+Invariants. A socket is read all the time, so that pings are answered and the end of a silent one is noticed between
+calls. After an answer that did not come in time it is closed: a late one would be taken for the next.
+
 Protocol: `openenv/core/env_server/http_server.py` and `types.py` of openenv-core 0.3.
 """
 
@@ -28,10 +29,10 @@ FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 5.0
 FULL_STATUSES = frozenset({429, 503})
 MOST_BYTES = 16 * 2**20
-MOST_UNASKED = 4  # messages that nothing has asked for; a server that sends more has lost its place
+MOST_UNASKED = 4  # unexpected messages; a server that sends more is out of step
 
 
-class ServerSaid(Exception):
+class ServerError(Exception):
     """An error message of the server; `code` is OpenEnv's, such as VALIDATION_ERROR."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -41,11 +42,11 @@ class ServerSaid(Exception):
 
 
 class ServerFull(Exception):
-    """It has as many sessions as it takes."""
+    """Error of a server that has its maximum of sessions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waits:
+class SocketTimeouts:
     """Seconds for each step of a session. `ping_s` finds a dead connection after one and a half times as long."""
 
     connect_s: float = 5.0
@@ -56,7 +57,7 @@ class Waits:
 
 
 class OpenEnvSocket:
-    """An open session. Made by `connect`; whoever has it closes it."""
+    """An open session, made by `connect`. The caller closes it."""
 
     def __init__(self, url: URL, client: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._url = url
@@ -66,8 +67,8 @@ class OpenEnvSocket:
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     @classmethod
-    async def connect(cls, url: URL, waits: Waits) -> OpenEnvSocket:
-        """Raises ServerFull, EnvironmentUnavailable."""
+    async def connect(cls, url: URL, waits: SocketTimeouts) -> OpenEnvSocket:
+        """Connect to a server. Raises ServerFull, EnvironmentUnavailable."""
         client = aiohttp.ClientSession(
             connector=connector_to([str(url)]),
             trace_configs=[no_redirects()],
@@ -94,9 +95,9 @@ class OpenEnvSocket:
             raise
 
     async def ask(self, kind: str, data: JsonObject | None = None, *, within_s: float) -> JsonObject:
-        """Send a message; the `data` of its answer.
+        """Send a message and return the `data` of its answer.
 
-        Raises ServerSaid, ServerFull, EnvironmentUnavailable where the connection is or gets lost.
+        Raises ServerError, ServerFull, EnvironmentUnavailable if the connection is or gets lost.
         """
         message = {"type": kind} if data is None else {"type": kind, "data": data}
         try:
@@ -112,7 +113,7 @@ class OpenEnvSocket:
             raise EnvironmentUnavailable(f"{self._url}: the connection was lost before `{kind}` was answered")
         found = answer.get("data")
         if not isinstance(found, dict):
-            raise ServerSaid("UNREADABLE", str(answer)[:500])
+            raise ServerError("UNREADABLE", str(answer)[:500])
         if answer.get("type") == "error":
             raise _said(found)
         return found
@@ -151,10 +152,10 @@ class OpenEnvSocket:
             self._answers.put_nowait(None)
 
 
-async def begin(urls: Sequence[URL], reset: JsonObject, waits: Waits) -> tuple[OpenEnvSocket, JsonObject]:
-    """A session on one of the servers, and what its reset showed; waits where all are full.
+async def begin(urls: Sequence[URL], reset: JsonObject, waits: SocketTimeouts) -> tuple[OpenEnvSocket, JsonObject]:
+    """Open a session on one of the servers; return it and the result of its reset. Waits while all are full.
 
-    Raises ServerSaid where the reset is refused, EnvironmentUnavailable where no server is reached or gets free.
+    Raises ServerError if the reset is refused, EnvironmentUnavailable if no server is reached or gets free.
     """
     order = random.sample(urls, len(urls))
     give_up_at = asyncio.get_running_loop().time() + waits.capacity_s
@@ -179,7 +180,7 @@ async def begin(urls: Sequence[URL], reset: JsonObject, waits: Waits) -> tuple[O
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-async def _reset(url: URL, reset: JsonObject, waits: Waits) -> tuple[OpenEnvSocket, JsonObject]:
+async def _reset(url: URL, reset: JsonObject, waits: SocketTimeouts) -> tuple[OpenEnvSocket, JsonObject]:
     socket = await OpenEnvSocket.connect(url, waits)
     try:
         return socket, await socket.ask("reset", reset, within_s=waits.reset_s)
@@ -188,7 +189,7 @@ async def _reset(url: URL, reset: JsonObject, waits: Waits) -> tuple[OpenEnvSock
         raise
 
 
-def _said(error: JsonObject) -> ServerSaid | ServerFull:
+def _said(error: JsonObject) -> ServerError | ServerFull:
     code, message = str(error.get("code")), str(error.get("message"))
     if code == "CAPACITY_REACHED":
         return ServerFull(message)
@@ -200,4 +201,4 @@ def _said(error: JsonObject) -> ServerSaid | ServerFull:
             if isinstance(each, dict)
         ]
         message = "; ".join(places) or message
-    return ServerSaid(code, message[:1000])
+    return ServerError(code, message[:1000])

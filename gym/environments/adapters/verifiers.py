@@ -25,7 +25,7 @@ from gym.errors import EnvironmentFailed, VerifierFailed
 from gym.jsontypes import JsonObject
 from gym.limits import Seconds
 from gym.plain import exact_json
-from gym.processes.child import JsonLinesChild, Talk
+from gym.processes.child import ChildConversation, JsonLinesChild
 from gym.reward import Reward
 from gym.trajectory import Trajectory, message_text
 from gym.wire.responses.items import to_chat_messages
@@ -36,7 +36,7 @@ _NUMBERS = itertools.count()
 
 
 class VerifiersOptions(BaseModel):
-    """The options of an entry."""
+    """Options of an entry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,23 +48,23 @@ class VerifiersOptions(BaseModel):
 
 
 class VerifiersRow(Row):
-    """A row of the environment's dataset; `prompt` is left out, since the task's input is it."""
+    """Row of the environment's dataset, without `prompt`, which is the task's input."""
 
     example_id: int = 0
 
 
 class WholeAnswers(TextCodec):
-    """Answers are taken whole, calls included; what verifiers says next is shown as it is."""
+    """Codec that takes answers whole, calls included, and shows verifiers' next messages unchanged."""
 
     def __init__(self, tools: Sequence[JsonObject]) -> None:
         self.tools = tuple(tools)
 
     def acts(self, items: Sequence[JsonObject]) -> list[Act]:
-        """One action, the answer as a chat message."""
+        """Return one action, the answer as a chat message."""
         return [Act(action=answer_message(items))]
 
     def show(self, observation: Any, act: Act | None) -> list[JsonObject]:  # noqa: ARG002  the protocol's
-        """Messages as input items."""
+        """Return messages as input items."""
         return [_item(message) for message in observation or ()]
 
 
@@ -81,7 +81,7 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
 
     @classmethod
     def configured(cls, name: str, options: JsonObject) -> type[Self]:
-        """Start the process, to see the tools and a row; it stays for the rollouts."""
+        """Start the process, to read the tools and a row; it stays for the rollouts."""
         made = super().configured(name, options)
         given: VerifiersOptions = made.options
         command = [
@@ -98,13 +98,13 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
         return made
 
     async def setup(self) -> None:
-        """Begin the rollout there."""
-        self.talk: Talk | None = None
+        """Begin the rollout in the process."""
+        self.talk: ChildConversation | None = None
         self.result: JsonObject | None = None
         self.unscored: str | None = None
         self.taken = 0
         await asyncio.to_thread(self.child.start, within_s=self.options.start_s)
-        self.talk = Talk(self.child, f"r{next(_NUMBERS)}")
+        self.talk = ChildConversation(self.child, f"r{next(_NUMBERS)}")
         row = self.row.model_dump()
         prompt = to_chat_messages(row["responses_create_params"]["input"])
         given = {field: value for field, value in row.items() if field not in FARM_FIELDS}
@@ -113,13 +113,13 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
         self.known = len(prompt)
 
     async def reset(self) -> Any:
-        """What verifiers asks first, beyond the task's input."""
+        """Return verifiers' first messages beyond the task's input."""
         if self.first.get("tools"):
             self.codec = WholeAnswers([_tool(tool) for tool in self.first["tools"]])
         return (self.first.get("ask") or [])[self.known :] or None
 
     async def step(self, action: Any) -> Step:
-        """Give an answer, a text or a chat message; the observation is what verifiers says then."""
+        """Pass on an answer, a text or a chat message; the observation is verifiers' reply."""
         if self.talk is None or self.result is not None:
             raise ValueError("the episode is over")
         self.taken += 1
@@ -133,7 +133,7 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
         return Step(observation=answer.get("shown"), reward=reward, done=True, truncated=truncated)
 
     async def verify(self, trajectory: Trajectory) -> Reward:
-        """The rubric's reward; where a limit of the farm ended the episode, of what there is."""
+        """Return the rubric's reward; if a limit of the farm ended the episode, for the part so far."""
         if self.result is None and self.unscored is None and self.talk is not None:
             try:
                 if len(trajectory.calls) > self.taken and trajectory.calls[-1].reply_items:
@@ -150,13 +150,13 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
         return Reward(self.result["reward"], dict(self.result["metrics"]))
 
     def close(self) -> None:
-        """End the rollout there; the process stays."""
+        """End the rollout in the process, which stays."""
         if (talk := getattr(self, "talk", None)) is not None:
             talk.close()
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """The first row of its dataset."""
+        """Return the first row of the dataset."""
         return orjson.loads(orjson.dumps(cls.example))  # type: ignore[no-any-return]
 
     def _note(self, answer: JsonObject) -> None:
@@ -164,7 +164,7 @@ class Verifiers(SteppedEnvironment[VerifiersRow]):
 
 
 def row_of(given: JsonObject, environment: str) -> JsonObject:
-    """A row of verifiers as a row of the farm."""
+    """Convert a row of verifiers to a row of the farm."""
     prompt = given["prompt"]
     items = prompt if isinstance(prompt, str) else [_item(message) for message in prompt]
     rest = {name: value for name, value in given.items() if name != "prompt" and name not in FARM_FIELDS}
@@ -172,7 +172,7 @@ def row_of(given: JsonObject, environment: str) -> JsonObject:
 
 
 def answer_message(items: Sequence[JsonObject]) -> JsonObject:
-    """The items of an answer as one chat message."""
+    """Return the items of an answer as one chat message."""
     message: JsonObject = {"role": "assistant"}
     message["content"] = "".join(message_text(item) for item in items if item.get("type") == "message")
     calls = [item for item in items if item.get("type") == "function_call"]

@@ -2,7 +2,7 @@
 
 Started as `PYTHON verifiers_bridge.py ID JSON-ARGUMENTS JSON-FOLDERS`; imports verifiers and nothing of the farm. Lines
 of JSON come in and go out. verifiers' own loop runs each rollout, tools, stop conditions and rubric included; where it
-asks a model, what is new in the prompt goes out as `ask`, and the next `act` is the model's answer.
+asks a model, the new part of the prompt goes out as `ask`, and the next `act` is the model's answer.
 
     in   {rollout, do: open, input} · {rollout, do: act, message, cut} · {rollout, do: end} · {rollout, do: close}
          {do: rows, start, count}
@@ -30,7 +30,7 @@ _ENDED = object()
 
 
 class BridgedRollouts:
-    """The rollouts of one environment."""
+    """Registry of the rollouts of one environment."""
 
     def __init__(self, vf: Any, env: Any, out: TextIO) -> None:
         self.vf, self.env, self._out = vf, env, out
@@ -38,12 +38,12 @@ class BridgedRollouts:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def say(self, **line: Any) -> None:
-        """One line out."""
+        """Write one line."""
         self._out.write(json.dumps(line, default=str) + "\n")
         self._out.flush()
 
     def take(self, line: dict[str, Any]) -> None:
-        """One line in."""
+        """Handle one line."""
         rollout = str(line.get("rollout"))
         match line["do"]:
             case "open":
@@ -61,7 +61,7 @@ class BridgedRollouts:
                 self.say(rows=rows_of(self.env, line["start"], line["count"]))
 
     async def _run(self, rollout: str, given: dict[str, Any]) -> None:
-        """A rollout from its row to its reward."""
+        """Run a rollout from its row to its reward."""
         try:
             state = await self.env._run_rollout_state(given, BridgedClient.make(self, rollout), "policy", {})
             if (fault := state.get("error")) is not None:
@@ -81,7 +81,7 @@ class BridgedRollouts:
             self.say(rollout=rollout, done=done, shown=shown(state.get("final_env_response")))
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  one rollout's fault is told and harms no other
+        except BaseException as error:  # noqa: BLE001  one rollout's fault is reported and harms no other
             self.say(rollout=rollout, fault=f"{type(error).__name__}: {error}")
         finally:
             self.answers.pop(rollout, None)
@@ -89,11 +89,11 @@ class BridgedRollouts:
 
 
 class BridgedClient:
-    """Makes verifiers' client of a rollout, whose base class is known once verifiers is imported."""
+    """Factory of a rollout's verifiers client, whose base class is known once verifiers is imported."""
 
     @staticmethod
     def make(rollouts: BridgedRollouts, rollout: str) -> Any:
-        """A client whose model calls go to the farm."""
+        """Return a client whose model calls go to the farm."""
         vf = rollouts.vf
 
         async def unused(*_: Any, **__: Any) -> Any:
@@ -128,31 +128,31 @@ class BridgedClient:
 
 
 def plain(message: Any) -> Any:
-    """A message or a tool as JSON, without what is not set."""
+    """Return a message or a tool as JSON, without unset fields."""
     return message.model_dump(mode="json", exclude_none=True) if hasattr(message, "model_dump") else message
 
 
 def plain_answer(vf: Any, message: dict[str, Any]) -> Any:
-    """An answer as verifiers shows it in the next prompt."""
+    """Return an answer as verifiers shows it in the next prompt."""
     return plain(vf.AssistantMessage(**message))
 
 
 def shown(messages: Any) -> list[Any]:
-    """The last response of an environment, which no model reads any more."""
+    """Return the last response of an environment, which no model reads any more."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     return [plain(each) for each in messages or ()]
 
 
 def rows_of(env: Any, start: int, count: int) -> list[dict[str, Any]]:
-    """Rows of its dataset, as verifiers takes them."""
+    """Return rows of the dataset, as verifiers takes them."""
     dataset = env.get_dataset()
     chosen = dataset.select(range(min(start, len(dataset)), min(start + count, len(dataset))))
     return [{name: value for name, value in dict(row).items() if value is not None} for row in chosen]
 
 
 def watch_rewards(rubric: Any) -> None:
-    """Have every reward function note what it raises."""
+    """Record the exceptions of every reward function."""
     for inner in getattr(rubric, "rubrics", ()):
         watch_rewards(inner)
     if isinstance(getattr(rubric, "funcs", None), list) and not getattr(rubric, "rubrics", ()):
@@ -182,7 +182,7 @@ def _watched(func: Any) -> Any:
 
 
 def load(env_id: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
-    """The package and the environment. Raises RuntimeError where they do not fit the farm."""
+    """Load the package and the environment. Raises RuntimeError if they do not fit the farm."""
     import verifiers as vf  # type: ignore[import-not-found,unused-ignore]  # lies in the other virtual environment
 
     if not hasattr(vf, "load_environment"):
@@ -197,7 +197,7 @@ def load(env_id: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
 
 
 async def serve(rollouts: BridgedRollouts) -> None:
-    """Take lines until there are no more."""
+    """Serve lines until the input ends."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=2**28)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -208,7 +208,7 @@ async def serve(rollouts: BridgedRollouts) -> None:
 
 
 def end_with_parent() -> None:
-    """End also where an environment never lets go of the event loop."""
+    """End with the parent even if an environment never yields the event loop."""
     parent = os.getppid()
     while os.getppid() == parent:
         time.sleep(1)
@@ -216,7 +216,7 @@ def end_with_parent() -> None:
 
 
 def main() -> None:
-    """What environments print goes to the log, never among the lines."""
+    """Serve, with an environment's prints in the log and never among the lines."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # Python put this file's folder first, where modules have the names of the packages that they adapt
@@ -224,7 +224,7 @@ def main() -> None:
     try:
         vf, env = load(sys.argv[1], json.loads(sys.argv[2]))
         first = rows_of(env, 0, 1)
-    except BaseException as error:  # noqa: BLE001  told to whoever started it
+    except BaseException as error:  # noqa: BLE001  reported to the parent
         cause = f" ({error.__cause__!r})" if error.__cause__ else ""
         out.write(json.dumps({"failed": f"{type(error).__name__}: {error}{cause}"}) + "\n")
         out.flush()
@@ -234,7 +234,7 @@ def main() -> None:
     tools = [plain(each) for each in getattr(env, "tool_defs", None) or ()]
     rollouts.say(ready={"rows": first, "tools": tools, "size": len(env.get_dataset()), "doc": (env.__doc__ or "")})
     asyncio.run(serve(rollouts))
-    os._exit(0)  # packages leave threads behind that would hold the end up
+    os._exit(0)  # packages leave threads behind that would delay the end
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class CodeRow(Row):
 class Code(SandboxedEnvironment[CodeRow]):
     """Write a Python function that passes its tests.
 
-    Reward 1.0 when all tests pass; `passed` is the share of asserts that held. What the tools left does not count.
+    Reward 1.0 when all tests pass; `passed` is the share of asserts that held. The tools' effects do not count.
     """
 
     name = "code"
@@ -80,7 +80,7 @@ class Code(SandboxedEnvironment[CodeRow]):
     async def verify(self, trajectory: Trajectory) -> Reward:
         """Score the answer in a sandbox that no tool has used.
 
-        Raises BadRow where the tests ask for what cannot be done, EnvironmentUnavailable where no sandbox can be had.
+        Raises BadRow if the tests ask for something unsupported, EnvironmentUnavailable without a sandbox.
         """
         answer = answer_of(trajectory.final_text)
         if not answer.strip() or len(answer) + len(self.row.prompt) > MAX_CODE_CHARS:
@@ -97,7 +97,7 @@ class Code(SandboxedEnvironment[CodeRow]):
         return Reward(1.0 if passed else 0.0, {"passed": 1.0 if passed else verdict.passed / total, "ran": ran})
 
     async def _verdict(self, program: str, tests: list[str]) -> CodeVerdict | None:
-        """None where the answer ended its sandbox, twice: once could be the machine's fault.
+        """Return the verdict, or None if the answer ended its sandbox twice: once could be the machine's fault.
 
         A sandbox that fails before the answer runs says nothing about the answer.
         """
@@ -116,7 +116,7 @@ class Code(SandboxedEnvironment[CodeRow]):
         return None
 
     def _program(self, answer: str) -> str:
-        """The answer after the prompt's definitions, or as the body that the prompt asks for."""
+        """Return the answer after the prompt's definitions, or as the body that the prompt asks for."""
         prompt = self.row.prompt
         if self.row.test is None or not prompt:
             return answer
@@ -126,7 +126,7 @@ class Code(SandboxedEnvironment[CodeRow]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """One of each kind could stand here; this one has a list of asserts."""
+        """Return a problem with a list of asserts."""
         return {
             "responses_create_params": {
                 "input": "Write a Python function `middle(numbers)` that gives the median of a list of numbers. "
@@ -138,12 +138,12 @@ class Code(SandboxedEnvironment[CodeRow]):
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:  # noqa: ARG003  see Environment
-        """None: the scripted model cannot program."""
+        """Return no rows: the scripted model cannot program."""
         return []
 
 
 def answer_of(text: str) -> str:
-    """The last fenced block of a text, else the text."""
+    """Return the last fenced block of a text, else the text."""
     blocks = enclosed(text, _OPENING, _CLOSING)
     return blocks[-1] if blocks else text
 

@@ -1,6 +1,6 @@
-"""Questions with an expected answer, where a judge decides whether an answer says the same.
+"""Questions with an expected answer; a judge decides whether an answer is equivalent.
 
-What can be decided without a judge is: equal texts, equal or different numbers, no answer at all.
+No judge is asked about equal texts, about two numbers, or about a missing answer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _EDGES = " \t\n\r.,;:!?\"'`*$()[]"
 
 
 class EquivalenceRow(Row):
-    """The expected answer; the question is the last user message where it is not given."""
+    """The expected answer; the question defaults to the last user message."""
 
     expected_answer: str | int | float
     question: str | None = None
@@ -45,8 +45,8 @@ class EquivalenceRow(Row):
 class Equivalence(Environment[EquivalenceRow]):
     """Answer a question; a judge decides whether the answer says what is expected.
 
-    The answer is what stands in the last <answer> tags, else the whole last message. Reward 1.0 where it is the
-    expected text or number, 0.0 where it is another number or missing; else the judge `equality` says.
+    The answer is the text in the last <answer> tags, else the whole last message. Reward 1.0 for the expected text or
+    number, 0.0 for another number or a missing answer; else the judge `equality` decides.
     """
 
     name = "equivalence"
@@ -55,7 +55,7 @@ class Equivalence(Environment[EquivalenceRow]):
     judges = (JUDGE,)
 
     def verify(self, trajectory: Trajectory) -> Reward | Ask:
-        """Decide what needs no judge, and ask for the rest."""
+        """Score without a judge if possible, else ask one."""
         answer = answer_of(trajectory.final_text)
         expected = str(self.row.expected_answer)
         same = same_plainly(answer, expected)
@@ -66,12 +66,12 @@ class Equivalence(Environment[EquivalenceRow]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """A question whose answers are put in many ways."""
+        """Return a question whose answers can be phrased in many ways."""
         return cls._row("Which gas do plants take up from the air?", "carbon dioxide")
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """Small facts and sums."""
+        """Return small facts and sums."""
         rng = random.Random(seed)
         return [cls._row(*rng.choice(FACTS)) for _ in range(count)]
 
@@ -86,13 +86,13 @@ class Equivalence(Environment[EquivalenceRow]):
 
 
 def answer_of(text: str) -> str:
-    """What stands in the last <answer> tags, else the whole text."""
+    """Return the text in the last <answer> tags, else the whole text."""
     tagged = enclosed(text, _OPENING, _CLOSING)
     return (tagged[-1] if tagged else text).strip()
 
 
 def same_plainly(answer: str, expected: str) -> bool | None:
-    """Whether both are the same text or number, `None` where only a judge can say."""
+    """Return whether both are the same text or number, `None` if only a judge can decide."""
     if not answer:
         return False
     if max(len(answer), len(expected)) > MOST_COMPARED:
@@ -106,12 +106,12 @@ def same_plainly(answer: str, expected: str) -> bool | None:
 
 
 def _plain(text: str) -> str:
-    """Without case, marks at its edges, and differences in blanks and in how characters are written."""
+    """Normalise case, marks at the edges, blanks, and the encoding of characters."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().strip(_EDGES).split())
 
 
 def _number(text: str) -> Fraction | None:
-    """The number that a text is, exactly; thousands may be set apart by commas."""
+    """Return the exact number that a text is; commas may separate thousands."""
     plain = unicodedata.normalize("NFKC", text).strip(_EDGES.replace(".", "")).replace("\u2212", "-")
     if found := _FRACTION.fullmatch(plain):
         return Fraction(int(found[1]), int(found[2])) if int(found[2]) else None

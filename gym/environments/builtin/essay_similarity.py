@@ -1,4 +1,4 @@
-"""Essays scored by how near their meaning comes to a reference: the judge is an embedding model."""
+"""Essays scored by their similarity to a reference text: the judge is an embedding model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOPICS = (
 
 
 class EssayRow(Row):
-    """The text that an essay should come near; below `floor` the similarity counts as nothing."""
+    """The reference text; a similarity below `floor` counts as nothing."""
 
     reference: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     floor: Annotated[float, Field(ge=-1, lt=1)] = 0.0
@@ -45,7 +45,7 @@ class EssaySimilarity(Environment[EssayRow]):
     judges = (JUDGE,)
 
     def verify(self, trajectory: Trajectory) -> Reward | Ask:
-        """Nothing written is nothing similar; else ask."""
+        """Score an empty text as 0; else ask the judge."""
         text = trajectory.final_text.strip()
         if not text:
             return Reward(0.0, {"written": 0.0})
@@ -53,18 +53,18 @@ class EssaySimilarity(Environment[EssayRow]):
 
     @classmethod
     def judged(cls, ask: Ask, verdicts: Sequence[Verdict]) -> Reward:
-        """The cosine above the floor."""
+        """Return the cosine if it is above the floor, else 0."""
         cosine = verdicts[0].score
         return Reward(cosine if cosine > float(ask.facts["floor"]) else 0.0, {"cosine": cosine})
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """Rain."""
+        """Return a row about rain."""
         return cls._row(*TOPICS[0])
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """The topics, again and again."""
+        """Return the topics in turn."""
         rng = random.Random(seed)
         return [cls._row(*rng.choice(TOPICS)) for _ in range(count)]
 

@@ -1,8 +1,8 @@
-"""Which answers of a model may reach a verifier that evaluates them as Python.
+"""Check of a model's answers before a verifier that evaluates them as Python.
 
 Some of reasoning_gym's verifiers call `eval` or SymPy's `parse_expr` (which is `eval` with more names) on the text that
-a model wrote. Model-written code runs only in a sandbox, so such a verifier is given an answer only when it is plain
-words, a Python literal, or arithmetic whose numbers stay small; anything else counts as no answer.
+a model wrote. Model-written code runs only in a sandbox. So such a verifier gets only plain words, a Python literal, or
+arithmetic whose numbers stay small; anything else counts as no answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,15}")
 
 
 def is_literal(answer: str) -> bool:
-    """Whether `eval` of it can do nothing but read a value: words and blanks alone, or a Python literal."""
+    """Return whether `eval` can only read a value from it: words and blanks alone, or a Python literal."""
     if len(answer) > MAX_CHARS:
         return False
     if _WORDS.fullmatch(answer):
@@ -33,7 +33,7 @@ def is_literal(answer: str) -> bool:
 
 
 def is_arithmetic(answer: str) -> bool:
-    """Whether it is numbers, names, + - * / ** and calls of `FUNCTIONS`, and no power in it grows large."""
+    """Return whether it is numbers, names, + - * / ** and calls of `FUNCTIONS`, without a power that grows large."""
     if len(answer) > MAX_CHARS:
         return False
     try:
@@ -44,7 +44,7 @@ def is_arithmetic(answer: str) -> bool:
 
 
 def _bits(node: ast.expr) -> float:
-    """An upper bound for the length of a number, infinite for what is not arithmetic."""
+    """Return an upper bound for the length of a number, infinite for anything but arithmetic."""
     match node:
         case ast.Constant(value=bool()):
             return math.inf

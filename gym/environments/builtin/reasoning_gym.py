@@ -25,7 +25,7 @@ from gym.plain.values import number
 from gym.reward import Reward
 from gym.trajectory import Trajectory
 
-# Datasets whose verifier evaluates the answer as Python (reasoning_gym 0.1.19), and what it may be given.
+# Datasets whose verifier evaluates the answer as Python (reasoning_gym 0.1.19), and the check of its answers.
 EVALUATED: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("string_insertion", "spiral_matrix", "binary_matrix", "n_queens"), is_literal),
     **dict.fromkeys(("simple_integration", "intermediate_integration", "polynomial_multiplication"), is_arithmetic),
@@ -38,7 +38,7 @@ _BRACE = re.compile(r"(?P<boxed>\\boxed\s*)?\{|\}")
 
 
 class ReasoningRow(Row):
-    """An entry of a dataset, whole or by its place."""
+    """An entry of a dataset, complete or by its index."""
 
     question: str | None = None
     answer: str | None = None
@@ -62,7 +62,7 @@ class ReasoningRow(Row):
 class ReasoningGym(Environment[ReasoningRow]):
     r"""Answer a generated question of arithmetic, logic, games and more; any dataset of reasoning_gym.
 
-    The reward is that of the dataset's own verifier, from 0 to 1. The answer is what stands in the last message's
+    The reward is that of the dataset's own verifier, from 0 to 1. The answer is the text in the last message's
     last <answer> tags, else its last \boxed{}, else the whole message.
     """
 
@@ -73,7 +73,7 @@ class ReasoningGym(Environment[ReasoningRow]):
     requires = ("reasoning_gym",)
 
     def setup(self) -> None:
-        """Make the entry. Raises BadRow where the dataset is unknown or makes another question than the row has."""
+        """Generate the entry. Raises BadRow if the dataset is unknown or its question differs from the row's."""
         row = self.row
         if row.dataset is None:
             self.dataset: str = row.metadata["source_dataset"]
@@ -89,7 +89,10 @@ class ReasoningGym(Environment[ReasoningRow]):
             )
 
     def verify(self, trajectory: Trajectory) -> Reward:
-        """Score the answer. One that the verifier stumbles over scores 0, if it can score the right one."""
+        """Score the answer.
+
+        If the verifier raises on it, the score is 0, provided that it can score the right answer.
+        """
         answer: str | None = extract_answer(trajectory.final_text)
         if answer is not None and len(answer) > MOST_ANSWER_CHARS:
             return Reward(0.0, {"unreadable": 1.0})
@@ -99,14 +102,14 @@ class ReasoningGym(Environment[ReasoningRow]):
             answer = None
         try:
             value = number(score(answer, self.entry), "the score")
-        except Exception:  # noqa: BLE001  raised again by the next line where the answer is not at fault
+        except Exception:  # noqa: BLE001  the next line raises it again if the answer is not the cause
             score(self.entry["answer"] or "", self.entry)
             return Reward(0.0, {"unreadable": 1.0})
         return Reward(value)
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """A sum."""
+        """Return a sum."""
         return {
             "responses_create_params": {
                 "input": [
@@ -125,23 +128,23 @@ class ReasoningGym(Environment[ReasoningRow]):
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """Entries of a few datasets in turn."""
+        """Return entries of a few datasets in turn."""
         sources = [generate(name, size=-(-count // len(DEMO_DATASETS)), seed=seed) for name in DEMO_DATASETS]
         rows = [row for entries in zip(*sources, strict=True) for row in entries]
         return rows[:count]
 
 
 def generate(dataset: str, *, size: int, seed: int, config: JsonObject | None = None) -> Iterator[JsonObject]:
-    """Rows of a dataset, complete and ready to submit; `config` is that of the dataset.
+    """Generate rows of a dataset, complete and ready to submit; `config` is that of the dataset.
 
-    Raises Invalid where the dataset or its configuration is unknown.
+    Raises Invalid if the dataset or its configuration is unknown.
     """
     for index in range(size):
         yield reasoning_row(dataset, seed=seed, index=index, config=config or {})
 
 
 def reasoning_row(dataset: str, *, seed: int, index: int, config: JsonObject) -> JsonObject:
-    """One row of a dataset. Raises Invalid, as `generate` does."""
+    """Return one row of a dataset. Raises Invalid, as `generate` does."""
     from reasoning_gym.utils import SYSTEM_PROMPTS
 
     packed = orjson.dumps(config)
@@ -176,7 +179,7 @@ def extract_answer(text: str) -> str:
 
 
 def _last_boxed(text: str) -> str | None:
-    r"""What is in the last closed \boxed{}; braces may be nested."""
+    r"""Return the content of the last closed \boxed{}; braces may be nested."""
     opened: list[tuple[bool, int]] = []
     last: tuple[int, int] | None = None
     for brace in _BRACE.finditer(text):
@@ -191,7 +194,7 @@ def _last_boxed(text: str) -> str | None:
 
 @functools.lru_cache(maxsize=128)
 def _score_fn(dataset: str) -> Callable[[str | None, JsonObject], float]:
-    """A dataset's own verifier; its rows may come with any configuration. Raises BadRow for an unknown dataset."""
+    """Return a dataset's verifier; its rows may have any configuration. Raises BadRow for an unknown dataset."""
     import reasoning_gym
 
     try:
@@ -202,9 +205,11 @@ def _score_fn(dataset: str) -> Callable[[str | None, JsonObject], float]:
 
 
 def _entry(dataset: str, seed: int, index: int, config: bytes) -> JsonObject:
-    """An entry by its place, from a dataset whose size depends on the place alone, as some make others for another.
+    """Generate an entry by its index.
 
-    Raises BadRow where reasoning_gym does not take the name or the configuration, which is JSON.
+    The dataset's size depends on the index alone, since some datasets vary with size.
+
+    Raises BadRow if reasoning_gym refuses the name or the configuration, which is JSON.
     """
     entry: JsonObject = _dataset(dataset, seed, max(1024, 1 << index.bit_length()), config)[index]
     return entry

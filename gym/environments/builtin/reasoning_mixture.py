@@ -28,9 +28,9 @@ _TASK = re.compile(r"^(?P<name>[a-z0-9_]+)-[0-9]+-[0-9]+(?:-L(?P<level>[0-9]+))?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A dataset's part: its share by weight, its configuration, and the level at which its curriculum begins.
+    """A dataset's part: its share by weight, its configuration, and the initial level of its curriculum.
 
-    Without a level its curriculum is not used. What the configuration gives wins over the curriculum.
+    Without a level the curriculum is not used. The configuration takes precedence over the curriculum.
     """
 
     weight: float = 1.0
@@ -40,7 +40,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """When a dataset's level changes: after `window` rewards at its level, by their mean."""
+    """Rule for changing a dataset's level: after `window` rewards at its level, by their mean."""
 
     window: int = 64
     raise_at: float = 0.8
@@ -48,7 +48,7 @@ class Pace:
 
 
 class Mixture:
-    """Makes rows and keeps each dataset's level. Raises Invalid for what reasoning_gym does not have."""
+    """Source of rows that keeps each dataset's level. Raises Invalid for datasets that reasoning_gym does not have."""
 
     def __init__(self, sources: Mapping[str, Source], *, seed: int = 0, pace: Pace | None = None) -> None:
         if not sources or not all(0 < source.weight < float("inf") for source in sources.values()):
@@ -66,7 +66,7 @@ class Mixture:
                 self._set_level(name, source.level)
 
     def rows(self, count: int) -> Iterator[JsonObject]:
-        """The next `count` rows, at the levels of this moment."""
+        """Return the next `count` rows, at the current levels."""
         names = list(self._sources)
         weights = [self._sources[name].weight for name in names]
         for _ in range(count):
@@ -81,9 +81,9 @@ class Mixture:
             yield row | {"task_id": f"{row['task_id']}-L{level}", "level": level}
 
     def score(self, task_id: str, reward: float | None) -> int | None:
-        """Take the reward of a rollout of one of these rows: the dataset's level if this changed it.
+        """Record the reward of a rollout of one of these rows. Returns the dataset's level if this changed it.
 
-        Rewards of rows of another level than the present one do not count; nor do other tasks.
+        Rewards of rows of another level than the current one do not count; nor do other tasks.
         """
         found = _TASK.match(task_id)
         if reward is None or found is None or found["level"] is None:
@@ -103,7 +103,7 @@ class Mixture:
         return following if following != level else None
 
     def state(self) -> JsonObject:
-        """Where it stands, as JSON, for a trainer's checkpoint."""
+        """Return the state as JSON, for a trainer's checkpoint."""
         return {
             "next": self._next,
             "levels": dict(self.levels),
@@ -111,7 +111,7 @@ class Mixture:
         }
 
     def restore(self, state: JsonObject) -> None:
-        """Go on from a state of a mixture of the same sources."""
+        """Continue from a state of a mixture of the same sources."""
         self._next = int(state["next"])
         for name, level in state["levels"].items():
             if name in self._highest:
@@ -119,7 +119,7 @@ class Mixture:
                 self._rewards[name].extend(state["rewards"].get(name, ()))
 
     def _can_be_made(self, name: str, level: int) -> bool:
-        """Whether the dataset takes the configuration of its own curriculum, which some do not at every level."""
+        """Return whether the dataset accepts the configuration of its curriculum, which some do not at every level."""
         try:
             reasoning_row(name, seed=0, index=0, config=level_config(name, level) | self._sources[name].config)
         except Invalid:
@@ -134,7 +134,7 @@ class Mixture:
 
 
 def read_source(text: str) -> tuple[str, Source]:
-    """`NAME`, with `=WEIGHT` and `@LEVEL` where wanted. Raises Invalid."""
+    """Parse `NAME`, with an optional `=WEIGHT` and `@LEVEL`. Raises Invalid."""
     found = _SOURCE.match(text)
     if found is None:
         raise Invalid("invalid_dataset", f"{text!r} is not NAME, NAME=WEIGHT, NAME@LEVEL or NAME=WEIGHT@LEVEL")
@@ -143,12 +143,12 @@ def read_source(text: str) -> tuple[str, Source]:
 
 
 def highest_level(dataset: str) -> int:
-    """The level from which a dataset's curriculum gets no harder. Raises Invalid where it has none."""
+    """Return the level from which a dataset's curriculum gets no harder. Raises Invalid without a curriculum."""
     return max((len(each.levels) for each in _curriculum(dataset).attributes.values()), default=1) - 1
 
 
 def level_config(dataset: str, level: int) -> JsonObject:
-    """The configuration of a level: every attribute at it, or at its own highest. Raises Invalid."""
+    """Return the configuration of a level: each attribute at it, or at its own maximum. Raises Invalid."""
     curriculum = _curriculum(dataset)
     curriculum.set_global_level(level)
     made = curriculum.generate_configuration()

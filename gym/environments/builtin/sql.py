@@ -1,8 +1,8 @@
 """Questions over a real SQLite database, one per rollout.
 
-A row brings its own database (`schema`, and `data` as a script or as rows by table) or takes the bundled shop. It says
-what is right by `expected_sql`, run on the same database, or by `expected_rows`. What keeps a query from doing harm is
-in `gym.environments.builtin.sql_database`, what makes two results the same in `gym.environments.builtin.sql_results`.
+A row brings its own database (`schema`, and `data` as a script or as rows by table) or takes the bundled shop. The
+right result is that of `expected_sql`, run on the same database, or `expected_rows`. The module
+`gym.environments.builtin.sql_database` restricts queries, `gym.environments.builtin.sql_results` compares results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gym.trajectory import Trajectory
 SHOWN_ROWS = 200
 SHOWN_BYTES = 32_000
 MAX_EXPECTED_ROWS = 10_000
-MIN_RESULT_BYTES = 2**20  # of a result that is compared; one twice as large as expected is another one
+MIN_RESULT_BYTES = 2**20  # of a compared result; one twice as large as expected is wrong
 _OPENING = re.compile(r"```sql\s*\n", re.IGNORECASE)
 _CLOSING = re.compile("```")
 JsonCell = str | int | float | None
@@ -70,7 +70,7 @@ class Sql(Environment[SqlRow]):
         self._last_sql: str | None = None
 
     def setup(self) -> None:
-        """Fill the database and work out what is expected; raises what SQLite raises."""
+        """Fill the database and compute the expected result; raises SQLite's errors."""
         row = self.row
         if row.schema_script is None:
             self._database.fill(SHOP_SCHEMA, SHOP_DATA)
@@ -108,7 +108,7 @@ class Sql(Environment[SqlRow]):
         return {"columns": result.columns, "rows": rows, **cut}
 
     def verify(self, trajectory: Trajectory) -> Reward:
-        """Run the final query again, without the limits on what is shown, and compare."""
+        """Run the final query again, without the limits on shown rows, and compare."""
         blocks = enclosed(trajectory.final_text, _OPENING, _CLOSING)
         sql = blocks[-1] if blocks else self._last_sql
         if sql is None:
@@ -127,7 +127,7 @@ class Sql(Environment[SqlRow]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """A database of its own, with two tables."""
+        """Return a row with its own database of two tables."""
         question = "Which authors wrote more than one book? Give their names."
         return {
             **cls._row(
@@ -148,7 +148,7 @@ class Sql(Environment[SqlRow]):
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """Questions about the bundled shop."""
+        """Return questions about the bundled shop."""
         rng = random.Random(seed)
         rows = []
         for _ in range(count):

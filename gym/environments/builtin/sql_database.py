@@ -1,10 +1,10 @@
-"""A small SQLite database in memory that a model may read and nobody can leave.
+"""A small SQLite database in memory that confines a model's queries.
 
 Filled by a script, then locked: an authorizer lets only reads pass, so that neither a row's script nor a model's query
 reaches a file (ATTACH, VACUUM INTO, extensions), and no query writes. A statement has a time limit, a value a size
-limit, the database a page limit. The time limit is looked at between steps of a statement, so each step is kept short:
-functions are bounded (`sql_functions`), as are patterns, columns and what is copied (`sql_expansion`). Usable from any
-thread, by one at a time.
+limit, the database a page limit. SQLite checks the time limit between steps of a statement, so each step is kept short:
+functions are bounded (`sql_functions`), as are patterns, columns and copies of tables (`sql_expansion`). Usable from
+any thread, by one at a time.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _HARMLESS_PRAGMAS = frozenset({"foreign_keys", "table_info", "foreign_key_list"}
 
 
 class QueryFailed(ValueError):
-    """A statement could not be run; the text is for the model."""
+    """Error for a statement that could not be run; the text is for the model."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueryResult:
-    """What a query gave; `complete` is false where a limit cut it."""
+    """Result of a query; `complete` is false if a limit cut it."""
 
     columns: list[str]
     rows: list[tuple[Cell, ...]]
@@ -79,7 +79,7 @@ class Database:
             raise self._explained(error) from error
 
     def lock(self) -> None:
-        """From here on only reads pass."""
+        """Allow only reads from now on."""
         if self._connection.in_transaction:
             self._connection.commit()
         self._connection.execute("PRAGMA foreign_keys = OFF")
@@ -93,7 +93,10 @@ class Database:
         self._connection.set_authorizer(_allow_reading)
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """The columns of each table and view, as `{name, type, nullable, primary_key}`; before `lock`."""
+        """Return the columns of each table and view, as `{name, type, nullable, primary_key}`.
+
+        Call it before `lock`.
+        """
         names = self._connection.execute(
             "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
         ).fetchall()
@@ -126,7 +129,7 @@ class Database:
         return QueryResult(columns, rows, complete)
 
     def close(self) -> None:
-        """Free it. A second call does nothing."""
+        """Close the connection. A second call does nothing."""
         self._connection.close()
         self._functions.close()
 
@@ -170,7 +173,7 @@ def _allow_reading(action: int, _first: str | None, second: str | None, _db: str
 
 
 def size_of(rows: Sequence[tuple[Cell, ...]]) -> int:
-    """Roughly the bytes of some rows."""
+    """Return the approximate bytes of some rows."""
     return sum(len(cell) if isinstance(cell, str | bytes) else 8 for row in rows for cell in row)
 
 

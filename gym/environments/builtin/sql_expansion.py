@@ -1,7 +1,7 @@
-"""How often the tables of a WITH clause are copied into a statement.
+"""Bound on the copies of the tables of a WITH clause in a statement.
 
-SQLite copies such a table wherever it is named, before any time limit is looked at: twenty tables of which each names
-the one before twice are a million copies. This is an upper bound, read from the statement's words in linear time.
+SQLite copies such a table wherever it is named, before it checks any time limit: twenty tables, each naming the one
+before twice, make a million copies. This is an upper bound, read from the statement's words in linear time.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _TOKEN = re.compile(
 _BEFORE_TABLES = frozenset({"from", "join", ",", "(", "in"})
 
 
-class _TooFar(Exception):
-    """More than MAX_COPIES, or nested more deeply than SQLite reads."""
+class _ExpansionTooLarge(Exception):
+    """Error for more than MAX_COPIES, or for deeper nesting than SQLite reads."""
 
 
 def expands_too_far(sql: str) -> bool:
-    """Whether more than MAX_COPIES of a statement's WITH tables may be made."""
+    """Return whether more than MAX_COPIES of a statement's WITH tables may be made."""
     if "with" not in sql.casefold():
         return False
     try:
         return _copies(_tokens(sql)) > MAX_COPIES
-    except (_TooFar, RecursionError):
+    except (_ExpansionTooLarge, RecursionError):
         return True
 
 
@@ -52,7 +52,7 @@ def _copies(tokens: list[str]) -> int:
 
 
 def _tokens(sql: str) -> list[str]:
-    """Words without case, names without quotes, and marks; literals, operators and comments are left out."""
+    """Return words without case, names without quotes, and marks; literals, operators and comments are left out."""
     found = []
     for token in _TOKEN.finditer(sql):
         if token["quoted"]:
@@ -65,21 +65,21 @@ def _tokens(sql: str) -> list[str]:
 
 
 def _closing(tokens: list[str]) -> dict[int, int]:
-    """For each opening parenthesis its closing one."""
+    """Map each opening parenthesis to its closing one."""
     found: dict[int, int] = {}
     opened: list[int] = []
     for place, mark in enumerate(tokens):
         if mark == "(":
             opened.append(place)
             if len(opened) > MAX_DEPTH:
-                raise _TooFar
+                raise _ExpansionTooLarge
         elif mark == ")" and opened:
             found[opened.pop()] = place
     return found
 
 
 def _body(tokens: list[str], closing: dict[int, int], place: int) -> int | None:
-    """Where the body of `NAME [(columns)] AS [[NOT] MATERIALIZED] (` begins, None where that does not stand here."""
+    """Return where the body of `NAME [(columns)] AS [[NOT] MATERIALIZED] (` begins, or None if there is none here."""
     following = place + 1
     if tokens[following : following + 1] == ["("]:
         following = closing.get(following, len(tokens)) + 1
@@ -98,15 +98,15 @@ def _count(
     bodies: dict[str, list[tuple[int, int]]],
     known: dict[str, int],
 ) -> int:
-    """A table's copies with all that it names, itself once. Raises _TooFar."""
+    """Return the copies that a table makes, with those of the tables that it names. Raises _ExpansionTooLarge."""
     if table in known:
         return known[table]
-    known[table] = 1  # where it names itself
+    known[table] = 1  # if it names itself
     total = 1
     for begin, end in bodies[table]:
         for place in named[bisect_left(named, begin) : bisect_left(named, end)]:
             total += _count(tokens[place], tokens, named, bodies, known)
             if total > MAX_COPIES:
-                raise _TooFar
+                raise _ExpansionTooLarge
     known[table] = total
     return total

@@ -1,7 +1,8 @@
-"""SQL functions whose built-in form may run for minutes within one call, where no time limit is looked at.
+"""SQL functions whose built-in form may run for minutes within one call, out of reach of the time limit.
 
-`replace`, `instr` and the trims of SQLite take quadratic time, `printf` and `format` as long as a width says. Here they
-give the same results in linear time, or refuse. What has no quick form is not offered (`REFUSED`).
+`replace`, `instr` and the trims of SQLite take quadratic time; `printf` and `format` take time in proportion to the
+width. Here they give the same results in linear time, or refuse. Functions without a fast form are not offered
+(`REFUSED`).
 """
 
 from __future__ import annotations
@@ -14,23 +15,23 @@ from functools import partial
 Value = str | int | float | bytes | None
 REFUSED = frozenset({"load_extension", "json_patch", "fts3_tokenizer"})
 MAX_WIDTH = 999
-MAX_COMPARED = 10**8  # bytes, of values that are no texts
+MAX_COMPARED = 10**8  # bytes, of values other than texts
 _SPEC = r"%[-+ 0,#!.]*"
 _STAR = re.compile(rf"{_SPEC}(?:\d{{1,3}}[.]?)?\*")
 _WIDE = re.compile(r"%[-+ ,#!.0-9]*?[0-9]{4}")
 
 
-class Refused(ValueError):
-    """A function will not do what it is asked; the text is for the model."""
+class FunctionRefused(ValueError):
+    """Error for a call that a function refuses; the text is for the model."""
 
 
 class BoundedFunctions:
-    """Registers the functions on a connection; `reason` is why the last statement was refused, if it was."""
+    """Bounded functions of a connection; `reason` is why the last statement was refused, if it was."""
 
     def __init__(self, connection: sqlite3.Connection, *, max_bytes: int) -> None:
         self.reason: str | None = None
         self._max_bytes = max_bytes
-        # SQLite's own forms, for what is no text
+        # SQLite's own forms, for values other than texts
         self._own = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
         self._own.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, max_bytes)
         functions: tuple[tuple[str, int, Callable[..., Value]], ...] = (
@@ -43,16 +44,16 @@ class BoundedFunctions:
             connection.create_function(name, arguments, self._told(function), deterministic=True)
 
     def close(self) -> None:
-        """Free what the functions use."""
+        """Free the resources of the functions."""
         self._own.close()
 
     def _told(self, function: Callable[..., Value]) -> Callable[..., Value]:
-        """The function, whose refusals are kept, since SQLite only says that a function raised."""
+        """Wrap a function and keep its refusals, since SQLite only reports that a function raised."""
 
         def called(*values: Value) -> Value:
             try:
                 return function(*values)
-            except (Refused, sqlite3.Error) as error:
+            except (FunctionRefused, sqlite3.Error) as error:
                 self.reason = str(error)
                 raise
 
@@ -64,7 +65,7 @@ class BoundedFunctions:
         if not old:
             return text
         if len(new) > len(old) and len(text) + text.count(old) * (len(new) - len(old)) > self._max_bytes:
-            raise Refused("string or blob too big")
+            raise FunctionRefused("string or blob too big")
         return text.replace(old, new)
 
     def _instr(self, text: Value, part: Value) -> Value:
@@ -81,13 +82,13 @@ class BoundedFunctions:
     def _printf(self, name: str, *values: Value) -> Value:
         form = values[0] if values else None
         if isinstance(form, str) and (_STAR.search(form) or _WIDE.search(form)):
-            raise Refused(f"{name}: a width or precision is written in the format and is at most {MAX_WIDTH}")
+            raise FunctionRefused(f"{name}: a width or precision is written in the format and is at most {MAX_WIDTH}")
         return self._by_sqlite(name, *values)
 
     def _by_sqlite(self, name: str, *values: Value) -> Value:
         sizes = [len(value) if isinstance(value, str | bytes) else 20 for value in values]
         if name not in ("printf", "format") and len(sizes) > 1 and sizes[0] * sizes[1] > MAX_COMPARED:
-            raise Refused(f"{name}: the values are too long to be compared")
+            raise FunctionRefused(f"{name}: the values are too long to be compared")
         marks = ", ".join("?" * len(values))
         found: Value = self._own.execute(f"SELECT {name}({marks})", values).fetchone()[0]
         return found

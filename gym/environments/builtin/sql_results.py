@@ -1,7 +1,7 @@
-"""Whether two results of queries are the same: as multisets of rows, or in order.
+"""Comparison of two query results: as multisets of rows, or in order.
 
-Columns have no names here. Numbers are equal within a tolerance (1 and 1.0 are the same number), texts are equal as
-they are, NULL equals NULL.
+Columns have no names here. Numbers are equal within a tolerance (1 and 1.0 are the same number), texts are compared
+exactly, NULL equals NULL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Row = Sequence[object]
 
 
 def same_result(found: Sequence[Row], expected: Sequence[Row], *, ordered: bool) -> bool:
-    """Compare all rows."""
+    """Return whether all rows are the same."""
     if len(found) != len(expected):
         return False
     if ordered:

@@ -1,4 +1,4 @@
-"""The database that comes with the environment `sql`, and questions about it: a small shop for tea."""
+"""The bundled database of the environment `sql`, a small tea shop, and questions about it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ShopQuestion:
     ordered: bool = False
 
     def draw(self, rng: random.Random) -> dict[str, str | int]:
-        """One value for each."""
+        """Draw one value for each placeholder."""
         return {name: rng.choice(choices) for name, choices in self.values.items()}
 
 

@@ -17,7 +17,7 @@ from gym.trajectory import Trajectory
 
 
 class CounterRow(Row):
-    """Where the counter starts and where it must end."""
+    """The counter's start and its expected end."""
 
     initial_count: int = 0
     expected_count: int
@@ -26,7 +26,7 @@ class CounterRow(Row):
 class StatefulCounter(Environment[CounterRow]):
     """Move a counter by tool calls to where the task wants it.
 
-    Reward 1.0 when the counter ends at `expected_count`, else 0.0; what the model says about it does not matter.
+    Reward 1.0 when the counter ends at `expected_count`, else 0.0; the model's text does not matter.
     """
 
     name = "stateful_counter"
@@ -55,12 +55,12 @@ class StatefulCounter(Environment[CounterRow]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """Two additions."""
+        """Return a row with two additions."""
         return cls._row(3, [1, 2])
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """One to three additions from a random start."""
+        """Return rows with one to three additions from a random start."""
         rng = random.Random(seed)
         return [
             cls._row(rng.randint(0, 50), [rng.randint(1, 20) for _ in range(rng.randint(1, 3))]) for _ in range(count)

@@ -30,7 +30,7 @@ _COLD = re.compile(r"\bcold\b", re.IGNORECASE)
 
 
 class Report(TypedDict):
-    """What the tool answers."""
+    """Output of the tool."""
 
     city: str
     weather_description: str
@@ -51,7 +51,7 @@ class Weather(Environment[Row]):
         return {"city": city, "weather_description": f"The weather in {city} is cold."}
 
     def verify(self, trajectory: Trajectory) -> Reward:
-        """Look for a city that was asked for, and for the word cold."""
+        """Check for a requested city, and for the word cold."""
         asked = [
             str(call.arguments["city"]).strip().casefold()
             for call in trajectory.tool_calls
@@ -67,12 +67,12 @@ class Weather(Environment[Row]):
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """One question about one city."""
+        """Return one question about one city."""
         return cls._row(QUESTIONS[0], CITIES[0])
 
     @classmethod
     def demo_rows(cls, count: int, seed: int) -> list[JsonObject]:
-        """Questions about cities of the world."""
+        """Return questions about cities of the world."""
         rng = random.Random(seed)
         return [cls._row(rng.choice(QUESTIONS), rng.choice(CITIES)) for _ in range(count)]
 

@@ -1,8 +1,8 @@
-"""The process in which environments with `isolation: process` work, one session at a time.
+"""The process that runs environments with `isolation: process`, one session at a time.
 
-Started by `gym.environments.hosting.processes` and spoken to as in `gym.environments.hosting.process_wire`. It ends
-when its input does, and is killed when the process above it dies, so also when a method of an environment never
-returns. What an environment prints goes to the worker's log.
+Started by `gym.environments.hosting.processes`; the protocol is in `gym.environments.hosting.process_wire`. It ends
+when its input ends, and is killed when the process above it dies, even if a method of an environment never returns. An
+environment's prints go to the worker's log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ THREADS = 4
 
 
 class HostedSession:
-    """The one session that is open here, and the calls that are at work in it."""
+    """The open session, and the calls that run in it."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -41,7 +41,7 @@ class HostedSession:
         self._calls: dict[int, asyncio.Task[None]] = {}
 
     def take(self, number: int, what: str, args: tuple[Any, ...]) -> None:
-        """Begin a call; `cancel` ends the one of its number."""
+        """Start a call; `cancel` ends the call with its number."""
         if what == "cancel":
             if (call := self._calls.get(number)) is not None:
                 call.cancel()
@@ -55,7 +55,7 @@ class HostedSession:
             answer = pack_result(number, await self._do(what, args))
         except asyncio.CancelledError:
             answer = pack_error(number, EnvironmentFailed("the call was cancelled"))
-        except (Exception, SystemExit) as error:  # noqa: BLE001  told to the worker, where it fails one rollout
+        except (Exception, SystemExit) as error:  # noqa: BLE001  reported to the worker, where it fails one rollout
             answer = pack_error(number, error)
         self._out.write(answer)
         self._out.flush()
@@ -105,7 +105,7 @@ class HostedSession:
 
 
 async def serve(given: BinaryIO, out: BinaryIO) -> None:
-    """Take calls until the input ends."""
+    """Serve calls until the input ends."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), given)
@@ -118,7 +118,7 @@ async def serve(given: BinaryIO, out: BinaryIO) -> None:
 
 
 def main() -> None:
-    """Keep the pipes for the worker alone: 0 is empty for environments, and 1 is where their errors go."""
+    """Keep the pipes for the worker alone: 0 is empty for environments, and 1 goes where their errors go."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     given, out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -128,4 +128,4 @@ def main() -> None:
     with contextlib.suppress(BrokenPipeError):
         asyncio.run(serve(given, out))
     sys.stderr.flush()
-    os._exit(0)  # a thread of an environment's own must not keep it
+    os._exit(0)  # an environment's thread must not keep the process alive

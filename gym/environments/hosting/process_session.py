@@ -1,4 +1,4 @@
-"""A session whose environment works in a process of its own; the same calls, the same errors."""
+"""A session whose environment runs in a separate process; the calls and the errors are the same."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def new_session(
     processes: EnvironmentProcesses,
     bounds: ValueBounds = BOUNDS,
 ) -> EnvironmentSession:
-    """A session here, or in a process where the environment is to be isolated."""
+    """Return a session in this process, or in a separate one if the environment is isolated."""
     if environment_type.isolation == "process":
         return ProcessSession(environment_type, data, seed=seed, executor=executor, processes=processes, bounds=bounds)
     return EnvironmentSession(environment_type, data, seed=seed, executor=executor, bounds=bounds)
 
 
 class ProcessSession(EnvironmentSession):
-    """An instance of an environment in one process of the pool, for as long as the session lives."""
+    """An instance of an environment in one process of the pool, for the lifetime of the session."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ProcessSession(EnvironmentSession):
         await self._ask("open", source, self._data, self._seed, self._close_timeout_s, self._bounds)
 
     async def call_tool(self, name: str, arguments: str) -> ToolCall:
-        """As EnvironmentSession does; arguments that are too long are not sent."""
+        """Call a tool as EnvironmentSession does; arguments that are too long are not sent."""
         arguments = arguments[: self._bounds.argument_chars + 1]
         called = await self._ask("call_tool", name, arguments)
         if not isinstance(called, ToolCall):
@@ -80,26 +80,26 @@ class ProcessSession(EnvironmentSession):
         return called
 
     async def observe(self) -> Any:
-        """As EnvironmentSession does."""
+        """Observe as EnvironmentSession does."""
         return await self._ask("observe")
 
     @property
     def codec(self) -> Codec:
-        """The class's, since codecs work in the worker."""
+        """The codec of the class, since codecs run in the worker."""
         cls = self._type.cls
         if cls is None or not issubclass(cls, SteppedEnvironment):
             raise EnvironmentFailed(f"{self._type.name} is not stepped; its tools are called by the agent tool_loop")
         return cls.codec
 
     async def step(self, action: object) -> Step:
-        """As EnvironmentSession does."""
+        """Step as EnvironmentSession does."""
         step = await self._ask("step", action)
         if not isinstance(step, Step):
             raise self._nonsense("step", step)
         return step
 
     async def verify(self, trajectory: Trajectory) -> Reward | Ask:
-        """As EnvironmentSession does."""
+        """Verify as EnvironmentSession does."""
         found = await self._ask("verify", trajectory)
         if not isinstance(found, Reward | Ask):
             raise VerifierFailed(self._nonsense("verify", found).message)
@@ -111,7 +111,7 @@ class ProcessSession(EnvironmentSession):
         return found
 
     async def close(self) -> None:
-        """Close it there; where that takes too long, or anything goes on after it, the process is killed."""
+        """Close the session there. The process is killed if that takes too long, or if it still works afterwards."""
         if self._closed:
             return
         self._closed = True
@@ -130,7 +130,7 @@ class ProcessSession(EnvironmentSession):
 
     async def _ask(self, what: str, *args: Any) -> object:
         stage = {"open": Stage.SETUP, "observe": Stage.SETUP, "verify": Stage.VERIFY}.get(what, Stage.TOOL)
-        self._check_open(stage)  # the process may be another session's by now
+        self._check_open(stage)  # the process may serve another session by now
         if self._process is None:
             raise RuntimeError("the session has not been set up")
         try:

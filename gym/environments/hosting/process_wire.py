@@ -1,7 +1,7 @@
-"""What a worker and a process of environments say to each other: frames of a length and a body.
+"""The protocol between a worker and a process of environments: frames of a length and a body.
 
-To the process goes pickle, since the worker is trusted there. From it comes JSON, so that an environment's code cannot
-have the worker run anything; errors come by the name of their class, of those that are known here.
+Pickle goes to the process, which trusts the worker. JSON comes back, so that an environment's code cannot run code in
+the worker. Errors come by the name of their class, of the classes known here.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ _KINDS: dict[str, type[RolloutError]] = {
 
 
 def frame(body: bytes) -> bytes:
-    """A body with its length before it. Raises ValueError for one that is too long."""
+    """Return a body with its length before it. Raises ValueError if it is too long."""
     if len(body) > MOST_BYTES:
         raise ValueError(f"{len(body)} bytes are more than the {MOST_BYTES} that go between a worker and its process")
     return len(body).to_bytes(HEAD_BYTES, "big") + body
 
 
 def pack_call(number: int, what: str, args: tuple[Any, ...]) -> bytes:
-    """A frame to the process."""
+    """Return a frame to the process."""
     return frame(pickle.dumps((number, what, args), protocol=5))
 
 
 def pack_result(number: int, value: object) -> bytes:
-    """A frame from the process, of what its session has made plain. Raises ValueError for what is too long."""
+    """Return a frame from the process for a result that its session has made plain.
+
+    Raises ValueError if it is too long.
+    """
     body: JsonObject
     match value:
         case ToolCall():
@@ -59,7 +62,7 @@ def pack_result(number: int, value: object) -> bytes:
 
 
 def pack_error(number: int, error: BaseException) -> bytes:
-    """A frame from the process, for what a call raised."""
+    """Return a frame from the process for an error of a call."""
     name = "BadArguments" if isinstance(error, BadArguments) else type(error).__name__
     if name not in _KINDS and name != "BadArguments":
         name, text = EnvironmentFailed.__name__, text_of(error)
@@ -71,7 +74,7 @@ def pack_error(number: int, error: BaseException) -> bytes:
 
 
 def read_answer(answer: JsonObject) -> object:
-    """What a call returned; raises what it raised, and EnvironmentFailed for an answer that makes no sense."""
+    """Return the result of a call. Raises the call's error, and EnvironmentFailed for a malformed answer."""
     if "error" in answer:
         name, text, stage = answer["error"]
         if name == "BadArguments":

@@ -1,9 +1,8 @@
-"""Processes for environments that a worker is to be safe from: those that crash, eat a CPU, or never return.
+"""Processes that isolate a worker from environments: those that crash, use up a CPU, or never return.
 
-Invariants. A process serves one session at a time and one environment all its life, so what it does to itself harms no
-other; it is used again only after a session that was closed well and left no program behind. At most `most` are there.
-Each is started below `gym.processes.process_tree`, which ends everything that came of it, also when the worker is
-killed.
+Invariants. A process serves one session at a time and one environment all its life, so damage to itself harms no other.
+It is reused only after a session that closed cleanly and left no program behind. At most `most` processes exist. Each
+is started below `gym.processes.process_tree`, which kills all its descendants, also when the worker is killed.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ _START = (
 
 
 class ProcessGone(Exception):
-    """The process ended, or could not be started; the text says how."""
+    """Error for a process that ended, or could not be started; the text says how."""
 
 
 class EnvironmentProcess:
-    """One process, of one environment."""
+    """A process of one environment."""
 
     def __init__(self, source: str, process: asyncio.subprocess.Process) -> None:
         self.source = source
@@ -49,7 +48,7 @@ class EnvironmentProcess:
 
     @classmethod
     async def start(cls, source: str) -> EnvironmentProcess:
-        """Raises ProcessGone where none can be started."""
+        """Start a process. Raises ProcessGone if that fails."""
         command = [sys.executable, str(Path(process_tree.__file__)), str(os.getpid())]
         command += [sys.executable, "-c", _START, orjson.dumps(sys.path).decode()]
         pipe = asyncio.subprocess.PIPE
@@ -61,16 +60,16 @@ class EnvironmentProcess:
 
     @property
     def gone(self) -> bool:
-        """It takes no calls any more."""
+        """Whether the process takes no more calls."""
         return self._reader.done()
 
     @property
     def pid(self) -> int:
-        """Of the process at the top of its tree."""
+        """Process id at the top of its tree."""
         return self._process.pid
 
     async def call(self, what: str, *args: Any) -> JsonObject:
-        """The answer to one call; several may be under way. Raises ProcessGone."""
+        """Return the answer to one call; several may run at once. Raises ProcessGone."""
         number = next(self._numbers)
         self._send(number, what, args)
         future = asyncio.get_running_loop().create_future()
@@ -86,7 +85,7 @@ class EnvironmentProcess:
         return answer
 
     async def end(self) -> None:
-        """Kill it and all that came of it, in bounded time."""
+        """Kill the process and its descendants, in bounded time."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -133,7 +132,7 @@ class EnvironmentProcess:
 
 
 class EnvironmentProcesses:
-    """The processes of one worker; lives on its event loop."""
+    """Pool of the processes of one worker; lives on its event loop."""
 
     def __init__(self, most: int, *, keep: int = 2) -> None:
         self._keep = keep
@@ -144,11 +143,11 @@ class EnvironmentProcesses:
         self._killed = 0
 
     def load(self) -> JsonObject:
-        """How busy it is, for a worker's description."""
+        """Return the load for a worker's description."""
         return {"busy": len(self._busy), "idle": len(self._idle), "killed": self._killed}
 
     async def take(self, source: str) -> EnvironmentProcess:
-        """A process for one session of an environment; waits until there is a place. Raises ProcessGone."""
+        """Return a process for one session of an environment, once there is capacity. Raises ProcessGone."""
         with waiting_for_capacity():
             await self._places.acquire()
         try:
@@ -162,7 +161,10 @@ class EnvironmentProcesses:
         return process
 
     def give_back(self, process: EnvironmentProcess, *, clean: bool) -> None:
-        """Its session is over; one that did not close well is killed, and its place is free once that is done."""
+        """Return a process to the pool.
+
+        One whose session did not close cleanly is killed before its capacity is free.
+        """
         if process not in self._busy:
             return
         self._busy.discard(process)
@@ -176,7 +178,7 @@ class EnvironmentProcesses:
             self._end(process).add_done_callback(lambda _: self._places.release())
 
     async def close(self) -> None:
-        """End them all, in bounded time; whoever is at work in one gets ProcessGone."""
+        """End all processes, in bounded time; callers that use one get ProcessGone."""
         for process in [*self._idle, *self._busy]:
             self._end(process)
         self._idle.clear()

@@ -1,9 +1,9 @@
-"""An environment at work for one rollout: set up, tools called, verified, closed.
+"""The session of an environment for one rollout: set up, tools called, verified, closed.
 
-Invariants. Only tools that the task offers can be called. Whatever a model sends for a tool becomes an answer that it
-can read, never an exception. What an environment returns is made plain and bounded here (`gym.environments.values`);
-what cannot be fails the rollout. Of an instance at most one plain method runs at a time, also after a cancellation: a
-thread cannot be stopped, so the next call and `close` wait for it.
+Invariants. Only tools that the task offers can be called. Any input of a model to a tool leads to an answer that it can
+read, never to an exception. Results of an environment are made plain and bounded here (`gym.environments.values`); a
+value that cannot be made plain fails the rollout. At most one plain method of an instance runs at a time, also after a
+cancellation: a thread cannot be stopped, so the next call and `close` wait for it.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What a call in a thread came to; a value, since a StopIteration set on a future would never be delivered."""
+    """Result of a call in a thread; a value, since a StopIteration set on a future would never be delivered."""
 
     value: object
     error: BaseException | None
 
 
 class EnvironmentSession:
-    """One instance of an environment, for one rollout on one event loop; `executor` runs blocking methods."""
+    """An instance of an environment, for one rollout on one event loop; `executor` runs blocking methods."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class EnvironmentSession:
         bounds: ValueBounds = BOUNDS,
         on_fault: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """`on_fault` is called with each exception of the environment's code before it is handled, for a debugger."""
+        """Set `on_fault`, which gets each exception of the environment's code before it is handled, for a debugger."""
         self._type = environment_type
         self._on_fault = on_fault
         self._bounds = bounds
@@ -78,9 +78,9 @@ class EnvironmentSession:
         self._offered = {str(tool.get("name")) for tool in self.tools}
 
     async def setup(self) -> None:
-        """Check the row, make the instance and get it ready.
+        """Check the row, make the instance and set it up.
 
-        Raises BadRow where the row does not fit, EnvironmentFailed where the environment raises.
+        Raises BadRow if the row does not fit, EnvironmentFailed if the environment raises.
         """
         cls = self._type.cls
         if cls is None:
@@ -108,8 +108,8 @@ class EnvironmentSession:
     async def call_tool(self, name: str, arguments: str) -> ToolCall:
         """Call a tool as the model asked for it; `arguments` is JSON text.
 
-        Raises EnvironmentFailed (its stage is `tool`), or another RolloutError, where the tool says by raising it that
-        the rollout cannot go on, or returns what JSON cannot hold; every other fault is an answer with `failed` set.
+        Raises EnvironmentFailed (its stage is `tool`) for a result that JSON cannot hold. An EnvironmentFailed or
+        another RolloutError that the tool raises ends the rollout. Every other fault is an answer with `failed` set.
         """
         environment = self._ready()
         decoded: JsonObject | None = None
@@ -139,7 +139,7 @@ class EnvironmentSession:
             raise EnvironmentFailed(f"{self._type.name}, tool {tool}: {error}") from error
 
     async def observe(self) -> Any:
-        """What there is to see at first: a stepped environment's first observation, else the task's input.
+        """Return a stepped environment's first observation, or for other environments the task's input.
 
         Raises EnvironmentFailed.
         """
@@ -154,16 +154,19 @@ class EnvironmentSession:
 
     @property
     def codec(self) -> Codec:
-        """How a model reads and acts, once it has observed. Raises EnvironmentFailed for one that is not stepped."""
+        """The codec of a stepped environment, available after `observe`.
+
+        Raises EnvironmentFailed for other environments.
+        """
         environment = self._ready()
         if not isinstance(environment, SteppedEnvironment):
             raise EnvironmentFailed(f"{self._type.name} is not stepped; its tools are called by the agent tool_loop")
         return environment.codec
 
     async def step(self, action: object) -> Step:
-        """Act in a stepped environment.
+        """Take an action in a stepped environment.
 
-        Raises BadArguments where the environment has no steps or the action is none, EnvironmentFailed where it raises.
+        Raises BadArguments if the environment has no steps or the action is not legal, EnvironmentFailed if it raises.
         """
         environment = self._ready()
         if not isinstance(environment, SteppedEnvironment):
@@ -198,7 +201,7 @@ class EnvironmentSession:
         return failed
 
     async def verify(self, trajectory: Trajectory) -> Reward | Ask:
-        """Score the episode, or say what judges are to be asked.
+        """Score the episode, or return the questions for judges.
 
         Raises VerifierFailed, or the RolloutError that the verifier raised.
         """
@@ -218,9 +221,9 @@ class EnvironmentSession:
             raise VerifierFailed(f"{self._type.name}, verify: {_text_of(error)}") from error
 
     async def close(self) -> None:
-        """Free what the environment took, in bounded time; logs what it raises. A second call does nothing.
+        """Free the environment's resources, in bounded time, and log its errors. A second call does nothing.
 
-        Where a thread is still at work after that, it counts as hung, and closes the environment when it ends.
+        A thread that still runs after that counts as hung, and closes the environment when it ends.
         """
         if self._closed:
             return
@@ -248,14 +251,14 @@ class EnvironmentSession:
         return self._environment
 
     def _check_open(self, stage: Stage) -> None:
-        """Raises EnvironmentFailed, of that stage, after `close`."""
+        """Raise EnvironmentFailed, with that stage, after `close`."""
         if self._closed:
             failed = EnvironmentFailed(f"{self._type.name}: the session is closed")
             failed.stage = stage
             raise failed
 
     def _check_ask(self, ask: Ask) -> None:
-        """Raises ValueError where it asks a judge that its class does not name: nobody could know of it beforehand."""
+        """Raise ValueError for a judge that the class does not name, since submission could not check it."""
         named = (self._environment or self._type).judges
         if unknown := {question.judge for question in ask.questions} - set(named):
             raise ValueError(f"it asks {', '.join(sorted(unknown))}, and its `judges` are {', '.join(named) or 'none'}")
@@ -297,7 +300,7 @@ class EnvironmentSession:
         return outcome.value
 
     async def _settled(self) -> None:
-        """Wait for a thread that a cancelled call left at work."""
+        """Wait for a thread that a cancelled call left running."""
         if self._thread is not None and not self._thread.done():
             waiter = asyncio.wrap_future(self._thread)
             try:
@@ -329,7 +332,7 @@ def _text_of(error: BaseException) -> str:
 
 
 def _said(error: BaseException) -> str:
-    """What an exception says, not too long; nothing where its own code fails to say it."""
+    """Return an exception's text, cut, or an empty text if its `__str__` raises."""
     try:
         return str(error)[: _ERROR_CHARS + 1]
     except Exception:  # noqa: BLE001  the exception is the environment's

@@ -1,8 +1,8 @@
-"""Threads for the blocking methods of environments, of which some never return.
+"""Threads for the blocking methods of environments, some of which never return.
 
-Invariant: a call that takes long keeps no other call waiting for ever. A thread that is slow, or whose caller has given
-up, is replaced by a new one, up to `most_hung` beyond the `most` that work; it ends when its call returns after all.
-All are daemons, so that a hung one does not keep the process from ending.
+Invariant: a long call keeps no other call waiting for ever. A slow thread, or one whose caller has given up, is
+replaced by a new one, up to `most_hung` beyond the `most` that work; it ends when its call returns after all. All are
+daemons, so that a hung one does not keep the process from ending.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Job:
 
 
 class EnvironmentThreads:
-    """A pool of threads; safe to use from any thread. Somebody calls `relieve` about twice a second."""
+    """A pool of threads, safe to use from any thread. Its owner calls `relieve` about twice a second."""
 
     def __init__(
         self, most: int, *, most_hung: int = 32, slow_s: float = SLOW_S, clock: Callable[[], float] = time.monotonic
@@ -48,16 +48,16 @@ class EnvironmentThreads:
 
     @property
     def hung(self) -> int:
-        """Threads at work whose caller has given up."""
+        """Number of running threads whose caller has given up."""
         with self._lock:
             return sum(job.hung for job in self._running.values())
 
     def load(self) -> JsonObject:
-        """How busy it is, for a worker's description."""
+        """Return the load for a worker's description."""
         return {"busy": len(self._running), "waiting": self._waiting, "hung": self.hung}
 
     def submit(self, call: Callable[..., Result], *args: object) -> Future[Result]:
-        """Have a call made in a thread. A cancelled future is not begun any more."""
+        """Run a call in a thread. A future cancelled before its start is not run."""
         future: Future[Result] = Future()
         job = _Job(future, lambda: call(*args))
         with self._lock:
@@ -69,7 +69,7 @@ class EnvironmentThreads:
         return future
 
     def abandon(self, future: Future[Any]) -> None:
-        """Nobody waits for this call any more: if it is still at work, its thread counts as hung."""
+        """Give up a call: if it is still running, its thread counts as hung."""
         with self._lock:
             job = self._running.get(future)
             if job is not None:
@@ -78,7 +78,7 @@ class EnvironmentThreads:
                 self._make_threads()
 
     def relieve(self) -> None:
-        """Replace the threads that have been at one call for long, while others wait."""
+        """Replace threads that have run one call for long, while other calls wait."""
         with self._lock:
             if self._waiting:
                 slow_since = self._clock() - self._slow_s
@@ -88,7 +88,7 @@ class EnvironmentThreads:
                 self._make_threads()
 
     def close(self) -> None:
-        """Take nothing more; idle threads end now, others with their call. Does not wait."""
+        """Accept no more calls; idle threads end now, others with their call. Does not wait."""
         with self._lock:
             self._closed = True
             for _ in range(self._threads):
@@ -135,7 +135,7 @@ class EnvironmentThreads:
 def _run(job: _Job) -> None:
     try:
         result = job.call()
-    except BaseException as error:  # noqa: BLE001  whoever waits for the future gets it
+    except BaseException as error:  # noqa: BLE001  delivered through the future
         job.future.set_exception(error)
     else:
         job.future.set_result(result)

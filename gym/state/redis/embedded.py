@@ -31,7 +31,7 @@ from redis.retry import Retry
 
 from gym.errors import SettingsError
 from gym.private_files import append_private, make_private, write_private
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 from gym.state.redis.data_dir import DataDirLock
 
 OLDEST = (6, 2)

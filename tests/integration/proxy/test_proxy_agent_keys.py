@@ -9,9 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gym.agents.outside.keys import AgentKeys, Grant
+from gym.agents.outside.keys import AgentKeys, Grant, agent_secret
 from gym.ids import RolloutRef, parse_rollout_id
-from gym.state.agent_secret import agent_secret
 from gym.state.ledger.batches import Batches
 from gym.state.ledger.cancellation import StopCause
 from gym.state.ledger.rollouts import Claim, Commit, Rollouts

@@ -16,7 +16,7 @@ import pytest
 
 from gym.config import STOP_SPARE_S
 from gym.processes.liveness import check_liveness
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 
 DRAIN_S = 3.0
 FEW_S = 8.0  # for the rest of a shutdown, on a loaded machine

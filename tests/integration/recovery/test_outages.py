@@ -18,7 +18,7 @@ import psutil
 import pytest
 from redis import Redis
 
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 from workers.process.app import queue_lists, queue_name
 
 CLOCK_THAT_JUMPS = """

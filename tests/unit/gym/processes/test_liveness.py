@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from gym.processes.liveness import Heartbeat, NotAliveError, check_liveness, serve_liveness, serve_liveness_in_thread
-from gym.processes.orphans import end_with_parent
+from gym.processes.process_tree import end_with_parent
 
 BLOCKS = """
 import asyncio, sys, time

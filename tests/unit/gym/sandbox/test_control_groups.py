@@ -11,7 +11,7 @@ import pytest
 
 from gym.processes.subprocesses import start_process
 from gym.sandbox.base import SandboxProvider
-from gym.sandbox.cgroup import PREFIX, Scope, find_place, new_scope, sweep_scopes
+from gym.sandbox.cgroup import PREFIX, ControlGroup, find_place, new_control_group, sweep_control_groups
 from gym.sandbox.limits import MIB, SandboxLimits
 from gym.sandbox.process import start_sandbox
 
@@ -53,12 +53,12 @@ def test_no_scope_is_made_above_what_is_seen_or_without_cgroup_v2(tmp_path: Path
     assert find_place(group(tmp_path / "root", ""), told) is None
     told.write_text("4:memory:/x\n")
     assert find_place(tmp_path, told) is None
-    assert new_scope(LIMITS, None) is None
+    assert new_control_group(LIMITS, None) is None
 
 
 def test_a_scope_has_the_limits_of_its_sandbox(tmp_path: Path) -> None:
     place = group(tmp_path / "farm", "memory pids")
-    assert new_scope(LIMITS, place) is None, "a directory that is no control group has no file for processes"
+    assert new_control_group(LIMITS, place) is None, "a directory that is no control group has no file for processes"
     [made] = place.glob(f"{PREFIX}*")
     assert (made / "memory.max").read_text() == str((256 + 3 * 16) * MIB)
     assert (made / "pids.max").read_text() == "20"
@@ -68,8 +68,8 @@ def test_a_scope_has_the_limits_of_its_sandbox(tmp_path: Path) -> None:
 def test_only_scopes_whose_owner_is_gone_are_swept(tmp_path: Path) -> None:
     place = group(tmp_path / "farm", "memory pids")
     (place / f"{PREFIX}1.0-ab").mkdir()
-    new_scope(LIMITS, place)
-    assert sweep_scopes(place) == 1
+    new_control_group(LIMITS, place)
+    assert sweep_control_groups(place) == 1
     assert len(list(place.glob(f"{PREFIX}*"))) == 1
 
 
@@ -91,7 +91,7 @@ def real_group() -> Iterator[Path]:
 
 
 async def test_a_child_is_in_its_group_from_its_first_step_and_ends_with_it(real_group: Path) -> None:
-    scope = Scope(real_group, os.open(real_group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+    scope = ControlGroup(real_group, os.open(real_group / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
     child = await start_process(
         ["/bin/sh", "-c", "sleep 1000 & wait"], environment={"PATH": "/usr/bin:/bin"}, before_exec=scope.enter
     )
