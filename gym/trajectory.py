@@ -33,6 +33,29 @@ class Usage:
         )
 
 
+CallFinish = Literal["stop", "max_tokens", "content_filter", "context_overflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFacts:
+    """Facts of one answered model call: the same value from the model client to every record of the call.
+
+    `endpoint` is a base URL without credentials. The versions are those that the server reported, else those that were
+    announced when the call was sent and when its answer arrived. `duration_s` covers all attempts and waits.
+    `started_s` counts from the rollout's start; the model client does not know it and leaves None.
+    Token ids are kept apart from it, since a trajectory stores them as deltas (`Segments`).
+    """
+
+    endpoint: str
+    finish: CallFinish
+    usage: Usage
+    version_before: int | None
+    version_after: int | None
+    duration_s: float
+    attempts: int
+    started_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TurnTokens:
     """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token.
@@ -52,20 +75,14 @@ class TurnTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
-    """One model call as people read it under a rollout.
+    """One model call of a trajectory, as results show it.
 
-    Its request was the first `request_items` of the input items and the trajectory's, its answer the next
-    `reply_items`, so that a conversation is kept once however many calls saw it.
+    Its request was the first `request_items` of the input items and the trajectory's items, its reply the next
+    `reply_items`. So a conversation is stored once, however many calls saw it. `facts.started_s` is set.
     """
 
     turn: int
-    endpoint: str
-    started_s: float  # since the rollout's start
-    duration_s: float
-    finish: str
-    usage: Usage
-    version_before: int | None
-    version_after: int | None
+    facts: CallFacts
     request_items: int
     reply_items: int = 0
     has_tokens: bool

@@ -20,8 +20,8 @@ from api.proxy.own_name import OwnName
 from gym.config import Settings
 from gym.errors import Invalid, NotFound, Unavailable
 from gym.jsontypes import JsonObject
-from gym.model_client.client import ChatReply, PolicyClient
-from gym.model_client.forward import ChatCall, ContextOverflow
+from gym.model_client.client import ChatReply, OverflowReply, PolicyClient
+from gym.model_client.forward import ChatCall
 from gym.model_client.http import hops as hops_of
 from gym.model_client.http.streaming import chunks_of
 from gym.model_client.routing.policy_record import PolicyRecord
@@ -138,13 +138,13 @@ class Calls:
         # callers that share a beginning share an endpoint, for the sake of its prefix cache
         sticky_key = f"{zlib.crc32(orjson.dumps(call.chat['messages'][:2])):08x}"
         reply = await self.send(call, sticky_key=sticky_key)
-        if isinstance(reply, ContextOverflow):
+        if isinstance(reply, OverflowReply):
             raise ContextTooLong(reply.message)
         await call.finish(reply.completion)
 
     def send(
         self, call: ProxyCall, *, sticky_key: str, prefix: TurnTokens | None = None
-    ) -> Coroutine[Any, Any, ChatReply | ContextOverflow]:
+    ) -> Coroutine[Any, Any, ChatReply | OverflowReply]:
         """The call to the model server, within its deadline; `prefix` are the tokens of the turn it goes on from."""
         return self._client.complete(
             ChatCall(

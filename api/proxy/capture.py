@@ -18,10 +18,7 @@ from gym.captures.recording import Captures
 from gym.errors import Forbidden, Invalid, ModelRejected, RolloutError
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
-from gym.model_client.client import ChatReply
-from gym.model_client.forward import ContextOverflow
-from gym.trajectory import Usage
-from gym.wire.chat.completion import choice_of, finish_of, usage_of
+from gym.model_client.client import ChatReply, OverflowReply
 
 FIRST_POLL_S = 0.03
 POLL_S = 0.25
@@ -96,7 +93,7 @@ class CapturedCalls:
             rebuild = spec.api == "tokens" or spec.required_prefix is True
             prefix = await self._captures.earlier_turn(begun, rebuild=rebuild)
             reply = await self._calls.send(call, sticky_key=sticky_key, prefix=prefix)
-            return await self._captures.record(begun, _answer(call, reply, sent_at))
+            return await self._captures.record(begun, _answer(call, reply))
         except (RolloutError, asyncio.CancelledError) as error:
             failure = _failure(error, asyncio.get_running_loop().time() - sent_at)
             raise
@@ -104,33 +101,17 @@ class CapturedCalls:
             await self._captures.give_up(begun, failure)
 
 
-def _answer(call: ProxyCall, reply: ChatReply | ContextOverflow, sent_at: float) -> CallAnswer:
-    if isinstance(reply, ContextOverflow):
+def _answer(call: ProxyCall, reply: ChatReply | OverflowReply) -> CallAnswer:
+    if isinstance(reply, OverflowReply):
         return CallAnswer(
-            completion=None,
-            overflow=reply.message,
-            created_at=call.created_at,
-            finish="context_overflow",
-            usage=Usage(),
-            tokens=None,
-            version_before=reply.policy.version,
-            version_after=reply.policy.version,
-            endpoint=reply.endpoint.url.shown,
-            duration_s=asyncio.get_running_loop().time() - sent_at,
-            attempts=reply.attempts,
+            completion=None, overflow=reply.message, created_at=call.created_at, facts=reply.facts, tokens=None
         )
     return CallAnswer(
         completion=shown(call, reply.completion),
         overflow=None,
         created_at=call.created_at,
-        finish=finish_of(choice_of(reply.completion)),
-        usage=usage_of(reply.completion),
+        facts=reply.facts,
         tokens=reply.tokens,
-        version_before=reply.version_before,
-        version_after=reply.version_after,
-        endpoint=reply.endpoint,
-        duration_s=reply.duration_s,
-        attempts=reply.attempts,
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any, Self, TypeVar
 from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, ModelRejected, ModelUnreachable
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
-from gym.model_client.client import PolicyClient
-from gym.model_client.forward import ChatCall, ContextOverflow
+from gym.model_client.client import OverflowReply, PolicyClient
+from gym.model_client.forward import ChatCall
 from gym.model_client.http.hosts import EVERY_HOST, HostRules
 from gym.model_client.retry import UNHEALTHY_WAIT_S
 from gym.model_client.routing.policy_record import PolicyRecord, PolicySource
@@ -77,7 +77,7 @@ class JudgeCalls:
         call = await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
         async with self._in_flight(call):
             reply = await self._client.complete(call)
-        if isinstance(reply, ContextOverflow):
+        if isinstance(reply, OverflowReply):
             raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
         content: Any = reply.completion["choices"][0]["message"].get("content")
         return content if isinstance(content, str) else ""

@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import orjson
 
@@ -31,11 +31,12 @@ from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, n
 from gym.model_client.settings import ModelSettings
 from gym.model_client.tokens.capture import Capture, read_tokenized, tokenize_request
 from gym.model_client.versions import reported_versions
-from gym.trajectory import TurnTokens, Usage
+from gym.trajectory import CallFacts, CallFinish, TurnTokens, Usage
+from gym.wire.chat.completion import choice_of, finish_of, usage_of
 from gym.wire.errors import WireError
 from gym.wire.passthrough.reply import RESPONSE, shown_response
 from gym.wire.passthrough.request import to_server_request
-from gym.wire.responses.reply import finish_of, output_items, usage_of
+from gym.wire.responses.reply import output_items
 from gym.wire.responses.request import to_chat_request
 
 KEEP_ALIVE_S = 4.0  # vLLM's server closes idle connections after 5 s; a call sent into that is lost
@@ -65,36 +66,31 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What came of it. A context overflow has no items, no tokens and no usage.
+    """Answer to a ModelRequest. A context overflow has no items, no tokens and no usage.
 
-    `duration_s` covers all attempts and waits; `endpoint` is a base URL without credentials; the versions are those
-    that the server reported, else those that were announced when the call was sent and when its answer was there.
-    `started_s` is set where the answer is from a record: when the call began, since the rollout's start.
+    `facts.started_s` is set only if the reply is replayed from a record.
     """
 
     items: list[JsonObject]
-    finish: Literal["stop", "max_tokens", "content_filter", "context_overflow"]
-    usage: Usage
+    facts: CallFacts
     tokens: TurnTokens | None
-    version_before: int | None
-    version_after: int | None
-    endpoint: str
-    duration_s: float
-    attempts: int
-    started_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatReply:
-    """A chat completion with what was recorded of it; the fields are those of ModelReply."""
+    """Chat completion with the facts and the tokens of its call."""
 
     completion: JsonObject
+    facts: CallFacts
     tokens: TurnTokens | None
-    version_before: int | None
-    version_after: int | None
-    endpoint: str
-    duration_s: float
-    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverflowReply:
+    """Refusal of a conversation that no longer fits the model's context; `message` is the server's."""
+
+    message: str
+    facts: CallFacts
 
 
 class PolicyClient:
@@ -162,7 +158,6 @@ class PolicyClient:
             failure = BadRow(f"the request to policy {request.policy.name!r} cannot be sent: {error.message}")
             failure.stage = Stage.MODEL
             raise failure from error
-        began = asyncio.get_running_loop().time()
         call_id = f"{request.rollout_id}-{request.attempt}-{request.turn}"
         reply = await self.complete(
             ChatCall(
@@ -177,58 +172,32 @@ class PolicyClient:
                 whole=passed,
             )
         )
-        if isinstance(reply, ContextOverflow):
-            return ModelReply(
-                items=[],
-                finish="context_overflow",
-                usage=Usage(),
-                tokens=None,
-                version_before=reply.policy.version,
-                version_after=self._announced(reply.policy),
-                endpoint=reply.endpoint.url.shown,
-                duration_s=asyncio.get_running_loop().time() - began,
-                attempts=reply.attempts,
-            )
-        choice = reply.completion["choices"][0]
-        finish = finish_of(choice)
+        if isinstance(reply, OverflowReply):
+            return ModelReply(items=[], facts=reply.facts, tokens=None)
         if passed:
             items = shown_response(request.params, reply.completion[RESPONSE])["output"]
         else:
-            status = "completed" if finish == "stop" else "incomplete"
-            items = output_items(choice["message"], id_prefix=call_id, status=status)
-        return ModelReply(
-            items=items,
-            finish=finish,
-            usage=usage_of(reply.completion),
-            tokens=reply.tokens,
-            version_before=reply.version_before,
-            version_after=reply.version_after,
-            endpoint=reply.endpoint,
-            duration_s=reply.duration_s,
-            attempts=reply.attempts,
-        )
+            status = "completed" if reply.facts.finish == "stop" else "incomplete"
+            items = output_items(reply.completion["choices"][0]["message"], id_prefix=call_id, status=status)
+        return ModelReply(items=items, facts=reply.facts, tokens=reply.tokens)
 
-    async def complete(self, call: ChatCall) -> ChatReply | ContextOverflow:
-        """One call in Chat Completions or Responses. Raises ModelUnreachable, ModelRejected."""
+    async def complete(self, call: ChatCall) -> ChatReply | OverflowReply:
+        """Make one call in Chat Completions or Responses. Raises ModelUnreachable, ModelRejected."""
         if self._forwarder is None:
             raise RuntimeError("PolicyClient is used outside `async with`")
         loop = asyncio.get_running_loop()
         began = loop.time()
         answer = await self._forwarder.send(call)
+        # read before `_tokens` may wait for another call
+        versions = (answer.policy.version, self._announced(answer.policy))
         if isinstance(answer, ContextOverflow):
-            return answer
-        announced = self._announced(answer.policy)  # before another call is waited for
-        reported = reported_versions(answer.completion)
-        before, after = reported or (answer.policy.version, announced)
-        return ChatReply(
-            completion=answer.completion,
-            tokens=await self._tokens(answer, call),
-            version_before=before,
-            version_after=after,
-            endpoint=answer.endpoint.url.shown,
-            duration_s=loop.time() - began,
-            attempts=answer.attempts,
-        )
+            facts = _facts(answer, "context_overflow", Usage(), versions, loop.time() - began)
+            return OverflowReply(message=answer.message, facts=facts)
+        tokens, completion = await self._tokens(answer, call), answer.completion
+        versions = reported_versions(completion) or versions
+        finish = finish_of(choice_of(completion))
+        facts = _facts(answer, finish, usage_of(completion), versions, loop.time() - began)
+        return ChatReply(completion=completion, facts=facts, tokens=tokens)
 
     def reopen(self, policy: str) -> None:
         """The policy may work again: do not wait out what its endpoints were ejected for."""
@@ -334,3 +303,22 @@ class PolicyClient:
                 return orjson.loads(await response.read()) if response.status == 200 else None
         except (HttpError, TimeoutError, orjson.JSONDecodeError):
             return None
+
+
+def _facts(
+    answer: ModelAnswer | ContextOverflow,
+    finish: CallFinish,
+    usage: Usage,
+    versions: tuple[int | None, int | None],
+    duration_s: float,
+) -> CallFacts:
+    before, after = versions
+    return CallFacts(
+        endpoint=answer.endpoint.url.shown,
+        finish=finish,
+        usage=usage,
+        version_before=before,
+        version_after=after,
+        duration_s=duration_s,
+        attempts=answer.attempts,
+    )

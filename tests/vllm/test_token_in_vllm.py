@@ -95,7 +95,7 @@ async def test_talk_that_is_cut_as_chat_is_one_segment_of_what_was_generated(vll
     assert len(as_chat.segments) > 1
     assert len(segments.segments) == 1
     assert reply.tokens is not None
-    assert reply.finish == "stop"
+    assert reply.facts.finish == "stop"
     assert vllm.text_of(list(reply.tokens.prompt_ids)) == vllm.text_of(vllm.prompt_ids(chat))
     again = vllm.logprobs_of(list(reply.tokens.prompt_ids), list(reply.tokens.token_ids))
     assert list(reply.tokens.logprobs) == pytest.approx(again, abs=TOLERANCE)
@@ -103,7 +103,7 @@ async def test_talk_that_is_cut_as_chat_is_one_segment_of_what_was_generated(vll
 
 async def test_turns_that_a_limit_cut_are_closed_as_the_template_closes_them(vllm: Any, client: PolicyClient) -> None:
     segments, chat, reply = await talk(vllm, client, "tokens", max_output_tokens=3)
-    assert reply.finish == "max_tokens"
+    assert reply.facts.finish == "max_tokens"
     assert len(segments.segments) == 1
     assert reply.tokens is not None
     assert vllm.text_of(list(reply.tokens.prompt_ids)) == vllm.text_of(vllm.prompt_ids(chat))
@@ -170,7 +170,7 @@ async def test_the_shape_that_a_request_demands_is_kept(vllm: Any, client: Polic
 
 async def test_a_prompt_that_does_not_fit_is_an_overflow(vllm: Any, client: PolicyClient) -> None:
     reply = await ask(vllm, client, {"input": "Is it warm? " * 1000})
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fits(
@@ -183,7 +183,7 @@ async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fi
     )
     items = [{"role": "user", "content": "hi"}, *first.items, {"role": "user", "content": "go on"}]
     reply = await ask(vllm, client, {"input": items}, turn=1, prefix=long)
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])

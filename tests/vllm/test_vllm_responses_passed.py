@@ -54,7 +54,7 @@ async def respond(vllm: Any, client: PolicyClient, turn: int = 0, **params: Any)
 async def test_the_tokens_of_a_text_are_those_that_the_server_generated(vllm: Any, client: PolicyClient) -> None:
     reply = await respond(vllm, client, input=[QUESTION], **SAMPLED)
     assert reply.tokens is not None
-    assert len(reply.tokens.token_ids) == reply.usage.output_tokens
+    assert len(reply.tokens.token_ids) == reply.facts.usage.output_tokens
     prompt, generated = list(reply.tokens.prompt_ids), list(reply.tokens.token_ids)
     assert prompt == vllm.prompt_ids({"messages": [QUESTION]})
     [item] = reply.items
@@ -117,7 +117,7 @@ async def test_what_does_not_fit_is_an_overflow_and_a_limit_beyond_the_context_a
     vllm: Any, client: PolicyClient
 ) -> None:
     reply = await respond(vllm, client, input="word " * 3000, max_output_tokens=100)
-    assert (reply.finish, reply.items) == ("context_overflow", [])
+    assert (reply.facts.finish, reply.items) == ("context_overflow", [])
     cut = await respond(vllm, client, input="hi", temperature=1.0, seed=3, max_output_tokens=4)
     assert (cut.finish, cut.usage.output_tokens) == ("max_tokens", 4)
     with pytest.raises(ModelRejected, match="max_model_len"):

@@ -228,7 +228,7 @@ async def test_a_pause_holds_calls_and_a_resume_lets_them_go(farm, model, proxy,
     await farm.policies.resume("policy", 9)
     assert [(await call).status_code for call in calls] == [200, 200]
     trajectory = await farm.captures.trajectory("a")
-    assert trajectory.calls[0].version_before == 9
+    assert trajectory.calls[0].facts.version_before == 9
 
 
 async def test_a_call_to_a_paused_policy_ends_at_its_deadline(farm, model, proxy, http):

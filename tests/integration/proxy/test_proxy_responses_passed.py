@@ -86,8 +86,8 @@ async def test_the_official_client_runs_a_tool_loop_that_is_captured(farm, passe
     said = [] if question == QUESTION else ["reasoning", "message"]
     assert kinds == [*said, "function_call", "function_call_output", "message"]
     assert [call.turn for call in trajectory.calls] == [0, 1]
-    assert all(call.usage.output_tokens for call in trajectory.calls)
-    assert {(call.version_before, call.version_after) for call in trajectory.calls} == {(3, 3)}
+    assert all(call.facts.usage.output_tokens for call in trajectory.calls)
+    assert {(call.facts.version_before, call.facts.version_after) for call in trajectory.calls} == {(3, 3)}
     # a turn of a call alone has no log-probabilities, nor has a whole stream
     assert [call.has_tokens for call in trajectory.calls] == [not stream and bool(said), not stream]
     assert not trajectory.tokens_complete or (not stream and said)

@@ -24,7 +24,7 @@ def states(client: Any, name: str = "p") -> dict[str, str]:
 async def home_of(client: Any, ask: Any, policy: Any, servers: list[Any]) -> tuple[Any, list[Any]]:
     """The server that the calls of these tests stick to, and the others."""
     reply = await client.respond(ask(policy))
-    home = next(server for server in servers if reply.endpoint.startswith(server.url))
+    home = next(server for server in servers if reply.facts.endpoint.startswith(server.url))
     return home, [server for server in servers if server is not home]
 
 
@@ -38,7 +38,7 @@ async def test_a_dead_endpoint_is_out_before_a_call_fails_and_in_again_soon_afte
     await home.stop()
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "ejected")
     reply = await client.respond(ask(policy))
-    assert (reply.attempts, reply.endpoint) == (1, f"{other.url}/v1")
+    assert (reply.facts.attempts, reply.facts.endpoint) == (1, f"{other.url}/v1")
     home.release.clear()
     await home.start()
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "healthy")
@@ -64,8 +64,8 @@ async def test_calls_leave_an_endpoint_that_accepts_and_answers_nothing(servers,
     home.health = home.default = HANG
     calls = [asyncio.create_task(client.respond(ask(policy))) for _ in range(3)]
     replies = await asyncio.wait_for(asyncio.gather(*calls), 15)
-    assert {reply.endpoint for reply in replies} <= {f"{server.url}/v1" for server in others}
-    assert {reply.attempts for reply in replies} == {2}
+    assert {reply.facts.endpoint for reply in replies} <= {f"{server.url}/v1" for server in others}
+    assert {reply.facts.attempts for reply in replies} == {2}
     assert states(client)[f"{home.url}/v1"] == "ejected"
     home.health, home.default = 200, None
     home.release.set()
@@ -81,7 +81,7 @@ async def test_calls_leave_an_endpoint_that_is_well_by_its_own_account_and_answe
     home, [other] = await home_of(client, ask, policy, [first, second])
     home.default = HANG
     replies = await asyncio.wait_for(asyncio.gather(*(client.respond(ask(policy)) for _ in range(4))), 15)
-    assert {(reply.endpoint, reply.attempts) for reply in replies} == {(f"{other.url}/v1", 2)}
+    assert {(reply.facts.endpoint, reply.facts.attempts) for reply in replies} == {(f"{other.url}/v1", 2)}
     seen = len(home.checks)
     await asyncio.sleep(2 * SOON_S)
     assert states(client)[f"{home.url}/v1"] == "ejected"  # although /health would pass
@@ -102,7 +102,7 @@ async def test_calls_stay_where_all_endpoints_are_as_slow(servers, clients, poli
     assert set(states(client).values()) == {"healthy"}
     first.release.set()
     second.release.set()
-    assert {reply.attempts for reply in await asyncio.gather(*calls)} == {1}
+    assert {reply.facts.attempts for reply in await asyncio.gather(*calls)} == {1}
 
 
 async def test_a_long_answer_stays_where_another_question_is_answered(servers, clients, policies, ask, eventually):

@@ -26,7 +26,7 @@ from gym.task import Task
 from gym.testing.episodes import play
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 from gym.testing.scripted_policy.tokenizer import END_ID, decode
-from gym.trajectory import Segments, Trajectory, TurnTokens, Usage
+from gym.trajectory import CallFacts, Segments, Trajectory, TurnTokens, Usage
 from gym.wire.errors import BadCompletion
 
 pytestmark = pytest.mark.anyio
@@ -166,7 +166,7 @@ async def test_tokens_that_nothing_can_go_on_from_begin_a_segment_and_are_counte
 
 async def test_a_turn_cut_by_its_limit_is_closed_and_gone_on_from(forgetful, client, ask):
     segments, replies = await talk(ask, client, policy_at(forgetful), max_output_tokens=2)
-    assert [reply.finish for reply in replies] == ["max_tokens"] * 3
+    assert [reply.facts.finish for reply in replies] == ["max_tokens"] * 3
     [segment] = segments.segments
     for before, after in pairwise(replies):
         so_far = [*before.tokens.prompt_ids, *before.tokens.token_ids]
@@ -180,7 +180,7 @@ async def test_a_call_that_cannot_be_read_is_plain_text(forgetful, client, ask):
     reply = await client.respond(ask(policy_at(forgetful), params=params))
     [_, message] = reply.items
     assert message["content"][0]["text"] == '<tool_call>{"name": "note", "arguments": {not json}</tool_call>'
-    assert reply.finish == "stop"
+    assert reply.facts.finish == "stop"
     assert reply.tokens.ended is True
 
 
@@ -189,21 +189,21 @@ async def test_a_stop_text_ends_a_turn_without_an_end_mark(client, ask):
         policy = policy_at(server, reasoning_parser=None)
         reply = await client.respond(ask(policy, params={"input": "What is 4 + 3 =", "stop": ["</answer>"]}))
         assert reply.items[0]["content"][0]["text"] == "<answer>7"
-        assert (reply.finish, reply.tokens.ended) == ("stop", False)
+        assert (reply.facts.finish, reply.tokens.ended) == ("stop", False)
 
 
 async def test_an_answer_that_a_limit_cut_is_cut_though_a_call_was_read(client, ask):
     async with ScriptedModelServer() as server:
         params = {"input": 'Go. [[call note {"a": 1}]] [[finish length]]', "tools": [NOTE]}
         reply = await client.respond(ask(policy_at(server), params=params))
-    assert reply.finish == "max_tokens"
+    assert reply.facts.finish == "max_tokens"
     assert (reply.items[-1]["type"], reply.items[-1]["status"]) == ("function_call", "incomplete")
 
 
 async def test_a_prompt_that_does_not_fit_is_an_overflow(client, ask):
     async with ScriptedModelServer(ScriptedModelOptions(max_model_len=64)) as server:
         reply = await client.respond(ask(policy_at(server), params={"input": "word " * 100}))
-        assert (reply.finish, reply.items, reply.tokens) == ("context_overflow", [], None)
+        assert (reply.facts.finish, reply.items, reply.tokens) == ("context_overflow", [], None)
 
 
 async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fits(client, ask):
@@ -223,7 +223,7 @@ async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fi
 async def test_a_server_that_is_away_for_a_moment_is_asked_again(forgetful, client, ask, failures):
     forgetful.behave(fail_next=failures, fail_status=503, retry_after_s=0.0)
     reply = await client.respond(ask(policy_at(forgetful)))
-    assert (reply.finish, reply.attempts) == ("stop", failures + 1)
+    assert (reply.facts.finish, reply.facts.attempts) == ("stop", failures + 1)
     assert [record.path for record in forgetful.records] == [RENDER] * (failures + 1) + [GENERATE]
 
 
@@ -248,7 +248,7 @@ async def test_tools_that_no_parser_reads_are_refused_before_anything_is_sent(fo
 async def test_the_versions_are_those_of_the_generation(forgetful, client, ask):
     forgetful.weight_version = "7"
     reply = await client.respond(ask(policy_at(forgetful)))
-    assert (reply.version_before, reply.version_after) == (7, 7)
+    assert (reply.facts.version_before, reply.facts.version_after) == (7, 7)
 
 
 async def test_a_streamed_call_gets_its_answer_in_one_chunk(forgetful, client):
@@ -388,14 +388,16 @@ class Fixed:
         self.prefixes.append(request.prefix)
         values: dict[str, Any] = {
             "items": [{"type": "message", "role": "assistant", "content": "x"}],
-            "finish": "stop",
-            "usage": Usage(),
+            "facts": CallFacts(
+                endpoint="e",
+                finish="stop",
+                usage=Usage(),
+                version_before=None,
+                version_after=None,
+                duration_s=0.0,
+                attempts=1,
+            ),
             "tokens": TurnTokens([1], [2], [0.0], ended=True),
-            "version_before": None,
-            "version_after": None,
-            "endpoint": "e",
-            "duration_s": 0.0,
-            "attempts": 1,
         }
         return ModelReply(**(values | self.fields))
 

@@ -67,7 +67,7 @@ async def test_text_comes_as_it_is_generated_and_is_recorded_as_if_it_came_whole
         assert completion["usage"] == whole.completion["usage"]
     assert streamed.tokens == whole.tokens
     assert streamed.tokens.ended is (stop is None)
-    assert (streamed.version_before, streamed.version_after) == (7, 7)
+    assert (streamed.facts.version_before, streamed.facts.version_after) == (7, 7)
     [of_stream], [of_whole] = streamed.completion["choices"], whole.completion["choices"]
     assert of_stream == {name: value for name, value in of_whole.items() if value is not None}
 
