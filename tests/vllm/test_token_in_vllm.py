@@ -205,4 +205,7 @@ async def test_demanded_calls_are_those_that_chat_gives(vllm: Any, client: Polic
     assert [(item["name"], item["arguments"]) for item in tokens.items] == [
         (item["name"], item["arguments"]) for item in chat.items
     ]
-    assert (tokens.finish, tokens.usage.output_tokens) == (chat.finish, chat.usage.output_tokens)
+    assert (tokens.facts.finish, tokens.facts.usage.output_tokens) == (
+        chat.facts.finish,
+        chat.facts.usage.output_tokens,
+    )

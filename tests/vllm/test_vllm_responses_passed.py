@@ -68,7 +68,7 @@ async def test_a_tool_loop_goes_on_from_the_servers_own_items(vllm: Any, client:
     first = await respond(vllm, client, input=[QUESTION], tools=[WEATHER], **SAMPLED)
     calls = [item for item in first.items if item["type"] == "function_call"]
     assert {call["name"] for call in calls} == {"get_weather"}
-    assert first.usage.output_tokens > 0
+    assert first.facts.usage.output_tokens > 0
     assert first.tokens is None  # calls alone come without log-probabilities
     outputs = [{"type": "function_call_output", "call_id": call["call_id"], "output": "24 degrees"} for call in calls]
     second = await respond(
@@ -119,7 +119,7 @@ async def test_what_does_not_fit_is_an_overflow_and_a_limit_beyond_the_context_a
     reply = await respond(vllm, client, input="word " * 3000, max_output_tokens=100)
     assert (reply.facts.finish, reply.items) == ("context_overflow", [])
     cut = await respond(vllm, client, input="hi", temperature=1.0, seed=3, max_output_tokens=4)
-    assert (cut.finish, cut.usage.output_tokens) == ("max_tokens", 4)
+    assert (cut.facts.finish, cut.facts.usage.output_tokens) == ("max_tokens", 4)
     with pytest.raises(ModelRejected, match="max_model_len"):
         await respond(vllm, client, input="hi", max_output_tokens=5000)
 

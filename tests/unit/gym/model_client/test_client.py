@@ -189,7 +189,7 @@ async def test_a_call_in_flight_when_its_policy_is_paused_ends_as_it_would_have(
     policies.change("p", paused="drain")
     assert client.load()["p"]["in_flight"] == 1
     server.release.set()
-    assert (await call).finish == "stop"
+    assert (await call).facts.finish == "stop"
     assert client.load()["p"]["in_flight"] == 0
 
 
@@ -201,7 +201,7 @@ async def test_a_retry_is_held_too(server, client, policies, ask):
     assert client.load()["p"]["held"] == 1
     assert len(server.requests) == 1
     policies.change("p", paused=None)
-    assert (await call).attempts == 2
+    assert (await call).facts.attempts == 2
 
 
 async def test_a_held_call_ends_at_its_deadline(server, client, policies, ask):

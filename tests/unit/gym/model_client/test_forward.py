@@ -31,12 +31,12 @@ async def test_a_call_whose_connection_breaks_is_sent_again(server, client, poli
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"choices": []}', b'{"object": "error", "message": "no"}'])
 async def test_an_answer_that_is_no_completion_is_asked_for_again(server, client, policies, ask, body):
     server.script = [body]
-    assert (await client.respond(ask(policies.put("p", [server.url])))).attempts == 2
+    assert (await client.respond(ask(policies.put("p", [server.url])))).facts.attempts == 2
 
 
 async def test_an_answer_that_the_server_aborted_is_asked_for_again(server, client, policies, ask, shapes):
     server.script = [shapes.completion(choice={"finish_reason": "abort"})]
-    assert (await client.respond(ask(policies.put("p", [server.url])))).attempts == 2
+    assert (await client.respond(ask(policies.put("p", [server.url])))).facts.attempts == 2
 
 
 async def test_a_call_is_sent_no_more_often_than_allowed(server, clients, policies, ask):
@@ -242,7 +242,7 @@ async def test_a_list_of_urls_is_replaced_while_a_call_is_in_flight(servers, cli
     assert reply.facts.endpoint == f"{second.url}/v1"
     assert [endpoint["url"] for endpoint in client.load()["p"]["endpoints"]] == [f"{second.url}/v1"]
     first.release.set()
-    assert (await call).endpoint == f"{first.url}/v1"
+    assert (await call).facts.endpoint == f"{first.url}/v1"
     assert client.load()["p"]["in_flight"] == 0
 
 

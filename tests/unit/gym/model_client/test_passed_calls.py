@@ -188,7 +188,7 @@ async def test_no_room_left_is_an_overflow_unless_the_caller_leaves_none(server,
     server.default = lambda request: shapes.error(400, told, param="max_tokens")
     call = ask(policies.put("p", [server.url], api="responses"), params={"input": "x", "max_output_tokens": limit})
     if limit is None:
-        assert (await client.respond(call)).finish == "context_overflow"
+        assert (await client.respond(call)).facts.finish == "context_overflow"
     else:
         with pytest.raises(ModelRejected, match="at least 1"):
             await client.respond(call)

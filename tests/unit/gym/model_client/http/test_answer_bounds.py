@@ -182,7 +182,7 @@ async def test_nonsense_in_retry_after_does_not_end_a_call(server, client, polic
         return answer
 
     server.script = [busy]
-    assert (await client.respond(ask(policies.put("p", [server.url])))).attempts == 2
+    assert (await client.respond(ask(policies.put("p", [server.url])))).facts.attempts == 2
 
 
 def _call(policy: Any, *, stream: bool = False) -> ChatCall:

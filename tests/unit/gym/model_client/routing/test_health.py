@@ -53,7 +53,7 @@ async def test_the_only_endpoint_is_waited_for_when_it_is_dead(server, clients, 
     call = asyncio.create_task(client.respond(ask(policy)))
     await asyncio.sleep(0)
     await server.start()
-    assert (await call).attempts == 1
+    assert (await call).facts.attempts == 1
 
 
 async def test_calls_leave_an_endpoint_that_accepts_and_answers_nothing(servers, clients, policies, ask, eventually):
@@ -114,7 +114,7 @@ async def test_a_long_answer_stays_where_another_question_is_answered(servers, c
     call = asyncio.create_task(client.respond(ask(policy)))
     await eventually(lambda: len(home.bodies) >= 1 + 1 + 2)  # it has been asked twice
     home.release.set()
-    assert (await call).attempts == 1
+    assert (await call).facts.attempts == 1
 
 
 async def test_an_endpoint_that_says_it_is_ill_is_left_where_there_is_another(
@@ -126,7 +126,7 @@ async def test_an_endpoint_that_says_it_is_ill_is_left_where_there_is_another(
     home, [other] = await home_of(client, ask, policy, [first, second])
     home.health = 503
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "ejected")
-    assert (await client.respond(ask(policy))).endpoint == f"{other.url}/v1"
+    assert (await client.respond(ask(policy))).facts.endpoint == f"{other.url}/v1"
     other.health = 503
     policies.put("p", [first.url, second.url])
     await eventually(lambda: len(other.checks) > 3)
@@ -156,7 +156,7 @@ async def test_a_stream_leaves_a_hanging_endpoint_only_before_it_has_begun(clien
         await eventually(lambda: first.stats["in_flight"] + second.stats["in_flight"] == 1 and bool(pieces) == begun)
         for endpoint in client._pools["p"][1].endpoints:
             endpoint.move_calls()
-        assert (await asking).attempts == (1 if begun else 2)
+        assert (await asking).facts.attempts == (1 if begun else 2)
 
 
 async def test_a_call_without_another_try_stays_where_it_is(server, clients, policies, ask):
@@ -167,7 +167,7 @@ async def test_a_call_without_another_try_stays_where_it_is(server, clients, pol
     [endpoint] = client._pools["p"][1].endpoints
     assert endpoint.move_calls() == 1
     server.release.set()
-    assert (await call).attempts == 1
+    assert (await call).facts.attempts == 1
     assert endpoint.moves == set()
 
 
@@ -195,7 +195,7 @@ async def test_what_calls_have_ejected_for_long_is_tried_soon_after_it_is_well(
     await eventually(lambda: len(server.bodies) >= 3)
     assert states(client)[f"{server.url}/v1"] == "ejected"  # it has been asked, and is not well
     server.default = None
-    assert (await client.respond(ask(policy, within_s=30))).attempts == 1
+    assert (await client.respond(ask(policy, within_s=30))).facts.attempts == 1
 
 
 async def test_only_policies_used_lately_are_looked_at(servers, clients, policies, ask, eventually):

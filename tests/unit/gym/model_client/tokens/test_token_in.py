@@ -131,7 +131,7 @@ async def test_an_answer_in_tokens_is_the_one_that_chat_gives(client, ask):
         assert [record.path for record in server.records[3:]] == [RENDER, GENERATE] * 3, "rendered once where it fits"
     assert tokens.segments == chat.segments
     assert of_tokens.items == of_chat.items
-    assert (of_tokens.finish, of_tokens.usage) == (of_chat.finish, of_chat.usage)
+    assert (of_tokens.facts.finish, of_tokens.facts.usage) == (of_chat.facts.finish, of_chat.facts.usage)
     assert client.load()[policy.name]["prompts"] == {"first": 1, "kept": 2}
 
 
@@ -212,10 +212,10 @@ async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fi
         policy = policy_at(server)
         thinking = f"[[reason {'so ' * 70}]] [[say yes]]"
         first = await client.respond(ask(policy, params={"input": [{"role": "user", "content": "hm " + thinking}]}))
-        assert first.finish == "max_tokens"
+        assert first.facts.finish == "max_tokens"
         items = [{"role": "user", "content": "hi"}, *first.items, {"role": "user", "content": "And now?"}]
         second = await client.respond(ask(policy, params={"input": items}, turn=1, prefix=first.tokens))
-        assert second.finish == "context_overflow"
+        assert second.facts.finish == "context_overflow"
         assert server.records[-1].path == GENERATE
 
 
