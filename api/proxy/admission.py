@@ -17,7 +17,7 @@ from gym.config import ApiKey
 from gym.errors import Forbidden, NotFound, Unauthorized
 from gym.fields.bounded import STORED
 from gym.ids import parse_rollout_id
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.state.agent_secret import agent_secret
 from gym.state.redis.driver import RedisError
@@ -34,7 +34,7 @@ class Admission:
         self._ring = KeyRing(keys) if keys else None
         self._store = store
         self._agents: AgentKeys | None = None
-        self._inline: dict[str, PolicyRecord] = {}
+        self._inline: dict[str, ServedModel] = {}
 
     async def check(self, method: str, headers: Sequence[tuple[bytes, bytes]], rollout_id: str | None) -> Grant | None:
         """Return what an agent's key grants, None for any other caller.
@@ -85,7 +85,7 @@ class Admission:
             except RedisError:
                 continue  # the worker goes on without Redis too
 
-    async def inline_policy(self, grant: Grant) -> PolicyRecord:
+    async def inline_policy(self, grant: Grant) -> ServedModel:
         """The policy that the batch of a granted rollout brought along. Raises NotFound."""
         rollout = parse_rollout_id(grant.rollout_id)
         batch_id = rollout.batch_id if rollout is not None else ""
@@ -95,7 +95,7 @@ class Admission:
             policy = BatchSpec.model_validate(orjson.loads(text), context=STORED).policy if text is not None else None
             if not isinstance(policy, PolicySpec):
                 raise NotFound("policy_not_found", f"the batch of rollout {grant.rollout_id} is gone")
-            record = inline_record(policy)
+            record = inline_model(policy)
             if len(self._inline) >= MOST_POLICIES:
                 self._inline.clear()
             self._inline[batch_id] = record

@@ -24,7 +24,7 @@ from gym.model_client.client import ChatReply, OverflowReply, PolicyClient
 from gym.model_client.forward import ChatCall
 from gym.model_client.http import hops as hops_of
 from gym.model_client.http.streaming import chunks_of
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.state.policies import PolicyCache
 from gym.trajectory import TurnTokens
 from gym.wire.chat.request import to_completion
@@ -47,7 +47,7 @@ class ProxyCall:
     dialect: Dialect
     body: JsonObject
     chat: JsonObject
-    policy: PolicyRecord
+    policy: ServedModel
     deadline: float  # loop.time()
     call_id: str = ""
     created_at: float = field(default_factory=time.time)
@@ -106,7 +106,7 @@ class Calls:
         self._policies = policies
 
     async def read(
-        self, exchange: AsgiExchange, dialect: Dialect, *, name: str | None = None, policy: PolicyRecord | None = None
+        self, exchange: AsgiExchange, dialect: Dialect, *, name: str | None = None, policy: ServedModel | None = None
     ) -> ProxyCall:
         """The call in a request; the policy is the one that is given or named here, else the one that it asks for.
 
@@ -160,7 +160,7 @@ class Calls:
             )
         )
 
-    async def _policy(self, header: str | None, model: Any) -> PolicyRecord:
+    async def _policy(self, header: str | None, model: Any) -> ServedModel:
         found = self._find(header, model)
         if found is None:
             await self._policies.refresh()  # it may have been registered a moment ago
@@ -174,7 +174,7 @@ class Calls:
             )
         return found
 
-    def _find(self, header: str | None, model: Any) -> PolicyRecord | None:
+    def _find(self, header: str | None, model: Any) -> ServedModel | None:
         if header:
             return self._policies.get(header)
         named = self._policies.get(model) if isinstance(model, str) else None

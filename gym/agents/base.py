@@ -17,7 +17,7 @@ from gym.environments.hosting.session import EnvironmentSession
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
 from gym.model_client.client import ModelReply, ModelRequest
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.rollout import StopReason
 from gym.task import Task
 from gym.trajectory import CallFacts, ModelCall, ToolCall, Trajectory, TurnTokens
@@ -35,7 +35,7 @@ class Model(Protocol):
 class PolicyNow(Protocol):
     """The policy's record as it is at this moment."""
 
-    def __call__(self) -> PolicyRecord:
+    def __call__(self) -> ServedModel:
         """Raises ModelUnreachable where the policy has been deleted."""
 
 

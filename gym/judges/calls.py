@@ -19,7 +19,7 @@ from gym.model_client.client import OverflowReply, PolicyClient
 from gym.model_client.forward import ChatCall
 from gym.model_client.http.hosts import EVERY_HOST, HostRules
 from gym.model_client.retry import UNHEALTHY_WAIT_S
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource
+from gym.model_client.routing.served_model import ModelSource, ServedModel
 from gym.model_client.settings import ModelSettings
 
 LOOK_S = 0.25  # between looks for a replica
@@ -33,7 +33,7 @@ class JudgeCalls:
         self,
         name: str,
         settings: JudgeSettings,
-        replicas: PolicySource,
+        replicas: ModelSource,
         *,
         published_version: Callable[[str], str] = lambda _: "",
         connect_timeout_s: float = 5.0,
@@ -54,7 +54,7 @@ class JudgeCalls:
             max_retries=settings.max_retries,
             connections_per_endpoint=settings.concurrency,
         )
-        self._last: PolicyRecord | None = None
+        self._last: ServedModel | None = None
         self._client = PolicyClient(model, self, hosts=hosts)
 
     @property
@@ -125,12 +125,12 @@ class JudgeCalls:
             on_held=turn_back,
         )
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         """For the proxy's code: the replicas of now, or the last that were known for a call that is under way."""
         self._last = self._replicas.get(name) or self._last
         return self._last
 
-    async def _record(self, deadline: float, on_held: Callable[[], None]) -> PolicyRecord:
+    async def _record(self, deadline: float, on_held: Callable[[], None]) -> ServedModel:
         """Where it answers; waits for a replica as the proxy's code waits for one to become healthy."""
         loop = asyncio.get_running_loop()
         until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
@@ -161,9 +161,9 @@ class JudgeCalls:
                 call.on_held()
             yield
         except ModelUnreachable as error:
-            raise JudgeUnreachable(_renamed(error.message), judge=self.name) from error
+            raise JudgeUnreachable(error.message, judge=self.name) from error
         except ModelRejected as error:
-            raise JudgeRefused(_renamed(error.message), judge=self.name) from error
+            raise JudgeRefused(error.message, judge=self.name) from error
         finally:
             self.answered_at = max(self.answered_at, self._client.last_answer(self.name))
             self.in_flight -= 1
@@ -178,8 +178,3 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Re
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _renamed(message: str) -> str:
-    """The proxy's code calls whom it calls a policy."""
-    return message.replace("policy '", "judge '", 1)

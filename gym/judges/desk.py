@@ -17,7 +17,7 @@ from gym.judges.calls import JudgeCalls, together
 from gym.judges.registry import make_judge
 from gym.judges.settings import JudgeSettings
 from gym.model_client.http.hosts import EVERY_HOST, HostRules
-from gym.model_client.routing.policy_record import PolicySource
+from gym.model_client.routing.served_model import ModelSource
 
 
 class Desk:
@@ -26,7 +26,7 @@ class Desk:
     def __init__(
         self,
         judges: Mapping[str, JudgeSettings],
-        replicas: PolicySource,
+        replicas: ModelSource,
         *,
         published_version: Callable[[str], str] = lambda _: "",
         store: VerdictStore | None = None,

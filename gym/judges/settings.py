@@ -107,11 +107,11 @@ class _JudgeSettings(_Model):
     @model_validator(mode="after")
     def _urls(self) -> _JudgeSettings:
         if self.base_urls:
-            self.policy(self.base_urls)
+            self.spec(self.base_urls)
         return self
 
-    def policy(self, urls: tuple[str, ...]) -> PolicySpec:
-        """These endpoints as the proxy's code calls them."""
+    def spec(self, urls: tuple[str, ...]) -> PolicySpec:
+        """Return the replicas at these URLs as the model client calls them."""
         return PolicySpec(base_urls=list(urls), model=self.model or "judge", api_key=self.api_key, token_ids=False)
 
     def digest(self) -> str:

@@ -14,7 +14,7 @@ from gym.model_client.http.hosts import EVERY_HOST, HostRules
 from gym.model_client.http.refusal import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.model_client.retry import AttemptFailure, retry_after_s
 from gym.model_client.routing.endpoint import Endpoint, Outcome
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import Capture, Level
 from gym.model_client.tokens.prompt_text import MARK, cut_prompt
 from gym.model_client.tokens.response_tokens import ResponseCapture
@@ -40,7 +40,7 @@ class ModelAnswer:
 
     completion: JsonObject
     body: JsonObject
-    policy: PolicyRecord
+    policy: ServedModel
     endpoint: Endpoint
     asked: Level
     prefixed: bool
@@ -58,7 +58,7 @@ class ContextOverflow:
     """The conversation no longer fits the model's context; nothing was generated."""
 
     message: str
-    policy: PolicyRecord
+    policy: ServedModel
     endpoint: Endpoint
     attempts: int
 
@@ -73,7 +73,7 @@ class Attempt:
 
     body: JsonObject
     request_id: str
-    policy: PolicyRecord
+    policy: ServedModel
     endpoint: Endpoint
     asked: Level
     prefixed: bool
@@ -124,7 +124,7 @@ def meaning(
     if attempt.dialect == "responses" and status in _NO_SUCH_PATH:
         hint = "; with `api: responses` a policy needs a server that has /v1/responses, with `api: chat` it does not"
     raise ModelRejected(
-        f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
+        f"{attempt.policy.title}: {attempt.endpoint.url.shown} refused the call with {status}: "
         f"{attempt.said(refusal.message)}{hint}",
         upstream_status=status,
         endpoint=attempt.endpoint.url.shown,
@@ -134,8 +134,7 @@ def meaning(
 def unusable(attempt: Attempt, why: str) -> ModelRejected:
     """The error for a call that would come to nothing however often it is made."""
     return ModelRejected(
-        f"policy {attempt.policy.name!r}: the call of {attempt.endpoint.url.shown} comes to nothing: "
-        f"{attempt.clean(why)}",
+        f"{attempt.policy.title}: the call of {attempt.endpoint.url.shown} comes to nothing: {attempt.clean(why)}",
         upstream_status=BAD_GATEWAY,
         endpoint=attempt.endpoint.url.shown,
     )

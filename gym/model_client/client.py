@@ -27,7 +27,7 @@ from gym.model_client.routing.endpoint import request_headers
 from gym.model_client.routing.endpoint_pool import EndpointPool
 from gym.model_client.routing.health import HealthChecks, Served
 from gym.model_client.routing.pause_gate import Gate
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, newest
+from gym.model_client.routing.served_model import ModelSource, ServedModel, newest
 from gym.model_client.settings import ModelSettings
 from gym.model_client.tokens.capture import Capture, read_tokenized, tokenize_request
 from gym.model_client.versions import reported_versions
@@ -53,7 +53,7 @@ class ModelRequest:
     assistant's part of `params`, None where tools or history have changed since.
     """
 
-    policy: PolicyRecord
+    policy: ServedModel
     params: JsonObject
     sticky_key: str
     deadline: float  # loop.time()
@@ -99,7 +99,7 @@ class PolicyClient:
     def __init__(
         self,
         settings: ModelSettings,
-        policies: PolicySource,
+        policies: ModelSource,
         *,
         jitter: Callable[[], float] = random.random,
         most_pools: int = MOST_POOLS,
@@ -155,7 +155,7 @@ class PolicyClient:
         try:
             body = to_server_request(request.params) if passed else to_chat_request(request.params)
         except WireError as error:
-            failure = BadRow(f"the request to policy {request.policy.name!r} cannot be sent: {error.message}")
+            failure = BadRow(f"the request to {request.policy.title} cannot be sent: {error.message}")
             failure.stage = Stage.MODEL
             raise failure from error
         call_id = f"{request.rollout_id}-{request.attempt}-{request.turn}"
@@ -215,7 +215,7 @@ class PolicyClient:
             raise RuntimeError("PolicyClient is used outside `async with`")
         answer = await self._forwarder.send(call)
         if isinstance(answer, ContextOverflow):
-            raise ModelRejected(f"policy {answer.policy.name!r}: {answer.endpoint.url.shown}: {answer.message}")
+            raise ModelRejected(f"{answer.policy.title}: {answer.endpoint.url.shown}: {answer.message}")
         return answer.completion
 
     def load(self) -> dict[str, JsonObject]:
@@ -232,11 +232,11 @@ class PolicyClient:
             for name, lane in self._gate.lanes.items()
         }
 
-    def _announced(self, policy: PolicyRecord) -> int | None:
+    def _announced(self, policy: ServedModel) -> int | None:
         current = newest(self._policies, policy) or policy
         return current.version
 
-    def _pool_of(self, policy: PolicyRecord) -> EndpointPool:
+    def _pool_of(self, policy: ServedModel) -> EndpointPool:
         """The policy's endpoints, as its newest record lists them."""
         known = self._pools.get(policy.name)
         spec = policy.spec
@@ -270,7 +270,8 @@ class PolicyClient:
         generated = capture.read(answer.completion, asked=answer.asked)
         if capture.level != level and capture.level == "none":
             _LOG.warning(
-                "policy %s: %s gives no token ids; its rollouts carry none",
+                "%s %s: %s gives no token ids; its rollouts carry none",
+                answer.policy.kind,
                 answer.policy.name,
                 answer.endpoint.url.shown,
                 extra={"action": "no_token_ids"},

@@ -48,7 +48,7 @@ from gym.model_client.retry import AttemptFailure, CallProgress
 from gym.model_client.routing.endpoint import Endpoint, Outcome, request_headers
 from gym.model_client.routing.endpoint_pool import EndpointPool
 from gym.model_client.routing.pause_gate import Gate
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.routing.waiting import QueueTicket
 from gym.model_client.sampling import pinned, pinned_response
 from gym.model_client.settings import ModelSettings
@@ -77,7 +77,7 @@ class ChatCall:
     `hops` are the farms whose proxies it has passed (`gym.model_client.http.hops`).
     """
 
-    policy: PolicyRecord
+    policy: ServedModel
     body: JsonObject
     sticky_key: str
     deadline: float  # loop.time()
@@ -99,7 +99,7 @@ class Forwarder:
         connections: Connections,
         settings: ModelSettings,
         gate: Gate,
-        pool_of: Callable[[PolicyRecord], EndpointPool],
+        pool_of: Callable[[ServedModel], EndpointPool],
         *,
         jitter: Callable[[], float],
         hosts: HostRules = EVERY_HOST,
@@ -117,7 +117,7 @@ class Forwarder:
         """Raises ModelUnreachable or ModelRejected."""
         policy, now = call.policy, self._loop.time
         progress = CallProgress(
-            policy.name,
+            policy.title,
             now(),
             call.deadline,
             self._settings.max_retries,
@@ -158,7 +158,7 @@ class Forwarder:
             waiting.leave()
 
     async def _attempt(
-        self, call: ChatCall, policy: PolicyRecord, pool: EndpointPool, endpoint: Endpoint, progress: CallProgress
+        self, call: ChatCall, policy: ServedModel, pool: EndpointPool, endpoint: Endpoint, progress: CallProgress
     ) -> ModelAnswer | ContextOverflow | AttemptFailure:
         """Send once; the endpoint is released with what the outcome says about it."""
         progress.attempts += 1
@@ -214,7 +214,8 @@ class Forwarder:
             progress.answered = progress.answered or outcome in ("answered", "erred")
             if pool.release(endpoint, outcome, began=began, error=attempt.clean(error)):
                 _LOG.warning(
-                    "policy %s: %s ejected for %g s: %s",
+                    "%s %s: %s ejected for %g s: %s",
+                    policy.kind,
                     policy.name,
                     endpoint.url.shown,
                     endpoint.back_off_s,
@@ -222,7 +223,7 @@ class Forwarder:
                     extra={"action": "endpoint_ejected"},
                 )
 
-    def _prepared(self, call: ChatCall, policy: PolicyRecord, endpoint: Endpoint, number: int) -> Attempt:
+    def _prepared(self, call: ChatCall, policy: ServedModel, endpoint: Endpoint, number: int) -> Attempt:
         """The call as this endpoint is to get it."""
         asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids else "none"
         # a server may still know the request that it did not answer, so a retry has an id of its own

@@ -33,13 +33,13 @@ class AttemptFailure:
 
 @dataclass(slots=True)
 class CallProgress:
-    """One call on its way. `endpoint` was asked last, `avoid` are the endpoints that have failed it.
+    """State of one call over its attempts. `model` is the title that errors name the served model by.
 
-    `delivered`: a part of the answer has been handed on, so it must not begin anew. `answered`: an endpoint gave an
-    answer of its own, if only an error.
+    `endpoint` was asked last; `avoid` are the endpoints that have failed the call. `delivered`: a part of the answer
+    has been passed on, so the call must not be sent again. `answered`: an endpoint gave an answer, if only an error.
     """
 
-    policy: str
+    model: str
     began: float
     deadline: float
     max_retries: int
@@ -93,7 +93,7 @@ class CallProgress:
         tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         error = ModelUnreachable(
-            f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
+            f"{self.model}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
             + (f". Tried: {tried}" if tried else ""),
             away=seen and not late and not self.answered,
         )

@@ -10,7 +10,7 @@ import pytest
 from gym.agents.base import Episode
 from gym.model_client.client import ChatReply, ModelReply, ModelRequest, PolicyClient
 from gym.model_client.forward import ChatCall
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
 from gym.testing.episodes import play
 from gym.trajectory import Segments, TurnTokens
@@ -32,7 +32,7 @@ async def weather(vllm: Any, client: PolicyClient, **params: Any) -> Episode:
     question = [{"role": "user", "content": "Is it warm in Lima right now?"}]
     asked: dict[str, Any] = {"input": question, "temperature": 1.0, **params}
     row = {"environment": "weather", "responses_create_params": asked}
-    played = await play(row, model=client, policy=lambda: inline_record(policy_of(vllm)), within_s=100)
+    played = await play(row, model=client, policy=lambda: inline_model(policy_of(vllm)), within_s=100)
     assert played.reward == 1.0
     return played.episode
 
@@ -41,7 +41,7 @@ async def ask(vllm: Any, client: PolicyClient, params: dict[str, Any], **fields:
     spec = policy_of(vllm, api=fields.pop("api", "tokens"), reasoning=fields.pop("reasoning", None))
     return await client.respond(
         ModelRequest(
-            policy=inline_record(spec),
+            policy=inline_model(spec),
             params=params,
             sticky_key="g",
             deadline=asyncio.get_running_loop().time() + 100,
@@ -132,7 +132,7 @@ async def test_a_stream_of_tokens_is_what_is_recorded(vllm: Any, client: PolicyC
     body = {"messages": [{"role": "user", "content": "Is it warm?"}], "max_tokens": 40, "seed": 1, "ignore_eos": True}
     reply = await client.complete(
         ChatCall(
-            policy=inline_record(policy_of(vllm)),
+            policy=inline_model(policy_of(vllm)),
             body={**body, "stream": True},
             sticky_key="g",
             deadline=asyncio.get_running_loop().time() + 100,

@@ -13,7 +13,7 @@ import pytest
 from gym.errors import ModelRejected
 from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
 from gym.model_client.forward import ChatCall, ContextOverflow
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.testing.model_server.server import ScriptedModelServer
 from gym.wire.passthrough.reply import RESPONSE
@@ -33,8 +33,8 @@ SAMPLED = {"temperature": 1.0, "seed": 3, "max_output_tokens": 200}
 ALL = {"include": ["message.output_text.logprobs"], "enable_response_messages": True, "store": False}
 
 
-def record(vllm: Any, **fields: Any) -> PolicyRecord:
-    return inline_record(PolicySpec(base_urls=[vllm.url], model="weatherman", api="responses", **fields))
+def record(vllm: Any, **fields: Any) -> ServedModel:
+    return inline_model(PolicySpec(base_urls=[vllm.url], model="weatherman", api="responses", **fields))
 
 
 async def respond(vllm: Any, client: PolicyClient, turn: int = 0, **params: Any) -> ModelReply:

@@ -19,7 +19,7 @@ from typing import Literal
 
 from gym.jsontypes import JsonObject
 from gym.model_client.http.urls import EndpointUrl
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import Capture
 from gym.model_client.tokens.prefix import PrefixSupport
 from gym.model_client.tokens.response_tokens import ResponseCapture
@@ -202,7 +202,7 @@ class Endpoint:
         self.prefix = PrefixSupport()
 
 
-def request_headers(policy: PolicyRecord, endpoint: Endpoint) -> dict[str, str]:
+def request_headers(policy: ServedModel, endpoint: Endpoint) -> dict[str, str]:
     """The headers of a JSON request, with the policy's API key or else what the endpoint's URL itself carries."""
     headers = {"Content-Type": "application/json"}
     if policy.spec.api_key is not None:

@@ -35,7 +35,7 @@ from gym.model_client.routing.health_probes import (
     trouble_by_its_account,
     trouble_with_a_token,
 )
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, newest
+from gym.model_client.routing.served_model import ModelSource, ServedModel, newest
 from gym.model_client.settings import ModelSettings
 
 LATELY_S = 60.0
@@ -51,7 +51,7 @@ QUIET = 1.5  # without a sign of life, after which an endpoint with calls in fli
 QUIET_MOST = 30.0
 _LOG = logging.getLogger(__name__)
 
-Served = tuple[PolicyRecord, EndpointPool]
+Served = tuple[ServedModel, EndpointPool]
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class _Watch:
 class _Patient:
     """An endpoint under examination."""
 
-    record: PolicyRecord
+    record: ServedModel
     pool: EndpointPool
     endpoint: Endpoint
     watch: _Watch
@@ -88,7 +88,7 @@ class HealthChecks:
     def __init__(
         self,
         settings: ModelSettings,
-        policies: PolicySource,
+        policies: ModelSource,
         served: Callable[[], Iterable[Served]],
         *,
         jitter: Callable[[], float],
@@ -202,7 +202,7 @@ class HealthChecks:
         other = max(others, key=lambda other: other.heard_at)
         return await self._status(patient.record, other, within=CONTROL) is not None
 
-    async def _status(self, record: PolicyRecord, endpoint: Endpoint, *, within: float) -> int | None:
+    async def _status(self, record: ServedModel, endpoint: Endpoint, *, within: float) -> int | None:
         """What a request for one token is answered with, if it is."""
         try:
             async with asyncio.timeout(within * self._unit_s):
@@ -216,7 +216,11 @@ class HealthChecks:
         watch.passed_at = self._loop.time()
         if pool.passed_check(endpoint, asked=asked):
             _LOG.info(
-                "policy %s: %s is back", patient.record.name, endpoint.url.shown, extra={"action": "endpoint_back"}
+                "%s %s: %s is back",
+                patient.record.kind,
+                patient.record.name,
+                endpoint.url.shown,
+                extra={"action": "endpoint_back"},
             )
         elif (
             endpoint.ejected_until is not None
@@ -229,7 +233,8 @@ class HealthChecks:
         hold_s = 2 * self._interval_s + HANGS * self._unit_s  # until the next check has had its say
         if patient.pool.failed_check(patient.endpoint, trouble.finding, began=began, hold_s=hold_s, error=trouble.text):
             _LOG.warning(
-                "policy %s: %s ejected: %s",
+                "%s %s: %s ejected: %s",
+                patient.record.kind,
                 patient.record.name,
                 patient.endpoint.url.shown,
                 trouble.text,
@@ -246,7 +251,8 @@ class HealthChecks:
             return
         if count := endpoint.move_calls():
             _LOG.warning(
-                "policy %s: %d calls leave %s, which hangs",
+                "%s %s: %d calls leave %s, which hangs",
+                patient.record.kind,
                 patient.record.name,
                 count,
                 endpoint.url.shown,

@@ -8,7 +8,7 @@ import aiohttp
 import orjson
 
 from gym.model_client.routing.endpoint import Endpoint, Finding, request_headers
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
@@ -22,7 +22,7 @@ class Trouble:
 
 
 async def trouble_by_its_account(
-    session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint
+    session: aiohttp.ClientSession, record: ServedModel, endpoint: Endpoint
 ) -> Trouble | None:
     """What `GET /health` says, or `/v1/models` where a server has no such path; waits for ever where it is silent.
 
@@ -41,7 +41,7 @@ async def trouble_by_its_account(
 
 
 async def trouble_with_a_token(
-    session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint
+    session: aiohttp.ClientSession, record: ServedModel, endpoint: Endpoint
 ) -> Trouble | None:
     """What comes of asking for one token, an answer of any kind being one; waits for ever where it is silent."""
     try:
@@ -51,7 +51,7 @@ async def trouble_with_a_token(
     return None
 
 
-async def status_of_a_token(session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint) -> int:
+async def status_of_a_token(session: aiohttp.ClientSession, record: ServedModel, endpoint: Endpoint) -> int:
     """The status that a request for one token is answered with. Raises aiohttp.ClientError."""
     url = endpoint.url.chat
     body = {"model": record.spec.model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1}

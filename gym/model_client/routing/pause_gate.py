@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gym.errors import ModelUnreachable, Unavailable
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, newest
+from gym.model_client.routing.served_model import ModelSource, ServedModel, newest
 
 TICK_S = 0.1
 
@@ -28,7 +28,7 @@ class Lane:
 class Gate:
     """Every call enters before it is sent and leaves when it is answered or given up."""
 
-    def __init__(self, policies: PolicySource, *, tick_s: float = TICK_S) -> None:
+    def __init__(self, policies: ModelSource, *, tick_s: float = TICK_S) -> None:
         self._policies = policies
         self._tick_s = tick_s
         self._closed = False
@@ -39,8 +39,8 @@ class Gate:
         self._closed = True
 
     async def enter(
-        self, record: PolicyRecord, *, deadline: float, on_held: Callable[[], None] | None = None
-    ) -> PolicyRecord:
+        self, record: ServedModel, *, deadline: float, on_held: Callable[[], None] | None = None
+    ) -> ServedModel:
         """Wait while the policy is paused; returns its newest record. `leave` must follow.
 
         `on_held` is called now and then while the call is held, so that a watch for stalled rollouts can be told.
@@ -61,8 +61,8 @@ class Gate:
         self.lanes[name].in_flight -= 1
 
     async def _hold(
-        self, record: PolicyRecord, lane: Lane, deadline: float, on_held: Callable[[], None] | None
-    ) -> PolicyRecord:
+        self, record: ServedModel, lane: Lane, deadline: float, on_held: Callable[[], None] | None
+    ) -> ServedModel:
         loop = asyncio.get_running_loop()
         began = loop.time()
         lane.held += 1
@@ -71,13 +71,13 @@ class Gate:
                 if self._closed:
                     raise Unavailable(
                         "shutting_down",
-                        f"policy {record.name!r} is paused and this process is shutting down; send the call again",
+                        f"{record.title} is paused and this process is shutting down; send the call again",
                         retry_after_s=1.0,
                     )
                 remaining_s = deadline - loop.time()
                 if remaining_s <= 0:
                     raise ModelUnreachable(
-                        f"policy {record.name!r} is paused ({record.paused}): the call was held for "
+                        f"{record.title} is paused ({record.paused}): the call was held for "
                         f"{loop.time() - began:.1f} s, until its deadline; "
                         f"resume it with POST /v1/policies/{record.name}/resume"
                     )
@@ -89,10 +89,10 @@ class Gate:
             lane.held -= 1
         return record
 
-    def _newest(self, record: PolicyRecord) -> PolicyRecord:
+    def _newest(self, record: ServedModel) -> ServedModel:
         current = newest(self._policies, record)
         if current is None:
             raise ModelUnreachable(
-                f"policy {record.name!r} is not registered any more; register it with PUT /v1/policies/{record.name}"
+                f"{record.title} is not registered any more; register it with PUT /v1/policies/{record.name}"
             )
         return current

@@ -20,7 +20,7 @@ import orjson
 
 from gym.fields.bounded import STORED
 from gym.jsontypes import JsonObject
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
 from gym.state.ledger.judging import waiting_of
 from gym.state.redis.store import BREAKER, Argument, ScriptCall, Store
@@ -204,7 +204,7 @@ def policy_key(policy: str | JsonObject | PolicySpec | None) -> BreakerKey:
     """The key of a batch's policy, as its spec has it."""
     if isinstance(policy, dict):
         policy = PolicySpec.model_validate(policy, context=STORED)
-    name = inline_record(policy).name if isinstance(policy, PolicySpec) else policy or ""
+    name = inline_model(policy).name if isinstance(policy, PolicySpec) else policy or ""
     return BreakerKey(BreakerKind.POLICY, name)
 
 

@@ -20,7 +20,7 @@ from gym.environments.registry import environment_type
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
 from gym.model_client.client import ModelReply, ModelRequest
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
 from gym.task import Task
@@ -28,7 +28,7 @@ from gym.trajectory import CallFacts, Trajectory, TurnTokens, Usage
 
 pytestmark = pytest.mark.anyio
 TURNS = 5
-POLICY = inline_record(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="m"))
+POLICY = inline_model(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="m"))
 
 
 class Dice(Environment[Row]):

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from gym.model_client.client import ModelRequest, PolicyClient
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
 
@@ -117,17 +117,17 @@ class StubServer:
         return web.Response(body=body, content_type="application/json")
 
 
-class Policies(dict[str, PolicyRecord]):
+class Policies(dict[str, ServedModel]):
     """The records that a process would keep fresh from Redis."""
 
-    def put(self, name: str, urls: list[str], **fields: Any) -> PolicyRecord:
+    def put(self, name: str, urls: list[str], **fields: Any) -> ServedModel:
         """Register a policy; what is not a field of the record is one of its spec."""
-        names = {field.name for field in dataclasses.fields(PolicyRecord)}
+        names = {field.name for field in dataclasses.fields(ServedModel)}
         own = {key: fields.pop(key) for key in names & fields.keys()}
         before = self.get(name)
         spec = PolicySpec(base_urls=urls, model=fields.pop("model", "m"), **fields)
         values = {"paused": None, "version": None, "revision": before.revision + 1 if before else 1} | own
-        self[name] = PolicyRecord(name=name, spec=spec, **values)
+        self[name] = ServedModel(name=name, spec=spec, **values)
         return self[name]
 
     def change(self, name: str, **fields: Any) -> None:
@@ -178,7 +178,7 @@ async def client(clients: Callable[..., Any]) -> PolicyClient:
     return made
 
 
-def request(policy: PolicyRecord, *, within_s: float = 20.0, **fields: Any) -> ModelRequest:
+def request(policy: ServedModel, *, within_s: float = 20.0, **fields: Any) -> ModelRequest:
     """A model call on a short conversation."""
     values: dict[str, Any] = {
         "params": {"input": "hi"},

@@ -9,7 +9,7 @@ import pytest
 
 from gym.errors import BadRow, ModelUnreachable, Stage
 from gym.model_client.client import PolicyClient
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
@@ -57,7 +57,7 @@ async def test_an_answer_cut_at_its_limit_says_so(server, client, policies, ask,
 
 async def test_token_ids_come_from_the_server_that_names_them(client, ask):
     async with ScriptedModelServer() as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         segments = Segments()
         for turn in range(2):
             reply = await client.respond(ask(policy, turn=turn))
@@ -71,7 +71,7 @@ async def test_token_ids_come_from_the_server_that_names_them(client, ask):
 async def test_a_server_that_names_ids_in_its_texts_only_is_asked_for_the_prompt(client, ask):
     async with ScriptedModelServer() as server, ScriptedModelServer(ScriptedModelOptions(token_ids=False)) as older:
         replies = [
-            await client.respond(ask(inline_record(PolicySpec(base_urls=[url], model="any"))))
+            await client.respond(ask(inline_model(PolicySpec(base_urls=[url], model="any"))))
             for url in (server.url, older.url)
         ]
     newer_tokens, older_tokens = (reply.tokens for reply in replies)
@@ -154,7 +154,7 @@ async def test_a_version_that_the_server_reports_wins(server, client, policies, 
 
 
 async def test_an_inline_policy_needs_no_source(server, client, ask):
-    policy = inline_record(PolicySpec(base_urls=[server.url], model="m", version=3))
+    policy = inline_model(PolicySpec(base_urls=[server.url], model="m", version=3))
     reply = await client.respond(ask(policy))
     assert (reply.facts.version_before, reply.facts.version_after) == (3, 3)
     assert policy.name in client.load()
@@ -234,7 +234,7 @@ async def test_a_held_call_can_be_cancelled(server, client, policies, ask):
 async def test_a_scripted_server_with_faults_loses_no_call(client, ask):
     options = ScriptedModelOptions(error_rate=0.2, rate_limit_rate=0.1, retry_after_s=0.0, seed=3)
     async with ScriptedModelServer(options) as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         replies = await asyncio.gather(*(client.respond(ask(policy, rollout_id=f"b:{n}")) for n in range(60)))
     assert max(reply.facts.attempts for reply in replies) > 1
 
@@ -256,7 +256,7 @@ async def test_a_call_that_used_up_its_limit_was_cut_whatever_the_server_says(
 
 async def test_a_context_overflow_of_the_scripted_server_is_recognised(client, ask):
     async with ScriptedModelServer(ScriptedModelOptions(max_model_len=64)) as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         reply = await client.respond(ask(policy, params={"input": "word " * 200, "max_output_tokens": 8}))
     assert reply.facts.finish == "context_overflow"
 
@@ -264,5 +264,5 @@ async def test_a_context_overflow_of_the_scripted_server_is_recognised(client, a
 async def test_policies_that_come_and_go_are_forgotten(server, policies, ask):
     async with PolicyClient(ModelSettings(), policies, most_pools=3) as client:
         for number in range(8):
-            await client.respond(ask(inline_record(PolicySpec(base_urls=[server.url], model=f"m{number}"))))
+            await client.respond(ask(inline_model(PolicySpec(base_urls=[server.url], model=f"m{number}"))))
         assert len(client.load()) <= 4

@@ -285,3 +285,19 @@ async def test_many_calls_through_a_server_that_fails_one_in_three_all_get_an_an
     ]
     replies = await asyncio.gather(*(client.respond(ask(policy, rollout_id=f"b:{n}")) for n in range(50)))
     assert len(replies) == 50
+
+
+@pytest.mark.parametrize("kind", ["policy", "judge"])
+async def test_errors_name_the_model_by_its_kind(server, client, policies, ask, kind):
+    model = policies.put("m", [server.url], kind=kind)
+    server.script = [403]
+    with pytest.raises(ModelRejected) as refused:
+        await client.respond(ask(model))
+    server.script = [503] * 100
+    with pytest.raises(ModelUnreachable) as given_up:
+        await client.respond(ask(model, within_s=1.0))
+    del policies["m"]
+    with pytest.raises(ModelUnreachable) as gone:
+        await client.respond(ask(model))
+    for error in (refused, given_up, gone):
+        assert error.value.message.startswith(f"{kind} 'm'")

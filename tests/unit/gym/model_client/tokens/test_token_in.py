@@ -18,7 +18,7 @@ from gym.limits import Limits
 from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
 from gym.model_client.forward import ChatCall
 from gym.model_client.http.urls import EndpointUrl
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.model_client.tokens.token_in import TokenCall, complete
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
@@ -44,13 +44,13 @@ async def forgetful(anyio_backend: str) -> AsyncIterator[ScriptedModelServer]:
         yield server
 
 
-def policy_at(server: ScriptedModelServer, **fields: Any) -> PolicyRecord:
+def policy_at(server: ScriptedModelServer, **fields: Any) -> ServedModel:
     spec = {"api": "tokens", "tool_parser": "hermes", "reasoning_parser": "qwen3"} | fields
-    return inline_record(PolicySpec(base_urls=[server.url], model="any", **spec))
+    return inline_model(PolicySpec(base_urls=[server.url], model="any", **spec))
 
 
-def chat_at(server: ScriptedModelServer) -> PolicyRecord:
-    return inline_record(PolicySpec(base_urls=[server.url], model="any"))
+def chat_at(server: ScriptedModelServer) -> ServedModel:
+    return inline_model(PolicySpec(base_urls=[server.url], model="any"))
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
 
 
 async def run(
-    policy: PolicyRecord, client: PolicyClient, environment: str, text: str
+    policy: ServedModel, client: PolicyClient, environment: str, text: str
 ) -> tuple[Episode, StopReason, Recorder, float]:
     """An episode of the tool loop, with its reward."""
     params: dict[str, Any] = {"input": [{"role": "user", "content": text}]}
@@ -77,7 +77,7 @@ async def run(
 
 
 async def talk(
-    ask: Callable[..., Any], client: PolicyClient, policy: PolicyRecord, turns: int = 3, **params: Any
+    ask: Callable[..., Any], client: PolicyClient, policy: ServedModel, turns: int = 3, **params: Any
 ) -> tuple[Segments, list[ModelReply]]:
     """A conversation without tools."""
     items: list[dict[str, Any]] = []

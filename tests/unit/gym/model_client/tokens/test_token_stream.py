@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gym.errors import ModelRejected, ModelUnreachable
 from gym.model_client.forward import ChatCall
 from gym.model_client.http.urls import EndpointUrl
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.model_client.tokens.token_stream import StreamSink, generate_streamed
 from gym.policy import PolicySpec
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
@@ -45,7 +45,7 @@ def call(server: ScriptedModelServer, heard: Heard | None, *, stop: str | None =
     body: dict[str, Any] = {"messages": MESSAGES, "stream": True, **({"stop": stop} if stop else {})}
     if spec.pop("tools", False):
         body["tools"] = [NOTE]
-    policy = inline_record(PolicySpec(base_urls=[server.url], model="any", api="tokens", **spec))
+    policy = inline_model(PolicySpec(base_urls=[server.url], model="any", api="tokens", **spec))
     deadline = asyncio.get_running_loop().time() + 20
     return ChatCall(policy=policy, body=body, sticky_key="g", deadline=deadline, request_id="r-1-0", on_chunks=heard)
 
