@@ -1,7 +1,7 @@
-"""A call under `/rollouts/{id}`: recorded before its end is sent, answered from the record when it is repeated.
+"""Model calls under `/rollouts/{id}`: idempotent, recorded before their end is sent.
 
-A repeat that comes while the first is under way waits for it, until its own deadline; if the first comes to nothing,
-the repeat samples.
+A repeat is answered from the record. During the first call it waits for that, until its own deadline; if the first call
+fails, the repeat samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POLL_S = 0.25
 
 
 class CapturedCalls:
-    """Runs the calls of rollouts."""
+    """Runner of the calls of rollouts."""
 
     def __init__(self, calls: Calls, captures: Captures, shutdown: Shutdown) -> None:
         self._calls = calls
@@ -33,7 +33,7 @@ class CapturedCalls:
         self._shutdown = shutdown
 
     async def run(self, call: ProxyCall, rollout_id: str, grant: Grant | None = None) -> None:
-        """`grant` says which attempt it is and how many calls there may be.
+        """Run a call of a rollout. `grant` holds the attempt and the maximum number of calls.
 
         Raises RequestError, ModelUnreachable, ModelRejected, RedisError.
         """
@@ -62,7 +62,6 @@ class CapturedCalls:
             await call.finish(record["completion"])
 
     async def _refuse(self, begun: OpenCall, most: int) -> NoReturn:
-        """Raises Forbidden."""
         message = f"this rollout has made its {most} model calls (limits.max_turns); end it"
         failure = CallFailure(kind=MAX_TURNS, message=message, status=None, endpoint=None, duration_s=0.0)
         await self._captures.give_up(begun, failure)
@@ -88,7 +87,7 @@ class CapturedCalls:
         sent_at = asyncio.get_running_loop().time()
         failure: CallFailure | None = None
         try:
-            # who may ignore the tokens is sent them where that costs no reading of what was said before
+            # servers that may ignore the tokens get them only if the earlier turn is in memory
             spec = call.policy.spec
             rebuild = spec.api == "tokens" or spec.required_prefix is True
             prefix = await self._captures.earlier_turn(begun, rebuild=rebuild)

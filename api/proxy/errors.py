@@ -1,9 +1,9 @@
-"""What went wrong with a call, as the caller's dialect says it.
+"""Errors of model calls in the caller's dialect.
 
-A refusal of the model server that the request is to blame for keeps its status. Any other one (its key, its model, its
-address) is the policy's, so it is a 502: the caller's own key and path are right, and asking again changes nothing.
+A refusal of the model server that the request caused keeps its status. Any other refusal (wrong key, model or address)
+is the policy's fault and becomes a 502: the caller's key and path are right, and a retry changes nothing.
 
-Invariant: an answer carries the error's own text and nothing else; errors of the farm hold no secrets.
+Invariant: an answer contains only the error's text; errors of the farm hold no secrets.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class ContextTooLong(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A failed call: HTTP status, code, text, the field at fault, seconds after which a repeat makes sense.
+    """Failed call: HTTP status, code, text, the field at fault, seconds until a retry makes sense.
 
-    `final` is a failure that a repeat would meet again, whatever its status lets clients think.
+    `final`: a retry would fail again, although clients usually retry this status.
     """
 
     status: int
@@ -60,11 +60,11 @@ class Problem:
     final: bool = False
 
     def body(self, shape: Shape) -> JsonObject:
-        """The error object of a dialect."""
+        """Return the error object of a dialect."""
         if shape == "anthropic":
             default = "invalid_request_error" if self.status < 500 else "api_error"
             kind = _ANTHROPIC_TYPES.get(self.status, default)
-            # clients of Anthropic's API know an overflow by these words
+            # clients of Anthropic's API recognise an overflow by these words
             too_long = "prompt is too long: " if self.code == "context_length_exceeded" else ""
             return {"type": "error", "error": {"type": kind, "message": too_long + self.message}}
         default = "invalid_request_error" if self.status < 500 else "server_error"
@@ -73,7 +73,7 @@ class Problem:
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, where it helps; what 401 demands; the word of the official clients against a retry."""
+        """Headers: `Retry-After`, `WWW-Authenticate` for 401, and the official clients' header against retries."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
         if self.final:
             headers["x-should-retry"] = "false"
@@ -81,7 +81,7 @@ class Problem:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What an error means for the caller. One that nobody foresaw is logged, and hidden from the caller."""
+    """Convert an error for the caller. An unexpected error is logged, and its text is hidden."""
     match error:
         case RequestError():
             field = error.details.get("field")
@@ -106,7 +106,7 @@ def _rejected(error: ModelRejected) -> Problem:
     status = error.upstream_status
     if status is None or status in _OF_THE_REQUEST:
         return Problem(status or 400, str(error.kind), error.message)
-    if status == LOOP:  # every proxy on the way says so, and none tries again
+    if status == LOOP:  # each proxy on the path passes it on without a retry
         return Problem(status, str(error.kind), error.message, final=True)
     said = _UNUSABLE if status == 502 else _POLICY
     return Problem(502, str(error.kind), said + error.message, final=True)
