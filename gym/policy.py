@@ -82,7 +82,7 @@ class PolicySpec(MaskedModel):
 
     @model_validator(mode="after")
     def _tokens(self) -> Self:
-        """Check the options of `api: tokens`: there the farm parses and needs token ids; elsewhere the server parses."""
+        """Check the options of `api: tokens`: there the farm parses and needs token ids, elsewhere the server."""
         if self.api != "tokens" and (self.tool_parser or self.reasoning_parser):
             raise ValueError("`tool_parser` and `reasoning_parser` are for `api: tokens`; other servers have their own")
         if self.api == "tokens" and not self.token_ids:

@@ -60,9 +60,9 @@ class CallFacts:
 class TurnTokens:
     """Tokens of one model call: the whole prompt, the generated tokens and their log-probabilities.
 
-    `source` is `tokenize` if the prompt's ids come from a separate `/tokenize` call. `ended` says whether the last token
-    is an end token that the model sampled, None if unknown. `text` holds all ids in the server's JSON form, for the next
-    turn (`gym.model_client.tokens.prompt_text`).
+    `source` is `tokenize` if the prompt's ids come from a separate `/tokenize` call. `ended`: whether the last token is
+    an end token that the model sampled; None if unknown. `text`: all ids in the server's JSON form, for the next turn
+    (`gym.model_client.tokens.prompt_text`).
     """
 
     prompt_ids: Sequence[int]

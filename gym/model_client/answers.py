@@ -1,4 +1,4 @@
-"""What an HTTP answer to a call means: a completion, a context overflow, a failure to try again after, a refusal."""
+"""Classification of HTTP answers: completion, context overflow, retryable failure or refusal."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from gym.wire.passthrough.reply import to_completion
 
 Dialect = Literal["chat", "responses"]
 HIDDEN = "(its text is shown only for hosts that policies or policy_hosts name)"
-BAD_GATEWAY = 502  # no answer that could be used
-LOOP = 508  # the call has come back to a proxy that sent it
+BAD_GATEWAY = 502  # no usable answer
+LOOP = 508  # the call came back to a proxy that had sent it
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """A finished completion. `policy` is the record that it was sent under, `asked` what it was asked about tokens.
+    """Finished completion. `policy` is the model record it was sent under, `asked` the requested level of token data.
 
-    `body` is the request as the policy wanted it; `prefixed` is whether the farm required a prefix in it. One in
-    Responses is a chat completion too, with the response itself in it (`gym.wire.passthrough.reply`).
+    `body` is the request with the policy's settings; `prefixed`: the farm added a required prefix to it. An answer in
+    Responses is also a chat completion, which contains the response (`gym.wire.passthrough.reply`).
     """
 
     completion: JsonObject
@@ -49,13 +49,13 @@ class ModelAnswer:
 
     @property
     def capture(self) -> Capture | ResponseCapture:
-        """What the endpoint can say of the tokens of such an answer."""
+        """Token capability of the endpoint for this dialect."""
         return capture_of(self.endpoint, self.dialect)
 
 
 @dataclass(frozen=True, slots=True)
 class ContextOverflow:
-    """The conversation no longer fits the model's context; nothing was generated."""
+    """Refusal of a conversation that no longer fits the model's context; nothing was generated."""
 
     message: str
     policy: ServedModel
@@ -65,10 +65,10 @@ class ContextOverflow:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object.
+    """Call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object.
 
-    Whoever may name a host must not read there what only the farm can reach, so `said` hides answers of other hosts.
-    Unless its completion is wanted `whole`, the prompt's ids in that are PromptIds; `earlier` is the turn before.
+    A user who registers a host must not read through it what only the farm can reach. So `said` hides answers of other
+    hosts. Unless `whole`, the prompt ids in the completion are PromptIds; `earlier` is the previous turn.
     """
 
     body: JsonObject
@@ -86,28 +86,28 @@ class Attempt:
     hosts: HostRules = EVERY_HOST
 
     def said(self, text: str) -> str:
-        """What the server said, for an error message, where the settings name its host."""
+        """Return the server's text for an error message, if the settings name its host."""
         return self.clean(text) if self.hosts.names(self.endpoint.url.chat.raw_host or "") else HIDDEN
 
     def clean(self, text: str) -> str:
-        """A text for an error message: short, and without the key, which some servers repeat."""
+        """Shorten a text for an error message and mask the API key, which some servers repeat."""
         key = self.policy.spec.api_key
         return (text.replace(key, "********") if key else text)[:MESSAGE_CHARS]
 
     def failure(self, text: str, **options: Any) -> AttemptFailure:
-        """A failure that names the endpoint."""
+        """Return a failure that names the endpoint."""
         return AttemptFailure(f"{self.endpoint.url.shown} {self.clean(text)}", **options)
 
 
 def capture_of(endpoint: Endpoint, dialect: Dialect) -> Capture | ResponseCapture:
-    """What an endpoint can say of the tokens of calls in a dialect."""
+    """Return the token capability of an endpoint for a dialect."""
     return endpoint.response_capture if dialect == "responses" else endpoint.capture
 
 
 def meaning(
     attempt: Attempt, status: int, header: str | None, body: bytes | JsonObject
 ) -> ModelAnswer | ContextOverflow | AttemptFailure:
-    """What an answer means; `header` is its `Retry-After`. Raises ModelRejected."""
+    """Classify an answer; `header` is its `Retry-After`. Raises ModelRejected."""
     if status == 200 or isinstance(body, dict):
         return _completion(attempt, body)
     refusal = read_refusal(body)
@@ -132,7 +132,7 @@ def meaning(
 
 
 def unusable(attempt: Attempt, why: str) -> ModelRejected:
-    """The error for a call that would come to nothing however often it is made."""
+    """Return the error for a call that would fail at every retry."""
     return ModelRejected(
         f"{attempt.policy.title}: the call of {attempt.endpoint.url.shown} comes to nothing: {attempt.clean(why)}",
         upstream_status=BAD_GATEWAY,
@@ -141,14 +141,14 @@ def unusable(attempt: Attempt, why: str) -> ModelRejected:
 
 
 def blame(status: int, failure: AttemptFailure) -> Outcome:
-    """What a failure that came as an HTTP answer says about the endpoint."""
+    """Return the outcome for the endpoint of a failure that came as an HTTP answer."""
     if failure.free or status == 429:
         return "answered"
     return "failed" if status > 500 else "erred"
 
 
 def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
-    """Which of the things that only the farm adds to a request the server will not have; it gets them no more."""
+    """Return which of the farm's own additions to the request the server refused; stop sending it there."""
     if attempt.endpoint.prefix.learn_refusal(refusal, sent=attempt.prefixed):
         return "told the tokens that a prompt begins with"
     capture = capture_of(attempt.endpoint, attempt.dialect)
@@ -187,7 +187,7 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> ModelAnswer | Att
 
 
 def _with_prompt_ids(body: bytes, earlier: TurnTokens | None) -> Any:
-    """A completion whose `prompt_token_ids` are PromptIds where they could be read by themselves."""
+    """Parse a completion; its `prompt_token_ids` are PromptIds if they could be read separately."""
     rest, prompt = cut_prompt(body, earlier)
     completion = orjson.loads(rest)
     if prompt is None:

@@ -1,8 +1,8 @@
-"""Model calls as the farm makes them: a Responses request in, items, tokens and versions out.
+"""Model calls: a Responses request in, items, tokens and versions out.
 
-`PolicyClient.respond` is what agents call in a worker; `complete` is the same below translation, for whoever speaks
-Chat Completions or translates another dialect. Both take what is sampled from the policy, not from the caller: `model`
-is the policy's, and its `sampling_overrides` win.
+Agents in a worker call `PolicyClient.respond`. `complete` is the layer below translation, for callers that send Chat
+Completions or translate another dialect. The policy determines the sampling, not the caller: `model` is the policy's,
+and its `sampling_overrides` take precedence.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from gym.wire.passthrough.request import to_server_request
 from gym.wire.responses.reply import output_items
 from gym.wire.responses.request import to_chat_request
 
-KEEP_ALIVE_S = 4.0  # vLLM's server closes idle connections after 5 s; a call sent into that is lost
+KEEP_ALIVE_S = 4.0  # vLLM closes idle connections after 5 s; a call sent at that moment is lost
 MOST_POOLS = 1024
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """One model call of a rollout. `params` is the body of a Responses request: input items, tools, sampling.
+    """Model call of a rollout. `params` is the body of a Responses request: input items, tools, sampling.
 
-    `sticky_key` is the group, whose rollouts share a prompt. `on_held` is called now and then while a pause holds the
-    call, so that a held rollout does not count as stalled. `prefix` are the tokens of the turn whose answer ends the
-    assistant's part of `params`, None where tools or history have changed since.
+    `sticky_key` is the group, whose rollouts share a prompt. `on_held` is called regularly while a pause holds the
+    call, so that a held rollout does not count as stalled. `prefix` are the tokens of the turn whose answer is the last
+    assistant message in `params`; None if tools or history have changed since.
     """
 
     policy: ServedModel
@@ -94,7 +94,7 @@ class OverflowReply:
 
 
 class PolicyClient:
-    """One per process, as an async context manager; owns the connections."""
+    """Model client of a process, as an async context manager; owns the connections."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class PolicyClient:
         self._health: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Make the connection pool."""
+        """Create the connection pool and start the health checks."""
         self._connections = Connections(
             per_server=self._settings.connections_per_endpoint,
             connect_timeout_s=self._settings.connect_timeout_s,
@@ -136,13 +136,13 @@ class PolicyClient:
         return self
 
     def refuse_held(self) -> None:
-        """Hold no more calls: those of paused policies raise Unavailable."""
+        """Stop holding calls: those of paused policies raise Unavailable."""
         self._gate.close()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the connections; calls still under way fail."""
+        """Close the connections; calls in progress fail."""
         if self._health is not None:
             self._health.cancel()
             await asyncio.wait({self._health})
@@ -150,7 +150,7 @@ class PolicyClient:
             self._connections.close()
 
     async def respond(self, request: ModelRequest) -> ModelReply:
-        """One model call. Raises ModelUnreachable, ModelRejected, and BadRow where the request cannot be translated."""
+        """Make one model call. Raises ModelUnreachable, ModelRejected, and BadRow for an untranslatable request."""
         passed = request.policy.spec.api == "responses"
         try:
             body = to_server_request(request.params) if passed else to_chat_request(request.params)
@@ -200,17 +200,17 @@ class PolicyClient:
         return ChatReply(completion=completion, facts=facts, tokens=tokens)
 
     def reopen(self, policy: str) -> None:
-        """The policy may work again: do not wait out what its endpoints were ejected for."""
+        """End the back-off of a policy's ejected endpoints, since it may work again."""
         if policy in self._pools:
             self._pools[policy][1].reopen()
 
     def last_answer(self, policy: str) -> float:
-        """When one of its endpoints answered a call last, of `loop.time()`; -inf where none did, 5xx is no answer."""
+        """Return the `loop.time()` of the last answer of a policy's endpoints, -inf if none; 5xx do not count."""
         endpoints = self._pools[policy][1].endpoints if policy in self._pools else []
         return max((endpoint.last_answer for endpoint in endpoints), default=-math.inf)
 
     async def post(self, call: ChatCall) -> JsonObject:
-        """The answer to a call of another path than Chat Completions. Raises ModelUnreachable, ModelRejected."""
+        """Call another path than Chat Completions. Raises ModelUnreachable, ModelRejected."""
         if self._forwarder is None:
             raise RuntimeError("PolicyClient is used outside `async with`")
         answer = await self._forwarder.send(call)
@@ -219,7 +219,7 @@ class PolicyClient:
         return answer.completion
 
     def load(self) -> dict[str, JsonObject]:
-        """By policy: calls in flight, held and waiting for room, its endpoints, how prompts of tokens came about."""
+        """Return by policy: calls in flight, held and queued, its endpoints, counts of how token prompts were made."""
         prompts = self._forwarder.prompts if self._forwarder is not None else {}
         return {
             name: {
@@ -237,7 +237,7 @@ class PolicyClient:
         return current.version
 
     def _pool_of(self, policy: ServedModel) -> EndpointPool:
-        """The policy's endpoints, as its newest record lists them."""
+        """Return the policy's endpoints, updated to its newest record."""
         known = self._pools.get(policy.name)
         spec = policy.spec
         if known is None:
@@ -253,7 +253,7 @@ class PolicyClient:
         return pool
 
     def _forget_idle(self) -> None:
-        """Inline policies come and go, each with a name of its own."""
+        """Drop unused pools at the limit: every inline policy has a different name."""
         if len(self._pools) < self._most_pools:
             return
         for name, lane in list(self._gate.lanes.items()):
@@ -287,7 +287,7 @@ class PolicyClient:
         return tokens
 
     async def _tokenize(self, answer: ModelAnswer, call: ChatCall) -> Any:
-        """What `/tokenize` says of the call's prompt; None where it says nothing. Its failure costs the tokens only."""
+        """Return the answer of `/tokenize` for the call's prompt, or None. A failure costs only the tokens."""
         if self._connections is None:
             return None
         loop = asyncio.get_running_loop()

@@ -1,8 +1,8 @@
-"""Pause and resume of policies in this process, and how many calls each has in flight and held.
+"""Pause and resume of policies in this process, with counts of calls in flight and held.
 
-Invariant: while a policy is paused no call to it is sent; a call that has not been sent yet, or waits to be sent again,
-is held until the policy is resumed, deleted or its deadline comes. `hold` and `drain` are the same here: what they
-differ in, waiting for the calls in flight, is done by whoever asked for the pause and reads `in_flight`.
+Invariant: while a policy is paused, no call to it is sent. Unsent calls and retries are held until the policy is
+resumed or deleted, or until their deadline. `hold` and `drain` are the same here: `drain` also waits for the calls in
+flight, which the process that requested the pause does by reading `in_flight`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ TICK_S = 0.1
 
 @dataclass(slots=True)
 class Lane:
-    """The calls of one policy: sent and not answered, and held."""
+    """Call counts of one policy: sent and unanswered, and held."""
 
     in_flight: int = 0
     held: int = 0
 
 
 class Gate:
-    """Every call enters before it is sent and leaves when it is answered or given up."""
+    """Gate that every call enters before it is sent and leaves when it is answered or given up."""
 
     def __init__(self, policies: ModelSource, *, tick_s: float = TICK_S) -> None:
         self._policies = policies
@@ -35,17 +35,17 @@ class Gate:
         self.lanes: dict[str, Lane] = {}
 
     def close(self) -> None:
-        """Refuse the calls that are held, and those that would be from now on: the process is ending."""
+        """Refuse held calls, now and later: the process is shutting down."""
         self._closed = True
 
     async def enter(
         self, record: ServedModel, *, deadline: float, on_held: Callable[[], None] | None = None
     ) -> ServedModel:
-        """Wait while the policy is paused; returns its newest record. `leave` must follow.
+        """Wait while the policy is paused; return its newest record. `leave` must follow.
 
-        `on_held` is called now and then while the call is held, so that a watch for stalled rollouts can be told.
-        Raises ModelUnreachable where the policy is deleted, or still paused at the deadline (`loop.time()`), and
-        Unavailable where the gate is closed.
+        `on_held` is called regularly while the call is held, so that the rollout does not count as stalled.
+        Raises ModelUnreachable if the policy is deleted or still paused at the deadline (`loop.time()`), and
+        Unavailable if the gate is closed.
         """
         lane = self.lanes.get(record.name)
         if lane is None:
@@ -57,7 +57,7 @@ class Gate:
         return current
 
     def leave(self, name: str) -> None:
-        """The call is over, however it ended."""
+        """Note the end of a call."""
         self.lanes[name].in_flight -= 1
 
     async def _hold(
