@@ -3,7 +3,7 @@
 The host of a URL is checked at registration (`check_hosts`). Its resolved addresses are checked at each connect
 (`HostRules.allows`), since a name may resolve differently by then.
 
-Invariant: link-local addresses and the metadata services of clouds are refused, whatever the patterns, unless the
+Invariant: link-local addresses and the metadata services of clouds are refused by all patterns, unless the
 settings name that exact host.
 """
 

@@ -46,7 +46,7 @@ async def read_stream(response: HttpResponse, on_chunks: OnChunks) -> JsonObject
 async def read_response(response: HttpResponse, on_events: OnChunks) -> JsonObject:
     """Return the whole response of a Responses stream. Raises BadCompletion for a failure or a premature end.
 
-    The event that carries the failure is not handed on: who reads the events says in its own words that they end.
+    The event that carries the failure is not passed on: the reader of the events reports the end of the stream itself.
     """
     whole: JsonObject | None = None
 

@@ -1,4 +1,4 @@
-"""What a judge worker tells the breakers of judges, against a real Redis."""
+"""Reports of a judge worker to the circuit breakers of judges, against a real Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPEC = BatchSpec()
 
 
 class Desk:
-    """Notes what it is told; judges answer when a test says so."""
+    """Recorder of reports; judges answer when a test allows it."""
 
     def __init__(self) -> None:
         self.answers: dict[str, float] = {}

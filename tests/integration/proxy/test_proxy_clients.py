@@ -1,4 +1,4 @@
-"""The official clients, unmodified, run a tool loop; what is captured is what the library records."""
+"""The official clients, unmodified, run a tool loop; the capture equals the library's record."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ async def test_a_turn_goes_on_from_the_tokens_that_another_process_recorded(farm
 
 
 def _runs(mask: bytearray) -> list[tuple[int, int]]:
-    """Where the mask is 1."""
+    """Return the positions where the mask is 1."""
     edges = [place for place in range(len(mask) + 1) if bytes([0, *mask, 0])[place : place + 2] in (b"\0\1", b"\1\0")]
     return list(zip(edges[::2], edges[1::2], strict=True))
 

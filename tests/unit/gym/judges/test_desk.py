@@ -68,7 +68,7 @@ async def ask(desk: Desk, judge: str, answer: str, reference: str = "", **option
 
 
 class Lengths:
-    """A model that scores an answer by its length; what is longer than 10 characters it cannot score."""
+    """A model that scores an answer by its length; it cannot score more than 10 characters."""
 
     model, version = "lengths", "v7"
 

@@ -38,7 +38,7 @@ def error(status: int, message: str = "broken", **fields: Any) -> web.Response:
 class StubServer:
     """Answers by script, then with a plain completion. A step is a status, an answer, a body, HANG or DISCONNECT.
 
-    `default` is the step when the script has come to its end; `health` is what `GET /health` answers, or HANG.
+    `default` is the step after the end of the script; `health` is what `GET /health` answers, or HANG.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Policies(dict[str, ServedModel]):
     """The records that a process would keep fresh from Redis."""
 
     def put(self, name: str, urls: list[str], **fields: Any) -> ServedModel:
-        """Register a policy; what is not a field of the record is one of its spec."""
+        """Register a policy; a field that is not the model's is one of its spec."""
         names = {field.name for field in dataclasses.fields(ServedModel)}
         own = {key: fields.pop(key) for key in names & fields.keys()}
         before = self.get(name)
@@ -210,7 +210,7 @@ def ask() -> Callable[..., ModelRequest]:
 
 @pytest.fixture
 def shapes() -> Any:
-    """What tests write scripts with; test modules do not import each other."""
+    """Return the shapes of answers for scripts; test modules do not import each other."""
 
     class Shapes:
         HANG = HANG
@@ -223,7 +223,7 @@ def shapes() -> Any:
 
 @pytest.fixture
 async def dead_url() -> str:
-    """A base URL where nobody listens."""
+    """Return a base URL that refuses connections."""
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()

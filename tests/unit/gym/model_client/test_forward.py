@@ -1,4 +1,4 @@
-"""What is sent, sent again, and given up, against a real server on loopback."""
+"""Calls that are sent, retried and given up, against a real server on loopback."""
 
 from __future__ import annotations
 

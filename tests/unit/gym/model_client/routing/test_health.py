@@ -1,4 +1,4 @@
-"""What active checks find out about endpoints, and what becomes of the calls there."""
+"""Findings of active health checks, and their effect on the calls in flight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelS
 
 pytestmark = pytest.mark.anyio
 
-HANG = "hang"  # what a stub server does
+HANG = "hang"  # behaviour of a stub server
 SOON_S = 0.4  # between checks here; a busy machine still answers within it
 
 

@@ -26,7 +26,7 @@ NOTE = {"type": "function", "function": {"name": "note", "parameters": {"type": 
 
 
 class Heard:
-    """What a caller got, in the pieces in which it came."""
+    """Chunks that a caller received, in the batches in which they arrived."""
 
     def __init__(self) -> None:
         self.pieces: list[list[dict[str, Any]]] = []
