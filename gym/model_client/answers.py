@@ -134,7 +134,7 @@ def meaning(
 def unusable(attempt: Attempt, why: str) -> ModelRejected:
     """Return the error for a call that would fail at every retry."""
     return ModelRejected(
-        f"{attempt.policy.title}: the call of {attempt.endpoint.url.shown} comes to nothing: {attempt.clean(why)}",
+        f"{attempt.policy.title}: the call to {attempt.endpoint.url.shown} can never succeed: {attempt.clean(why)}",
         upstream_status=BAD_GATEWAY,
         endpoint=attempt.endpoint.url.shown,
     )

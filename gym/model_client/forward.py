@@ -149,7 +149,7 @@ class Forwarder:
                     return result
                 elif progress.delivered:
                     progress.failures[result.text] += 1
-                    raise progress.given_up("a part of the answer had been handed on", now=now())
+                    raise progress.given_up("a part of the answer had been passed on", now=now())
                 else:
                     delay_s = progress.retry_in_s(result, endpoint, pool, now=now(), jitter=self._jitter())
                 await asyncio.sleep(delay_s)

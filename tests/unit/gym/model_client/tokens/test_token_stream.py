@@ -123,7 +123,7 @@ async def test_a_stream_that_breaks_after_its_beginning_is_not_begun_anew(client
         async with asyncio.timeout(20):
             while not heard.pieces:  # noqa: ASYNC110  what is waited for has no event
                 await asyncio.sleep(0.01)
-    with pytest.raises(ModelUnreachable, match="a part of the answer had been handed on"):
+    with pytest.raises(ModelUnreachable, match="a part of the answer had been passed on"):
         await asking
     assert server.stats["requests"] == 2  # one rendering, one generation
 
