@@ -3,7 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 FARM := $(VENV)/.farm
 STAMP := $(VENV)/.installed
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# files in the order of their folders: whole farms and chaos first, unit tests fill what time is left
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VLLM := .venv-vllm
 VERIFIERS := .venv-verifiers

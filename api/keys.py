@@ -57,7 +57,7 @@ def needed_scope(method: str) -> Scope:
 def given_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
     """The key that a request carries, `None` where there is none."""
     for name, value in headers:
-        if name == b"x-api-key":
+        if name in (b"x-api-key", b"x-goog-api-key"):
             return value.strip()
         if name == b"authorization":
             scheme, _, credentials = value.partition(b" ")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.proxy.admission import Admission
 from api.proxy.calls import Calls, ProxyCall
 from api.proxy.capture import CapturedCalls
-from api.proxy.dialects import DIALECTS
+from api.proxy.dialects import DIALECTS, GEMINI, Dialect
 from api.proxy.errors import Shape, problem_of
 from api.proxy.exchange import AsgiExchange, ClientLeft
 from api.proxy.own_name import OwnName
@@ -31,9 +32,13 @@ from gym.state.policies import PolicyCache
 from gym.state.redis.driver import RedisError
 from gym.state.redis.eviction import watch_for_eviction
 from gym.state.redis.store import Store, end_tasks
+from gym.wire.gemini.request import count_request
+from gym.wire.gemini.stream import ArrayFrames
 
 OPEN_PATHS = frozenset({"/healthz"})
-_ROLLOUT = re.compile(r"/rollouts/([^/]+)(/v1/.+)")
+_ROLLOUT = re.compile(r"/rollouts/([^/]+)(/v1(?:beta|alpha)?/.+)")
+_GEMINI = re.compile(r"/v1(?:beta|alpha)?/models/(.+):(generateContent|streamGenerateContent|countTokens)")
+COUNT = "/v1/messages/count_tokens"
 _LOG = logging.getLogger(__name__)
 
 
@@ -126,13 +131,19 @@ class ProxyApp:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = AsgiExchange(scope, receive, send)
         path, rollout_id = _place(scope)
-        shape: Shape = "anthropic" if _speaks_anthropic(path, exchange) else "openai"
+        gemini = _GEMINI.fullmatch(path)
+        shape = _shape(path, exchange)
         try:
             grant = None
             if path not in OPEN_PATHS:
                 grant = await self._started().admission.check(scope["method"], scope["headers"], rollout_id)
             if path in DIALECTS and scope["method"] == "POST":
-                await self._call(exchange, path, rollout_id, grant)
+                await self._run(exchange, await self._read(exchange, DIALECTS[path], grant), rollout_id, grant)
+            elif gemini is not None and scope["method"] == "POST":
+                await self._gemini(exchange, scope, gemini, rollout_id, grant)
+            elif path == COUNT and scope["method"] == "POST":
+                count = await self._count(exchange, DIALECTS["/v1/messages"], grant, _uncounted)
+                await exchange.answer(200, {"input_tokens": count})
             elif path == "/v1/models" and scope["method"] == "GET":
                 await exchange.answer(200, self._models(shape, grant))
             elif path == "/healthz" and scope["method"] in ("GET", "HEAD"):
@@ -154,14 +165,43 @@ class ProxyApp:
             raise RuntimeError("the lifespan of the app has not begun")
         return self._parts
 
-    async def _call(self, exchange: AsgiExchange, path: str, rollout_id: str | None, grant: Grant | None) -> None:
+    async def _gemini(
+        self, exchange: AsgiExchange, scope: Scope, path: re.Match[str], rollout_id: str | None, grant: Grant | None
+    ) -> None:
+        model, method = path.groups()
+        written: JsonObject = {"model": model, "stream": method == "streamGenerateContent"}
+        if method == "countTokens":
+            count = await self._count(exchange, GEMINI, grant, lambda body: count_request({**body, "model": model}))
+            await exchange.answer(200, {"totalTokens": count})
+            return
+        call = await self._read(exchange, GEMINI, grant, written=written)
+        if written["stream"] and b"alt=sse" not in scope["query_string"].split(b"&"):
+            call.array = ArrayFrames()
+            exchange.stream_type = call.array.content_type
+        await self._run(exchange, call, rollout_id, grant)
+
+    async def _count(
+        self,
+        exchange: AsgiExchange,
+        dialect: Dialect,
+        grant: Grant | None,
+        prepare: Callable[[JsonObject], JsonObject],
+    ) -> int:
+        """The tokens of a request's prompt. Nothing is sampled, so nothing is recorded."""
+        call = await self._read(exchange, dialect, grant, prepare=prepare)
+        async with exchange.attended():
+            return await self._started().calls.count(call)
+
+    async def _read(self, exchange: AsgiExchange, dialect: Dialect, grant: Grant | None, **options: Any) -> ProxyCall:
         parts = self._started()
         granted = None
         if grant is not None and grant.policy is None:
             granted = await parts.admission.inline_policy(grant)
-        call = await parts.calls.read(
-            exchange, DIALECTS[path], name=grant.policy if grant is not None else None, policy=granted
-        )
+        name = grant.policy if grant is not None else None
+        return await parts.calls.read(exchange, dialect, name=name, policy=granted, **options)
+
+    async def _run(self, exchange: AsgiExchange, call: ProxyCall, rollout_id: str | None, grant: Grant | None) -> None:
+        parts = self._started()
         async with exchange.attended():
             try:
                 if rollout_id is None:
@@ -222,12 +262,25 @@ def _place(scope: Scope) -> tuple[str, str | None]:
     return (path, None) if match is None else (match[2], match[1])
 
 
-def _speaks_anthropic(path: str, exchange: AsgiExchange) -> bool:
-    return path == "/v1/messages" or exchange.header(b"anthropic-version") is not None
+def _shape(path: str, exchange: AsgiExchange) -> Shape:
+    if path.startswith(("/v1beta/", "/v1alpha/")) or _GEMINI.fullmatch(path):
+        return "google"
+    if path in ("/v1/messages", COUNT) or exchange.header(b"anthropic-version") is not None:
+        return "anthropic"
+    return "openai"
+
+
+def _uncounted(body: JsonObject) -> JsonObject:
+    return {name: value for name, value in body.items() if name != "stream"}
 
 
 def _refuse(path: str, method: str) -> None:
-    known = "POST " + ", ".join(DIALECTS) + ", GET /v1/models, GET /healthz"
+    known = (
+        "POST "
+        + ", ".join(DIALECTS)
+        + f", {COUNT}, /v1beta/models/MODEL:generateContent (streamGenerateContent, countTokens)"
+        + ", GET /v1/models, GET /healthz"
+    )
     raise NotFound("not_found", f"there is no {method} {path[:200]} here; there are {known}, also below /rollouts/ID")
 
 

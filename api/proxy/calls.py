@@ -7,28 +7,30 @@ import math
 import secrets
 import time
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from api.proxy.dialects import DIALECTS, PASSED_RESPONSES, Dialect
-from api.proxy.errors import ContextTooLong, Problem
+from api.proxy.errors import CannotCount, ContextTooLong, Problem
 from api.proxy.exchange import AsgiExchange
 from api.proxy.own_name import OwnName
 from gym.config import Settings
-from gym.errors import Invalid, NotFound, Unavailable
+from gym.errors import Invalid, ModelRejected, ModelUnreachable, NotFound, Unavailable
 from gym.jsontypes import JsonObject
 from gym.model_client.client import ChatReply, OverflowReply, PolicyClient
-from gym.model_client.forward import ChatCall
+from gym.model_client.forward import TOKENIZE, ChatCall
 from gym.model_client.http import hops as hops_of
 from gym.model_client.http.streaming import chunks_of
 from gym.model_client.routing.served_model import ServedModel
+from gym.model_client.tokens.capture import tokenize_request
 from gym.state.policies import PolicyCache
 from gym.trajectory import TurnTokens
 from gym.wire.chat.request import to_completion
-from gym.wire.chat.stream import StreamTranslator, encode
+from gym.wire.chat.stream import Event, StreamTranslator, encode
+from gym.wire.gemini.stream import ArrayFrames
 from gym.wire.passthrough.reply import RESPONSE, shown_response
 from gym.wire.passthrough.request import to_server_request
 from gym.wire.passthrough.stream import events_of
@@ -54,6 +56,7 @@ class ProxyCall:
     passed: JsonObject | None = None
     hops: str = ""
     translator: StreamTranslator | None = None
+    array: ArrayFrames | None = None  # the pieces as one JSON array, not as events
 
     @property
     def streamed(self) -> bool:
@@ -68,12 +71,12 @@ class ProxyCall:
             events += self.translator.start()
         for chunk in chunks:
             events += self.translator.feed(chunk)
-        await self.exchange.stream(encode(events), more=True)
+        await self.exchange.stream(self._encoded(events), more=True)
 
     async def finish(self, completion: JsonObject) -> None:
         """Send the end of the stream, or the whole answer."""
         if self.translator is not None:
-            await self.exchange.stream(encode(self.translator.finish()) + self.translator.tail, more=False)
+            await self.exchange.stream(self._last(self.translator.finish(), self.translator.tail), more=False)
             return
         answer = self.dialect.reply(self.body, completion, call_id=self.call_id, created_at=self.created_at)
         await self.exchange.answer(200, answer)
@@ -93,7 +96,13 @@ class ProxyCall:
             await self.exchange.answer(problem.status, problem.body(self.dialect.shape), problem.headers)
         elif self.translator is not None:
             events = self.translator.fail(problem.message)
-            await self.exchange.stream(encode(events) + self.translator.tail, more=False)
+            await self.exchange.stream(self._last(events, self.translator.tail), more=False)
+
+    def _encoded(self, events: list[Event]) -> bytes:
+        return encode(events) if self.array is None else self.array.encode(events)
+
+    def _last(self, events: list[Event], tail: bytes) -> bytes:
+        return self._encoded(events) + (tail if self.array is None else self.array.end(tail))
 
 
 class Calls:
@@ -106,15 +115,26 @@ class Calls:
         self._policies = policies
 
     async def read(
-        self, exchange: AsgiExchange, dialect: Dialect, *, name: str | None = None, policy: ServedModel | None = None
+        self,
+        exchange: AsgiExchange,
+        dialect: Dialect,
+        *,
+        name: str | None = None,
+        policy: ServedModel | None = None,
+        written: JsonObject | None = None,
+        prepare: Callable[[JsonObject], JsonObject] | None = None,
     ) -> ProxyCall:
         """Read a call. The policy is the given or named one, else the one that the request asks for.
 
+        `written` are fields from the URL; `prepare` converts a body that only asks for a token count.
         Raises RequestError, ClientLeft.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
         hops = self._own.sent_on(exchange.header(hops_of.HEADER.encode()))
         body = await exchange.json(self._settings.proxy.max_body_bytes)
+        body |= written or {}
+        if prepare is not None:
+            body = prepare(body)
         if policy is None:
             policy = await self._policy(name or exchange.header(b"x-farm-policy"), body.get("model"))
         passed = None
@@ -141,6 +161,29 @@ class Calls:
         if isinstance(reply, OverflowReply):
             raise ContextTooLong(reply.message)
         await call.finish(reply.completion)
+
+    async def count(self, call: ProxyCall) -> int:
+        """Count the tokens of a call's prompt. Raises CannotCount, ModelUnreachable, ModelRejected."""
+        call.call_id = secrets.token_hex(12)
+        try:
+            answer = await self._client.post(
+                ChatCall(
+                    policy=call.policy,
+                    body=tokenize_request({"model": call.policy.spec.model, **call.chat}),
+                    sticky_key=call.call_id,
+                    deadline=call.deadline,
+                    request_id=call.call_id,
+                    path=TOKENIZE,
+                )
+            )
+        except ModelRejected as error:
+            if error.upstream_status in (404, 405):
+                raise CannotCount from error
+            raise
+        count = answer.get("count")
+        if not isinstance(count, int):
+            raise ModelUnreachable("the model server's /tokenize gave no count")
+        return count
 
     def send(
         self, call: ProxyCall, *, sticky_key: str, prefix: TurnTokens | None = None

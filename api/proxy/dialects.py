@@ -1,4 +1,4 @@
-"""Dialects of the proxy: requests, answers, streams and errors of three APIs. No I/O."""
+"""Dialects of the proxy: requests, answers, streams and errors of four APIs. No I/O."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from api.proxy.errors import Shape
 from gym.jsontypes import JsonObject
 from gym.wire.chat import request as chat
 from gym.wire.chat.stream import ChatStream, StreamTranslator
+from gym.wire.gemini import request as gemini_request
+from gym.wire.gemini.reply import to_gemini
+from gym.wire.gemini.stream import GeminiStream
 from gym.wire.messages import request as messages_request
 from gym.wire.messages.reply import to_message
 from gym.wire.messages.stream import MessagesStream
@@ -123,6 +126,30 @@ class Messages:
         return None
 
 
+class Gemini:
+    """Google's generateContent; the body has what its address says too, as `model` and `stream`."""
+
+    name = "gemini"
+    shape: Shape = "google"
+
+    def to_chat(self, body: JsonObject) -> JsonObject:
+        """See Dialect."""
+        return gemini_request.to_chat_request(body)
+
+    def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return to_gemini(body, completion, response_id=call_id)
+
+    def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return GeminiStream(body, response_id=call_id)
+
+    def request_items(self, body: JsonObject) -> int | None:  # noqa: ARG002  Dialect's
+        """See Dialect."""
+        return None
+
+
+GEMINI = Gemini()
 PASSED_RESPONSES = PassedResponses()
 DIALECTS: dict[str, Dialect] = {
     "/v1/responses": Responses(),

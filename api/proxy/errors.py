@@ -17,7 +17,7 @@ from gym.errors import BadRow, ModelRejected, ModelUnreachable, RequestError
 from gym.jsontypes import JsonObject
 from gym.state.redis.driver import RedisError
 
-Shape = Literal["openai", "anthropic"]
+Shape = Literal["openai", "anthropic", "google"]
 
 RETRY_AFTER_S = 2.0
 LOOP = 508
@@ -34,6 +34,26 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+
+_GOOGLE_STATUSES = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class CannotCount(RequestError):
+    """The model server has no way to count tokens."""
+
+    status = 501
+
+    def __init__(self) -> None:
+        super().__init__("cannot_count", "the model server has no /tokenize, so the farm cannot count tokens for it")
 
 
 class ContextTooLong(RequestError):
@@ -67,6 +87,12 @@ class Problem:
             # clients of Anthropic's API recognise an overflow by these words
             too_long = "prompt is too long: " if self.code == "context_length_exceeded" else ""
             return {"type": "error", "error": {"type": kind, "message": too_long + self.message}}
+        if shape == "google":
+            default = "INVALID_ARGUMENT" if self.status < 500 else "UNAVAILABLE"
+            status = _GOOGLE_STATUSES.get(self.status, default)
+            long = "The input token count exceeds the maximum number of tokens allowed: "
+            text = (long if self.code == "context_length_exceeded" else "") + self.message
+            return {"error": {"code": self.status, "message": text, "status": status}}
         default = "invalid_request_error" if self.status < 500 else "server_error"
         kind = _OPENAI_TYPES.get(self.status, default)
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}

@@ -18,7 +18,6 @@ from gym.jsontypes import JsonObject
 from gym.plain import json_bounds
 
 _STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -40,6 +39,7 @@ class AsgiExchange:
         self._receive = receive
         self._send = send
         self.started = False
+        self.stream_type = b"text/event-stream; charset=utf-8"
         self._ended = False
 
     def header(self, name: bytes) -> str | None:
@@ -126,7 +126,8 @@ class AsgiExchange:
         """Send a piece of an event stream; the first one starts the answer."""
         if not self.started:
             self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            headers = [(b"content-type", self.stream_type), *_STREAM_HEADERS]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
         self._ended = not more
         if data or not more:
             await self._send({"type": "http.response.body", "body": data, "more_body": more})

@@ -22,6 +22,7 @@ import orjson
 from gym.jsontypes import JsonObject
 from gym.trajectory import CallFacts, ModelCall, Segment, ToolCall, Trajectory, TurnTokens, Usage
 from gym.wire.chat.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of
+from gym.wire.history import answered_calls
 from gym.wire.passthrough.reply import RESPONSE
 from gym.wire.responses.items import ITEM_ROLE
 from gym.wire.responses.reply import output_items
@@ -107,7 +108,7 @@ def _canonical(message: JsonObject) -> bytes:
 def _arguments(text: str) -> str:
     try:
         return json.dumps(json.loads(text), sort_keys=True) if text.strip() else "{}"
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -268,16 +269,14 @@ def unpack_numbers(code: str, raw: bytes) -> array[Any]:
 
 def _tool_calls(items: Sequence[JsonObject]) -> list[ToolCall]:
     """The calls that were answered. Whether a tool failed is not seen from here."""
-    asked = {item["call_id"]: item for item in items if item.get("type") == "function_call"}
     calls = []
-    for item in items:
-        if item.get("type") == "function_call_output" and (call := asked.get(item["call_id"])) is not None:
-            try:
-                arguments = orjson.loads(call["arguments"])
-            except orjson.JSONDecodeError:
-                arguments = None
-            output = item["output"] if isinstance(item["output"], str) else orjson.dumps(item["output"]).decode()
-            calls.append(
-                ToolCall(call["name"], arguments if isinstance(arguments, dict) else None, output, failed=False)
-            )
+    for call, answer in answered_calls(items):
+        if answer is None:
+            continue
+        try:
+            arguments = json.loads(call["arguments"])
+        except (ValueError, RecursionError):
+            arguments = None
+        output = answer["output"] if isinstance(answer["output"], str) else json.dumps(answer["output"])
+        calls.append(ToolCall(call["name"], arguments if isinstance(arguments, dict) else None, output, failed=False))
     return calls

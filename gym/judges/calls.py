@@ -23,6 +23,7 @@ from gym.model_client.routing.served_model import ModelSource, ServedModel
 from gym.model_client.settings import ModelSettings
 
 LOOK_S = 0.25  # between checks for a ready replica
+WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")  # finish reasons of an answer that was not cut
 Result = TypeVar("Result")
 
 
@@ -73,13 +74,19 @@ class JudgeCalls:
         await self._client.__aexit__(kind, error, trace)
 
     async def chat(self, messages: list[JsonObject], sampling: JsonObject, *, deadline: float, request_id: str) -> str:
-        """Return a chat model's answer without its reasoning. Raises JudgeUnreachable, JudgeRefused."""
+        """Return a chat model's answer without its reasoning; empty if the answer was cut.
+
+        Raises JudgeUnreachable, JudgeRefused.
+        """
         call = await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
         async with self._in_flight(call):
             reply = await self._client.complete(call)
         if isinstance(reply, OverflowReply):
             raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
-        content: Any = reply.completion["choices"][0]["message"].get("content")
+        choice = reply.completion["choices"][0]
+        if choice.get("finish_reason") not in WHOLE:
+            return ""
+        content: Any = choice["message"].get("content")
         return content if isinstance(content, str) else ""
 
     async def post(self, path: str, body: JsonObject, *, deadline: float, request_id: str) -> JsonObject:

@@ -19,9 +19,30 @@ from gym.judges.settings import FIELD, JsonVerdict, LabelVerdict, NumberVerdict
 
 MOST_ANSWER_CHARS = 2**20
 _TRIES = 20  # times that each character of an answer may be read in search of a JSON object
-_NUMBER = re.compile(r"[\s*_`\"']*+(-?(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d++)?+)(?![\w%/])")
+_DECORATION = r"[ \t*_`\"'\])]*+"
+_BETWEEN = r"[ \t*_`\"'\[(]*+"
+# a number does not count if a separator, a range or a second number follows it
+_NUMBER = re.compile(
+    r"[\s*_`\"']*+(-?(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d++)?+)(?![\w%/])"
+    rf"(?!{_DECORATION}(?:[%/\\|±+?~]"
+    rf"|[-\u2010-\u2015\u2212,;:.…'\u2019&\u00a0\u2009\u202f]*+{_DECORATION}[-\u2212]?\d"
+    r"|(?:or|and|to|through|out of|of)\b[^\n\d]{0,20}+\d))",
+    re.IGNORECASE,
+)
+_THOUGHTS_BEGIN = re.compile(r"<think(?:ing)?>|\[THINK\]", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"</think(?:ing)?>|\[/THINK\]", re.IGNORECASE)
 _OBJECT = re.compile(r'\{\s*["}]')
-_DECODER = json.JSONDecoder()
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> JsonObject:
+    """Return the object; a key repeated with different values is set to None."""
+    found: JsonObject = {}
+    for key, value in pairs:
+        found[key] = value if key not in found or found[key] == value else None
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
@@ -30,24 +51,25 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
 
 
 def read_score(text: str, form: LabelVerdict | NumberVerdict | JsonVerdict) -> float | None:
-    """Return the score in a judge's answer, or `None`. Only text after `</think>` counts."""
+    """Return the score in a judge's answer, or `None`. Only text after its thoughts counts."""
     if len(text) > MOST_ANSWER_CHARS:
         return None
-    said = text.rpartition("</think>")[2]
+    said = text[max((found.end() for found in _THOUGHTS_END.finditer(text)), default=0) :]
+    if _THOUGHTS_BEGIN.search(said):
+        return None
     match form:
-        case LabelVerdict():
-            return _label(said, form)
-        case NumberVerdict():
-            places = [found.end() for found in re.finditer(re.escape(form.marker), said, re.IGNORECASE)]
-            number = _NUMBER.match(said, places[-1]) if places else None
-            return _bounded(float(number[1]), form.minimum, form.maximum) if number else None
+        case LabelVerdict() | NumberVerdict():
+            return _marked(said, form)
         case JsonVerdict():
             for value in reversed(_json_objects(said)):
-                found = value.get(form.field)
+                if form.field not in value:
+                    continue
+                found = value[form.field]
                 if isinstance(found, bool):
                     return float(found)
                 if isinstance(found, int | float):
                     return _bounded(found, form.minimum, form.maximum)
+                return None
     return None
 
 
@@ -67,15 +89,48 @@ def tally(votes: Sequence[float | None], how: Literal["majority", "mean"], judge
     return ranked[0][0], read
 
 
-def _label(said: str, form: LabelVerdict) -> float | None:
+def _marked(said: str, form: LabelVerdict | NumberVerdict) -> float | None:
+    """The verdict behind the last marker; None where the same line says another one before it."""
+
+    def read(text: str, place: int) -> float | None:
+        return _label(text, place, form) if isinstance(form, LabelVerdict) else _number(text, place, form)
+
+    marks = list(re.finditer(re.escape(form.marker), said, re.IGNORECASE))
+    if not marks:
+        return None
+    score = read(said, marks[-1].end())
+    if len(marks) > 1 and "\n" not in said[marks[-2].end() : marks[-1].start()]:
+        before = read(said[: marks[-1].start()], marks[-2].end())
+        return score if before in (score, None) else None
+    return score
+
+
+def _label(said: str, place: int, form: LabelVerdict) -> float | None:
+    """The label at a place; None where another one is named in its clause, or where it is doubted."""
     labels = "|".join(re.escape(label) for label in sorted(form.labels, key=len, reverse=True))
-    pattern = re.compile(rf"{re.escape(form.marker)}[\s*_`\"'\[(]*({labels})(?!\w)", re.IGNORECASE)
-    markers = [found.start() for found in re.finditer(re.escape(form.marker), said, re.IGNORECASE)]
-    found = pattern.match(said, markers[-1]) if markers else None
+    found = re.compile(rf"[\s*_`\"'\[(]*+({labels})(?!\w)", re.IGNORECASE).match(said, place)
     if found is None:
         return None
     scores = {label.casefold(): score for label, score in form.labels.items()}
-    return scores[found[1].casefold()]
+    score = scores[found[1].casefold()]
+    line = re.compile(r"[^\n]*").match(said, found.end())
+    rest = line[0] if line else ""
+    if re.match(rf"{_DECORATION}(?:[?]|[-/\\|+~&\u2010-\u2015](?=[^\s]|\s*(?:{labels})(?!\w)))", rest, re.IGNORECASE):
+        return None
+    joined = (
+        rf"{_DECORATION}(?:[,;({{\[]\s*+)?(?:(?:or|and|and/or|vs\.?|to)\b[^\w]{{0,8}}+(?:\w+ )??)?"
+        rf"(?:[/|,;]\s*)?{_BETWEEN}({labels})(?!\w)"
+    )
+    after = re.match(joined, rest, re.IGNORECASE)
+    others = [after[1]] if after else []
+    clause = re.split(r"[.;(]", rest, maxsplit=1)[0]
+    others += re.findall(rf"(?<!\w)({labels})(?!\w)", clause)
+    return score if all(scores[other.casefold()] == score for other in others) else None
+
+
+def _number(said: str, place: int, form: NumberVerdict) -> float | None:
+    number = _NUMBER.match(said, place)
+    return _bounded(float(number[1]), form.minimum, form.maximum) if number else None
 
 
 def _bounded(value: float, minimum: float, maximum: float) -> float | None:

@@ -21,6 +21,7 @@ from gym.model_client.tokens.response_tokens import ResponseCapture
 from gym.trajectory import TurnTokens
 from gym.wire.chat.completion import choice_of, finish_of, told_of_cut
 from gym.wire.errors import BadCompletion
+from gym.wire.history import arguments_as_objects
 from gym.wire.passthrough.reply import to_completion
 
 Dialect = Literal["chat", "responses"]
@@ -115,6 +116,9 @@ def meaning(
         return ContextOverflow(attempt.said(refusal.message), attempt.policy, attempt.endpoint, attempt.number)
     if status in (400, 422) and (what := _refused_extra(attempt, refusal)) is not None:
         return attempt.failure(f"cannot be {what}: {attempt.said(refusal.message)}", free=True)
+    if status in (400, 422, 500) and _may_have_refused_arguments(attempt):
+        said = attempt.said(refusal.message)
+        return attempt.failure(f"answered {status} to arguments that are no JSON object: {said}", free=True)
     if status == 429 or (status >= 500 and status != LOOP):
         wait_s = retry_after_s(header, now=datetime.now(UTC))
         return attempt.failure(f"answered {status}: {attempt.said(refusal.message)}", retry_after_s=wait_s)
@@ -145,6 +149,18 @@ def blame(status: int, failure: AttemptFailure) -> Outcome:
     if failure.free or status == 429:
         return "answered"
     return "failed" if status > 500 else "erred"
+
+
+def _may_have_refused_arguments(attempt: Attempt) -> bool:
+    """Whether the request has arguments that a model wrote and a server may be unable to decode.
+
+    vLLM up to 0.25 decodes the arguments of earlier calls when it fills its chat template, and answers 400. From now on
+    this endpoint gets such arguments wrapped (`gym.wire.history`).
+    """
+    if attempt.endpoint.reads_objects_only or arguments_as_objects(attempt.body) is None:
+        return False
+    attempt.endpoint.reads_objects_only = True
+    return True
 
 
 def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:

@@ -57,8 +57,12 @@ from gym.model_client.tokens.token_in import Prompt, RefusedExchange, TokenCall,
 from gym.model_client.tokens.token_stream import Answered, StreamSink
 from gym.trajectory import TurnTokens
 from gym.wire.errors import BadCompletion
+from gym.wire.history import arguments_as_objects
 
 __all__ = ["ChatCall", "ContextOverflow", "Forwarder", "ModelAnswer", "request_headers"]
+
+TOKENIZE = "/tokenize"
+"""The `path` of a call that counts tokens; it is not below the base URL but beside it."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -224,11 +228,14 @@ class Forwarder:
 
     def _prepared(self, call: ChatCall, policy: ServedModel, endpoint: Endpoint, number: int) -> Attempt:
         """Return the call as sent to this endpoint."""
-        asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids else "none"
+        asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids and call.path is None else "none"
         # a server may still be processing the request that it did not answer, so a retry has a new id
         request_id = call.request_id if number == 1 else f"{call.request_id}-r{number - 1}"
+        given = call.body
+        if endpoint.reads_objects_only:
+            given = arguments_as_objects(given) or given
         if call.dialect == "responses":
-            body = pinned_response(call.body, policy.spec, stream=call.on_chunks is not None)
+            body = pinned_response(given, policy.spec, stream=call.on_chunks is not None)
             return Attempt(
                 body,
                 request_id,
@@ -241,7 +248,7 @@ class Forwarder:
                 hops=call.hops,
                 hosts=self._hosts,
             )
-        body = pinned(call.body, policy.spec)
+        body = pinned(given, policy.spec)
         if call.on_chunks is not None:
             body = streamed(body, call.body.get("stream_options"))
         extra = endpoint.prefix.asks(policy.spec, body, call.prefix)
@@ -276,10 +283,11 @@ class Forwarder:
         if attempt.dialect == "responses":
             return await self._respond(attempt, None if call.on_chunks is None else deliver)
         body = with_asks(attempt.body, attempt.asked)
-        if attempt.policy.spec.api == "tokens":
+        if attempt.policy.spec.api == "tokens" and call.path is None:
             return await self._from_tokens(attempt, body, call, None if call.on_chunks is None else deliver)
         url = attempt.endpoint.url
-        async with self._post(attempt, url.chat if call.path is None else url.under(call.path), body) as response:
+        address = url.chat if call.path is None else url.tokenize if call.path == TOKENIZE else url.under(call.path)
+        async with self._post(attempt, address, body) as response:
             if call.on_chunks is not None and response.status == 200:
                 return 200, None, await read_stream(response, deliver)
             return response.status, response.header("retry-after"), await response.read()

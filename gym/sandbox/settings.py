@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from gym.fields.masked import MaskedModel
+from gym.fields.masked import Argument, MaskedModel
 from gym.limits import Seconds
 from gym.sandbox.limits import MIB, SandboxLimits
 
@@ -20,7 +20,7 @@ class SandboxSettings(MaskedModel):
 
     provider: Literal["auto", "bubblewrap", "docker", "none"] = "auto"
     docker_command: Annotated[str, Field(min_length=1, description="Docker's client, or `podman`")] = "docker"
-    docker_arguments: Annotated[tuple[str, ...], Field(description="given to each `docker run` as they are")] = ()
+    docker_arguments: Annotated[tuple[Argument, ...], Field(description="given to each `docker run` as they are")] = ()
     image: Annotated[str, Field(description="Docker's; it has python3 and bash")] = "python:3.11-slim"
     warm: Annotated[
         int, Field(ge=0, le=256, description="sandboxes that each worker keeps ready, once one was used")

@@ -25,6 +25,15 @@ from gym.state.redis.store import Store
 EndFamily = Callable[[subprocess.Popen[bytes], float], None]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests that use `carrier` over HTTP and Redis; over Redis only in `make test-all`, unless marked."""
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "carrier" in metafunc.fixturenames and "carrier" not in chosen:
+        always = metafunc.definition.get_closest_marker("both_carriers")
+        redis = "redis" if always else pytest.param("redis", marks=pytest.mark.slow)
+        metafunc.parametrize("carrier", ["http", redis])
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """One server for the session; take `redis_url` instead."""

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tests.unit.sandbox.forgeries import FORGERIES, at_load
 
 from api.local.local_farm import LocalFarm, local_farm
 from gym.sandbox.base import SandboxUnavailable
 from gym.sandbox.choose import find_provider
+from tests.unit.gym.sandbox.forgeries import FORGERIES, at_load
 
 SLEEP = "86399"  # seconds; also the mark by which what is left over would be found
 RIGHT = "def double(x):\n    return 2 * x"

@@ -22,9 +22,9 @@ def weather_rows(number: int) -> list[dict[str, Any]]:
     return [ask | {"task_id": f"w{row}"} for row in range(number)]
 
 
-@pytest.fixture(params=["http", "redis"])
-def batch(request: pytest.FixtureRequest, farm: LocalFarm, new_client: Any) -> Any:
-    with connect_sync(farm.url if request.param == "http" else new_client(farm.redis_url)) as client:
+@pytest.fixture
+def batch(carrier: str, farm: LocalFarm, new_client: Any) -> Any:
+    with connect_sync(farm.url if carrier == "http" else new_client(farm.redis_url)) as client:
         yield client.submit(weather_rows(ROWS), environment="weather", num_samples=SAMPLES)
 
 
@@ -37,6 +37,7 @@ def train_and_die(batch: Batch, used: list[str]) -> None:
             used.append(group[0].group_id)
 
 
+@pytest.mark.both_carriers
 def test_a_trainer_that_dies_goes_on_with_the_groups_that_it_had_not_used_up(batch: Batch) -> None:
     used: list[str] = []
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -51,7 +52,7 @@ def test_a_trainer_that_dies_goes_on_with_the_groups_that_it_had_not_used_up(bat
     assert len(set(watcher)) == len(watcher) == ROWS * SAMPLES
 
 
-@pytest.mark.parametrize("batch", ["http"], indirect=True)
+@pytest.mark.parametrize("carrier", ["http"])
 def test_a_listener_that_is_cut_off_again_and_again_misses_nothing(farm: LocalFarm, batch: Batch) -> None:
     told: Counter[str] = Counter()
     groups: set[str] = set()

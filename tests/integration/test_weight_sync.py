@@ -14,11 +14,9 @@ from api.local.local_farm import LocalFarm
 POLICY = "synced"
 
 
-@pytest.fixture(params=["http", "redis"])
-def http(
-    request: pytest.FixtureRequest, farm: LocalFarm, new_client: Any, sync_over_redis: Any
-) -> Iterator[httpx.Client]:
-    transport = sync_over_redis(new_client(farm.redis_url)) if request.param == "redis" else None
+@pytest.fixture
+def http(carrier: str, farm: LocalFarm, new_client: Any, sync_over_redis: Any) -> Iterator[httpx.Client]:
+    transport = sync_over_redis(new_client(farm.redis_url)) if carrier == "redis" else None
     with httpx.Client(base_url=farm.url, timeout=60, transport=transport) as client:
         client.put(f"/v1/policies/{POLICY}", json={**farm.policy.model_dump(mode="json"), "version": 1})
         yield client
@@ -38,6 +36,7 @@ def model_requests(farm: LocalFarm) -> int:
     return int(httpx.get(f"{farm.model_url}/admin/stats").json()["requests"])
 
 
+@pytest.mark.both_carriers
 def test_a_drained_policy_has_no_call_in_flight_and_held_calls_survive(farm: LocalFarm, http: httpx.Client) -> None:
     before = model_requests(farm)
     batch_id = submit(http, 40)

@@ -143,7 +143,7 @@ class OutsideAgent(ABC):
             try:
                 said = without_key(await self.drive(episode, access), access.key)
             except AgentFailed as error:
-                failure = AgentFailed(error.message.replace(access.key, HIDDEN))
+                failure = type(error)(error.message.replace(access.key, HIDDEN))  # one that may be retried stays so
             records, failures = await self._door.collect(episode)
         except BaseException:
             with suppress(TimeoutError):

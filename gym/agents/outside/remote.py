@@ -23,6 +23,7 @@ from gym.model_client.http.guarded import connector_to
 from gym.rollout import StopReason
 from gym.trajectory import Usage, message_text
 from gym.wire.chat.completion import MOST_TOKENS
+from gym.wire.history import answered_calls
 from gym.wire.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 
 MOST_BYTES = ANSWER_BYTES
@@ -69,15 +70,10 @@ class RemoteAgent(OutsideAgent):
             if reason := (answer.get("incomplete_details") or {}).get("reason"):
                 cut = StopReason.CONTENT_FILTER if reason == "content_filter" else StopReason.MAX_TOKENS
                 return AgentReport(text=_last_text(output), reason=cut)
-            answered = {item.get("call_id") for item in output if item.get("type") == "function_call_output"}
-            asked = {
-                str(item.get("call_id")): item
-                for item in output
-                if item.get("type") == "function_call" and item.get("call_id") not in answered
-            }
+            asked = [call for call, found in answered_calls(output) if found is None]
             if not asked:
                 return AgentReport(text=_last_text(output))
-            await episode.run_tools(list(asked.values()))
+            await episode.run_tools(asked)
         return AgentReport(reason=StopReason.MAX_TURNS)
 
     async def _ask(self, session: aiohttp.ClientSession, body: JsonObject) -> JsonObject:

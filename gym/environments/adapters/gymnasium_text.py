@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 from gymnasium import Env, spaces
 
@@ -50,7 +51,7 @@ def read_action(space: Space, names: Sequence[str], given: object) -> Any:
     try:
         action = _from_json(space, value)
         fits = action is not None and space.contains(action)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError):
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError):
         fits = False
     if not fits:
         raise ValueError(f"{str(given)[:80]!r} is none; {actions_said(space, names)}")
@@ -175,7 +176,45 @@ def _from_json(space: Space, value: Any) -> Any:
     if isinstance(space, spaces.Text):
         return value if isinstance(value, str) else None
     if isinstance(space, spaces.Tuple):
-        return tuple(_from_json(inner, each) for inner, each in zip(space.spaces, value, strict=True))
+        return tuple(_from_json(inner, each) for inner, each in zip(space.spaces, _list(value), strict=True))
     if isinstance(space, spaces.Dict):
+        if not isinstance(value, dict) or value.keys() != space.spaces.keys():
+            raise ValueError("an action of a Dict space has each of its keys and no other")
         return {name: _from_json(inner, value[name]) for name, inner in space.spaces.items()}
+    if isinstance(space, spaces.OneOf):
+        place, inner_value = _list(value)
+        if not _holds(np.dtype(np.int64), place) or not 0 <= place < len(space.spaces):
+            raise ValueError("the first item is the number of a space")
+        return np.int64(place), _from_json(space.spaces[int(place)], inner_value)
+    if isinstance(space, spaces.Sequence):
+        each = [_from_json(space.feature_space, one) for one in _list(value)]
+        return space.from_jsonable([value])[0] if space.stack else tuple(each)
+    if space.dtype is not None:
+        _check_numbers(np.dtype(space.dtype), value, booleans=isinstance(space, spaces.MultiBinary))
     return space.from_jsonable([value])[0]
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("a list was expected")
+    return value
+
+
+def _check_numbers(dtype: np.dtype[Any], value: Any, *, booleans: bool) -> None:
+    """Raise ValueError for a number that the type would round, wrap or make infinite."""
+    if isinstance(value, list):
+        for each in value:
+            _check_numbers(dtype, each, booleans=booleans)
+    elif not (_holds(dtype, value) or (booleans and isinstance(value, bool))):
+        raise ValueError(f"{str(value)[:80]} is no {dtype}")
+
+
+def _holds(dtype: np.dtype[Any], value: Any) -> bool:
+    if dtype.kind == "b":
+        return isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if dtype.kind in "iu":
+        whole = isinstance(value, int) or value.is_integer()
+        return whole and int(np.iinfo(dtype).min) <= value <= int(np.iinfo(dtype).max)
+    return dtype.kind == "f" and abs(value) <= float(np.finfo(dtype).max)

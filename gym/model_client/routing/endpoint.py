@@ -58,6 +58,7 @@ class Endpoint:
         "moves",
         "prefix",
         "probing",
+        "reads_objects_only",
         "response_capture",
         "retired",
         "salt",
@@ -83,6 +84,7 @@ class Endpoint:
         self.capture = Capture()
         self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()
+        self.reads_objects_only = False  # it decodes the arguments of earlier calls
         self.moves: set[Callable[[], None]] = set()
 
     def state(self, now: float) -> State:
@@ -199,6 +201,7 @@ class Endpoint:
         self.capture = Capture()
         self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()
+        self.reads_objects_only = False  # it decodes the arguments of earlier calls
 
 
 def request_headers(policy: ServedModel, endpoint: Endpoint) -> dict[str, str]:

@@ -126,10 +126,17 @@ def read_generated(completion: JsonObject) -> tuple[GeneratedTokens | None, Leve
         values = array("f", [entry["logprob"] for entry in content])
     except _UNREADABLE:
         return None, level
-    if len(values) != len(token_ids):
+    if len(values) != len(token_ids) or not _counted(completion, len(token_ids)):
         return None, level
     text = prompt.continued(token_ids) if isinstance(prompt, PromptIds) else None
     return GeneratedTokens(prompt_ids, token_ids, values, choice.get("ended"), text), level
+
+
+def _counted(completion: JsonObject, tokens: int) -> bool:
+    """Whether the server counted as many tokens; a stream may have left some out. A server that counts none agrees."""
+    usage = completion.get("usage")
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return not isinstance(count, int) or count == tokens
 
 
 def _has_alternatives(completion: JsonObject) -> bool:

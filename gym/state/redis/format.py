@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
 from gym.errors import SettingsError
+from gym.private_files import create_private
 from gym.state.redis.keys import Keys
 from gym.state.redis.unreadable import printable
 
@@ -84,7 +85,8 @@ def require_data_format(data_dir: Path, *, create: bool = False) -> None:
     part = data_dir / f".{FILE}.{os.getpid()}"
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part.write_text(f"{FORMAT}\n")
+        with create_private(part) as opened:
+            opened.write(f"{FORMAT}\n".encode())
         part.replace(file)
     except OSError as error:  # mounted for reading, or of another user: what is written there fails by itself
         _LOG.warning("the format version of %s is not stored: %s", where, error, extra={"action": "format"})

@@ -248,9 +248,13 @@ local function add_to_log(member, fields)
   if type(id) == 'string' then return id end
   local info = redis.call('XINFO', 'STREAM', LOG) -- the server's clock is behind the last entry
   for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then log_ms = string.match(info[i + 1], '^%d+') end
+    if info[i] == 'last-generated-id' then
+      local last_ms, last_number = string.match(info[i + 1], '^(%d+)-(%d+)$')
+      local after = tonumber(last_number) >= FIRST_NUMBER + logged and 1 or 0 -- an entry that no script wrote
+      log_ms = tonumber(last_ms) + after
+    end
   end
-  return redis.call('XADD', LOG, log_ms .. number, 'm', member, unpack(fields))
+  return redis.call('XADD', LOG, string.format('%d', log_ms) .. number, 'm', member, unpack(fields))
 end
 
 -- Record a final state. The caller has taken the rollout out of the state it was in.

@@ -1,16 +1,23 @@
-"""Reading the chunks of a streamed chat completion, and putting them together again.
+"""Reads the chunks of a streamed chat completion and joins them.
 
-`ChatAccumulator` rebuilds what the server would have answered without streaming, token ids and log-probabilities
-included. Explicit nulls of the chunks are left out.
+`ChatAccumulator` rebuilds the answer that the server would have given without streaming, token ids and
+log-probabilities included. Explicit nulls of the chunks are left out. It is the only reader of tool calls' pieces: the
+translators of streams ask it, so what a client sees and what is recorded are the same.
+
+Servers differ in how they send tool calls. Pieces belong to the call at their `index`, in any order. An id and a name
+may come with any piece. A new id at an index in use begins another call, unless it comes with nothing but the rest of
+the arguments: some servers make up a new id for each piece. Without an index, a known id names its call, an unknown
+one begins a call, and a piece without either goes to the last one.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from gym.jsontypes import JsonObject
-from gym.wire.chat.completion import as_list, as_object, as_text, logprobs_of
+from gym.wire.chat.completion import arguments_text, as_list, as_object, as_text, logprobs_of
 from gym.wire.errors import BadCompletion
 
 _ASSEMBLED = frozenset({"object", "choices", "usage"})
@@ -20,9 +27,9 @@ _CHOICE_ASSEMBLED = frozenset({"index", "delta", "logprobs", "finish_reason", "t
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """A piece of the tool call at `index`; id and name come with its first piece."""
+    """A piece of a tool call; whatever it does not carry is empty, and `index` is None where the server gave none."""
 
-    index: int
+    index: int | None
     call_id: str
     name: str
     arguments: str
@@ -62,26 +69,101 @@ def delta_of(choice: JsonObject) -> Delta:
     texts = {name: text for name in _TEXTS if (text := as_text(delta.get(name), name))}
     calls = []
     if delta.get("tool_calls"):
-        for place, value in enumerate(as_list(delta["tool_calls"], "tool_calls")):
+        pieces = as_list(delta["tool_calls"], "tool_calls")
+        for place, value in enumerate(pieces):
             call = as_object(value, "tool call")
             function = as_object(call.get("function"), "tool call")
             index = call.get("index")
+            if not isinstance(index, int) or isinstance(index, bool):
+                index = place if len(pieces) > 1 else None
             calls.append(
                 CallDelta(
-                    index if isinstance(index, int) else place,
+                    index,
                     as_text(call.get("id"), "tool call's id"),
                     as_text(function.get("name"), "function's name"),
-                    as_text(function.get("arguments"), "arguments"),
+                    arguments_text(function.get("arguments")),
                 )
             )
     return Delta(texts, calls)
 
 
 @dataclass(slots=True)
-class _Call:
+class StreamedCall:
+    """A tool call as far as its pieces have come; `pieces` are those of its arguments, none of them empty."""
+
     call_id: str = ""
     name: str = ""
-    arguments: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """The arguments so far."""
+        return "".join(self.pieces)
+
+    def takes(self, piece: CallDelta) -> bool:
+        """Whether a piece that came for its place belongs to it."""
+        if not piece.call_id or not self.call_id or piece.call_id == self.call_id:
+            return True
+        return not piece.name and bool(piece.arguments) and not _is_json(self.arguments)
+
+
+class StreamedCalls:
+    """The tool calls of one streamed answer, told apart as the module's docstring says."""
+
+    def __init__(self) -> None:
+        self._by_place: dict[int, StreamedCall] = {}  # the place is the index, or the next free one
+        self._places: dict[int, int] = {}  # by index: the place of its latest call
+
+    def __len__(self) -> int:
+        return len(self._by_place)
+
+    def in_order(self) -> list[StreamedCall]:
+        """Return the calls in their order."""
+        return [self._by_place[place] for place in self.places()]
+
+    def places(self) -> list[int]:
+        """Return the places of the calls, in order."""
+        return sorted(self._by_place)
+
+    def add(self, piece: CallDelta) -> CallDelta:
+        """Add a piece to its call, which begins with it where there is none.
+
+        Return what is new: the piece with its call's place as index, without an id or name that the call has already.
+        """
+        place = self._place_of(piece)
+        call = self._by_place.setdefault(place, StreamedCall())
+        new = CallDelta(place, "" if call.call_id else piece.call_id, "" if call.name else piece.name, piece.arguments)
+        call.call_id = call.call_id or piece.call_id
+        call.name = call.name or piece.name
+        if piece.arguments:
+            call.pieces.append(piece.arguments)
+        return new
+
+    def _place_of(self, piece: CallDelta) -> int:
+        if piece.index is None:
+            place = self._place_without_index(piece)
+            if place is not None:
+                return place
+        else:
+            place = self._places.get(piece.index)
+            if place is not None and self._by_place[place].takes(piece):
+                return place
+        place = piece.index
+        if place is None or place in self._by_place:
+            place = max(self._by_place, default=-1) + 1
+        if piece.index is not None:
+            self._places[piece.index] = place
+        return place
+
+    def _place_without_index(self, piece: CallDelta) -> int | None:
+        for place, call in self._by_place.items():
+            if piece.call_id and call.call_id == piece.call_id:
+                return place
+        if not self._by_place:
+            return None
+        place, last = next(reversed(self._by_place.items()))
+        begins = (piece.call_id and last.call_id) or (piece.name and last.name)
+        return None if begins else place
 
 
 class ChatAccumulator:
@@ -92,7 +174,7 @@ class ChatAccumulator:
         self._choice: JsonObject = {}
         self._usage: JsonObject | None = None
         self._text: dict[str, list[str]] = {}
-        self._calls: dict[int, _Call] = {}
+        self._calls = StreamedCalls()
         self._token_ids: list[int] | None = None
         self._logprobs: list[JsonObject] | None = None
         self._finish_reason: str | None = None
@@ -102,18 +184,22 @@ class ChatAccumulator:
         """Whether a finish reason has come; a stream that ends before was cut."""
         return self._finish_reason is not None
 
-    def feed(self, chunk: JsonObject) -> None:
-        """Add a decoded chunk. Raises BadCompletion for an error in mid-stream."""
+    @property
+    def calls(self) -> list[StreamedCall]:
+        """The tool calls in their order."""
+        return self._calls.in_order()
+
+    def feed(self, chunk: JsonObject) -> Delta | None:
+        """Add a decoded chunk and return its delta, if it has one. Raises BadCompletion for an error in mid-stream."""
         choice = choice_in(chunk)
         for name, value in chunk.items():
             if value is not None and name not in _ASSEMBLED:
                 self._top[name] = value
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
-        if choice is not None:
-            self._feed_choice(choice)
+        return None if choice is None else self._feed_choice(choice)
 
-    def _feed_choice(self, choice: JsonObject) -> None:
+    def _feed_choice(self, choice: JsonObject) -> Delta:
         for name, value in choice.items():
             if value is not None and name not in _CHOICE_ASSEMBLED:
                 self._choice[name] = value
@@ -121,10 +207,7 @@ class ChatAccumulator:
         for name, text in delta.texts.items():
             self._text.setdefault(name, []).append(text)
         for piece in delta.calls:
-            call = self._calls.setdefault(piece.index, _Call())
-            call.call_id = call.call_id or piece.call_id
-            call.name = call.name or piece.name
-            call.arguments.append(piece.arguments)
+            self._calls.add(piece)
         if choice.get("token_ids") is not None:
             self._token_ids = self._token_ids or []
             self._token_ids += as_list(choice["token_ids"], "token_ids")
@@ -133,6 +216,7 @@ class ChatAccumulator:
             self._logprobs = self._logprobs or []
             self._logprobs += entries
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        return delta
 
     def completion(self) -> JsonObject:
         """The completion so far; `finish_reason` is null until the stream has come to its end."""
@@ -158,10 +242,18 @@ class ChatAccumulator:
             message["content"] = None if self._calls or "refusal" in texts else ""
         message |= texts
         if self._calls:
-            message["tool_calls"] = [_tool_call(self._calls[index]) for index in sorted(self._calls)]
+            message["tool_calls"] = [_tool_call(call) for call in self.calls]
         return message
 
 
-def _tool_call(call: _Call) -> dict[str, Any]:
-    function = {"name": call.name, "arguments": "".join(call.arguments)}
+def _tool_call(call: StreamedCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.call_id, "type": "function", "function": function}
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

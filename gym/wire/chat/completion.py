@@ -16,12 +16,13 @@ from gym.wire.errors import BadCompletion
 Finish = Literal["stop", "max_tokens", "content_filter"]
 
 MOST_TOKENS = 2**40  # of one answer; more is no count
+NO_ARGUMENTS = "{}"
 ID_MARK = "token_id:"  # what vLLM writes before an id in place of a token's text
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenToolCall:
-    """A tool call as the model wrote it; `arguments` is its text, which may be no JSON."""
+    """A tool call as the model wrote it; `arguments` is its text, which may be no JSON; `{}` where it wrote none."""
 
     call_id: str
     name: str
@@ -192,11 +193,13 @@ def calls_of(message: JsonObject, *, id_prefix: str) -> list[WrittenToolCall]:
         if not isinstance(function.get("name"), str):
             raise BadCompletion(f"tool call {number} of the model server names no function")
         call_id = as_text(call.get("id"), "tool call's id") or f"call_{id_prefix}_{number}"
-        calls.append(WrittenToolCall(call_id, function["name"], _arguments(function.get("arguments"))))
+        arguments = arguments_text(function.get("arguments"))
+        calls.append(WrittenToolCall(call_id, function["name"], arguments if arguments.strip() else NO_ARGUMENTS))
     return calls
 
 
-def _arguments(value: Any) -> str:
+def arguments_text(value: Any) -> str:
+    """The arguments of a server's call as text; some servers send the object itself."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_list, as_name, as_object, as_text
 from gym.wire.errors import WireError
+from gym.wire.history import in_order
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXTS = ("refusal", "reasoning", "reasoning_content", "name", "tool_call_id")
@@ -22,9 +23,9 @@ def checked_messages(value: object) -> list[JsonObject]:
     given = as_list(value, "messages")
     if not given:
         raise WireError("messages", "is empty")
-    return [
-        _checked(as_object(message, f"messages.{number}"), f"messages.{number}") for number, message in enumerate(given)
-    ]
+    return in_order(
+        [_checked(as_object(each, f"messages.{number}"), f"messages.{number}") for number, each in enumerate(given)]
+    )
 
 
 def _checked(message: JsonObject, field: str) -> JsonObject:

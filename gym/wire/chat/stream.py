@@ -10,7 +10,8 @@ from typing import Protocol
 
 from gym.jsontypes import JsonObject
 from gym.wire import sse
-from gym.wire.chat.chunks import choice_in
+from gym.wire.chat.chunks import CallDelta, StreamedCalls, choice_in, delta_of
+from gym.wire.chat.completion import NO_ARGUMENTS, as_object
 from gym.wire.chat.request import shown_choice, without_capture
 from gym.wire.errors import BadCompletion
 
@@ -43,7 +44,11 @@ def encode(events: list[Event]) -> bytes:
 
 
 class ChatStream:
-    """Chat Completions as they come, without what only the farm asked for."""
+    """Chat Completions as they come, without what only the farm asked for.
+
+    Clients join the pieces of tool calls by `index` and glue ids together, so each call gets an index of its own and
+    says its id once. A call without arguments gets an empty object at the end.
+    """
 
     tail = sse.DONE
 
@@ -51,6 +56,7 @@ class ChatStream:
         self._body = body
         self._with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self._finished = False
+        self._calls = StreamedCalls()
 
     def start(self) -> list[Event]:
         """Nothing."""
@@ -66,8 +72,23 @@ class ChatStream:
                 return []
         if choice is not None:
             self._finished = self._finished or choice.get("finish_reason") is not None
-            shown["choices"] = [shown_choice(self._body, choice)]
+            shown["choices"] = [self._with_calls(shown_choice(self._body, choice))]
         return [(None, shown)]
+
+    def _with_calls(self, choice: JsonObject) -> JsonObject:
+        """The choice, its pieces of tool calls marked so that every client tells the calls apart."""
+        delta = as_object(choice.get("delta"), "delta")
+        pieces: list[JsonObject] = []
+        if delta.get("tool_calls"):
+            for value, piece in zip(delta["tool_calls"], delta_of(choice).calls, strict=True):
+                pieces.append(_marked(value, self._calls.add(piece)))
+        if choice.get("finish_reason") is not None:
+            pieces += [
+                {"index": place, "function": {"arguments": NO_ARGUMENTS}}
+                for place, call in zip(self._calls.places(), self._calls.in_order(), strict=True)
+                if not call.pieces
+            ]
+        return {**choice, "delta": {**delta, "tool_calls": pieces}} if pieces else choice
 
     def finish(self) -> list[Event]:
         """Nothing but `tail`."""
@@ -78,3 +99,16 @@ class ChatStream:
     def fail(self, message: str) -> list[Event]:
         """An error object, as vLLM sends it in mid-stream."""
         return [(None, {"error": {"message": message, "type": "server_error", "param": None, "code": 502}})]
+
+
+def _marked(value: JsonObject, new: CallDelta) -> JsonObject:
+    """A piece of a tool call with its place, and with its id and name only where they are new."""
+    piece = {**value, "index": new.index}
+    if not new.call_id:
+        piece.pop("id", None)
+    function = {**(value.get("function") or {})}
+    if function.get("name") and not new.name:
+        del function["name"]
+    if function.get("arguments") is not None:
+        function["arguments"] = new.arguments
+    return {**piece, "function": function}

@@ -5,13 +5,10 @@ Source: Anthropic's `Message`.
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
 from gym.wire.chat.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of, usage_of
-from gym.wire.messages.request import INVALID_JSON
+from gym.wire.history import input_of
 
 
 def to_message(body: JsonObject, completion: JsonObject, *, message_id: str) -> JsonObject:
@@ -44,19 +41,6 @@ def to_message(body: JsonObject, completion: JsonObject, *, message_id: str) -> 
         "stop_sequence": stop_sequence,
         "usage": usage_object(usage_of(completion)),
     }
-
-
-def input_of(arguments: str) -> JsonObject:
-    """A call's arguments as an object. What is no JSON object is kept as it is under `INVALID_JSON`, Anthropic's own
-    advice for such calls; `messages_request` turns it back.
-    """
-    if not arguments.strip():
-        return {}
-    try:
-        value: Any = json.loads(arguments)
-    except ValueError:
-        value = None
-    return value if isinstance(value, dict) else {INVALID_JSON: arguments}
 
 
 def stop_of(body: JsonObject, choice: JsonObject, *, has_calls: bool, refused: bool) -> tuple[str, str | None]:

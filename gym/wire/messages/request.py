@@ -5,15 +5,12 @@ Source: Anthropic's `MessageCreateParams`, and vLLM's own translation where the 
 
 from __future__ import annotations
 
-import json
-
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_bool, as_list, as_name, as_object, as_text, only, words
 from gym.wire.errors import WireError
+from gym.wire.history import arguments_of, in_order
 from gym.wire.server_fields import add_extras, passed_fields
 from gym.wire.tools import add_tools, response_format
-
-INVALID_JSON = "INVALID_JSON"
 
 # Accepted and ignored: Anthropic's billing, caching and placement. `metadata` but its `user_id` likewise.
 NO_EFFECT = words("cache_control service_tier inference_geo speed diagnostics user_profile_id workspace_id")
@@ -24,7 +21,6 @@ _HANDLED = NO_EFFECT | words("""
 _REFUSED = {
     "container": "the model server has no containers",
     "mcp_servers": "the model server calls no MCP servers; offer their tools as tools",
-    "context_management": "the conversation is sent to the model as it is, nothing in it is cleared",
     "previous_response_id": "no answers are stored: send the whole conversation",
     "background": "the answer is given on this call; submit a batch for work in the background",
 }
@@ -39,10 +35,13 @@ def to_chat_request(body: JsonObject) -> JsonObject:
     for field, message in _REFUSED.items():
         if as_object(body, "").get(field) not in (None, False, []):
             raise WireError(field, message)
+    _check_edits(body.get("context_management"))
     request: JsonObject = {}
     if body.get("model") is not None:
         request["model"] = as_text(body["model"], "model")
     request["messages"] = _messages(body)
+    if request["messages"][-1]["role"] == "assistant":
+        request |= _prefilled(request["messages"][-1])
     request |= passed_fields(body, _HANDLED)
     if body.get("max_tokens") is not None:
         request["max_tokens"] = body["max_tokens"]
@@ -59,6 +58,30 @@ def to_chat_request(body: JsonObject) -> JsonObject:
         request["stream_options"] = {"include_usage": True}
     add_extras(request, body)
     return request
+
+
+def _check_edits(value: object) -> None:
+    """Accept context management that clears nothing; Claude Code sends such an edit with every request."""
+    if value is None:
+        return
+    given = as_object(value, "context_management")
+    only(given, ("edits",), "context_management")
+    for number, each in enumerate(as_list(given.get("edits") or [], "context_management.edits")):
+        field = f"context_management.edits.{number}"
+        edit = as_object(each, field)
+        kind = as_text(edit.get("type"), f"{field}.type")
+        if not (kind.startswith("clear_thinking_") and edit.get("keep") in ("all", {"type": "all"})):
+            raise WireError(field, "the conversation is sent to the model as it is, so nothing in it can be cleared")
+
+
+def _prefilled(last: JsonObject) -> JsonObject:
+    """What lets a server go on with the assistant's last message instead of beginning another one.
+
+    Source: vLLM's `ChatCompletionRequest.continue_final_message`. Servers without it refuse the field.
+    """
+    if last.get("tool_calls"):
+        raise WireError("messages", "end with a tool use that has no result: nothing can be generated after it")
+    return {"continue_final_message": True, "add_generation_prompt": False}
 
 
 def _messages(body: JsonObject) -> list[JsonObject]:
@@ -81,7 +104,7 @@ def _messages(body: JsonObject) -> list[JsonObject]:
                 raise WireError(f"{field}.role", f"{other!r} is not one of user, assistant, system")
     if not messages:
         raise WireError("messages", "is empty")
-    return messages
+    return in_order(messages)
 
 
 def _system(value: object, field: str) -> str:
@@ -220,14 +243,6 @@ def _tool_use(block: JsonObject, field: str) -> JsonObject:
     }
 
 
-def arguments_of(given: JsonObject) -> str:
-    """The arguments that a tool use was made from, where they were no JSON object the text itself."""
-    if given.keys() == {INVALID_JSON} and isinstance(given[INVALID_JSON], str):
-        text: str = given[INVALID_JSON]
-        return text
-    return json.dumps(given, ensure_ascii=False)
-
-
 def _add_tools(request: JsonObject, body: JsonObject) -> None:
     tools = []
     for number, value in enumerate(as_list(body["tools"], "tools") if body.get("tools") is not None else ()):
@@ -235,8 +250,16 @@ def _add_tools(request: JsonObject, body: JsonObject) -> None:
         tool = as_object(value, field)
         if tool.get("type") not in (None, "custom"):
             raise WireError(f"{field}.type", "the model server runs no tools of its own: only custom tools")
-        known = ("name", "description", "input_schema", "strict", "eager_input_streaming", "allowed_callers")
-        only({**tool, "defer_loading": tool.get("defer_loading") or None}, _BLOCK.union(known), field)
+        known = (
+            "name",
+            "description",
+            "input_schema",
+            "strict",
+            "eager_input_streaming",
+            "allowed_callers",
+            "defer_loading",
+        )
+        only(tool, _BLOCK.union(known), field)
         if tool.get("allowed_callers") not in (None, ["direct"]):
             raise WireError(f"{field}.allowed_callers", "tools are called by the model alone")
         function: JsonObject = {"name": as_name(tool.get("name"), f"{field}.name")}

@@ -2,7 +2,9 @@
 
 Order: message_start; for each block content_block_start, deltas, content_block_stop; message_delta with the stop reason
 and the usage; message_stop. message_start waits for the first chunk, which says how long the prompt was.
-Arguments that are no JSON reach the client as the model wrote them, since they cannot be known before their end.
+Thinking and text are sent as they come. Tool calls are sent at the end of the answer: only then is it known that no
+text belongs before them, and that their ids, names and arguments are whole; `ping` events say meanwhile that the answer
+goes on. Arguments that are no JSON reach the client as the model wrote them.
 Source: Anthropic's `RawMessageStreamEvent`.
 """
 
@@ -12,13 +14,14 @@ from typing import Any, Literal
 
 from gym.jsontypes import JsonObject
 from gym.trajectory import Usage
-from gym.wire.chat.chunks import CallDelta, choice_in, delta_of
+from gym.wire.chat.chunks import ChatAccumulator
 from gym.wire.chat.completion import as_list, usage_of
 from gym.wire.chat.stream import CUT, Event
 from gym.wire.errors import BadCompletion
-from gym.wire.messages.reply import stop_of, usage_object
+from gym.wire.messages.reply import to_message, usage_object
 
-BlockKind = Literal["thinking", "text"]
+PIECES_PER_PING = 64
+BlockKind = Literal["thinking", "text", "tool_use"]
 
 
 class MessagesStream:
@@ -31,12 +34,9 @@ class MessagesStream:
         self._message_id = message_id
         self._started = False
         self._blocks = 0
-        self._open: BlockKind | int | None = None  # a number is a tool call's
-        self._calls: set[int] = set()
-        self._refused = False
-        self._usage = Usage()
-        self._finish_reason: str | None = None
-        self._stopped_by: object = None
+        self._open: BlockKind | None = None
+        self._answer = ChatAccumulator()
+        self._held = 0  # pieces of tool calls that came
 
     def start(self) -> list[Event]:
         """Nothing yet: see the module's docstring."""
@@ -44,44 +44,36 @@ class MessagesStream:
 
     def feed(self, chunk: JsonObject) -> list[Event]:
         """The events of a chunk. Raises BadCompletion for an error in mid-stream."""
-        choice = choice_in(chunk)
-        if chunk.get("usage") is not None:
-            self._usage = usage_of(chunk)
+        delta = self._answer.feed(chunk)
         events = [] if self._started else self._start(chunk)
-        if choice is None:
+        if delta is None:
             return events
-        delta = delta_of(choice)
         if delta.reasoning:
             events += self._grow("thinking", delta.reasoning)
-        if text := delta.texts.get("content"):
-            events += self._grow("text", text)
-        if refusal := delta.texts.get("refusal"):
-            self._refused = True
-            events += self._grow("text", refusal)
-        for piece in delta.calls:
-            events += self._grow_call(piece)
-        self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        self._stopped_by = choice.get("stop_reason") or self._stopped_by
+        for name in ("content", "refusal"):
+            if text := delta.texts.get(name):
+                events += self._grow("text", text)
+        if delta.calls:
+            self._held += len(delta.calls)
+            if self._held % PIECES_PER_PING < len(delta.calls):
+                events.append(_event("ping"))
         return events
 
     def finish(self) -> list[Event]:
-        """Close what is open and say why the answer ended. Raises BadCompletion if it has no end."""
-        if self._finish_reason is None:
+        """Send the tool calls, the stop reason and the usage. Raises BadCompletion if the answer has no end."""
+        if not self._answer.finished:
             raise BadCompletion(CUT)
-        choice: JsonObject = {"finish_reason": self._finish_reason, "stop_reason": self._stopped_by}
-        has_calls = bool(self._calls)
-        stop_reason, stop_sequence = stop_of(self._body, choice, has_calls=has_calls, refused=self._refused)
+        message = to_message(self._body, self._answer.completion(), message_id=self._message_id)
         events: list[Event] = []
+        uses = [block for block in message["content"] if block["type"] == "tool_use"]
+        for block, call in zip(uses, self._answer.calls, strict=True):
+            events += self._open_block("tool_use", {**block, "input": {}})
+            events += [self._delta({"type": "input_json_delta", "partial_json": piece}) for piece in call.pieces]
         if self._open is None and not self._blocks:
             events += self._open_block("text", {"type": "text", "text": ""})
         events += self._close()
-        events.append(
-            _event(
-                "message_delta",
-                delta={"stop_reason": stop_reason, "stop_sequence": stop_sequence},
-                usage=usage_object(self._usage),
-            )
-        )
+        stop = {"stop_reason": message["stop_reason"], "stop_sequence": message["stop_sequence"]}
+        events.append(_event("message_delta", delta=stop, usage=message["usage"]))
         return [*events, _event("message_stop")]
 
     def fail(self, message: str) -> list[Event]:
@@ -91,7 +83,8 @@ class MessagesStream:
     def _start(self, chunk: JsonObject) -> list[Event]:
         self._started = True
         prompt_ids = chunk.get("prompt_token_ids")
-        usage = self._usage if prompt_ids is None else Usage(len(as_list(prompt_ids, "prompt_token_ids")))
+        known = prompt_ids is not None
+        usage = Usage(len(as_list(prompt_ids, "prompt_token_ids"))) if known else usage_of(chunk)
         message: JsonObject = {
             "id": self._message_id,
             "type": "message",
@@ -113,21 +106,7 @@ class MessagesStream:
             events += self._open_block(kind, block)
         return [*events, self._delta({"type": f"{kind}_delta", kind: text})]
 
-    def _grow_call(self, piece: CallDelta) -> list[Event]:
-        events: list[Event] = []
-        if self._open != piece.index:
-            if piece.index in self._calls:
-                raise BadCompletion("the model server adds to a tool call after it began the next one")
-            call_id = piece.call_id or f"call_{self._message_id.removeprefix('msg_')}_{len(self._calls)}"
-            self._calls.add(piece.index)
-            events += self._open_block(
-                piece.index, {"type": "tool_use", "id": call_id, "name": piece.name, "input": {}}
-            )
-        if piece.arguments:
-            events.append(self._delta({"type": "input_json_delta", "partial_json": piece.arguments}))
-        return events
-
-    def _open_block(self, kind: BlockKind | int, block: JsonObject) -> list[Event]:
+    def _open_block(self, kind: BlockKind, block: JsonObject) -> list[Event]:
         events = self._close()
         self._open = kind
         return [*events, _event("content_block_start", index=self._blocks, content_block=block)]

@@ -2,7 +2,8 @@
 
 One model answer is several items there (reasoning, message, function calls) and one assistant message here, so items
 are gathered into a turn until something that the model did not write comes, or a new answer visibly begins: a second
-message, or reasoning after a message. Calls that were answered one by one become one assistant message each.
+message, or reasoning after a message. Items between an answer's calls and their outputs belong to that answer. Calls
+that were answered one by one become one assistant message each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import orjson
 from gym.jsontypes import JsonObject
 from gym.wire.checks import as_list, as_name, as_object, as_text, only, words
 from gym.wire.errors import WireError
+from gym.wire.history import in_order
 
 ITEM_ROLE = "item"  # of a message that holds an item as it is, as JSON
 
@@ -39,7 +41,7 @@ def to_chat_messages(items: str | list[JsonObject]) -> list[JsonObject]:
     for number, item in enumerate(as_list(items, "input")):
         turns.add(item, f"input.{number}")
     turns.end()
-    return turns.messages
+    return in_order(turns.messages)
 
 
 def recorded_messages(items: str | list[JsonObject]) -> list[JsonObject]:
@@ -58,7 +60,7 @@ def recorded_messages(items: str | list[JsonObject]) -> list[JsonObject]:
         elif item.get("type") != "reasoning":
             turns.keep(item)
     turns.end()
-    return turns.messages
+    return in_order(turns.messages)
 
 
 def _translates(item: JsonObject) -> bool:
@@ -132,14 +134,16 @@ class _Turns:
     def _assistant(self, item: JsonObject, field: str) -> None:
         calls = as_list(item.get("tool_calls") or [], f"{field}.tool_calls")
         reasoning = item.get("reasoning") if item.get("reasoning") is not None else item.get("reasoning_content")
-        if self._open is not None and ("content" in self._open or reasoning is not None or calls):
+        goes_on = self._open is not None and "tool_calls" in self._open and not calls  # its outputs are still to come
+        if self._open is not None and not goes_on and ("content" in self._open or reasoning is not None or calls):
             self.end()
         turn = self._turn()
         if reasoning is not None:
             _reason(turn, as_text(reasoning, f"{field}.reasoning"))
         said = item.get("content")
         if said is not None or item.get("refusal") is not None or not calls:
-            turn["content"] = assistant_content(said, item.get("refusal"), f"{field}.content")
+            content_now = assistant_content(said, item.get("refusal"), f"{field}.content")
+            turn["content"] = _joined(turn.get("content"), content_now)
         for number, call in enumerate(calls):
             turn.setdefault("tool_calls", []).append(_chat_call(call, f"{field}.tool_calls.{number}"))
 
@@ -180,6 +184,20 @@ class _Turns:
         if self._open is not None and "content" in self._open and "tool_calls" not in self._open:
             self.end()
         _reason(self._turn(), text)
+
+
+def _joined(before: str | list[JsonObject] | None, more: str | list[JsonObject]) -> str | list[JsonObject]:
+    """What an assistant said in two messages of one turn."""
+    if not before:
+        return more
+    if isinstance(before, str) and isinstance(more, str):
+        return before + more
+    return [
+        part
+        for said in (before, more)
+        for part in ([{"type": "text", "text": said}] if isinstance(said, str) else said)
+        if part.get("text") != ""
+    ]
 
 
 def _reason(turn: JsonObject, text: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gym.wire.chat import request as chat
 from gym.wire.errors import WireError
+from gym.wire.gemini import request as gemini_request
 from gym.wire.messages import request as messages_request
 from gym.wire.responses import request as responses_request
 
@@ -20,6 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 TRANSLATE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "responses_request": responses_request.to_chat_request,
     "messages_request": messages_request.to_chat_request,
+    "gemini_request": gemini_request.to_chat_request,
     "chat_request": chat.to_chat_request,
 }
 CASES = sorted(path for kind in TRANSLATE for path in (GOLDEN / kind).glob("*.json"))

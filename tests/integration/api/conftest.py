@@ -54,17 +54,15 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture(params=["http", "redis"])
-async def http(
-    request: pytest.FixtureRequest, settings: Settings, new_client: Any, over_redis: Any
-) -> AsyncIterator[httpx.AsyncClient]:
+@pytest.fixture
+async def http(carrier: str, settings: Settings, new_client: Any, over_redis: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the app in this process, over HTTP and over Redis with nothing but a client's rights.
 
     What the app does not catch is raised in the test, over HTTP.
     """
     app = create_app(settings)
     async with running(app) as client:
-        if request.param == "http":
+        if carrier == "http":
             yield client
             return
         url = new_client(settings.redis.url)

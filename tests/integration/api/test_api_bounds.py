@@ -43,6 +43,7 @@ async def test_a_policy_with_a_large_object_is_422(http: httpx.AsyncClient) -> N
     assert (answer.status_code, answer.json()["error"]["details"]["field"]) == (422, "sampling_overrides")
 
 
+@pytest.mark.both_carriers
 async def test_metadata_of_60_kb_is_kept_and_shown(http: httpx.AsyncClient, row: dict[str, Any]) -> None:
     metadata = {"x": "y" * 60_000}
     created = (await http.post("/v1/batches", json={"rows": [row], "metadata": metadata})).json()
@@ -50,6 +51,7 @@ async def test_metadata_of_60_kb_is_kept_and_shown(http: httpx.AsyncClient, row:
     assert shown["options"]["metadata"] == metadata
 
 
+@pytest.mark.both_carriers
 async def test_a_page_of_large_batches_is_cut_and_goes_on(http: httpx.AsyncClient) -> None:
     ids = []
     for _ in range(80):
@@ -66,6 +68,7 @@ async def test_a_page_of_large_batches_is_cut_and_goes_on(http: httpx.AsyncClien
     assert seen == ids[::-1]
 
 
+@pytest.mark.both_carriers
 async def test_json_that_unpacks_to_far_more_than_it_has_is_413(
     http: httpx.AsyncClient, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

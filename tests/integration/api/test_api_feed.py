@@ -38,6 +38,7 @@ def names(leased: dict[str, Any]) -> list[str]:
     return [item["rollout_id"] for item in leased["items"]]
 
 
+@pytest.mark.both_carriers
 async def test_what_is_acknowledged_does_not_come_again_and_the_end_is_said(
     http: httpx.AsyncClient, row: Row, worker: Any
 ) -> None:
@@ -78,6 +79,7 @@ async def test_consumers_do_not_disturb_each_other(http: httpx.AsyncClient, row:
     assert await ack(http, batch_id, "b", lease_id=mine["lease_id"]) == 0
 
 
+@pytest.mark.both_carriers
 async def test_groups_are_handed_out_whole_and_only_when_complete(
     http: httpx.AsyncClient, row: Row, worker: Any
 ) -> None:
@@ -127,6 +129,7 @@ async def test_a_lease_that_is_asked_for_again_is_given_again(http: httpx.AsyncC
     assert await ack(http, batch_id, lease_id="mine") == 2
 
 
+@pytest.mark.both_carriers
 async def test_a_lease_waits_for_the_first_result(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await submit(http, [row] * 2)
     [first, _] = await worker.claim(batch_id)
@@ -145,6 +148,7 @@ async def test_a_lease_is_what_the_document_says(http: httpx.AsyncClient, row: R
     assert [item["outcome"] for item in leased["items"]] == ["cancelled"]
 
 
+@pytest.mark.both_carriers
 async def test_a_lease_of_more_than_one_portion_is_whole(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await submit(http, [row] * 100)
     await worker.end_all(batch_id)

@@ -38,6 +38,7 @@ async def app_of(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.mark.both_carriers
 async def test_a_policy_is_registered_shown_replaced_and_forgotten(http: httpx.AsyncClient) -> None:
     body = {"base_urls": ["http://user:hunter2@127.0.0.1:8000/v1/"], "model": "m", "api_key": SECRET, "version": 3}
     put = await http.put("/v1/policies/policy-a", json=body)
@@ -54,6 +55,7 @@ async def test_a_policy_is_registered_shown_replaced_and_forgotten(http: httpx.A
     assert (await http.get("/v1/policies/policy-a")).status_code == 404
 
 
+@pytest.mark.both_carriers
 async def test_no_answer_ever_carries_a_key(http: httpx.AsyncClient, row: dict[str, Any]) -> None:
     policy = {"base_urls": ["http://user:hunter2@127.0.0.1"], "model": "m", "api_key": SECRET}
     answers = [
@@ -181,6 +183,7 @@ async def test_alarms_are_listed_counted_and_told_with_readiness(http: httpx.Asy
     assert (await http.get("/readyz")).json() == {"status": "ready", "alarms": "one is stuck"}
 
 
+@pytest.mark.both_carriers
 async def test_what_is_not_there_has_the_shape_of_errors(http: httpx.AsyncClient) -> None:
     missing = await http.get("/v1/nothing")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")

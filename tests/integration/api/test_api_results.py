@@ -22,6 +22,7 @@ async def submit(http: httpx.AsyncClient, rows: list[Row], **options: Any) -> st
     return str(answer.json()["batch_id"])
 
 
+@pytest.mark.both_carriers
 async def test_pages_follow_each_other_to_the_end_without_gap_or_repeat(
     http: httpx.AsyncClient, row: Row, worker: Any
 ) -> None:
@@ -49,6 +50,7 @@ async def test_a_batch_that_is_not_sealed_is_never_done(http: httpx.AsyncClient,
     assert (await http.get(f"/v1/batches/{batch_id}/results")).json()["done"] is True
 
 
+@pytest.mark.both_carriers
 async def test_a_long_poll_returns_with_the_first_result(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await submit(http, [row] * 2)
     [first, _] = await worker.claim(batch_id)
@@ -60,6 +62,7 @@ async def test_a_long_poll_returns_with_the_first_result(http: httpx.AsyncClient
     assert page["done"] is False
 
 
+@pytest.mark.both_carriers
 async def test_a_long_poll_ends_when_the_batch_does(http: httpx.AsyncClient) -> None:
     batch_id = await submit(http, [], sealed=False)
     waiting = asyncio.create_task(http.get(f"/v1/batches/{batch_id}/results", params={"wait": 30}))
@@ -79,6 +82,7 @@ async def test_a_query_that_makes_no_sense_is_422_and_named(http: httpx.AsyncCli
         assert answer.json()["error"]["details"]["field"] == query.partition("=")[0]
 
 
+@pytest.mark.both_carriers
 async def test_views_add_the_trajectory(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await submit(http, [row])
     await worker.end_all(batch_id)
@@ -97,6 +101,7 @@ async def test_views_add_the_trajectory(http: httpx.AsyncClient, row: Row, worke
     assert (one["state"], one["response"]) == ("succeeded", {"id": "resp"})
 
 
+@pytest.mark.both_carriers
 async def test_msgpack_carries_packed_arrays(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await submit(http, [row] * 40)
     await worker.end_all(batch_id)
@@ -149,6 +154,7 @@ async def test_batches_are_listed_newest_first_by_run_state_and_page(http: httpx
     assert (await http.get("/v1/batches", params={"after": "nobody"})).status_code == 422
 
 
+@pytest.mark.both_carriers
 async def test_cancelling_is_repeatable_and_keeps_what_had_finished(
     http: httpx.AsyncClient, row: Row, worker: Any
 ) -> None:
@@ -198,6 +204,7 @@ async def test_a_cancel_that_comes_before_its_submission_wins(http: httpx.AsyncC
     assert (ledger["queued"], ledger["cancelled"]) == (1, 2)
 
 
+@pytest.mark.both_carriers
 @pytest.mark.parametrize(
     "path",
     [
@@ -215,6 +222,7 @@ async def test_an_id_of_the_wrong_form_is_404(http: httpx.AsyncClient, path: str
     assert answer.json()["error"]["code"].endswith("_not_found")
 
 
+@pytest.mark.both_carriers
 async def test_failed_rollouts_run_again_as_a_new_attempt(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await submit(http, [row] * 3)
     claims = await worker.claim(batch_id)

@@ -23,7 +23,7 @@ from gym.config import Settings
 from gym.state.policies import Policies
 from gym.state.redis.store import Store
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_carriers]
 
 AT_ONCE_S = 3.0
 POLICY = "policy"
@@ -70,12 +70,12 @@ async def api(settings: Settings) -> AsyncIterator[Ending]:
         yield ending
 
 
-@pytest.fixture(params=["http", "redis"])
+@pytest.fixture
 async def asker(
-    request: pytest.FixtureRequest, api: Ending, settings: Settings, new_client: Any, over_redis: Any
+    carrier: str, api: Ending, settings: Settings, new_client: Any, over_redis: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the ending api, over HTTP and over Redis."""
-    if request.param == "http":
+    if carrier == "http":
         yield api.http
         return
     transport = over_redis(new_client(settings.redis.url))
@@ -221,7 +221,6 @@ async def test_a_request_under_way_is_answered(api: Ending, row: dict[str, Any])
     assert answer.status_code == 201
 
 
-@pytest.mark.parametrize("carrier", ["http", "redis"])
 async def test_a_trainer_waits_through_a_rolling_restart(
     carrier: str, settings: Settings, row: dict[str, Any], worker: Any, new_client: Any
 ) -> None:

@@ -35,6 +35,7 @@ async def ledger(http: httpx.AsyncClient, batch_id: str) -> dict[str, int]:
     return found
 
 
+@pytest.mark.both_carriers
 async def test_a_batch_is_created_and_says_where_to_go_on(http: httpx.AsyncClient, row: Row) -> None:
     answer = await http.post("/v1/batches", json={"run": "grpo-a", "num_samples": 4, "rows": [row, row]})
     assert answer.status_code == 201
@@ -88,6 +89,7 @@ async def test_rows_for_a_server_that_has_the_responses_api_are_checked_for_that
     assert taken.status_code == 201, taken.text
 
 
+@pytest.mark.both_carriers
 async def test_the_same_body_again_is_a_no_op_and_another_is_a_conflict(http: httpx.AsyncClient, row: Row) -> None:
     body = {"batch_id": "b", "rows": [row], "metadata": {"a": 1, "b": 2}}
     first = await http.post("/v1/batches", json=body)
@@ -159,6 +161,7 @@ async def test_a_bad_row_refuses_the_batch_and_is_named(
     assert (await http.get("/v1/batches/b")).status_code == 404
 
 
+@pytest.mark.both_carriers
 async def test_bodies_and_rows_over_their_limits_are_413(http: httpx.AsyncClient, row: Row) -> None:
     answer = await http.post("/v1/batches", json={"rows": [row, {**row, "blob": "x" * 5000}]})
     assert answer.status_code == 413
@@ -203,6 +206,7 @@ async def test_another_content_type_is_415(http: httpx.AsyncClient) -> None:
     assert answer.status_code == 415
 
 
+@pytest.mark.both_carriers
 async def test_rows_are_appended_until_the_batch_is_sealed(http: httpx.AsyncClient, row: Row) -> None:
     batch_id = await open_batch(http, num_samples=2)
     sent = [{**row, "task_id": f"t{number}"} for number in range(2500)]
@@ -228,6 +232,7 @@ async def test_a_task_that_comes_again_with_another_body_is_a_conflict_and_nothi
     assert (await ledger(http, batch_id))["submitted"] == 1
 
 
+@pytest.mark.both_carriers
 async def test_a_bad_line_refuses_the_whole_stream_and_is_named(http: httpx.AsyncClient, row: Row, worker: Any) -> None:
     batch_id = await open_batch(http)
     good = lines(*[row] * 2000)
@@ -247,6 +252,7 @@ async def test_a_bad_line_refuses_the_whole_stream_and_is_named(http: httpx.Asyn
     assert await worker.store.redis.exists(keys.rows, keys.staging, keys.backlog) == 0
 
 
+@pytest.mark.both_carriers
 async def test_rows_may_be_gzip(http: httpx.AsyncClient, row: Row) -> None:
     batch_id = await open_batch(http)
     packed = gzip.compress(lines(*[row] * 300))
@@ -256,6 +262,7 @@ async def test_rows_may_be_gzip(http: httpx.AsyncClient, row: Row) -> None:
     assert answer.json()["accepted"] == 300
 
 
+@pytest.mark.both_carriers
 async def test_a_full_backlog_is_429_with_retry_after(http: httpx.AsyncClient, row: Row) -> None:
     batch_id = await open_batch(http)
     rows = lines(*[{**row, "num_samples": 2001}] * 3)

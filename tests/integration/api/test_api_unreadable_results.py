@@ -58,6 +58,7 @@ def check(items: list[dict[str, Any]], batch_id: str) -> None:
     assert all(item["reward"] == 1.0 and len(item["segments"]) == 1 and item["error"] is None for item in items)
 
 
+@pytest.mark.both_carriers
 @pytest.mark.parametrize("damage", DAMAGES, ids=repr)
 async def test_a_page_and_a_lease_deliver_the_others_and_name_the_one(
     http: httpx.AsyncClient, worker: Any, row: Row, damage: bytes, tmp_path: Path

@@ -12,14 +12,14 @@ import pytest
 
 from gym.client import AsyncBatch, AsyncFarm, connect, connect_sync
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.both_carriers]
 Row = dict[str, Any]
 
 
-@pytest.fixture(params=["http", "redis"])
-def url(request: pytest.FixtureRequest, served: httpx.AsyncClient, redis_url: str, new_client: Any) -> str:
+@pytest.fixture
+def url(carrier: str, served: httpx.AsyncClient, redis_url: str, new_client: Any) -> str:
     """Where a client connects to."""
-    return str(served.base_url) if request.param == "http" else str(new_client(redis_url))
+    return str(served.base_url) if carrier == "http" else str(new_client(redis_url))
 
 
 @pytest.fixture

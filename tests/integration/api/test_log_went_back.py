@@ -18,10 +18,10 @@ Row = dict[str, Any]
 PutBack = Callable[[], Awaitable[None]]
 
 
-@pytest.fixture(params=["http", "redis"])
-def url(request: pytest.FixtureRequest, served: httpx.AsyncClient, redis_url: str, new_client: Any) -> str:
+@pytest.fixture
+def url(carrier: str, served: httpx.AsyncClient, redis_url: str, new_client: Any) -> str:
     """Where a client connects to."""
-    return str(served.base_url) if request.param == "http" else str(new_client(redis_url))
+    return str(served.base_url) if carrier == "http" else str(new_client(redis_url))
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ async def begin(farm: AsyncFarm, worker: Any, row: Row, *, ended: int) -> AsyncB
     return batch
 
 
+@pytest.mark.both_carriers
 @pytest.mark.parametrize("again", [0, 1, 3, 8], ids=lambda again: f"{again} ended since")
 async def test_results_that_were_lost_are_made_anew_and_each_is_given_once(
     farm: AsyncFarm, worker: Any, row: Row, again: int, caplog: pytest.LogCaptureFixture
@@ -79,6 +80,7 @@ async def test_results_that_were_lost_are_made_anew_and_each_is_given_once(
     assert "Redis has lost its last writes" in caplog.text
 
 
+@pytest.mark.both_carriers
 async def test_a_cursor_behind_which_the_log_went_back_is_a_conflict_that_says_where_to_go_on(
     farm: AsyncFarm, served: httpx.AsyncClient, worker: Any, row: Row
 ) -> None:
@@ -145,6 +147,7 @@ async def test_a_consumer_is_handed_nothing_twice_without_a_warning(
     assert "may come again" in caplog.text
 
 
+@pytest.mark.both_carriers
 async def test_events_tell_that_the_log_went_back_and_go_on(farm: AsyncFarm, worker: Any, row: Row) -> None:
     batch = await begin(farm, worker, row, ended=2)
     put_back = await copy(worker, batch.batch_id)

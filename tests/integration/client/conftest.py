@@ -64,11 +64,11 @@ def relayed(redis_url: str, app: Any) -> Iterator[None]:
         thread.join(30)
 
 
-@pytest.fixture(params=["http", "redis"])
-def fake(request: pytest.FixtureRequest, new_client: Callable[..., str]) -> Iterator[FakeFarm]:
+@pytest.fixture
+def fake(carrier: str, request: pytest.FixtureRequest, new_client: Callable[..., str]) -> Iterator[FakeFarm]:
     """Entered; its results come in pages of three."""
     with FakeFarm(page_limit=3) as fake:
-        if request.param == "http":
+        if carrier == "http":
             yield fake
             return
         redis_url = request.getfixturevalue("redis_url")

@@ -18,15 +18,16 @@ from gym.client import Farm, connect, connect_sync
 from gym.errors import RequestError
 from gym.ids import new_id
 
+pytestmark = pytest.mark.both_carriers
 WAIT_S = 60.0
 ROW: dict[str, Any] = {"responses_create_params": {"input": "Weather in Oslo?"}, "environment": "weather"}
 NewClient = Callable[..., str]
 
 
-@pytest.fixture(params=["http", "redis"])
-def address(request: pytest.FixtureRequest, farm: LocalFarm, new_client: NewClient) -> str:
+@pytest.fixture
+def address(carrier: str, farm: LocalFarm, new_client: NewClient) -> str:
     """Where a client connects to."""
-    return farm.url if request.param == "http" else new_client(farm.redis_url)
+    return farm.url if carrier == "http" else new_client(farm.redis_url)
 
 
 @pytest.fixture

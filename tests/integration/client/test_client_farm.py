@@ -29,6 +29,7 @@ def quick_async(fake: FakeFarm) -> AsyncFarm:
     return _AsyncFarm(AsyncTransport(fake.url, api_key=None, timeout_s=5, policy=QUICK))
 
 
+@pytest.mark.both_carriers
 def test_a_small_batch_is_one_request_and_its_results_are_typed(fake: FakeFarm) -> None:
     with quick(fake) as client:
         batch = client.submit(rows(2), environment="weather", run="run-a", num_samples=2)
@@ -46,6 +47,7 @@ def test_a_small_batch_is_one_request_and_its_results_are_typed(fake: FakeFarm) 
     assert results[0].raw["model_calls"] == results[0].model_calls == 2
 
 
+@pytest.mark.both_carriers
 def test_a_large_batch_is_streamed_and_then_sealed(fake: FakeFarm) -> None:
     with quick(fake) as client:
         batch = client.submit((row(number) for number in range(1_500)), environment="weather")
@@ -63,6 +65,7 @@ def test_a_large_batch_is_streamed_and_then_sealed(fake: FakeFarm) -> None:
     assert batch.created["submitted"] == 1_500
 
 
+@pytest.mark.both_carriers
 @pytest.mark.parametrize("mishap", ["503", "429", "accept_then_503", "accept_then_drop", "drop"])
 @pytest.mark.parametrize("step", ["", "/*/rows", "/*/seal"])
 def test_a_retry_never_submits_twice(fake: FakeFarm, mishap: Mishap, step: str) -> None:
@@ -135,6 +138,7 @@ def test_options_that_are_wrong_are_refused_before_anything_is_sent(fake: FakeFa
     assert fake.requests == []
 
 
+@pytest.mark.both_carriers
 def test_reading_results_goes_on_after_lost_connections(fake: FakeFarm) -> None:
     fake.faults += [Fault("GET", "/v1/batches/b/results", mishap) for mishap in ("accept_then_drop", "503", "drop")]
     with quick(fake) as client:
@@ -144,6 +148,7 @@ def test_reading_results_goes_on_after_lost_connections(fake: FakeFarm) -> None:
     assert task_ids == [f"row-{number}" for number in range(10)]
 
 
+@pytest.mark.both_carriers
 def test_a_reader_that_comes_back_with_its_cursor_misses_nothing(fake: FakeFarm) -> None:
     with quick(fake) as client:
         batch = client.submit(rows(7), environment="weather")
@@ -154,6 +159,7 @@ def test_a_reader_that_comes_back_with_its_cursor_misses_nothing(fake: FakeFarm)
     assert rest == ["row-3", "row-4", "row-5", "row-6"]
 
 
+@pytest.mark.both_carriers
 def test_rows_can_be_added_until_the_batch_is_sealed(fake: FakeFarm) -> None:
     with quick(fake) as client:
         batch = client.submit(rows(1), environment="weather", sealed=False)
@@ -181,6 +187,7 @@ def test_an_api_key_is_sent_with_every_request() -> None:
             assert client.environments()
 
 
+@pytest.mark.both_carriers
 def test_errors_of_the_farm_come_as_the_errors_of_the_tree(fake: FakeFarm) -> None:
     with quick(fake) as client, pytest.raises(NotFound) as caught:
         client.batch("nowhere").status()
@@ -249,6 +256,7 @@ def test_what_the_farm_offers_can_be_asked(fake: FakeFarm) -> None:
         assert client.rollout("b:0:0")["task_id"] == "row-0"
 
 
+@pytest.mark.both_carriers
 @pytest.mark.anyio
 async def test_the_async_client_does_the_same(fake: FakeFarm) -> None:
     fake.faults += [

@@ -21,8 +21,6 @@ from redis import Redis
 from threadpoolctl import threadpool_limits
 
 from api.local.local_farm import LocalFarm, local_farm
-from workers.judge_server.classifier import CleanLanguage
-from workers.judge_server.embedding import SentenceEmbeddings
 from workers.judge_server.item import Item
 
 WAIT_S = 150.0
@@ -173,6 +171,9 @@ def _row(said: str, **data: Any) -> dict[str, Any]:
 
 
 def _directly() -> list[float | None]:
+    from workers.judge_server.classifier import CleanLanguage
+    from workers.judge_server.embedding import SentenceEmbeddings
+
     embeddings, classifier = SentenceEmbeddings.load("all-minilm-l6-v2"), CleanLanguage.load("clean-language")
     with threadpool_limits(limits=1, user_api="blas"):
         cosines = embeddings.scores([Item(essay, "", REFERENCE) for essay in ESSAYS])

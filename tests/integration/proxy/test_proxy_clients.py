@@ -7,9 +7,10 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import anthropic
 import openai
 import pytest
+from google import genai
+from google.genai import types as google
 
 from gym.model_client.client import PolicyClient
 from gym.model_client.settings import ModelSettings
@@ -104,6 +105,8 @@ async def chat_loop(base: str, question: str, tools: list[dict[str, Any]], strea
 
 
 async def messages_loop(base: str, question: str, tools: list[dict[str, Any]], stream: bool) -> str:
+    import anthropic
+
     offered: Any = [
         {
             "name": tool["name"],
@@ -138,12 +141,48 @@ async def messages_loop(base: str, question: str, tools: list[dict[str, Any]], s
             )
 
 
+async def gemini_loop(base: str, question: str, tools: list[dict[str, Any]], stream: bool) -> str:
+    declared: Any = [
+        {"name": tool["name"], "description": tool["description"], "parameters_json_schema": tool["parameters"]}
+        for tool in tools
+    ]
+    client = genai.Client(api_key="none", http_options={"base_url": base}).aio
+    async with client:
+        contents: list[Any] = [google.UserContent(parts=[google.Part(text=question)])]
+        config = google.GenerateContentConfig(
+            tools=[google.Tool(function_declarations=declared)],
+            max_output_tokens=400,
+            thinking_config=google.ThinkingConfig(include_thoughts=True),
+        )
+        while True:
+            said: list[Any] = []
+            if stream:
+                pieces = await client.models.generate_content_stream(model="any", contents=contents, config=config)
+                # as the client's own chats keep them: each piece a content of its own
+                async for piece in pieces:
+                    said += [candidate.content for candidate in piece.candidates or ()]
+                assert piece.usage_metadata.total_token_count > 0
+            else:
+                answer = await client.models.generate_content(model="any", contents=contents, config=config)
+                said = [candidate.content for candidate in answer.candidates or ()]
+            parts = [part for content in said for part in content.parts]
+            calls = [part.function_call for part in parts if part.function_call]
+            if not calls:
+                return "".join(part.text for part in parts if part.text and not part.thought)
+            results = [
+                google.Part.from_function_response(name=call.name, response={"output": weather(call.args)})
+                for call in calls
+            ]
+            contents += [*said, google.Content(role="user", parts=results)]
+
+
+LOOPS = [responses_loop, chat_loop, messages_loop]
 Loop = Callable[[str, str, list[dict[str, Any]], bool], Awaitable[str]]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
-@pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
+@pytest.mark.parametrize("loop", LOOPS)
 async def test_a_captured_tool_loop_equals_what_the_library_records(farm, model, proxy, loop: Loop, question, stream):
     recorded, tools = await library(farm, question)
     text = await loop(f"{proxy}/rollouts/{ROLLOUT}", question, tools, stream)
@@ -167,11 +206,30 @@ async def test_a_captured_tool_loop_equals_what_the_library_records(farm, model,
     assert captured.tokens_complete
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+async def test_a_loop_by_gemini_is_captured_as_the_same_loop_by_chat(farm, model, proxy, question, stream):
+    _, tools = await library(farm, question)
+    for tool in tools:
+        del tool["strict"]  # which functions of Gemini cannot say
+    texts = [
+        await loop(f"{proxy}/rollouts/{rollout}", question, tools, stream)
+        for loop, rollout in ((chat_loop, "a:0:0"), (gemini_loop, "b:0:0"))
+    ]
+    by_chat, by_gemini = [await farm.captures.trajectory(rollout) for rollout in ("a:0:0", "b:0:0")]
+    assert texts[0] == texts[1] == by_gemini.final_text
+    assert by_gemini.segments.segments == by_chat.segments.segments
+    assert len(by_gemini.segments.segments) == 1
+    assert by_gemini.usage == by_chat.usage
+    assert by_gemini.tokens_complete
+    assert json.dumps(by_gemini.items).replace("b:0:0", "a:0:0") == json.dumps(by_chat.items)
+
+
 TOKENS = {"api": "tokens", "tool_parser": "hermes", "reasoning_parser": "qwen3"}
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
+@pytest.mark.parametrize("loop", LOOPS)
 async def test_in_token_mode_a_tool_loop_is_one_segment_whatever_the_template_forgets(farm, loop: Loop, stream):
     forgetful = await farm.model(history="strip_reasoning", always_reason=True)
     await farm.serve(forgetful.url, **TOKENS)
@@ -222,7 +280,7 @@ async def test_in_token_mode_other_tools_begin_a_new_segment(farm, http):
     assert "note" in decode(list(segments[1].token_ids))
 
 
-@pytest.mark.parametrize("loop", [responses_loop, chat_loop, messages_loop])
+@pytest.mark.parametrize("loop", [*LOOPS, gemini_loop])
 async def test_a_tool_loop_without_a_rollout_is_answered_and_not_recorded(farm, model, proxy, loop: Loop):
     _, tools = await library(farm, QUESTIONS["one call"])
     assert "Lima" in await loop(proxy, QUESTIONS["one call"], tools, True)
@@ -257,6 +315,8 @@ async def test_log_probabilities_come_with_the_texts_of_their_tokens(farm, model
 
 
 async def test_the_models_are_the_policies(farm, proxy, model):
+    import anthropic
+
     async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none") as client:
         assert [card.id async for card in client.models.list()] == ["policy"]
     async with anthropic.AsyncAnthropic(base_url=f"{proxy}/rollouts/r", api_key="none") as other:
@@ -264,6 +324,8 @@ async def test_the_models_are_the_policies(farm, proxy, model):
 
 
 async def test_a_client_reads_each_error_as_its_own_kind(proxy):
+    import anthropic
+
     async with openai.AsyncOpenAI(base_url=f"{proxy}/v1", api_key="none", max_retries=0) as client:
         with pytest.raises(openai.UnprocessableEntityError) as refused:
             await client.responses.create(model="any", input="hi", background=True)

@@ -18,8 +18,8 @@ from gym.state.ledger.rollouts import Commit, Rollouts
 from gym.state.ledger.submission import NewBatch, StagedRow, Staging
 from gym.state.redis.store import Store
 from gym.task import RowHeader
-from workers.dispatch import audit
 from workers.dispatch.batch import ActiveBatch
+from workers.dispatch.upkeep import audit
 from workers.dispatch.upkeep.audit import Auditor
 
 pytestmark = pytest.mark.anyio

@@ -31,7 +31,9 @@ def test_neither_a_key_nor_a_password_in_a_url_comes_out() -> None:
 
 def test_the_answer_is_what_the_document_says() -> None:
     answer = batch_answer(status())
-    assert BatchAnswer.model_validate(answer, extra="forbid").model_dump() == answer
+    shown = BatchAnswer.model_validate(answer, extra="forbid").model_dump()
+    assert shown.pop("trouble") is None  # of an unreadable batch alone
+    assert shown == answer
 
 
 def test_means_are_over_what_was_scored_and_over_what_ran() -> None:

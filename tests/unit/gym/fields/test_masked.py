@@ -21,6 +21,7 @@ SECRETS: dict[str, Any] = {
     "redis": {"url": f"redis://:{CANARY}@h/0?password={CANARY}", "broker_url": f"redis://h/1?password={CANARY}"},
     "api": {"keys": [{"key": CANARY, "scopes": ["admin"], "name": "trainer"}], "key": CANARY},
     "proxy": {"url": URL},
+    "sandbox": {"docker_arguments": ["--env", f"TOKEN={CANARY}"]},
     "flower": {"basic_auth": f"admin:{CANARY}"},
     "pool": {
         "judges": {
@@ -61,7 +62,7 @@ PUBLIC = {
     "CommandSettings": {"readable"},
     "EnvironmentEntry": {"name", "adapter", "use"},
     "PoolSettings": {"ray_head_node_address", "namespace", "host"},
-    "SandboxSettings": {"image"},
+    "SandboxSettings": {"docker_command", "image"},
     "LabelVerdict": {"marker"},
     "NumberVerdict": {"marker"},
     "JsonVerdict": {"field"},

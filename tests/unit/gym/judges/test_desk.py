@@ -284,3 +284,25 @@ async def test_a_judge_that_is_full_has_answered() -> None:
         with pytest.raises(JudgeUnreachable):
             await ask(desk, "j", "x")
         assert desk.answered_at("j") is not None
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter", "abort", "max_tokens", None])
+async def test_an_answer_that_was_cut_is_no_verdict(reason: str | None) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        message = {"role": "assistant", "content": "The format is Verdict: EQUAL"}
+        choice = {"index": 0, "message": message, "finish_reason": reason}
+        return web.json_response({"id": "c", "object": "chat.completion", "model": "m", "choices": [choice]})
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        async with desk_of(j={**SAYS, "base_urls": [f"http://{host}:{port}"], "call_timeout_s": 5}) as desk:
+            with pytest.raises((VerdictUnreadable, JudgeUnreachable)):
+                await ask(desk, "j", "x")
+    finally:
+        await runner.cleanup()

@@ -73,6 +73,59 @@ def test_the_last_json_object_with_the_field_counts(text: str, score: float | No
     assert read_score(text, JsonVerdict()) == score
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>The format is Verdict: EQUAL",
+        "<think>a</think>Verdict: EQUAL <think>but",
+        "<THINK>Verdict: EQUAL",
+        "Verdict: EQUAL/DIFFERENT",
+        "Verdict: EQUAL / DIFFERENT",
+        "Verdict: EQUAL or DIFFERENT",
+        "Verdict: EQUAL, DIFFERENT",
+        "Verdict: **EQUAL** | **DIFFERENT**",
+        "Verdict: EQUAL (or DIFFERENT)",
+        "verdict: equal and different",
+        "Verdict: EQUAL-ish",
+        "Verdict: EQUAL?",
+        "Verdict: EQUAL Verdict: DIFFERENT",
+    ],
+)
+def test_cut_thoughts_and_ambiguous_labels_are_no_verdict(text: str) -> None:
+    assert read_score(text, LABELS) is None
+
+
+@pytest.mark.parametrize("text", ["Verdict: A or B", "Verdict: A/B", "Verdict: [[A]] or [[B]]", "Verdict: A+B"])
+def test_two_places_are_no_verdict(text: str) -> None:
+    assert read_score(text, PLACES) is None
+
+
+@pytest.mark.parametrize("text", ["Verdict: A, since a B is worse. B fails.", "Verdict: A - it is a proof"])
+def test_a_reason_may_follow_a_label(text: str) -> None:
+    assert read_score(text, PLACES) == (None if "a B" in text else 1.0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("1,000", "1 000", "1'000", "3-4", "3 - 4", "3\u20134", "3 to 4", "3 or 4", "3/5 or 4/5", "**7** / 10"),
+        *("7 out of 10", "3..4", "3, 4", "7+", "7±1", "7?", "7 Score: 8"),
+    ],
+)
+def test_a_range_or_a_number_with_separators_is_no_verdict(said: str) -> None:
+    assert read_score(f"Score: {said}", NUMBER) is None
+
+
+@pytest.mark.parametrize("said", ["7 (3 errors)", "7, since it is short", "7\n1. a reason", "7. It is short"])
+def test_a_reason_may_follow_a_number(said: str) -> None:
+    assert read_score(f"Score: {said}", NUMBER) == 7.0
+
+
+@pytest.mark.parametrize("text", ['{"score": 0, "score": 1}', '{"score": 0.1} {"score": "high"}'])
+def test_an_unreadable_last_object_is_not_replaced_by_a_draft(text: str) -> None:
+    assert read_score(text, JsonVerdict()) is None
+
+
 def test_a_majority_of_votes_is_the_score() -> None:
     assert tally([1.0, 0.0, 1.0], "majority", "j") == (1.0, [1.0, 0.0, 1.0])
 

@@ -25,7 +25,8 @@ def completion(text: str = "hello", **fields: Any) -> dict[str, Any]:
     """A chat completion without token ids; `choice` fields go into its choice."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     choice |= fields.pop("choice", {})
-    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    tokens = len((choice.get("logprobs") or {}).get("content") or "ab")
+    usage = {"prompt_tokens": 3, "completion_tokens": tokens, "total_tokens": 3 + tokens}
     return {"id": "c", "object": "chat.completion", "model": "m", "choices": [choice], "usage": usage} | fields
 
 

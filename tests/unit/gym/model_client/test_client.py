@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 
 import pytest
@@ -266,3 +267,30 @@ async def test_policies_that_come_and_go_are_forgotten(server, policies, ask):
         for number in range(8):
             await client.respond(ask(inline_model(PolicySpec(base_urls=[server.url], model=f"m{number}"))))
         assert len(client.load()) <= 4
+
+
+async def test_arguments_that_a_server_cannot_decode_cost_no_rollout(server, client, policies, ask, shapes):
+    """As vLLM up to 0.25: the arguments of earlier calls are decoded, and malformed ones are a 400."""
+
+    def decodes(_):
+        for message in server.bodies[-1]["messages"]:
+            for call in message.get("tool_calls") or ():
+                try:
+                    json.loads(call["function"]["arguments"])
+                except ValueError:
+                    return shapes.error(400, "Expecting ',' delimiter")
+        return shapes.completion()
+
+    server.script = [decodes] * 3
+    policy = policies.put("p", [server.url])
+    written = '{"city": "He said "Oslo""}'
+    items = [
+        {"role": "user", "content": "q"},
+        {"type": "function_call", "call_id": "a", "name": "f", "arguments": written},
+        {"type": "function_call_output", "call_id": "a", "output": "that was no JSON"},
+    ]
+    for _ in range(2):
+        await client.respond(ask(policy, params={"input": items}))
+    sent = [body["messages"][1]["tool_calls"][0]["function"]["arguments"] for body in server.bodies]
+    assert sent[0] == written
+    assert [json.loads(arguments) for arguments in sent[1:]] == [{"INVALID_JSON": written}] * 2

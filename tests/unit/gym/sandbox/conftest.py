@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from tests.unit.sandbox.engines import IMAGE, Engine, NoEngine, docker, podman
 
 from gym.sandbox.base import SandboxProvider, SandboxUnavailable
 from gym.sandbox.choose import find_provider
@@ -15,6 +14,7 @@ from gym.sandbox.limits import MIB, SandboxLimits
 from gym.sandbox.pool import close_loop_pool
 from gym.sandbox.process import Sandbox, start_sandbox
 from gym.sandbox.settings import SandboxSettings
+from tests.unit.gym.sandbox.engines import IMAGE, Engine, NoEngine, docker, podman
 
 LIMITS = SandboxLimits(
     cpu_s=30, wall_s=30, memory_bytes=256 * MIB, processes=16, work_bytes=16 * MIB, file_bytes=8 * MIB

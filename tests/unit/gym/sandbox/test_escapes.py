@@ -11,11 +11,11 @@ from pathlib import Path
 import anyio
 import psutil
 import pytest
-from tests.unit.sandbox.conftest import LIMITS
 
 from gym.sandbox.base import SandboxOutcome, SandboxProvider
 from gym.sandbox.limits import MIB, SandboxLimits
 from gym.sandbox.process import Sandbox, start_sandbox
+from tests.unit.gym.sandbox.conftest import LIMITS
 
 pytestmark = pytest.mark.anyio
 

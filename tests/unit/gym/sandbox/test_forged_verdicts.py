@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.unit.sandbox.forgeries import FORGERIES, at_load, in_call
 
 from gym.environments.builtin.code import Code, CodeRow
 from gym.reward import Reward
 from gym.sandbox.pool import configure_loop_pool
 from gym.sandbox.settings import SandboxSettings
 from gym.trajectory import Trajectory
+from tests.unit.gym.sandbox.forgeries import FORGERIES, at_load, in_call
 
 pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("pools")]
 ROW: dict[str, Any] = {"tests": ["assert double(2) == 4", "assert double(0) == 0", "assert double('a') == 'aa'"]}

@@ -332,18 +332,6 @@ def test_a_second_choice_is_refused() -> None:
         ChatAccumulator().feed(chunk)
 
 
-def test_a_call_that_grows_after_the_next_began_is_refused() -> None:
-    def piece(index: int) -> Json:
-        call = {"index": index, "id": f"c{index}", "function": {"name": "f", "arguments": "{"}}
-        return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
-
-    for translator in (ResponsesStream({}, response_id="r", created_at=5.0), MessagesStream({}, message_id="m")):
-        translator.feed(piece(0))
-        translator.feed(piece(1))
-        with pytest.raises(BadCompletion):
-            translator.feed(piece(0))
-
-
 def test_a_server_that_repeats_names_and_ids_does_not_double_them() -> None:
     accumulator = ChatAccumulator()
     for arguments in ('{"city":', '"Oslo"}'):

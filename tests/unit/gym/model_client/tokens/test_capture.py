@@ -81,14 +81,26 @@ def test_a_turn_goes_into_a_segment_as_it_is():
         answer(["a"], ids=[7], prompt=[1], logprobs={"content": [{"token": "a", "logprob": None}]}),
         answer(["a"], ids=[7], prompt=[1], logprobs={"content": [{"token": "a"}]}),
         answer(["a"], ids=[7], prompt=[1], logprobs={"content": [None]}),
+        # a stream that left some of eight tokens out
+        answer(["a", "b", "c"], ids=[4, 6, 8], prompt=[1]) | {"usage": {"completion_tokens": 8}},
+        answer(["token_id:4", "token_id:6"]) | {"usage": {"completion_tokens": 8}},
+        answer(["a"], ids=[7], prompt=[1]) | {"usage": {"completion_tokens": 0}},
     ],
 )
 def test_what_does_not_fit_together_gives_no_tokens(completion):
     assert read_generated(completion)[0] is None
 
 
+@pytest.mark.parametrize("usage", [None, {}, {"completion_tokens": None}])
+def test_a_server_that_counts_no_tokens_is_believed(usage):
+    generated, _ = read_generated(answer(["a"], ids=[7], prompt=[1]) | {"usage": usage})
+    assert generated is not None
+
+
 def test_an_empty_answer_has_empty_tokens():
-    generated, _ = read_generated(answer([], ids=[], prompt=[1]))
+    completion = answer([], ids=[], prompt=[1])
+    completion["usage"]["completion_tokens"] = 0
+    generated, _ = read_generated(completion)
     assert generated is not None
     assert len(generated.token_ids) == len(generated.logprobs) == 0
 
