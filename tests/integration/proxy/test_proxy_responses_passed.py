@@ -220,7 +220,7 @@ async def test_a_conversation_that_no_longer_fits_is_an_overflow(farm, http, str
     answer = await http.post(f"{proxy}/rollouts/r/v1/responses", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     [call] = (await farm.captures.trajectory("r")).calls
-    assert call.finish == "context_overflow"
+    assert call.facts.finish == "context_overflow"
 
 
 async def test_a_client_that_leaves_in_mid_stream_ends_the_call_to_the_server(passed, proxy, http, eventually):
