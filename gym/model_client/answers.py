@@ -152,10 +152,10 @@ def blame(status: int, failure: AttemptFailure) -> Outcome:
 
 
 def _may_have_refused_arguments(attempt: Attempt) -> bool:
-    """Whether the request has arguments that a model wrote and a server may be unable to decode.
+    """Return whether the request has model-written arguments that a server may be unable to decode.
 
-    vLLM up to 0.25 decodes the arguments of earlier calls when it fills its chat template, and answers 400. From now on
-    this endpoint gets such arguments wrapped (`gym.wire.history`).
+    vLLM up to 0.25 decodes the arguments of earlier calls for its chat template, and answers 400. From now on this
+    endpoint gets such arguments wrapped (`gym.wire.history`).
     """
     if attempt.endpoint.reads_objects_only or arguments_as_objects(attempt.body) is None:
         return False

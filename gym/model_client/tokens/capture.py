@@ -133,7 +133,7 @@ def read_generated(completion: JsonObject) -> tuple[GeneratedTokens | None, Leve
 
 
 def _counted(completion: JsonObject, tokens: int) -> bool:
-    """Whether the server counted as many tokens; a stream may have left some out. A server that counts none agrees."""
+    """Return whether the server's token count agrees, if it has one; a stream may have left tokens out."""
     usage = completion.get("usage")
     count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return not isinstance(count, int) or count == tokens

@@ -270,7 +270,7 @@ async def test_policies_that_come_and_go_are_forgotten(server, policies, ask):
 
 
 async def test_arguments_that_a_server_cannot_decode_cost_no_rollout(server, client, policies, ask, shapes):
-    """As vLLM up to 0.25: the arguments of earlier calls are decoded, and malformed ones are a 400."""
+    """Behave as vLLM up to 0.25: the arguments of earlier calls are decoded, and malformed ones are a 400."""
 
     def decodes(_):
         for message in server.bodies[-1]["messages"]:

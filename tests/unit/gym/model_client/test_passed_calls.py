@@ -1,4 +1,4 @@
-"""Calls in the Responses API itself: what is the policy's in them, tokens as far as they are named, faults."""
+"""Calls in the Responses API itself: settings of the policy, token ids, faults."""
 
 from __future__ import annotations
 

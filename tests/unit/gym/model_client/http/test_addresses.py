@@ -1,4 +1,4 @@
-"""Which addresses a process connects to for those who may register policies, whatever their names stand for."""
+"""Addresses that a process connects to for users who register policies, also behind names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`required_prefix_token_ids`: who is sent it, what is learned from the answers, and that it keeps one segment."""
+"""Field `required_prefix_token_ids`: its receivers, learning from answers, and one segment per conversation."""
 
 from __future__ import annotations
 
