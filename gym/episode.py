@@ -21,22 +21,11 @@ from gym.errors import BadRow, RolloutError, VerifierFailed, text_of
 from gym.jsontypes import JsonObject
 from gym.judges.base import Ask, Verdict
 from gym.limits import Limits
+from gym.results.result import RolloutTiming
 from gym.reward import Reward
 from gym.rollout import StopReason
 from gym.task import Task
 from gym.trajectory import Trajectory
-
-
-@dataclass(slots=True, kw_only=True)
-class RolloutTiming:
-    """Seconds in each part of a rollout."""
-
-    queued_s: float = 0.0
-    environment_s: float = 0.0
-    model_s: float = 0.0
-    tool_s: float = 0.0
-    judge_s: float = 0.0
-    total_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,18 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import orjson
-
 from api.keys import KeyRing, given_key
 from gym.agents.outside.keys import PREFIX, AgentKeys, Grant
-from gym.batch import BatchSpec
 from gym.config import ApiKey
 from gym.errors import Forbidden, NotFound, Unauthorized
-from gym.fields.bounded import STORED
 from gym.ids import parse_rollout_id
 from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.state.agent_secret import agent_secret
+from gym.state.batch_spec import spec_of
+from gym.state.ledger.rollouts import Rollouts
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 
@@ -33,6 +31,7 @@ class Admission:
     def __init__(self, keys: Sequence[ApiKey], store: Store) -> None:
         self._ring = KeyRing(keys) if keys else None
         self._store = store
+        self._rollouts = Rollouts(store)
         self._agents: AgentKeys | None = None
         self._inline: dict[str, ServedModel] = {}
 
@@ -64,10 +63,7 @@ class Admission:
     async def require_running(self, grant: Grant) -> None:
         """Raise Forbidden unless a worker runs the attempt of a grant. Raises RedisError."""
         rollout = parse_rollout_id(grant.rollout_id)
-        live = None
-        if rollout is not None:
-            live = await self._store.redis.hget(self._store.keys.batch(rollout.batch_id).live, rollout.member)
-        if live is None or not live.startswith(b"r|%d|" % grant.attempt):
+        if rollout is None or not await self._rollouts.running(rollout, grant.attempt):
             raise Forbidden(
                 "attempt_over",
                 f"attempt {grant.attempt} of rollout {grant.rollout_id} is over, and this key with it: end",
@@ -91,8 +87,8 @@ class Admission:
         batch_id = rollout.batch_id if rollout is not None else ""
         record = self._inline.get(batch_id)
         if record is None:
-            text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
-            policy = BatchSpec.model_validate(orjson.loads(text), context=STORED).policy if text is not None else None
+            spec = await spec_of(self._store, batch_id)
+            policy = spec.policy if spec is not None else None
             if not isinstance(policy, PolicySpec):
                 raise NotFound("policy_not_found", f"the batch of rollout {grant.rollout_id} is gone")
             record = inline_model(policy)

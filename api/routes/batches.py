@@ -15,11 +15,11 @@ from api.services import Farm
 from gym.errors import ErrorKind, Invalid
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
+from gym.results.result import TIMES, View, rfc3339
 from gym.state.ledger.batches import BatchSnapshot, BatchState, batch_not_found
 from gym.state.ledger.breakers import Breaker, ParkedCounts
 from gym.state.ledger.cancellation import Cancellation
 from gym.state.ledger.log_position import LogWentBack
-from gym.state.ledger.results import View, rfc3339
 from gym.state.repair.recall import Recalled, find_unreadable, recall
 
 MAX_BODY_BYTES = 16 * 2**20
@@ -30,12 +30,7 @@ MEANS = (
     "tool_calls",
     "input_tokens",
     "output_tokens",
-    "queued_s",
-    "environment_s",
-    "model_s",
-    "tool_s",
-    "judge_s",
-    "total_s",
+    *TIMES,
 )
 BEING_CANCELLED: dict[int | str, dict[str, Any]] = {
     202: {"model": Cancelled, "description": "Being cancelled: `left` rollouts have not ended yet, and none starts"}

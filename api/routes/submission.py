@@ -27,10 +27,9 @@ from api.services import Farm, Services
 from gym.batch import BatchSpec
 from gym.environments.row_requests import Api
 from gym.errors import Invalid, NotFound
-from gym.fields.bounded import STORED
 from gym.ids import is_id, new_id
-from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
+from gym.state.batch_spec import spec_of
 from gym.state.ledger.batches import batch_not_found
 from gym.state.ledger.submission import NewBatch, canonical_digest, existing
 
@@ -99,17 +98,16 @@ async def create_batch(request: Request, farm: Farm) -> Response:
 async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
     """Append rows to a batch that is not sealed: a stream of any length, taken as a whole or not at all."""
     check_content_type(request, NDJSON_TYPES)
-    spec = await farm.store.redis.hget(farm.store.keys.batch(batch_id).meta, "spec") if is_id(batch_id) else None
+    spec = await spec_of(farm.store, batch_id) if is_id(batch_id) else None
     if spec is None:
         raise batch_not_found(batch_id)
-    options = orjson.loads(spec)
     reader = row_reader(
         farm,
-        options["environment"],
-        options["num_samples"],
-        agent=options.get("agent"),
-        sampling=options.get("sampling"),
-        api=await policy_api(farm, options["policy"]),
+        spec.environment,
+        spec.num_samples,
+        agent=spec.agent,
+        sampling=spec.sampling,
+        api=await policy_api(farm, spec.policy or farm.settings.default_policy),
     )
     async with staging(farm.store, batch_id) as staged, aclosing(body_stream(request)) as pieces:
         await stage_lines(reader, staged, pieces, farm.backlog)
@@ -127,10 +125,10 @@ async def seal_batch(batch_id: str, farm: Farm) -> Response:
     return json_response(batch_answer(await farm.batches.seal(batch_id)))
 
 
-async def policy_api(farm: Services, policy: str | JsonObject) -> Api:
+async def policy_api(farm: Services, policy: str | PolicySpec) -> Api:
     """The `api` of a batch's policy; where that is not registered any more, the usual one."""
-    if isinstance(policy, dict):
-        return PolicySpec.model_validate(policy, context=STORED).api
+    if isinstance(policy, PolicySpec):
+        return policy.api
     try:
         return (await farm.policies.get(policy)).spec.api
     except NotFound:

@@ -1,4 +1,4 @@
-"""Answers that hold results: one rollout, a page, what the proxy captured."""
+"""Schemas of answers that hold results: one rollout, a page, the capture of an outside agent."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from gym.errors import ErrorKind
 from gym.ids import ID_CHARS, ID_PATTERN
 from gym.state.ledger.ended_batches import DropReason
 
-# parameters of paths, with their most characters; those of a rollout end in its row and sample
+# maximum characters of path parameters; group and rollout ids end in a row and a sample number
 _IDS = {"batch_id": ID_CHARS, "session_id": ID_CHARS, "name": ID_CHARS, "group_id": 160, "rollout_id": 160}
 
 
 class ResultError(BaseModel):
-    """Why a rollout failed."""
+    """Cause of a failure, with the failed attempts."""
 
     kind: ErrorKind
     stage: str
@@ -25,14 +25,14 @@ class ResultError(BaseModel):
 
 
 class TrajectoryDropped(BaseModel):
-    """A trajectory that was there and is not any more: `segments` and `response` are null."""
+    """Mark of a trajectory that was dropped: `segments` and `response` are null."""
 
     reason: DropReason
     at: str
 
 
 class RecordedOutcome(BaseModel):
-    """How a rollout ended whose result cannot be read; the ledger counts it so until it is queued again."""
+    """Recorded outcome of a rollout whose result cannot be read; the ledger counts it so until it is queued again."""
 
     outcome: str | None
     reward: float | None
@@ -40,10 +40,10 @@ class RecordedOutcome(BaseModel):
 
 
 class ResultAnswer(BaseModel):
-    """How a rollout ended. `segments` come with `view=training`, the conversation with `view=full`.
+    """Result of a rollout. `segments` come with `view=training`, the conversation with `view=full`.
 
-    Where what is stored cannot be read, `error.kind` is `result_unreadable`, and `reward`, `trajectory`, `segments` and
-    `response` are null.
+    If the stored result cannot be read, `error.kind` is `result_unreadable`, and `reward`, `trajectory`, `segments`
+    and `response` are null.
     """
 
     rollout_id: str
@@ -59,10 +59,12 @@ class ResultAnswer(BaseModel):
     error: ResultError | None
     reward: float | None
     reward_components: dict[str, float]
-    judge: Annotated[str | None, Field(description="whom the verifier asked")] = None
+    judge: Annotated[str | None, Field(description="the judge that the verifier asked")] = None
     verdicts: Annotated[
         list[dict[str, Any]],
-        Field(description="what judges said, of each round of judging, with name and version; the last round counts"),
+        Field(
+            description="verdicts of every round of judging, with name and version of the judge; the last round counts"
+        ),
     ] = []
     policy_version: dict[str, int] | None
     usage: dict[str, int]
@@ -70,6 +72,7 @@ class ResultAnswer(BaseModel):
     tool_calls: int
     timing: dict[str, float]
     worker: str | None = None
+    judged_by: Annotated[str | None, Field(description="the judge worker that recorded the last verdict")] = None
     finished_at: str
     state: Annotated[str | None, Field(description="in `GET /v1/rollouts/{id}`: the outcome")] = None
     responses_create_params: dict[str, Any] | None = None
@@ -86,11 +89,11 @@ class ResultAnswer(BaseModel):
 
 
 class CapturedRollout(BaseModel):
-    """What the model proxy captured: nobody has said how it ended, and nothing has scored it.
+    """Calls of an outside agent, captured by the model proxy. Neither an outcome nor a reward is known.
 
-    `calls` and the conversation come with `view=full`, `segments` with `training` too. Of a call, `request_ranges` are
-    its request's items, as [start, end) of the input and the output in a row; one that failed has an `error`, and as
-    `request` the items that no answered call had said.
+    `calls` and the conversation come with `view=full`, `segments` also with `training`. `request_ranges` of a call are
+    the items of its request, as [start, end) of the input followed by the output. A failed call has an `error`, and its
+    `request` holds the items that no answered call contains.
     """
 
     rollout_id: str
@@ -112,7 +115,7 @@ class CapturedRollout(BaseModel):
 class UnfinishedRollout(BaseModel):
     """A rollout that has not ended; `attempts` are those that failed.
 
-    `captured` is there while it runs: what an outside agent has asked the model in this attempt, null for other agents.
+    `captured` is set while it runs: the model calls of an outside agent in this attempt, null for other agents.
     """
 
     rollout_id: str
@@ -139,7 +142,7 @@ class ResultPage(BaseModel):
 
 
 def _describe_ids(document: dict[str, Any]) -> None:
-    """Say of which characters the ids in paths are; routes check them by hand, since another id is a 404."""
+    """Add the pattern of ids to path parameters; the routes check it themselves, since another id is a 404."""
     for calls in document["paths"].values():
         for call in calls.values():
             for parameter in call.get("parameters", ()):

@@ -1,6 +1,4 @@
-"""A captured call from its request to its record: values only, what Redis does with them is in
-`gym.captures.recording`.
-"""
+"""Values of a captured call, from its request to its record. `gym.captures.recording` keeps them in Redis."""
 
 from __future__ import annotations
 
@@ -15,11 +13,11 @@ from gym.jsontypes import JsonObject
 from gym.state.redis.capture_keys import CaptureKeys
 from gym.trajectory import CallFacts, TurnTokens, Usage
 
-MAX_TURNS = "max_turns"  # the kind of a call that was refused since the rollout had made all it may
+MAX_TURNS = "max_turns"  # kind of a call that was refused because the rollout had used up its turns
 MOST_BEGINNINGS = 1000
 """Of a conversation, its longest ones, as one script call looks for them or keeps them."""
 
-# of a chat request: what the calls of a conversation do not share
+# fields of a chat request that differ between the calls of a conversation
 NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
 
 
@@ -27,8 +25,8 @@ NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
 class CallRequest:
     """A call as it is captured. `chat` is the translated request; `dialect` and `body` are the caller's.
 
-    `policy` and `model` are who is asked. `request_items` is how many input items the caller sent, where its dialect
-    has items.
+    `policy` and `model` are its target. `request_items` is the number of input items that the caller sent, if its
+    dialect has items.
     """
 
     rollout_id: str
@@ -48,7 +46,7 @@ class CallRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallAnswer:
-    """What came of a call. `completion` is without tokens, and None for a context overflow, which has a message."""
+    """Answer to a call. `completion` holds no tokens, and is None for a context overflow, which has a message."""
 
     completion: JsonObject | None
     overflow: str | None
@@ -59,7 +57,7 @@ class CallAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailure:
-    """Why nothing came of a call. `status` is what the model server answered, `endpoint` who was asked last, if any.
+    """Cause of a failed call. `status` is the model server's, `endpoint` the last one that was called, if any.
 
     `kind` is an ErrorKind, `client_left` or `max_turns`.
     """
@@ -96,20 +94,20 @@ class OpenCall:
 
     @property
     def call_id(self) -> str:
-        """As the library names its calls."""
+        """Return the id of the call, in the client library's terms."""
         return f"{self.request.rollout_id}-{self.request.attempt}-{self.turn}"
 
 
 def left_out(digests: Sequence[bytes]) -> int:
-    """How many beginnings of a conversation, the shortest, are not looked for and not kept, so that scripts are short.
+    """Return how many of the shortest prefixes of a conversation are neither looked up nor stored.
 
-    A call that goes on from one of these is recorded whole, as a new conversation is.
+    This bounds the scripts. A call that continues one of these prefixes is recorded as a new conversation.
     """
     return max(0, len(digests) - MOST_BEGINNINGS)
 
 
 def answered(call: OpenCall, answer: CallAnswer) -> tuple[bytes, list[str | bytes]]:
-    """The record of a call, and what is known of the conversation's beginnings now: digests, each with what it is."""
+    """Return the record of a call, and the prefixes of the conversation that are known now, by digest."""
     request = call.request
     facts = answer.facts
     tokens, after = pack_tokens(answer.tokens, call.head.tokens if call.head is not None else None)
@@ -140,7 +138,7 @@ def answered(call: OpenCall, answer: CallAnswer) -> tuple[bytes, list[str | byte
 
 
 def failed(call: OpenCall, failure: CallFailure) -> bytes:
-    """The record of a call that failed; of equal ones only the first has the request."""
+    """Return the record of a failed call; of equal calls only the first record has the request."""
     asked: JsonObject = {"settings": None, "messages": []}
     if not call.failed_before:
         asked = {"settings": call.request.settings, "messages": call.request.chat["messages"][call.known :]}
@@ -176,13 +174,13 @@ def _counts(usage: Usage) -> Sequence[int]:
 
 
 def pack(record: JsonObject) -> bytes:
-    """A record as it is stored."""
+    """Return a record as it is stored."""
     packed: bytes = msgpack.packb(record)
     return packed
 
 
 def unpack(packed: bytes) -> JsonObject:
-    """What `pack` stored."""
+    """Return a record that `pack` packed."""
     record: Any = msgpack.unpackb(packed, strict_map_key=False)
     found: JsonObject = record
     return found

@@ -1,11 +1,11 @@
-"""The turn that a captured call goes on from, with its exact tokens: what `api: tokens` continues.
+"""The turn that a captured call continues, with its exact tokens, for `api: tokens`.
 
-A call goes on from an earlier one where the conversation up to that one's answer is the same, no other answer follows,
-and the prompt is written from the same policy, tools and template settings. Then, and only then, that turn's tokens are
-a beginning of this call's prompt.
+A call continues an earlier one if the conversation up to that one's answer is the same, no other answer follows, and
+the prompt is written from the same policy, tools and template settings. Only then are that turn's tokens a prefix of
+this call's prompt.
 
-Tokens are stored as deltas. The process that answered a turn keeps them whole for a while (`RecentTurns`); any other
-one puts them together from the records (`turn_of`).
+Tokens are stored as deltas. The process that answered a turn keeps them whole for a while (`RecentTurns`); other
+processes rebuild them from the records (`turn_of`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gym.wire.checks import words
 from gym.wire.server_fields import OPENAI_FIELDS
 
 RECENT_BYTES = 64 * 2**20
-# of a chat request: what says nothing about how its prompt is written; anything else is taken to matter
+# fields of a chat request that do not affect its prompt; all others are taken to matter
 _NOT_OF_THE_PROMPT = OPENAI_FIELDS | words("""
     model messages stream stream_options max_tokens max_completion_tokens logprobs top_logprobs
     tool_choice parallel_tool_calls response_format
@@ -35,20 +35,20 @@ _NOT_OF_THE_PROMPT = OPENAI_FIELDS | words("""
 
 
 def prompt_digest(chat: JsonObject, *, policy: str, model: str) -> str:
-    """What beside its messages decides how a chat request's prompt is written, as a digest."""
+    """Return a digest of everything but the messages that decides how a chat request's prompt is written."""
     settings = {name: value for name, value in chat.items() if name not in _NOT_OF_THE_PROMPT}
     return body_digest(policy, model, settings).hex()
 
 
 def goes_on_from(head: Head | None, after: Sequence[JsonObject], prompt: str) -> bool:
-    """Whether the tokens of a call's end are a beginning of this one's prompt; `after` are the messages behind it."""
+    """Return whether a call's tokens are a prefix of this one's prompt; `after` are the messages that follow it."""
     if head is None or head.tokens is None or head.prompt != prompt:
         return False
     return all(message.get("role") != "assistant" for message in after)
 
 
 def turn_of(records: Sequence[JsonObject], place: int) -> TurnTokens | None:
-    """The tokens of a recorded call; None where it has none. `records` are all up to it."""
+    """Return the tokens of a recorded call, None if it has none. `records` are all up to it."""
     packed = records[place]["tokens"]
     if packed is None:
         return None
@@ -75,7 +75,7 @@ def turn_of(records: Sequence[JsonObject], place: int) -> TurnTokens | None:
 
 
 class RecentTurns:
-    """The tokens of calls that this process has answered, the latest of each conversation, up to a number of bytes."""
+    """Cache of the tokens of calls that this process answered: the latest of each conversation, bounded in bytes."""
 
     def __init__(self, max_bytes: int = RECENT_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -83,7 +83,7 @@ class RecentTurns:
         self._turns: OrderedDict[tuple[str, int], TurnTokens] = OrderedDict()
 
     def keep(self, calls_key: str, place: int, turn: TurnTokens, *, after: Head | None) -> None:
-        """Remember a turn; the one that it goes on from is forgotten, which costs a sibling a read of the records."""
+        """Remember a turn and forget its predecessor. A sibling of the new turn then has to read the records."""
         if after is not None:
             self._forget((calls_key, after.place))
         self._turns[calls_key, place] = turn
@@ -92,7 +92,7 @@ class RecentTurns:
             self._forget(next(iter(self._turns)))
 
     def find(self, calls_key: str, place: int) -> TurnTokens | None:
-        """A turn, if it is still remembered."""
+        """Return a turn if it is still remembered."""
         return self._turns.get((calls_key, place))
 
     def _forget(self, key: tuple[str, int]) -> None:

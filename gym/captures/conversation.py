@@ -1,11 +1,11 @@
-"""What one captured call adds to its rollout: new messages, the answer, tokens as a delta. Pure functions.
+"""Contribution of one captured call to its rollout: new messages, the answer, tokens as a delta. Pure functions.
 
-A conversation is known by a chain of digests, one for each of its beginnings, so a request is compared with all that
-was said before it without that being read again. Whatever a client's dialect loses on the way (reasoning, ids of items,
-white space in JSON arguments) is no part of the digest.
+A conversation is identified by a chain of digests, one for each of its prefixes. So a request is compared with the
+whole conversation before it without reading that again. Details that a dialect loses on the way (reasoning, ids of
+items, white space in JSON arguments) are not part of the digest.
 
-The tokens before a turn are known by their number and digest (`Tokens`): a turn whose prompt begins with them adds the
-rest of its prompt, any other one its whole prompt.
+The tokens before a turn are identified by their number and digest (`Tokens`). A turn whose prompt starts with them adds
+the rest of its prompt, any other turn its whole prompt.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ _PART_NAMES = {"text": "input_text", "image_url": "input_image"}
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """All tokens up to a place in a conversation, by number and digest."""
+    """All tokens up to a position in a conversation, by number and digest."""
 
     length: int
     digest: bytes
 
     @classmethod
     def of(cls, ids: array[int]) -> Tokens:
-        """The digest is of the ids as 4 bytes each."""
+        """Return number and digest of token ids; the digest is of 4 bytes for each id."""
         return cls(len(ids), _digest(memoryview(ids)))
 
     def begin(self, ids: array[int]) -> bool:
-        """Whether a prompt begins with them."""
+        """Return whether a prompt starts with them."""
         return len(ids) >= self.length and _digest(memoryview(ids)[: self.length]) == self.digest
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a recorded call: where its record lies, and the tokens up to there, where the server gave any.
+    """The end of a recorded call: the position of its record, and the tokens up to there, if the server returned any.
 
-    `prompt` tells how that call's prompt was written (`gym.captures.continuation`); it is empty where the tokens are
-    only those of an earlier call.
+    `prompt` tells how that call's prompt was written (`gym.captures.continuation`). It is empty if the tokens are those
+    of an earlier call.
     """
 
     place: int
@@ -61,13 +61,13 @@ class Head:
     prompt: str = ""
 
     def pack(self) -> str:
-        """`$` stands for the place, which is known when the record is appended."""
+        """Return the stored form; `$` is replaced by the position once the record is appended."""
         known = ":" if self.tokens is None else f"{self.tokens.length}:{self.tokens.digest.hex()}"
         return f"h:$:{known}:{self.prompt}"
 
     @classmethod
     def unpack(cls, text: str) -> Head | None:
-        """None for a beginning that no call ended at."""
+        """Return the end of a call, None for a prefix that no call ended at."""
         kind, _, rest = text.partition(":")
         if kind != "h":
             return None
@@ -76,7 +76,7 @@ class Head:
 
 
 def chain(messages: Sequence[JsonObject], before: bytes = b"") -> list[bytes]:
-    """A digest for each beginning of the conversation, shortest first."""
+    """Return a digest for each prefix of the conversation, shortest first."""
     digests = []
     for message in messages:
         before = _digest(before + _canonical(message))
@@ -85,7 +85,7 @@ def chain(messages: Sequence[JsonObject], before: bytes = b"") -> list[bytes]:
 
 
 def body_digest(*parts: JsonObject | str) -> bytes:
-    """A digest of JSON values, whatever the order of their keys."""
+    """Return a digest of JSON values that does not depend on the order of keys."""
     return _digest(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
 
 
@@ -113,7 +113,7 @@ def _arguments(text: str) -> str:
 
 
 def pack_tokens(tokens: TurnTokens | None, before: Tokens | None) -> tuple[JsonObject | None, Tokens | None]:
-    """A turn's tokens as they are stored, and all tokens up to its end."""
+    """Return a turn's tokens as they are stored, and all tokens up to its end."""
     if tokens is None:
         return None, before
     prompt = array("i", tokens.prompt_ids)
@@ -131,7 +131,7 @@ def pack_tokens(tokens: TurnTokens | None, before: Tokens | None) -> tuple[JsonO
 
 
 def input_items(messages: Sequence[JsonObject], *, id_prefix: str) -> list[JsonObject]:
-    """Chat messages as the items of a Responses request."""
+    """Return chat messages as the items of a Responses request."""
     items: list[JsonObject] = []
     for number, message in enumerate(messages):
         content = _content(message.get("content"))
@@ -163,7 +163,7 @@ def _content(value: Any) -> Any:
 
 
 def count_items(messages: Sequence[JsonObject]) -> int:
-    """How many items of a Responses request these messages are."""
+    """Return the number of items that these messages have in a Responses request."""
     count = 0
     for message in messages:
         said = 1
@@ -176,7 +176,7 @@ def count_items(messages: Sequence[JsonObject]) -> int:
 
 
 def reply_items(record: JsonObject) -> list[JsonObject]:
-    """The items of a recorded answer, as `PolicyClient.respond` makes them."""
+    """Return the items of a recorded answer, as `PolicyClient.respond` makes them."""
     if record["completion"] is None:
         return []
     if RESPONSE in record["completion"]:
@@ -188,10 +188,10 @@ def reply_items(record: JsonObject) -> list[JsonObject]:
 
 
 def rebuild(records: Sequence[JsonObject]) -> Trajectory:
-    """The trajectory that these calls make, in the order in which they were recorded.
+    """Return the trajectory of these calls, in the order in which they were recorded.
 
-    Of a conversation that goes on from call to call it is what an `Episode` would have recorded. Where several run side
-    by side, or one goes back, each goes on from its own earlier call, in segments of its own.
+    A conversation in which each call continues the last gives the trajectory that an `Episode` would have recorded. If
+    several run in parallel, or one branches, each continues its own earlier call, in separate segments.
     """
     first = records[0]
     opening = input_items(first["messages"], id_prefix=first["call_id"])
@@ -229,7 +229,7 @@ def rebuild(records: Sequence[JsonObject]) -> Trajectory:
 
 
 class _Grown:
-    """The segments so far, and which of them each call has grown to which length."""
+    """The segments so far, and the length to which each call has extended one."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self._trajectory = trajectory
@@ -261,14 +261,14 @@ class _Grown:
 
 
 def unpack_numbers(code: str, raw: bytes) -> array[Any]:
-    """Numbers out of a record."""
+    """Return an array of numbers from a record."""
     values: array[Any] = array(code)
     values.frombytes(raw)
     return values
 
 
 def _tool_calls(items: Sequence[JsonObject]) -> list[ToolCall]:
-    """The calls that were answered. Whether a tool failed is not seen from here."""
+    """Return the tool calls that were answered. Whether a tool failed cannot be known here."""
     calls = []
     for call, answer in answered_calls(items):
         if answer is None:

@@ -1,10 +1,10 @@
 """Model calls of agents outside the workers, recorded under the rollout that they name.
 
-A call begins, and then is recorded or given up; of those that failed the last are kept beside the others. Invariants:
-a request that has been answered is answered from its record; of equal requests under way one is sampled, the others
-wait; a record is appended by who began the call, once, and never changes; a call of an attempt that has been superseded
-records nothing. Who dies with a call under way loses it within `LEASE_S`. What a rollout holds grows with the deltas of
-its turns, is bounded, and ends after `KEEP_S`.
+A call begins, and is then recorded or given up. The most recent failed calls are kept too. Invariants: a request that
+has been answered is answered from its record. Of equal requests under way one is sampled and the others wait. A record
+is appended once, by the process that began the call, and never changes. A call of a superseded attempt records nothing.
+If the proxy dies during a call, the call is abandoned after `LEASE_S`. The captured size of a rollout grows with the
+deltas of its turns, is bounded, and expires after `KEEP_S`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,11 @@ class CaptureProgress:
 
     @property
     def waits(self) -> bool:
-        """Whether a call is under way."""
         return self.begun > self.answered + self.failed
 
 
 class Captures:
-    """The captured calls of all rollouts; `keep_leases` runs beside whoever begins calls."""
+    """The captured calls of all rollouts; run `keep_leases` in each process that begins calls."""
 
     def __init__(self, store: Store, *, max_bytes: int = MAX_BYTES, lease_s: float = LEASE_S) -> None:
         self._store = store
@@ -64,9 +63,9 @@ class Captures:
         self._recent = RecentTurns()
 
     async def begin(self, request: CallRequest) -> OpenCall | JsonObject | Literal["wait"]:
-        """The call, to be recorded or given up; the record of the same one; or "wait" while another samples it.
+        """Return the call, to be recorded or given up; the record of an equal one; or "wait" while another samples it.
 
-        Raises Conflict for an attempt that is over, TooLarge where the rollout holds as much as it may.
+        Raises Conflict for a superseded attempt, TooLarge if the rollout has reached its size limit.
         """
         keys = self._store.keys.capture(request.rollout_id, request.attempt)
         messages = request.chat["messages"]
@@ -125,9 +124,9 @@ class Captures:
         return call
 
     async def record(self, call: OpenCall, answer: CallAnswer) -> JsonObject:
-        """Append the call; returns its record. Raises Conflict where it is this caller's no more.
+        """Append the call and return its record. Raises Conflict if this caller has lost it.
 
-        Another process may have taken the call over and answered it; then its record is returned.
+        If another process took the call over and answered it, that record is returned.
         """
         record, pairs = answered(call, answer)
         fixed: list[Argument] = [
@@ -149,9 +148,9 @@ class Captures:
         return unpack(rest[0])
 
     async def earlier_turn(self, call: OpenCall, *, rebuild: bool) -> TurnTokens | None:
-        """The tokens of the turn that the call goes on from; None where it goes on from none.
+        """Return the tokens of the turn that the call continues, None if it continues none.
 
-        Without `rebuild` only what this process remembers is looked at.
+        Without `rebuild` only this process's cache is searched.
         """
         if call.head is None or not goes_on_from(call.head, call.request.chat["messages"][call.before :], call.prompt):
             return None
@@ -162,9 +161,9 @@ class Captures:
         return turn
 
     async def give_up(self, call: OpenCall, failure: CallFailure | None = None) -> None:
-        """Nothing came of the call; who waits for it may sample. Says nothing where it has been recorded.
+        """Record a failed call, so that a waiting caller may sample. Does nothing if the call has been recorded.
 
-        The failure is kept beside the calls. Without Redis it is lost, and the lease ends by itself.
+        The failure is kept beside the calls. Without Redis it is lost, and the lease expires.
         """
         if self._underway.pop(call.owner, None) is None:
             return
@@ -192,11 +191,11 @@ class Captures:
                 _LOG.warning("leases of calls not renewed: %s", error, extra={"action": "capture_leases"})
 
     async def records(self, rollout_id: str) -> list[JsonObject]:
-        """The answered calls of the latest attempt, in order; none where nothing was captured."""
+        """Return the answered calls of the latest attempt, in order; empty if nothing was captured."""
         return (await self.both(rollout_id))[0]
 
     async def both(self, rollout_id: str) -> tuple[list[JsonObject], list[JsonObject]]:
-        """The answered calls of the latest attempt, and the last of those that failed, each in order."""
+        """Return the answered calls of the latest attempt and its most recent failed ones, each in order."""
         attempt = await self._store.redis.get(self._store.keys.capture(rollout_id, 0).current)
         if attempt is None:
             return [], []
@@ -210,9 +209,9 @@ class Captures:
         return [unpack(packed) for packed in calls], [unpack(packed) for packed in failures]
 
     async def start_over(self, rollout_id: str, attempt: int) -> None:
-        """Forget what this attempt has captured and refuse calls of earlier ones, before its agent is started (again).
+        """Forget the calls of this attempt and refuse those of earlier ones, before its agent is started (again).
 
-        Does nothing where a later attempt has begun.
+        Does nothing if a later attempt has begun.
         """
         keys = self._store.keys.capture(rollout_id, attempt)
         current = await self._store.redis.get(keys.current)
@@ -224,7 +223,7 @@ class Captures:
         await pipeline.execute()
 
     async def progress(self, rollout_id: str, attempt: int) -> CaptureProgress:
-        """How far an attempt's calls are."""
+        """Return the progress of an attempt's calls."""
         keys = self._store.keys.capture(rollout_id, attempt)
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.hget(keys.index, "turns")
@@ -234,11 +233,11 @@ class Captures:
         return CaptureProgress(int(begun or 0), answered, failed)
 
     async def end(self, rollout_id: str, attempt: int) -> None:
-        """What was captured is kept elsewhere now, and ends soon."""
+        """Let the captured calls expire soon; they are stored elsewhere now."""
         for key in self._store.keys.capture(rollout_id, attempt).scripted():
             await self._store.redis.expire(key, ENDED_S)
 
     async def trajectory(self, rollout_id: str) -> Trajectory | None:
-        """What the rollout's latest attempt said and sampled; None where nothing was captured."""
+        """Return the trajectory of the rollout's latest attempt, None if nothing was captured."""
         records = await self.records(rollout_id)
         return rebuild(records) if records else None

@@ -1,4 +1,4 @@
-"""What the proxy captured of an agent outside the workers, shown as a rollout."""
+"""View of an outside agent's captured calls as a rollout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def captured_rollout(
     conversation: bool,
     segments: bool,
 ) -> JsonObject:
-    """A rollout as far as its calls tell: how it ended nobody has said, and nothing has scored it.
+    """Return a rollout as far as its calls show it; outcome and reward are unknown.
 
     `records` and `failures` are those of `gym.captures.recording`, at least one of either.
     """
@@ -60,10 +60,11 @@ def captured_rollout(
 
 
 def _calls(trajectory: Trajectory, records: Sequence[JsonObject], failures: Sequence[JsonObject]) -> list[JsonObject]:
-    """Every call in the order in which they began.
+    """Return every call in the order in which they began.
 
-    `request_ranges` are the items of its request, as [start, end) of the rollout's input and output in a row; reasoning
-    is among them whether the client sent it back or not. One that came with other settings than the first has its own.
+    `request_ranges` are the items of its request, as [start, end) of the rollout's input followed by its output.
+    Reasoning is included whether the client sent it back or not. A call with other settings than the first has
+    `settings`.
     """
     settings = {record["settings_digest"]: record["settings"] for record in records if record["settings"] is not None}
     said = _Said()
@@ -84,14 +85,14 @@ def _calls(trajectory: Trajectory, records: Sequence[JsonObject], failures: Sequ
 
 
 class _Said:
-    """Where in the items of a rollout each known beginning of a conversation stands, as ranges in order."""
+    """Positions of each known prefix of a conversation in the items of a rollout, as ordered ranges."""
 
     def __init__(self) -> None:
         self._items = 0
         self.ranges: dict[bytes, _Ranges] = {b"": []}
 
     def add(self, record: JsonObject) -> _Ranges | None:
-        """Add an answered call; the ranges of its request."""
+        """Add an answered call and return the ranges of its request."""
         at, ranges = record["after"], self.ranges.get(record["after"])
         for message in record["messages"]:
             [at] = chain([message], at)
@@ -112,9 +113,9 @@ class _Said:
 
 
 def _failed(failure: JsonObject, known: _Said) -> JsonObject:
-    """A call that failed: `request` are the items of it that no answered call had said.
+    """Return a failed call: `request` are its items that no answered call contains.
 
-    They are null where an equal call failed before. Its turn is the one that it would have been.
+    They are null if an equal call failed before. Its turn is the one that it would have been.
     """
     said = failure["messages"]
     return {

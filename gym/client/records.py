@@ -70,6 +70,10 @@ class Result:
     model_calls: int
     tool_calls: int
     timing: Timing
+    judge: str | None = None  # the judge that the verifier asked
+    worker: str | None = None
+    judged_by: str | None = None  # the judge worker
+    finished_at: str = ""
     raw: JsonObject = field(repr=False)
 
     @property
@@ -249,6 +253,10 @@ def read_result(data: Any) -> Result:
             model_calls=data.get("model_calls") or 0,
             tool_calls=data.get("tool_calls") or 0,
             timing=Timing(**_known(Timing, data.get("timing"))),
+            judge=data.get("judge"),
+            worker=data.get("worker"),
+            judged_by=data.get("judged_by"),
+            finished_at=data.get("finished_at") or "",
             raw=data,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,11 +1,11 @@
-"""Where trajectories lie: inside Redis when small, else in a file with a pointer in Redis.
+"""Storage of trajectories: inside Redis when small, else in a file with a pointer in Redis.
 
-A value starts with a byte that says which: `i` inline and the packed trajectory; `f`, the size, a path below the root
-and the CRC-32 of the content (values of older farms end with the path). Files are written beside their place and
-renamed, so a reader never sees half of one. Each batch has a folder of its own, which goes as a whole: renamed into the
-trash at once, deleted in bounded steps. Only the owner of the files may read them, whatever the umask.
+The first byte of a value is its kind: `i` is followed by the packed trajectory; `f` by the size, a path below the root
+and the CRC-32 of the content (values of older farms end with the path). Files are written under a temporary name and
+renamed, so a reader never sees half of one. Each batch has its own folder. Removal renames it into the trash at once
+and deletes it in bounded steps. Only the owner of the files may read them, under any umask.
 
-Invariant: a file that is missing or damaged concerns its own rollout only. A store that does not answer is waited for,
+Invariant: a file that is missing or damaged affects its own rollout only. A store that does not answer is waited for,
 within bounds; then its files count as missing.
 """
 
@@ -38,7 +38,7 @@ MOST_REMEMBERED = 10_000
 class BlobStore:
     """Packs and reads trajectories. Without a root everything is kept inline.
 
-    A file that a store which is away keeps from us is asked for again for `patience_s`.
+    While the store is away, a file is requested again for `patience_s`.
     """
 
     def __init__(self, root: Path | None, *, inline_bytes: int, patience_s: float = PATIENCE_S) -> None:
@@ -48,9 +48,9 @@ class BlobStore:
         self._away_since: dict[str, float] = {}
 
     async def write(self, rollout: RolloutRef, attempt: int, packed: bytes, *, part: str = "") -> bytes:
-        """The value to keep in Redis for a packed trajectory, or for another `part` of what an attempt left.
+        """Return the value to keep in Redis for a packed trajectory, or for another `part` of an attempt.
 
-        Raises OSError where its file cannot be written; nothing of it is left then.
+        Raises OSError if its file cannot be written; nothing of it remains then.
         """
         if self._root is None or len(packed) <= self._inline_bytes:
             return b"i" + packed
@@ -63,9 +63,9 @@ class BlobStore:
         return b"f%d %s %08x" % (len(packed), name.encode(), zlib.crc32(packed))
 
     async def read(self, value: bytes | None) -> bytes | None:
-        """Return the packed trajectory, `None` where there was none.
+        """Return the packed trajectory, `None` if there was none.
 
-        Raises ResultUnreadable where it is missing or damaged, Unavailable while its store is away.
+        Raises ResultUnreadable if it is missing or damaged, Unavailable while its store is away.
         """
         [packed] = await self.read_many([value])
         if isinstance(packed, ResultUnreadable):
@@ -90,7 +90,7 @@ class BlobStore:
                 continue
             packed = self._read_file(value)
             if isinstance(packed, Unavailable):
-                away = away or packed  # the others are looked at all the same, so that the time of each begins
+                away = away or packed  # the others are tried all the same, so that the patience of each starts now
             else:
                 found.append(packed)
         if away is not None:
@@ -136,17 +136,17 @@ class BlobStore:
         )
 
     async def discard(self, batch_id: str) -> bool:
-        """Put a batch's files out of reach, to be deleted by `empty_trash`; whether there were any."""
+        """Move a batch's files to the trash, for `empty_trash` to delete. Return whether there were any."""
         return self._root is not None and await asyncio.to_thread(_discard, self._root, _folder(batch_id))
 
     async def empty_trash(self, most: int) -> int:
-        """Delete up to `most` discarded files: how many were."""
+        """Delete up to `most` discarded files and return their number."""
         return 0 if self._root is None else await asyncio.to_thread(_empty, self._root / TRASH, most)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pointer:
-    """What stands in Redis for a file; `checksum` is None where an older farm wrote it."""
+    """Pointer in Redis to a file; `checksum` is None in values of an older farm."""
 
     size_bytes: int
     path: str
@@ -167,7 +167,7 @@ class _Pointer:
 
 
 def _folder(batch_id: str) -> str:
-    """A name that no other batch has, for any id: `..` is one, too."""
+    """Return a folder name that is unique to the batch, for any id, `..` included."""
     return "b-" + batch_id.replace(":", "~")
 
 
@@ -209,7 +209,7 @@ def _write(root: Path, path: Path, packed: bytes) -> None:
             opened.write(packed)
         beside.rename(path)
     except OSError:
-        with suppress(OSError):  # the first fault is the one to tell
+        with suppress(OSError):  # report the first fault
             beside.unlink(missing_ok=True)
         raise
 

@@ -1,8 +1,8 @@
-"""The record of a rollout (JSON, `view=light`) and its packed trajectory (msgpack).
+"""Views of a result (JSON or msgpack) and its packed trajectory (msgpack).
 
-A packed trajectory is `{v, response, calls, segments}`, with `steps` where an environment was stepped and `params`
-where an agent outside began otherwise than the row says; token ids are little-endian int32, log-probabilities float32,
-the loss mask uint8, each as raw bytes.
+A packed trajectory is `{v, response, calls, segments}`. A stepped environment adds `steps`, and an outside agent whose
+first call differs from the row adds `params`. Token ids are little-endian int32, log-probabilities float32, the loss
+mask uint8, each as raw bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pack_trajectory(
     *,
     params: JsonObject | None = None,
 ) -> bytes:
-    """A trajectory as it is stored; `params` are what the first call was made with, where that is not the row's."""
+    """Return a trajectory as it is stored; `params` are those of the first call if they differ from the row's."""
     kept: JsonObject = {
         "v": VERSION,
         "response": response,
@@ -48,7 +48,7 @@ def pack_trajectory(
 
 
 def step_json(step: StepTaken) -> JsonObject:
-    """A step as it is stored and shown; an action that JSON has no form for is its `repr`."""
+    """Return a step as it is stored and shown; an action that JSON cannot express is its `repr`."""
     try:
         action: Any = orjson.loads(orjson.dumps(step.action, default=repr, option=orjson.OPT_NON_STR_KEYS))
     except TypeError:
@@ -63,13 +63,13 @@ def step_json(step: StepTaken) -> JsonObject:
 
 
 def unpack_trajectory(packed: bytes) -> JsonObject:
-    """What `pack_trajectory` stored, arrays still as bytes."""
+    """Return a trajectory that `pack_trajectory` packed, arrays still as bytes."""
     trajectory: JsonObject = msgpack.unpackb(packed, strict_map_key=False)
     return trajectory
 
 
 def pack_segment(segment: Segment) -> JsonObject:
-    """A segment with its arrays as bytes."""
+    """Return a segment with its arrays as bytes."""
     return {
         "token_ids": _little_endian(segment.token_ids),
         "loss_mask": bytes(segment.loss_mask),
@@ -79,7 +79,7 @@ def pack_segment(segment: Segment) -> JsonObject:
 
 
 def unpack_segment(packed: JsonObject) -> Segment:
-    """What `pack_segment` packed."""
+    """Return a segment that `pack_segment` packed."""
     return Segment(
         _array("i", packed["token_ids"]),
         bytearray(packed["loss_mask"]),
@@ -104,7 +104,7 @@ def _array(code: str, raw: bytes) -> array[Any]:
 
 
 def segment_json(segment: JsonObject) -> JsonObject:
-    """A packed segment with its arrays as lists of numbers."""
+    """Return a packed segment with its arrays as lists of numbers."""
     return {
         "token_ids": _array("i", segment["token_ids"]).tolist(),
         "loss_mask": list(segment["loss_mask"]),
@@ -116,9 +116,9 @@ def segment_json(segment: JsonObject) -> JsonObject:
 def add_trajectory(
     record: bytes, packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None = None
 ) -> bytes:
-    """A light record with its trajectory: segments for training, with `full` the conversation and the calls too.
+    """Return a light record with its segments; `full` adds the conversation and the calls.
 
-    Where it was `dropped`, that is said, and they are null.
+    With `dropped` the record carries that mark, and they are null.
     """
     extra = _trajectory_fields(packed, row, full=full, dropped=dropped)
     if extra["segments"] is not None:
@@ -127,7 +127,6 @@ def add_trajectory(
 
 
 def pack_record(record: bytes) -> bytes:
-    """A record as msgpack."""
     packed: bytes = msgpack.packb(orjson.loads(record))
     return packed
 
@@ -135,7 +134,7 @@ def pack_record(record: bytes) -> bytes:
 def pack_with_trajectory(
     record: bytes, packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None = None
 ) -> bytes:
-    """As `add_trajectory`, as msgpack with the arrays of the segments as they are stored."""
+    """Like `add_trajectory`, as msgpack; arrays of segments stay as they are stored."""
     known = orjson.loads(record)
     if packed is None or dropped is not None:
         result: bytes = msgpack.packb(known | _trajectory_fields(packed, row, full=full, dropped=dropped))
@@ -157,9 +156,9 @@ def pack_with_trajectory(
 
 
 def unreadable_record(record: bytes, row: bytes, message: str, *, full: bool) -> JsonObject:
-    """Return a result whose trajectory cannot be read, as it is delivered: without tokens, and so without a reward.
+    """Return the shown form of a result whose trajectory cannot be read: no tokens, and so no reward.
 
-    `recorded` is how it ended; the ledger goes on counting it so until it is queued again.
+    `recorded` is its recorded outcome; the ledger counts that until the rollout is queued again.
     """
     known: JsonObject = orjson.loads(record)
     error = known.get("error") or {}
@@ -195,7 +194,7 @@ def _row_params(row: bytes) -> Any:
 
 
 def _packed_fields(packed: bytes, wanted: frozenset[str]) -> dict[str, bytes]:
-    """Fields of a packed trajectory, each still packed: what goes on as it is need not be made into objects."""
+    """Return fields of a packed trajectory, each still packed, which saves decoding them."""
     unpacker = msgpack.Unpacker(max_buffer_size=len(packed))
     unpacker.feed(packed)
     fields: dict[str, bytes] = {}
@@ -216,7 +215,7 @@ def _is_array(marker: int) -> bool:
 
 
 def pack_page(records: list[bytes], **rest: object) -> bytes:
-    """`{items, …}` around packed records."""
+    """Return `{items, …}` around packed records."""
     packer = msgpack.Packer(autoreset=False)
     packer.pack_map_header(1 + len(rest))
     packer.pack("items")
@@ -226,7 +225,7 @@ def pack_page(records: list[bytes], **rest: object) -> bytes:
 
 
 def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None) -> JsonObject:
-    """What a trajectory adds to its record, the segments still packed."""
+    """Return the fields that a trajectory adds to its record, the segments still packed."""
     extra: JsonObject = {}
     if full:
         extra |= {"responses_create_params": orjson.loads(row).get("responses_create_params", {}), "response": None}
@@ -246,7 +245,7 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped:
 
 
 def version_span(trajectory: Trajectory | None) -> JsonObject | None:
-    """The lowest and the highest policy version that any of its calls saw, `None` where none is known."""
+    """Return the lowest and highest policy version of its calls, `None` if none is known."""
     calls = trajectory.calls if trajectory is not None else []
     seen = [
         version
@@ -258,7 +257,7 @@ def version_span(trajectory: Trajectory | None) -> JsonObject | None:
 
 
 def call_json(call: ModelCall) -> JsonObject:
-    """A model call as `view=full` shows it."""
+    """Return a model call as `view=full` shows it."""
     facts = call.facts
     return {
         "turn": call.turn,

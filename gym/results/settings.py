@@ -11,7 +11,7 @@ from gym.section import Section
 
 
 class ResultSettings(Section):
-    """Where finished trajectories lie and for how long."""
+    """Location and retention of finished trajectories."""
 
     inline_bytes: Annotated[int, Field(ge=0, description="larger trajectories go to files in the data directory")] = (
         16_384

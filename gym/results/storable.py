@@ -1,6 +1,6 @@
-"""Values that a record can hold: text made storable, and the path of the first value that is not.
+"""Checks that values can be stored: text made storable, and the path of the first value that cannot be.
 
-JSON as it is stored knows texts of valid UTF-8, numbers of 64 bits, lists and objects with texts as names.
+Stored JSON allows texts of valid UTF-8, numbers of 64 bits, and lists and objects with texts as names.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _PLAIN = (type(None), bool, float, bytes, bytearray)
 
 
 def storable_text(text: str) -> str:
-    """The text with what UTF-8 cannot hold escaped, cut to `MOST_TEXT` characters."""
+    """Return text with everything that UTF-8 cannot hold escaped, cut to `MOST_TEXT` characters."""
     return text[:MOST_TEXT].encode("utf-8", "backslashreplace").decode()
 
 
 def describe_error(error: BaseException) -> str:
-    """The class and the text of an exception, also of one whose text cannot be had."""
+    """Return class and text of an exception, also if its `str` fails."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  exceptions of user code may do anything in `__str__`
@@ -30,7 +30,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def unstorable(value: object, name: str) -> str | None:
-    """A sentence on the first value below `name` that cannot be stored; None where none is found."""
+    """Return a sentence on the first value below `name` that cannot be stored, None if all can."""
     for left, (path, depth, each) in zip(range(MOST_VALUES, 0, -1), _walk(value, name), strict=False):
         fault = "is nested too deeply" if depth > MOST_DEPTH else _fault(each)
         if fault is not None:
@@ -41,7 +41,7 @@ def unstorable(value: object, name: str) -> str | None:
 
 
 def _walk(value: object, name: str) -> Iterator[tuple[str, int, object]]:
-    """Every value below and its path, in the order in which people read them; nothing below what is too deep."""
+    """Yield every value below and its path, in reading order, and nothing below the maximum depth."""
     stack: list[tuple[str, int, object]] = [(name, 0, value)]
     while stack:
         path, depth, each = stack.pop()

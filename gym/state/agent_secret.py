@@ -1,4 +1,4 @@
-"""The secret that signs the keys of agents: made once, kept in Redis, and known to every process that asks."""
+"""The secret that signs the keys of agents: generated once, kept in Redis, and shared by all processes."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What Redis says that workers hold, told to each of them, and taken back where one does not.
+"""Reconciliation of the rollouts assigned in Redis with those that workers hold.
 
-A worker that has ended a rollout and a Redis that lost its last writes disagree on who holds it. So the dispatcher
-names to each worker, some times within a lease, what is assigned to it; the worker hands back what it does not know.
+A worker that has ended a rollout and a Redis that lost its last writes disagree on its owner. So the dispatcher sends
+each worker its assignments, several times within a lease; the worker hands back those that it does not know.
 
-Invariant: what is handed back is named by attempt and fencing token, so a claim, a commit or a hand-back that is under
-way, and an assignment that was told long ago, are never mistaken for a loss.
+Invariant: a hand-back names attempt and fencing token. So a claim, commit or hand-back under way, or an outdated list,
+is never mistaken for a loss.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class SessionAssignment:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a worker was told that it holds."""
+    """Assignments that a worker was sent."""
 
     rollouts: tuple[Assignment, ...] = ()
     sessions: tuple[SessionAssignment, ...] = ()
 
 
 class Assignments:
-    """Both ends of the comparison, and the script that takes back."""
+    """Both ends of the reconciliation, and the script that takes rollouts back."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def of_batches(self, batch_ids: Iterable[str]) -> list[Assignment]:
-        """What is with workers, in bounded steps; it may have changed by the time that it is read."""
+        """Return the rollouts that workers hold, in bounded steps; they may have changed meanwhile."""
         cursors = dict.fromkeys(batch_ids, "0")
         found: dict[tuple[str, str], Assignment] = {}
         while cursors:
@@ -91,7 +91,7 @@ class Assignments:
         return list(found.values())
 
     async def of_sessions(self) -> list[SessionAssignment]:
-        """Every environment session that has a worker, in bounded steps."""
+        """Return every environment session that has a worker, in bounded steps."""
         redis, keys = self._store.redis, self._store.keys
         found: list[SessionAssignment] = []
         first = 0
@@ -109,7 +109,7 @@ class Assignments:
     async def tell(
         self, rollouts: Mapping[str, Sequence[Assignment]], sessions: Mapping[str, Sequence[SessionAssignment]]
     ) -> None:
-        """Name to each worker what is assigned to it."""
+        """Send each worker its assignments."""
         pipeline = self._store.redis.pipeline(transaction=False)
         for worker in rollouts.keys() | sessions.keys():
             told = {
@@ -123,7 +123,7 @@ class Assignments:
         await pipeline.execute()
 
     async def told(self, worker: str) -> Told | None:
-        """What a worker was told since it asked last, `None` where that is nothing."""
+        """Return the assignments sent to a worker since its last call, `None` if there are none."""
         text = await self._store.redis.getdel(self._store.keys.assigned(worker))
         if text is None:
             return None
@@ -141,7 +141,10 @@ class Assignments:
     def take_back_calls(
         self, assignments: Sequence[Assignment], *, max_attempts: int, message: str
     ) -> list[ScriptCall]:
-        """The script calls that queue these again, all of one batch and worker; each answers {again, failed}."""
+        """Return the script calls that queue these again, all of one batch and worker.
+
+        Each answers {again, failed}.
+        """
         calls = []
         for first in range(0, len(assignments), HAND_BACK_AT_ONCE):
             part = assignments[first : first + HAND_BACK_AT_ONCE]

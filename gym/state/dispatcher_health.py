@@ -1,4 +1,4 @@
-"""What the leading dispatcher says of its ticks, so that readiness does not rest on its lock alone."""
+"""Health reports of the leading dispatcher, so that readiness does not depend on its lock alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TTL_MS = 60_000
 
 
 class DispatcherHealth:
-    """The writing side; one per dispatcher."""
+    """Writer of the reports; one per dispatcher."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
@@ -24,13 +24,13 @@ class DispatcherHealth:
         self._say_again_at = 0.0
 
     async def ticked(self) -> None:
-        """A tick went well; said when that is news, and else once a second."""
+        """Report a successful tick, at once after a failure and otherwise once a second."""
         if not self._well or time.monotonic() >= self._say_again_at:
             await self._say("")
             self._well = True
 
     async def failed(self, error: Exception) -> None:
-        """A tick failed; said once a second."""
+        """Report a failed tick, once a second."""
         if self._well or time.monotonic() >= self._say_again_at:
             self._well = False
             try:
@@ -46,7 +46,7 @@ class DispatcherHealth:
 
 
 async def dispatcher_trouble(store: Store) -> str | None:
-    """Return why the leading dispatcher cannot tick, `None` where its last tick went well or it has not said yet."""
+    """Return why the leading dispatcher cannot tick, `None` if its last tick succeeded or none is reported."""
     text = await store.redis.get(store.keys.dispatcher_tick)
     said = read_or_none("tick of the dispatcher", "last", read_object, text) if text else None
     trouble = said.get("trouble") if said else None

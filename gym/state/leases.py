@@ -1,4 +1,4 @@
-"""Who is alive: workers by leases on the server's clock, the dispatcher by a lock that expires."""
+"""Liveness: leases of workers on the server's clock, and a lock with an expiry for the dispatcher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gym.state.redis.unreadable import read_object, read_or_none
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """A worker process with a lease. `info` is what it last said of itself."""
+    """A worker process with a lease. `info` is its last report."""
 
     worker: str
     lease_ends_in_s: float
@@ -21,28 +21,28 @@ class WorkerStatus:
 
     @property
     def role(self) -> Literal["worker", "judge"]:
-        """A judge worker runs no rollouts, it takes their conversations to judges."""
+        """Return the role; a judge worker runs no rollouts but takes their conversations to judges."""
         return "judge" if self.info.get("role") == "judge" else "worker"
 
     @property
     def slots(self) -> int:
-        """Rollouts that it runs at a time; 0 while it drains."""
+        """Return how many rollouts it runs at a time; 0 while it drains."""
         return 0 if self.info.get("draining") else self.count("concurrency")
 
     def count(self, name: str) -> int:
-        """Return a number that it says of itself, 0 where it says none."""
+        """Return a number from its report, 0 if it is missing."""
         value = self.info.get(name, 0)
         return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 class Leases:
-    """Reads leases; workers renew theirs from a thread of their own (`workers.process.lease`)."""
+    """Reader of leases; workers renew theirs from a separate thread (`workers.process.lease`)."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def workers(self) -> list[WorkerStatus]:
-        """Every worker whose lease is in the books, those that ran out included (negative seconds)."""
+        """Return every registered worker; expired ones have negative seconds."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.time()
@@ -60,14 +60,14 @@ class Leases:
         ]
 
     async def forget_worker(self, worker: str) -> None:
-        """Strike a worker off; if it lives after all, it enters itself again as an empty one."""
+        """Remove a worker; if it is alive after all, it registers again as an empty one."""
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.zrem(self._store.keys.workers, worker)
         pipeline.hdel(self._store.keys.worker_info, worker)
         await pipeline.execute()
 
     async def dispatcher(self) -> str | None:
-        """Which dispatcher leads, `None` where none is alive."""
+        """Return the name of the leading dispatcher, `None` if there is none."""
         name = await self._store.redis.get(self._store.keys.dispatcher)
         return name.decode() if name else None
 
@@ -81,5 +81,5 @@ class Leases:
 
 
 def _info(name: bytes, text: bytes) -> JsonObject:
-    """Return what a worker says of itself; one that cannot be understood gets no work."""
+    """Return a worker's report; a worker whose report cannot be read gets no work."""
     return read_or_none("worker", name, read_object, text) or {}

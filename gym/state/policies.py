@@ -1,8 +1,8 @@
-"""Where policies are served, whether they are paused, and which version is announced: in Redis, for every process.
+"""Registry of policies in Redis: their endpoints, whether they are paused, and the announced version.
 
-A process waits for a change and reads the records when the revision has grown; it says in turn which revision it has
-seen and what it has in flight, so that a pause knows when it is obeyed. One that has nothing new to say says so only as
-often as it must not to be forgotten, and would then see a change, too, that it was not woken for.
+A process waits for a change and reads the records when the revision has grown. It reports which revision it has seen
+and its calls in flight, so that a pause knows when it is obeyed. A process without news reports only as often as it
+must to stay known, and then also sees a change whose wake-up it missed.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class PolicyLoad:
 
 
 class Policies:
-    """Puts, gets, deletes, pauses and resumes policies."""
+    """Registration, pausing and resuming of policies."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def put(self, name: str, spec: PolicySpec) -> ServedModel:
-        """Register or replace; takes effect for the next model call. A pause stays, and without a version the last."""
+        """Register or replace a policy from the next model call on. A pause stays, as does an omitted version."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
         text = orjson.dumps(spec.model_dump(mode="json"))
@@ -61,14 +61,14 @@ class Policies:
         return await self.get(name)
 
     async def get(self, name: str) -> ServedModel:
-        """Raises NotFound."""
+        """Return a policy's record. Raises NotFound."""
         record = (await self.all()).get(name)
         if record is None:
             raise policy_not_found(name)
         return record
 
     async def all(self) -> dict[str, ServedModel]:
-        """Every registered policy by name."""
+        """Return every registered policy by name."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.hgetall(keys.policies)
@@ -95,7 +95,7 @@ class Policies:
         return records
 
     async def delete(self, name: str) -> bool:
-        """Whether there was one."""
+        """Delete a policy and return whether there was one."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.hdel(keys.policies, name)
@@ -105,9 +105,9 @@ class Policies:
         return bool((await pipeline.execute())[0])
 
     async def pause(self, name: str, mode: Pause, *, timeout_s: float) -> PolicyLoad:
-        """Keep new model calls waiting; returns when every process does, with `drain` when none is in flight either.
+        """Hold new model calls; return when every process does, and with `drain` when no call is in flight.
 
-        At the latest after `timeout_s`, with what is still so. Raises NotFound.
+        Returns after `timeout_s` at the latest, with the load at that time. Raises NotFound.
         """
         await self.get(name)
         pipeline = self._store.redis.pipeline(transaction=True)
@@ -124,7 +124,7 @@ class Policies:
             await asyncio.sleep(POLL_S)
 
     async def resume(self, name: str, version: int | None) -> ServedModel:
-        """Let held calls go, under the version announced here. Raises NotFound."""
+        """Release held calls, under the version announced here. Raises NotFound."""
         await self.get(name)
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
@@ -136,29 +136,29 @@ class Policies:
         return await self.get(name)
 
     def _tell(self, pipeline: Any) -> None:
-        """Say with a change that there is one."""
+        """Add the wake-up of a change to a pipeline."""
         keys = self._store.keys
         pipeline.eval(*insisting(keys.policies_revision, "INCR"))
         pipeline.eval(*insisting(keys.policies_changes, "XADD", "MAXLEN", 1, "*", "changed", 1))
 
     async def revision(self) -> int:
-        """Grows with every change."""
+        """Return the revision, which grows with every change."""
         return int(await self._store.redis.get(self._store.keys.policies_revision) or 0)
 
     async def changed(self, seen: str, *, wait_s: float) -> str:
-        """The mark of the newest change, once it is another than `seen`, at the latest after `wait_s`."""
+        """Return the mark of the newest change once it differs from `seen`, after `wait_s` at the latest."""
         block_ms = max(1, int(wait_s * 1000))
         answer = await self._store.redis.xread({self._store.keys.policies_changes: seen}, count=1, block=block_ms)
         return str(answer[0][1][-1][0].decode()) if answer else seen
 
     async def report(self, process: str, revision: int, lanes: Lanes, *, ttl_ms: int = REPORT_TTL_MS) -> int:
-        """What a process has seen and has under way; forgotten when it stops saying so. Returns the newest revision."""
+        """Store a process's revision and load, which expire without renewal. Return the newest revision."""
         keys = self._store.keys
         args: list[Argument] = [process, revision, ttl_ms, orjson.dumps(lanes)]
         return int(await self._store.run(POLICY_REPORT, [keys.policies_load, keys.policies_revision], args))
 
     async def load(self, name: str, revision: int) -> PolicyLoad:
-        """Calls over all living processes; those that have died are struck off."""
+        """Return the calls over all living processes; reports of dead ones are removed."""
         now = await self._store.now_ms()
         in_flight = held = 0
         obeyed = True
@@ -189,7 +189,7 @@ def _report_of(policy: str, text: bytes) -> _Report:
 
 
 class PolicyCache:
-    """A process's copy of the records; `get` is what the proxy asks."""
+    """A process's copy of the records; `get` serves the model client."""
 
     def __init__(self, store: Store, process: str) -> None:
         self._policies = Policies(store)
@@ -201,11 +201,11 @@ class PolicyCache:
         self._change = "0-0"
 
     def get(self, name: str) -> ServedModel | None:
-        """The record as it was within the last moments."""
+        """Return the record as of the last moments."""
         return self._records.get(name)
 
     def records(self) -> list[ServedModel]:
-        """All of them, by name."""
+        """Return all records by name."""
         return [self._records[name] for name in sorted(self._records)]
 
     async def refresh(self) -> None:
@@ -213,7 +213,7 @@ class PolicyCache:
         await self._catch_up(await self._policies.revision())
 
     async def keep_fresh(self, lanes: Callable[[], Lanes]) -> None:
-        """Look for changes and report until cancelled; while Redis is away the last copy stands."""
+        """Look for changes and report until cancelled; while Redis is away the last copy is used."""
         while True:
             try:
                 await self._look(lanes)
@@ -224,9 +224,9 @@ class PolicyCache:
                 await asyncio.sleep(BUSY_S)
 
     async def _look(self, lanes: Callable[[], Lanes]) -> None:
-        """Hear of changes and say what is new here; a change is said to be obeyed as soon as it is."""
+        """Wait for changes and report; a change is reported as obeyed at once."""
         while True:
-            news = (self._revision, lanes())  # of after the change: what began before it is in flight
+            news = (self._revision, lanes())  # read after the change: calls that began before it are in flight
             fresh = news == self._reported and time.monotonic() < self._report_at
             newest = await (self._policies.revision() if fresh else self._report(news))
             if newest == self._revision:

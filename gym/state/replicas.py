@@ -1,9 +1,9 @@
-"""The replicas of judges, as whoever runs them publishes them: where each answers, and whether it is ready.
+"""Registry of judge replicas: the URL of each, and whether it is ready.
 
-This is the interface between the farm and what serves judges (`farm judge-server`, the judge pool). A replica enters
-itself under a lease and renews it with its state and load; one whose lease ran out is not asked. Judge workers read the
-list about once a second (`ReplicaCache`), so a replica that wants to end says `draining` first, waits until its calls
-are answered, and then withdraws.
+This is the interface between the farm and the servers of judges (`farm judge-server`, the judge pool). A replica
+registers under a lease and renews it with its state and load; an expired one is not used. Judge workers read the list
+about once a second (`ReplicaCache`). So a replica that wants to end reports `draining` first, waits until its calls are
+answered, and then withdraws.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ ReplicaState = Literal["starting", "ready", "draining", "down"]
 REFRESH_S = 1.0
 LEASE_TTL_S = 8.0
 FORGET_S = 3600.0
-MOST_REFUSED = 256  # that are remembered, so that each is logged once
+MOST_REFUSED = 256  # remembered, so that each is logged once
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """One server of a judge. `version` names its weights, `capacity` is how many calls it takes at a time.
+    """One server of a judge. `version` names its weights, `capacity` is the number of concurrent calls.
 
     `url` is its base URL, under which it has `/v1/chat/completions` or `/v1/scores`, and `/health` beside `/v1`.
     """
@@ -54,25 +54,25 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class PublishedReplica:
-    """A replica in the books; its lease may have run out (negative seconds)."""
+    """A registered replica; its lease may have expired (negative seconds)."""
 
     replica: Replica
     lease_ends_in_s: float
 
     @property
     def ready(self) -> bool:
-        """Whether it is to be asked."""
+        """Return whether it takes calls."""
         return self.lease_ends_in_s > 0 and self.replica.state == "ready"
 
 
 class Replicas:
-    """The books."""
+    """Registry of judge replicas in Redis: publish with a lease, withdraw, list."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def publish(self, replica: Replica, *, ttl_s: float = LEASE_TTL_S) -> None:
-        """Enter a replica, or renew its lease with its present state and load."""
+        """Register a replica, or renew its lease with its present state and load."""
         keys = self._store.keys
         name = f"{replica.judge} {replica.replica}"
         ends = await self._store.now_ms() + int(ttl_s * 1000)
@@ -82,7 +82,7 @@ class Replicas:
         await pipeline.execute()
 
     async def withdraw(self, judge: str, replica: str) -> None:
-        """Strike a replica off."""
+        """Remove a replica."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
         pipeline.zrem(keys.judge_replicas, f"{judge} {replica}")
@@ -90,7 +90,7 @@ class Replicas:
         await pipeline.execute()
 
     async def all(self) -> list[PublishedReplica]:
-        """Every replica in the books, by judge and name; those gone for an hour are struck off."""
+        """Return every registered replica, by judge and name; those expired for an hour are removed."""
         keys, redis = self._store.keys, self._store.redis
         now = await self._store.now_ms()
         leases = await redis.zrange(keys.judge_replicas, 0, -1, withscores=True)
@@ -111,7 +111,7 @@ class Replicas:
 
 
 def read_replica(text: bytes) -> Replica:
-    """Return what a replica said of itself, without what a newer one says beside. Raises a decode error."""
+    """Return a replica's report without fields that this version does not know. Raises a decode error."""
     record = read_object(text)
     known = {each.name for each in fields(Replica)}
     replica = Replica(**{name: value for name, value in record.items() if name in known})
@@ -121,7 +121,7 @@ def read_replica(text: bytes) -> Replica:
 
 
 class ReplicaCache:
-    """A process's copy, in the shape that the proxy's code asks for: a judge is a policy whose endpoints change."""
+    """A process's copy of the list, as the model client needs it: a policy whose endpoints change."""
 
     def __init__(
         self,
@@ -141,11 +141,11 @@ class ReplicaCache:
                 self._enter(name, settings.base_urls)
 
     def get(self, name: str) -> ServedModel | None:
-        """Where a judge answers; `None` where nothing that is ready was published."""
+        """Return a judge's endpoints, `None` if no ready replica is registered."""
         return self._records.get(name)
 
     def version(self, name: str) -> str:
-        """The version that a judge's replicas published, empty where they differ or do not say."""
+        """Return the version of a judge's replicas, empty if they differ or report none."""
         return self._versions.get(name, "")
 
     async def refresh(self) -> None:
@@ -183,7 +183,7 @@ class ReplicaCache:
         return True
 
     async def keep_fresh(self) -> None:
-        """Look for changes until cancelled; while Redis is away the last copy stands."""
+        """Look for changes until cancelled; while Redis is away the last copy is used."""
         while True:
             try:
                 await self.refresh()
@@ -200,7 +200,7 @@ class ReplicaCache:
 
 
 def shown(published: PublishedReplica) -> JsonObject:
-    """A replica as `GET /v1/judges` shows it."""
+    """Return a replica as `GET /v1/judges` shows it."""
     info = asdict(published.replica)
     del info["judge"]
     url = str(info["url"])

@@ -1,10 +1,10 @@
-"""Environment sessions in the books, and the calls that travel to the worker which holds them.
+"""Registry of environment sessions, and the calls that travel to the workers which hold them.
 
-A session lives in one worker process. Its record ends by itself, a while after the session has expired; the zsets of
-all sessions and of an owner's are swept when they are read. A call is a list entry for that worker, its answer a list
-entry for the api process that asked, so an api may come and go while sessions stay.
+A session lives in one worker process. Its record expires a while after the session; the zsets of all sessions and of an
+owner's are swept when they are read. A call is a list entry for that worker, its answer a list entry for the calling
+api process. So an api process may come and go while sessions stay.
 
-Invariant: a call is taken by its worker at most once; a worker that dies takes its sessions and their calls with it,
+Invariant: a call is taken by its worker at most once. A worker that dies takes its sessions and their calls with it,
 which shows in its lease.
 """
 
@@ -33,7 +33,7 @@ _TOUCH = load_script("session_touch", of_batch=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRecord:
-    """A session as the books have it; times in ms of the server's clock. `owner` is a digest of the key, or empty.
+    """A session's record; times in ms of the server's clock. `owner` is a digest of the key, or empty.
 
     `digest` tells one request for a session from another with the same id.
     """
@@ -48,7 +48,7 @@ class SessionRecord:
 
 
 class Sessions:
-    """The books, and both ends of the calls."""
+    """The registry, and both ends of the calls."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -56,9 +56,9 @@ class Sessions:
     async def enter(
         self, session_id: str, *, worker: str, environment: str, owner: str, digest: str, most: int, idle_s: float
     ) -> SessionRecord | None:
-        """Enter a session that is about to be made; None where the id is taken.
+        """Register a session before it is created; return None if the id is taken.
 
-        Raises Overloaded where its owner has `most` already.
+        Raises Overloaded if its owner has `most` already.
         """
         keys = self._store.keys
         verdict, count, now = await self._store.run(
@@ -87,7 +87,7 @@ class Sessions:
         )
 
     async def get(self, session_id: str) -> SessionRecord:
-        """Raises NotFound."""
+        """Return a session. Raises NotFound."""
         values = await self._store.redis.hgetall(self._store.keys.session(session_id))
         record = read_or_none("session", session_id, _record, session_id, values) if values else None
         if record is None:
@@ -95,7 +95,7 @@ class Sessions:
         return record
 
     async def touch(self, record: SessionRecord, *, idle_s: float) -> int | None:
-        """Used just now; returns when it expires, in ms, or `None` where its record is gone."""
+        """Extend a session that was used; return its expiry in ms, or `None` if its record is gone."""
         keys = self._store.keys
         expires_at = await self._store.run(
             _TOUCH,
@@ -105,7 +105,7 @@ class Sessions:
         return int(expires_at) or None
 
     async def lost(self, records: Sequence[SessionRecord]) -> list[SessionRecord]:
-        """Those of a worker's sessions that have no record, or another worker's."""
+        """Return those of a worker's sessions that have no record, or another worker's."""
         pipeline = self._store.redis.pipeline(transaction=False)
         for record in records:
             pipeline.hget(self._store.keys.session(record.session_id), "worker")
@@ -113,7 +113,7 @@ class Sessions:
         return [record for record, worker in zip(records, found, strict=True) if worker != record.worker.encode()]
 
     async def strike(self, records: Sequence[SessionRecord | SessionAssignment]) -> None:
-        """Delete the records of sessions that are no more."""
+        """Delete the records of ended sessions."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=False)
         for record in records:
@@ -123,7 +123,7 @@ class Sessions:
         await pipeline.execute()
 
     async def page(self, *, after: str | None, limit: int) -> tuple[list[SessionRecord], str | None]:
-        """Open sessions, those that expire first in front, and the cursor of the next page or None."""
+        """Return open sessions, first to expire first, and the cursor of the next page or None."""
         redis, keys = self._store.redis, self._store.keys
         now = await self._store.now_ms()
         await redis.zremrangebyscore(keys.sessions, "-inf", now - RECORD_GRACE_S * 1000)
@@ -156,11 +156,11 @@ class Sessions:
         await pipeline.execute()
 
     async def calls(self, worker: str, *, wait_s: float) -> list[JsonObject]:
-        """The next calls for a worker, none where none came within `wait_s`."""
+        """Return the next calls for a worker, empty after `wait_s`."""
         return await self._taken(self._store.keys.session_calls(worker), wait_s)
 
     async def answer(self, asker: str, answers: Sequence[JsonObject]) -> None:
-        """Send answers to the process that asked. Raises TypeError or ValueError for what JSON cannot hold."""
+        """Send answers to the calling processes. Raises TypeError or ValueError for values that JSON cannot hold."""
         key = self._store.keys.session_answers(asker)
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.rpush(key, *map(exact_json.dumps, answers))
@@ -168,7 +168,7 @@ class Sessions:
         await pipeline.execute()
 
     async def answers(self, asker: str, *, wait_s: float) -> list[JsonObject]:
-        """The next answers for a process, none where none came within `wait_s`."""
+        """Return the next answers for a process, empty after `wait_s`."""
         return await self._taken(self._store.keys.session_answers(asker), wait_s)
 
     async def _taken(self, key: str, wait_s: float) -> list[JsonObject]:
@@ -182,7 +182,7 @@ class Sessions:
 
 
 def session_not_found(session_id: str) -> NotFound:
-    """The error for a session that is not, or no longer, there."""
+    """Return the error for a session that does not exist (any more)."""
     return NotFound(
         "session_not_found",
         f"there is no session {session_id[:200]!r}: it was closed, it expired, or the worker that held it has ended; "
@@ -192,7 +192,7 @@ def session_not_found(session_id: str) -> NotFound:
 
 
 def _read(text: bytes) -> JsonObject | None:
-    """An entry of a list, None for one that is no JSON object: it is dropped, and the others go on."""
+    """Return an entry of a list, None for anything but a JSON object, which is dropped."""
     try:
         read = exact_json.loads(text)
     except ValueError as error:

@@ -12,7 +12,7 @@ from gym.section import Section
 
 
 class RedisSettings(Section):
-    """Where the truth lives. Without a URL, `farm up` starts a server of its own in the data directory."""
+    """The Redis server. Without a URL, `farm up` starts one in the data directory."""
 
     url: Address | None = Field(default=None, repr=False)
     broker_url: Address | None = Field(default=None, repr=False, description="Celery's; left out, the next database")
@@ -22,7 +22,7 @@ class RedisSettings(Section):
 
 
 class BreakerSettings(Section):
-    """When rollouts of a policy, an environment or a judge that keeps failing are parked, and when one is tried."""
+    """Circuit breakers: when rollouts of a failing policy, environment or judge are parked, and when one is probed."""
 
     failures: Annotated[
         int, Field(ge=1, le=1000, description="infrastructure failures in a row after which rollouts are parked")

@@ -1,4 +1,4 @@
-"""Verdicts kept in Redis, so that all judge workers ask a question once."""
+"""Cache of verdicts in Redis, so that all judge workers ask a question once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class StoredVerdicts:
-    """A `gym.judges.cache.VerdictStore`; what cannot be read or kept is asked again."""
+    """A `gym.judges.cache.VerdictStore`; a verdict that cannot be read or stored is requested again."""
 
     def __init__(self, store: Store, *, keep_s: float) -> None:
         self._store = store
         self._keep_ms = int(keep_s * 1000)
 
     async def get(self, judge: str, version: str, digest: str) -> Verdict | None:
-        """The verdict that was kept, if any."""
+        """Return the stored verdict, if any."""
         try:
             text = await self._store.redis.get(self._store.keys.verdict(judge, version, digest))
         except RedisError as error:
@@ -44,7 +44,7 @@ class StoredVerdicts:
         return read_or_none("verdict", f"{judge} {digest}", read)
 
     async def put(self, judge: str, version: str, digest: str, verdict: Verdict) -> None:
-        """Keep it for a while."""
+        """Store a verdict for a while."""
         key = self._store.keys.verdict(judge, version, digest)
         try:
             await self._store.redis.set(key, orjson.dumps(verdict.as_json()), px=self._keep_ms)

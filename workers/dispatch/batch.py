@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import orjson
-
-from gym.batch import BatchSpec
-from gym.limits import Limits
+from gym.state.batch_spec import read_spec
 from gym.state.ledger.breakers import BreakerKey, policy_key
+from gym.state.ledger.cancellation import StopCause, read_stop
 
 COUNTERS = ("queued", "dispatched", "running", "judging", "cancel", "ended_at", "stops", "search", "publishing")
 """Fields of `meta` that `Batch.count` takes, with the counters of parked rollouts behind them."""
@@ -35,7 +33,7 @@ class ActiveBatch:
     dispatched: int = 0
     running: int = 0
     judging: int = 0
-    stopping: bytes = b"0"  # 1 cancelled, 2 past its deadline
+    stopping: StopCause | None = None  # the whole batch is being ended
     stops: int = 0  # large groups that are being stopped
     publishing: str | None = None  # the request whose rows go to the backlog
     search: str | None = None  # from where on what nothing holds is searched for
@@ -47,7 +45,7 @@ class ActiveBatch:
         self.queued, self.dispatched, self.running = int(queued or 0), int(dispatched or 0), int(running or 0)
         self.judging = int(judging or 0)
         self.parked = sum(int(number or 0) for number in parked)
-        self.stopping = flag or b"0"
+        self.stopping = read_stop(flag)
         self.ended = ended_at is not None
         self.stops, self.search = int(stops or 0), search.decode() if search else None
         self.publishing = publishing.decode() if publishing else None
@@ -59,20 +57,18 @@ def read_batch(batch_id: str, values: Sequence[bytes | None]) -> ActiveBatch:
     The options are checked as a worker checks them, so what no worker could run is found here.
     """
     text, run, priority, weight, created = values[:5]
-    spec = orjson.loads(text or b"")
-    BatchSpec.model_validate(spec)
-    limits = Limits().model_dump() | spec["limits"]
+    spec = read_spec(text)
+    limits = spec.limits
     created_at = int(created or b"")
-    deadline_s = limits.get("deadline_s")
     return ActiveBatch(
         batch_id=batch_id,
         run=(run or b"").decode(),
         priority=int(priority or b""),
         weight=float(weight or b""),
         created_at=created_at,
-        max_attempts=int(limits["max_attempts"]),
-        rollout_timeout_s=float(limits["rollout_timeout_s"]),
-        judge_timeout_s=float(limits["judge_timeout_s"]),
-        deadline_at=None if deadline_s is None else created_at + int(deadline_s * 1000),
-        policy=policy_key(spec.get("policy")),
+        max_attempts=limits.max_attempts,
+        rollout_timeout_s=limits.rollout_timeout_s,
+        judge_timeout_s=limits.judge_timeout_s,
+        deadline_at=None if limits.deadline_s is None else created_at + int(limits.deadline_s * 1000),
+        policy=policy_key(spec.policy),
     )

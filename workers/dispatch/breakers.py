@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gym.config import Settings
 from gym.state.ledger.breakers import Breaker, BreakerKey, BreakerKind, Breakers, open_names, parked_field
+from gym.state.ledger.cancellation import StopCause
 from gym.state.ledger.rollouts import Rollouts, TakenRollout
 from gym.state.redis.store import Store
 from workers.dispatch.publisher import Job
@@ -31,7 +32,7 @@ class ParkedBatch(Protocol):
     parked: int
     queued: int
     dispatched: int
-    stopping: bytes
+    stopping: StopCause | None
 
 
 class DispatchBreakers:
@@ -82,7 +83,7 @@ class DispatchBreakers:
         self._probe_at = time.monotonic() + LOOK_AGAIN_S * bool(due)
         jobs = []
         for breaker in due:
-            held = [batch for batch in batches if batch.stopping == b"0" and self._waits_for(breaker.key, batch)]
+            held = [batch for batch in batches if batch.stopping is None and self._waits_for(breaker.key, batch)]
             if held and await self._breakers.may_probe(breaker.key):
                 jobs += await self._probe(breaker.key, held)
         return jobs

@@ -20,6 +20,7 @@ from gym.config import Settings
 from gym.errors import SettingsError
 from gym.processes.ending import end_within
 from gym.processes.liveness import serve_liveness
+from gym.state.batch_spec import SPEC_FIELD
 from gym.state.dispatcher_health import DispatcherHealth
 from gym.state.leases import Leases
 from gym.state.ledger.rollouts import Rollouts, TakenRollout
@@ -179,7 +180,7 @@ class Dispatcher:
                 found[batch.batch_id] = batch
 
     async def _read_batch(self, batch_id: str) -> ActiveBatch | None:
-        fields = ["spec", "run", "priority", "weight", "created_at", "ended_at"]
+        fields = [SPEC_FIELD, "run", "priority", "weight", "created_at", "ended_at"]
         values = await self._store.redis.hmget(self._store.keys.batch(batch_id).meta, fields)
         if values[0] is None and values[5] is None:
             await self._store.redis.zrem(self._store.keys.active, batch_id)
@@ -290,7 +291,7 @@ def _virtual_times(stored: dict[bytes, bytes]) -> dict[str, float]:
 
 def _backlog(batch: ActiveBatch) -> int:
     """What may be sent of it now."""
-    if batch.stopping != b"0" or batch.held:
+    if batch.stopping is not None or batch.held:
         return 0
     return max(0, batch.queued - batch.dispatched - batch.parked)
 

@@ -84,7 +84,7 @@ class Quarantine:
         """Clear what an earlier dispatcher raised; what is still wrong is found again at once."""
         self._aside.clear()
         for name in await self._alarms.standing():
-            if name.startswith(f"{AlarmKind.UNREADABLE_BATCH}|"):
+            if name.kind == AlarmKind.UNREADABLE_BATCH:
                 await self._alarms.clear(name)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gym.state.ledger.rollouts import TakenRollout
+from gym.state.ledger.rollouts import Rollouts, TakenRollout
 from gym.state.redis.store import Store
 from workers.dispatch.publisher import Job
 
@@ -33,7 +33,7 @@ class SuspectJobs:
     """The jobs with suspects that this dispatcher has sent and that are not over."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self._rollouts = Rollouts(store)
         self._out: list[Job] = []
 
     def sent(self, jobs: Sequence[Job]) -> None:
@@ -49,9 +49,4 @@ class SuspectJobs:
 
     async def _is_under_way(self, job: Job) -> bool:
         """Whether any of its rollouts is still where the job has put it."""
-        live = self._store.keys.batch(job.batch_id).live
-        values = await self._store.redis.hmget(live, [member for member, _ in job.members])
-        return any(
-            value is not None and value.split(b"|")[1] == str(attempt).encode()
-            for value, (_, attempt) in zip(values, job.members, strict=True)
-        )
+        return await self._rollouts.under_way(job.batch_id, job.members)

@@ -1,7 +1,7 @@
-"""From verdicts to what is stored: the record of a judged rollout, and its environment's sums.
+"""Conversion of verdicts to stored values: the record of a judged rollout, and its environment's sums.
 
-A record keeps every round of judging. The last one that came to a verdict says what the reward is, so a judge that
-fails when it is asked again takes nothing away.
+A record keeps every round of judging. The last round with a verdict determines the reward, so a judge that fails in a
+later round takes nothing away.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import orjson
 from gym.errors import Internal, RolloutError, Stage, VerifierFailed
 from gym.ids import parse_member
 from gym.jsontypes import JsonObject
+from gym.results.result import ResultFailure, RolloutResult, identity, rfc3339
 from gym.results.storable import describe_error, storable_text, unstorable
+from gym.rollout import Outcome, StopReason
 from gym.state.ledger.judging import JudgeClaim
 from gym.state.ledger.rejudge import score_sums
-from gym.state.ledger.results import rfc3339
 from workers.judging.runner import JudgeDecision, JudgedRollout, ParkedJudgement, PendingJudgement
 
 
 def judged_record(claim: JudgeClaim, decided: JudgeDecision, *, worker: str, took_s: float) -> JsonObject:
-    """The result with a new round of verdicts; without a reward the answer is unscored."""
+    """Return the record with a new round of verdicts; without a reward it is unscored."""
     record = _with_time(claim, took_s)
     reward = decided.reward
     value = reward.value if reward is not None else None
@@ -31,7 +32,7 @@ def judged_record(claim: JudgeClaim, decided: JudgeDecision, *, worker: str, too
     if decided.unreadable:
         record["verdicts"].append({"judge": claim.judge, "score": None, "error": decided.unreadable} | mark)
     return record | {
-        "outcome": "succeeded",
+        "outcome": Outcome.SUCCEEDED,
         "error": None,
         "reward": value,
         "reward_components": reward.components if reward is not None else {},
@@ -41,7 +42,7 @@ def judged_record(claim: JudgeClaim, decided: JudgeDecision, *, worker: str, too
 
 
 def unjudged_record(claim: JudgeClaim, error: RolloutError, *, worker: str, took_s: float) -> JsonObject:
-    """The result where judging failed: what it was before, if it was judged before, else failed."""
+    """Return the record after failed judging: the earlier result if it was judged before, else a failed one."""
     record = _with_time(claim, took_s)
     at = rfc3339(claim.now + int(took_s * 1000))
     record["verdicts"].append(
@@ -49,54 +50,35 @@ def unjudged_record(claim: JudgeClaim, error: RolloutError, *, worker: str, took
     )
     if claim.old_outcome is not None:
         return record
-    attempts = [*claim.tries, orjson.loads(try_line(claim, error, worker))]
-    failure = {
-        "kind": error.kind,
-        "stage": error.stage,
-        "message": storable_text(error.message),
-        "retryable": error.retryable,
-        "attempts": attempts,
-    }
-    return record | {"outcome": "failed", "error": failure, "judged_by": worker, "finished_at": at}
+    failure = ResultFailure.of(error, [*claim.tries, orjson.loads(try_line(claim, error, worker))])
+    return record | {"outcome": Outcome.FAILED, "error": failure, "judged_by": worker, "finished_at": at}
 
 
 def bare_unjudged(judged: JudgedRollout, error: RolloutError, *, worker: str) -> JsonObject:
-    """The record of a rollout that could not be judged, from nothing but its claim."""
+    """Return the record of a rollout that could not be judged, built from its claim alone."""
     claim = judged.claim
     rollout = parse_member(claim.batch_id, claim.member)
     at = rfc3339(claim.now)
     verdict = {"judge": claim.judge, "score": None, "error": storable_text(error.message), "round": 1, "at": at}
-    return {
-        "rollout_id": str(rollout),
-        "batch_id": claim.batch_id,
-        "run": judged.spec.run,
-        "group_id": rollout.group_id,
-        "task_id": rollout.group_id,
-        "sample_index": rollout.sample,
-        "attempt": claim.attempt,
-        "environment": claim.environment,
-        "outcome": "failed" if claim.old_outcome is None else claim.old_outcome,
-        "stop_reason": "error",
-        "error": {**orjson.loads(try_line(claim, error, worker)), "stage": error.stage, "retryable": error.retryable}
-        | {"attempts": []},
-        "reward": None,
-        "reward_components": {},
-        "judge": claim.judge,
-        "verdicts": [verdict],
-        "policy_version": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
-        "model_calls": 0,
-        "tool_calls": 0,
-        "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
-        "judged_by": worker,
-        "finished_at": at,
-    }
+    return RolloutResult(
+        **identity(
+            rollout, run=judged.spec.run or claim.batch_id, task_id=rollout.group_id, environment=claim.environment
+        ),
+        attempt=claim.attempt,
+        outcome=Outcome.FAILED if claim.old_outcome is None else claim.old_outcome,
+        stop_reason=StopReason.ERROR,
+        error=ResultFailure.of(error, []),
+        judge=claim.judge,
+        verdicts=[verdict],
+        judged_by=worker,
+        finished_at=at,
+    ).as_dict()
 
 
 def unrecordable_verdict(
     judged: JudgedRollout, found: JudgeDecision | PendingJudgement | ParkedJudgement | RolloutError, fault: Exception
 ) -> RolloutError:
-    """The error of a judged rollout that could not be recorded because of `fault`; it names the value."""
+    """Return the error of a judged rollout that could not be recorded because of `fault`; it names the value."""
     named = None
     try:
         if isinstance(found, JudgeDecision):
@@ -111,7 +93,7 @@ def unrecordable_verdict(
 
 
 def try_line(claim: JudgeClaim, error: RolloutError, worker: str) -> bytes:
-    """One line of a rollout's tries at judging."""
+    """Return one JSON line of a rollout's failed judging tries."""
     return orjson.dumps(
         {"attempt": claim.attempt, "worker": worker, "kind": error.kind, "judge": claim.judge}
         | {"message": storable_text(error.message)}
@@ -119,7 +101,7 @@ def try_line(claim: JudgeClaim, error: RolloutError, worker: str) -> bytes:
 
 
 def judged_sums(claim: JudgeClaim, record: JsonObject) -> dict[str, float]:
-    """What it adds to its environment's sums: all of it, or only the score where the rest had been counted before."""
+    """Return the additions to the environment's sums; only the score if the rollout had been counted before."""
     added = score_sums(record["reward"])
     if claim.old_outcome is not None:
         return added
@@ -135,7 +117,7 @@ def judged_sums(claim: JudgeClaim, record: JsonObject) -> dict[str, float]:
 
 
 def _with_time(claim: JudgeClaim, took_s: float) -> JsonObject:
-    """The record as it was, with the seconds from the end of the conversation to now as `judge_s`."""
+    """Return the stored record with `judge_s` as the seconds from the end of the conversation to now."""
     record: JsonObject = orjson.loads(claim.record)
     timing: dict[str, Any] = record["timing"]
     judge_s = (claim.now - claim.over_at) / 1000 + took_s

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import orjson
-
 from gym.batch import BatchSpec
-from gym.fields.bounded import STORED
+from gym.state.batch_spec import spec_of
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store, will_pass
-from gym.state.redis.unreadable import read_or_none
+from gym.state.redis.unreadable import DECODE_ERRORS, complain
 
 AGAIN_S = 0.5
 MOST_SPECS = 1000
@@ -33,22 +31,18 @@ class Specs:
         spec = self._known.get(batch_id)
         while spec is None:
             try:
-                text = await self._store.redis.hget(self._store.keys.batch(batch_id).meta, "spec")
+                spec = await spec_of(self._store, batch_id)
             except RedisError as error:
                 if self._draining() or not will_pass(error):
                     return None
                 await asyncio.sleep(AGAIN_S)
                 continue
-            if text is None:
+            except DECODE_ERRORS as error:
+                complain("spec of batch", batch_id, error)
                 return None
-            spec = read_or_none("spec of batch", batch_id, _read, text)
             if spec is None:
                 return None
             if len(self._known) >= MOST_SPECS:
                 self._known.clear()
             self._known[batch_id] = spec
         return spec
-
-
-def _read(text: bytes) -> BatchSpec:
-    return BatchSpec.model_validate(orjson.loads(text), context=STORED)

@@ -1,4 +1,4 @@
-"""From how an attempt ended to what is stored: the record, the packed trajectory, and the environment's sums."""
+"""Conversion of an ended attempt to stored values: the record, the packed trajectory, and the environment's sums."""
 
 from __future__ import annotations
 
@@ -9,111 +9,78 @@ import orjson
 from gym.agents.replay import MOST_BYTES, pack, recorded
 from gym.episode import EpisodeResult
 from gym.errors import RolloutError
-from gym.jsontypes import JsonObject
 from gym.results.record import call_json, pack_trajectory, version_span
+from gym.results.result import (
+    ResultFailure,
+    RolloutIdentity,
+    RolloutResult,
+    failed_attempt,
+    identity,
+    rfc3339,
+)
 from gym.results.storable import storable_text
 from gym.reward import PASS_REWARD
-from gym.rollout import StopReason
-from gym.state.ledger.result_records import read_tries, rfc3339
+from gym.rollout import Outcome, StopReason
+from gym.state.ledger.result_records import read_tries
 from gym.trajectory import Usage
 from gym.wire.responses.reply import build_response
 from workers.rollouts.runner import RunningRollout
 
 
 def error_line(running: RunningRollout, error: RolloutError, worker: str) -> bytes:
-    """One line of a rollout's attempts."""
-    return orjson.dumps(
-        {
-            "attempt": running.claim.attempt,
-            "worker": worker,
-            "kind": error.kind,
-            "message": storable_text(error.message),
-            "retryable": error.retryable,
-        }
-    )
+    """Return one JSON line of a rollout's failed attempts."""
+    message = storable_text(error.message)
+    return orjson.dumps(failed_attempt(running.claim.attempt, worker, error.kind, message, retryable=error.retryable))
 
 
 def record(running: RunningRollout, finished: EpisodeResult, worker: str) -> bytes:
-    """The result as API.md shows it, `view=light`."""
-    claim, rollout = running.claim, running.rollout
+    """Return the record of an attempt that ended."""
+    claim, error, reward = running.claim, finished.error, finished.reward
     trajectory = finished.trajectory
-    usage = trajectory.usage if trajectory is not None else Usage()
-    return orjson.dumps(
-        {
-            "rollout_id": str(rollout),
-            "batch_id": rollout.batch_id,
-            "run": running.spec.run,
-            "group_id": rollout.group_id,
-            "task_id": claim.task_id,
-            "sample_index": rollout.sample,
-            "attempt": claim.attempt,
-            "environment": claim.environment,
-            "outcome": "failed" if finished.error is not None else "succeeded",
-            "stop_reason": finished.stop_reason,
-            "error": _error(running, finished, worker),
-            "reward": finished.reward.value if finished.reward is not None else None,
-            "reward_components": finished.reward.components if finished.reward is not None else {},
-            "judge": finished.ask.questions[0].judge if finished.ask is not None else None,
-            "verdicts": [],
-            "policy_version": version_span(trajectory),
-            "usage": usage,
-            "model_calls": len(trajectory.calls) if trajectory is not None else 0,
-            "tool_calls": len(trajectory.tool_calls) if trajectory is not None else 0,
-            "timing": finished.timing,
-            "worker": worker,
-            "finished_at": rfc3339(claim.claimed_at + int((finished.timing.total_s - running.earlier_s) * 1000)),
-        }
-    )
+    failure = None
+    if error is not None:
+        tries = [*read_tries(claim.tries), orjson.loads(error_line(running, error, worker))]
+        failure = ResultFailure.of(error, tries)
+    return RolloutResult(
+        **_identity(running),
+        attempt=claim.attempt,
+        outcome=Outcome.FAILED if error is not None else Outcome.SUCCEEDED,
+        stop_reason=finished.stop_reason,
+        error=failure,
+        reward=reward.value if reward is not None else None,
+        reward_components=reward.components if reward is not None else {},
+        judge=finished.ask.questions[0].judge if finished.ask is not None else None,
+        policy_version=version_span(trajectory),
+        usage=trajectory.usage if trajectory is not None else Usage(),
+        model_calls=len(trajectory.calls) if trajectory is not None else 0,
+        tool_calls=len(trajectory.tool_calls) if trajectory is not None else 0,
+        timing=finished.timing,
+        worker=worker,
+        finished_at=rfc3339(claim.claimed_at + int((finished.timing.total_s - running.earlier_s) * 1000)),
+    ).as_json()
 
 
 def bare_record(running: RunningRollout, error: RolloutError, worker: str) -> bytes:
-    """The record of a failed attempt from nothing but its claim: what is stored where all else cannot be."""
-    claim, rollout = running.claim, running.rollout
-    return orjson.dumps(
-        {
-            "rollout_id": str(rollout),
-            "batch_id": rollout.batch_id,
-            "run": running.spec.run,
-            "group_id": rollout.group_id,
-            "task_id": claim.task_id,
-            "sample_index": rollout.sample,
-            "attempt": claim.attempt,
-            "environment": claim.environment,
-            "outcome": "failed",
-            "stop_reason": StopReason.ERROR,
-            "error": {**orjson.loads(error_line(running, error, worker)), "stage": error.stage, "attempts": []},
-            "reward": None,
-            "reward_components": {},
-            "judge": None,
-            "verdicts": [],
-            "policy_version": None,
-            "usage": Usage(),
-            "model_calls": 0,
-            "tool_calls": 0,
-            "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
-            "worker": worker,
-            "finished_at": rfc3339(claim.claimed_at),
-        }
-    )
+    """Return a failed record that is built from the claim alone, for when a fuller one cannot be stored."""
+    return RolloutResult(
+        **_identity(running),
+        attempt=running.claim.attempt,
+        outcome=Outcome.FAILED,
+        stop_reason=StopReason.ERROR,
+        error=ResultFailure.of(error, []),
+        worker=worker,
+        finished_at=rfc3339(running.claim.claimed_at),
+    ).as_json()
 
 
-def _error(running: RunningRollout, finished: EpisodeResult, worker: str) -> JsonObject | None:
-    error = finished.error
-    if error is None:
-        return None
-    attempts = read_tries(running.claim.tries)
-    attempts.append(orjson.loads(error_line(running, error, worker)))
-    return {
-        "kind": error.kind,
-        "stage": error.stage,
-        "message": storable_text(error.message),
-        "retryable": error.retryable,
-        "attempts": attempts,
-    }
+def _identity(running: RunningRollout) -> RolloutIdentity:
+    claim = running.claim
+    run = running.spec.run or claim.batch_id
+    return identity(running.rollout, run=run, task_id=claim.task_id, environment=claim.environment)
 
 
 def packed_trajectory(running: RunningRollout, finished: EpisodeResult) -> bytes | None:
-    """The trajectory as it is stored, `None` where the episode never began."""
+    """Return the trajectory as it is stored, `None` if the episode never began."""
     trajectory = finished.trajectory
     if trajectory is None:
         return None
@@ -141,7 +108,7 @@ def packed_trajectory(running: RunningRollout, finished: EpisodeResult) -> bytes
 
 
 def packed_calls(running: RunningRollout, *, most_bytes: int) -> bytes:
-    """The model calls of a rollout that is handed back, as its next claim gets them; empty where there are none."""
+    """Return the model calls of a rollout that is handed back, for its next claim to replay; empty without any."""
     if running.episode is None:
         return b""
     return pack(
@@ -153,7 +120,7 @@ def packed_calls(running: RunningRollout, *, most_bytes: int) -> bytes:
 
 
 def sums(finished: EpisodeResult) -> dict[str, float]:
-    """What this rollout adds to its environment's sums, zeros left out; the divisor of the means is `run`."""
+    """Return this rollout's additions to its environment's sums, without zeros; means are divided by `run`."""
     trajectory = finished.trajectory
     added: dict[str, float] = {"run": 1}
     if finished.reward is not None:
@@ -165,13 +132,5 @@ def sums(finished: EpisodeResult) -> dict[str, float]:
             "input_tokens": trajectory.usage.input_tokens,
             "output_tokens": trajectory.usage.output_tokens,
         }
-    timing = finished.timing
-    added |= {
-        "queued_s": timing.queued_s,
-        "environment_s": timing.environment_s,
-        "model_s": timing.model_s,
-        "tool_s": timing.tool_s,
-        "judge_s": timing.judge_s,
-        "total_s": timing.total_s,
-    }
+    added |= finished.timing.as_dict()
     return {name: value for name, value in added.items() if value}

@@ -1,8 +1,8 @@
-"""Recording of an attempt that is over: a retry, a handover to judges, or a commit.
+"""Recording of an ended attempt: a retry, a handover to judges, or a commit.
 
-Invariant: whatever is raised on the way, the attempt ends in one fenced change of state. What cannot be stored for now
-is an infrastructure fault of the attempt; what cannot be stored at all ends as a failed result that names the value.
-That last commit consists of the claim and a text, and needs no blob store.
+Invariant: the attempt ends in one fenced change of state, whichever error is raised on the way. A result that cannot be
+stored for now is an infrastructure fault of the attempt. A value that can never be stored gives a failed result that
+names it; that last commit consists of the claim and a text, and needs no blob store.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Recorder:
-    """One per worker; `running` are the rollouts that it has now."""
+    """Recorder of a worker's attempts; `running` are the rollouts that it has now."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Recorder:
         self._draining = draining
 
     async def record(self, running: RunningRollout, finished: EpisodeResult) -> None:
-        """Record how an attempt ended; nothing interrupts that any more."""
+        """Record the end of an attempt. This cannot be interrupted."""
         running.committing = True
         try:
             if await self._give_up(running, finished):
@@ -65,7 +65,7 @@ class Recorder:
                 await self._leave_to_judges(running, finished, finished.ask)
         except StorageFailed as fault:
             await self._not_stored(running, finished, fault)
-        except Exception as fault:  # noqa: BLE001  whatever it is, the rollout is to end
+        except Exception as fault:  # noqa: BLE001  the rollout must end in any case
             await self._commit_failed(running, finished, unrecordable(running, finished, fault))
 
     async def commit(self, running: RunningRollout, finished: EpisodeResult) -> None:
@@ -78,7 +78,7 @@ class Recorder:
             await self._commit_failed(running, finished, unrecordable(running, finished, fault))
 
     async def _give_up(self, running: RunningRollout, finished: EpisodeResult) -> bool:
-        """Hand a failed attempt back, or let it run again, where that is due."""
+        """Hand a failed attempt back, or retry it, and return whether either was done."""
         error = finished.error
         handed_back = await self._breakers.ended(running, error, self._running())
         blameless = self._breakers.blamed(running, error) is not None
@@ -90,7 +90,7 @@ class Recorder:
         return error is not None and await self._retry(running, error, replay=replay)
 
     async def _retry(self, running: RunningRollout, error: RolloutError, *, replay: bytes = b"") -> bool:
-        """Let it run again where its budget allows that."""
+        """Queue a retry if its budget allows one, and return whether it does."""
         delay_s = retry_in_s(error, running.claim.tries, running.spec.limits)
         if delay_s is None:
             return False
@@ -100,7 +100,7 @@ class Recorder:
         return True
 
     async def _leave_to_judges(self, running: RunningRollout, finished: EpisodeResult, ask: Ask) -> None:
-        """Leave it to the judges; the slot is free once this is recorded."""
+        """Hand it over to the judges; the slot is free once this is recorded."""
         packed = packed_trajectory(running, finished)
         attempt = running.claim.attempt
         handover = Handover(
@@ -147,7 +147,7 @@ class Recorder:
             await self._commit_failed(running, finished, finished.error or fault)
 
     async def _commit_failed(self, running: RunningRollout, finished: EpisodeResult, error: RolloutError) -> None:
-        """Commit a failed result without its trajectory, and with less of what is known where that fails too."""
+        """Commit a failed result without its trajectory; if that fails too, with fewer of the known fields."""
         _LOG.error("rollout %s: %s", running.rollout, error.message, extra={"action": "unrecordable"})
         for trajectory in (finished.trajectory, None):
             failed = EpisodeResult(
@@ -159,7 +159,7 @@ class Recorder:
             )
             try:
                 await self._send(running, failed, record(running, failed, self._worker), b"", sums(failed))
-            except Exception as fault:  # noqa: BLE001  there is a plainer one
+            except Exception as fault:  # noqa: BLE001  try a plainer record
                 _LOG.warning("rollout %s: %s", running.rollout, describe_error(fault), extra={"action": "unrecordable"})
             else:
                 return
@@ -167,7 +167,7 @@ class Recorder:
 
 
 def unrecordable(running: RunningRollout, finished: EpisodeResult, fault: Exception) -> RolloutError:
-    """The error of a result that could not be recorded because of `fault`; it names the value where one is found."""
+    """Return the error of a result that could not be recorded because of `fault`; it names the value, if found."""
     reward = finished.reward
     found: list[tuple[type[RolloutError], str | None]] = []
     try:
@@ -188,9 +188,9 @@ def unrecordable(running: RunningRollout, finished: EpisodeResult, fault: Except
 
 
 def kept_calls(running: RunningRollout, *, most_bytes: int = HAND_BACK_BYTES) -> bytes:
-    """The model calls of an attempt that is handed back; none where they cannot be packed."""
+    """Return the model calls of an attempt that is handed back, empty if they cannot be packed."""
     try:
         return packed_calls(running, most_bytes=most_bytes)
-    except Exception as fault:  # noqa: BLE001  then they are made again
+    except Exception as fault:  # noqa: BLE001  the calls are made again
         _LOG.warning("calls of %s not kept: %s", running.rollout, describe_error(fault), extra={"action": "not_kept"})
         return b""

@@ -1,6 +1,6 @@
-"""Batches: status, lists, sealing, cancelling, running again.
+"""Batches: status, lists, sealing, cancellation, requeueing.
 
-Invariant: the ledger's counters change in the same script as the states that they count. How rows come in is
+Invariant: the ledger's counters change in the same script as the states that they count. Submission of rows is in
 `gym.state.ledger.submission`.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import orjson
 from redis.exceptions import RedisError
 
 from gym.errors import Conflict, Invalid, NotFound
 from gym.ids import GroupRef, RolloutRef
 from gym.jsontypes import JsonObject
 from gym.rollout import Ledger
+from gym.state.batch_spec import read_options, read_spec
 from gym.state.ledger.breakers import (
     Breaker,
     BreakerKind,
@@ -27,19 +27,19 @@ from gym.state.ledger.breakers import (
     policy_key,
     read_breakers,
 )
-from gym.state.ledger.cancellation import Cancellation, cancel
+from gym.state.ledger.cancellation import Cancellation, StopCause, cancel, read_stop
 from gym.state.ledger.judging import waiting_of
 from gym.state.redis.store import REQUEUE, SEAL, Store, insisting
-from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable, read_object, read_or_none, reason
+from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable, read_or_none, reason
 
 REQUEUE_CHUNK = 100
-PAGE_BYTES = 4 * 2**20  # of what is kept of the batches of one page
+PAGE_BYTES = 4 * 2**20  # stored size of the batches of one page
 BatchState = Literal["open", "running", "done", "cancelled", "expired", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSnapshot:
-    """A batch as it stands; times in ms of the server's clock."""
+    """State of a batch at one moment; times in ms of the server's clock."""
 
     batch_id: str
     run: str
@@ -52,11 +52,10 @@ class BatchSnapshot:
     fenced: int
     parked: ParkedCounts = field(default_factory=ParkedCounts)
     environments: dict[str, dict[str, float]] = field(default_factory=dict)
-    trouble: str = ""  # why it cannot be read, where its state is `unreadable`
+    trouble: str = ""  # why it cannot be read, if its state is `unreadable`
 
     @property
     def ended(self) -> bool:
-        """Whether it is sealed and every rollout has ended."""
         return self.ended_at is not None
 
 
@@ -73,7 +72,7 @@ async def activate(store: Store, batch_id: str) -> None:
 
 
 async def keep_for(store: Store, batch_id: str, keep_s: float | None) -> None:
-    """Let a batch's keys go after so many seconds, or keep them."""
+    """Set the expiry of a batch's keys in seconds, or remove it."""
     names = await everything(store, batch_id)
     pipeline = store.redis.pipeline(transaction=False)
     for key in names:
@@ -85,20 +84,20 @@ async def keep_for(store: Store, batch_id: str, keep_s: float | None) -> None:
 
 
 async def everything(store: Store, batch_id: str) -> list[str]:
-    """All lasting keys of a batch, those of its consumers too."""
+    """Return all lasting keys of a batch, including those of its consumers."""
     keys = store.keys.batch(batch_id)
     consumers = [name.decode() for name in await store.redis.hkeys(keys.feeds)]
     return [*keys.everything(), *(key for consumer in consumers for key in keys.feed(consumer))]
 
 
 class Batches:
-    """The calls on batches that the API offers."""
+    """Calls on batches, as the API offers them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def status(self, batch_id: str) -> BatchSnapshot:
-        """Raises NotFound."""
+        """Return the state of a batch. Raises NotFound."""
         keys = self._store.keys.batch(batch_id)
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.hgetall(keys.meta)
@@ -117,7 +116,7 @@ class Batches:
     async def list(
         self, *, run: str | None = None, state: str | None = None, limit: int = 100, after: str | None = None
     ) -> tuple[list[BatchSnapshot], str | None]:
-        """Batches, newest first, and the cursor of the next page or `None`; fewer where they are large."""
+        """Return batches, newest first, and the cursor of the next page or `None`; fewer if they are large."""
         found: list[BatchSnapshot] = []
         redis = self._store.redis
         position = size = 0
@@ -142,7 +141,7 @@ class Batches:
             lines = answers[len(page) :] or [{}] * len(page)
             for batch_id, meta, judges in zip(page, answers[: len(page)], lines, strict=True):
                 position += 1
-                if not meta:  # kept for as long as the settings say, then gone
+                if not meta:  # its retention is over
                     await redis.zrem(self._store.keys.batches, batch_id)
                     position -= 1
                     continue
@@ -155,35 +154,35 @@ class Batches:
                     return found, batch_id
 
     async def active(self) -> AsyncIterator[str]:
-        """Batches that have not ended, oldest first."""
+        """Yield batches that have not ended, oldest first."""
         for name in await self._store.redis.zrange(self._store.keys.active, 0, -1):
             yield name.decode()
 
     async def seal(self, batch_id: str) -> BatchSnapshot:
-        """No more rows. Raises NotFound."""
+        """Close a batch for further rows. Raises NotFound."""
         known, _ended = await self._store.run(SEAL, self._store.keys.batch(batch_id).scripted(), [])
         if not known:
             raise batch_not_found(batch_id)
         await self._store.wake_dispatcher()
         return await self.status(batch_id)
 
-    async def cancel_batch(self, batch_id: str, *, letter: str = "c", reason: str = "cancelled") -> Cancellation:
-        """Begin to end everything in it that has not ended; the dispatcher ends what is left after this call.
+    async def cancel_batch(self, batch_id: str, *, cause: StopCause = StopCause.CANCELLED) -> Cancellation:
+        """Begin to end all unfinished rollouts of a batch; the dispatcher ends those left after this call.
 
-        Unknown batches get a tombstone. Raises Overloaded where there are too many of these.
+        Unknown batches get a tombstone. Raises Overloaded if there are too many tombstones.
         """
-        done = await cancel(self._store, batch_id, "batch", "*", letter=letter, reason=reason)
+        done = await cancel(self._store, batch_id, "batch", "*", cause=cause)
         await self._store.wake_dispatcher()
         return done
 
     async def cancel_group(self, group: GroupRef) -> Cancellation:
-        """As `cancel_batch`, for one group."""
+        """Cancel one group, like `cancel_batch`."""
         done = await cancel(self._store, group.batch_id, "group", str(group.row))
         await self._store.wake_dispatcher()
         return done
 
     async def cancel_rollout(self, rollout: RolloutRef) -> Cancellation:
-        """As `cancel_batch`, for one rollout. Raises NotFound where its group has fewer samples."""
+        """Cancel one rollout, like `cancel_batch`. Raises NotFound if its group has fewer samples."""
         done = await cancel(self._store, rollout.batch_id, "rollout", rollout.member)
         if done.no_such_sample:
             raise rollout_not_found(str(rollout))
@@ -191,9 +190,10 @@ class Batches:
         return done
 
     async def requeue(self, batch_id: str, items: Sequence[tuple[str, int, str, bytes]]) -> int:
-        """Run failed rollouts again, each (member, attempt, environment, its attempts as JSON lines): how many.
+        """Run failed rollouts again and return their number.
 
-        Raises Conflict where the batch is being cancelled.
+        An item is (member, attempt, environment, its attempts as JSON lines). Raises Conflict while the batch is being
+        cancelled.
         """
         keys = self._store.keys.batch(batch_id)
         requeued = 0
@@ -216,7 +216,7 @@ def _status_or_trouble(
     breakers: Sequence[Breaker],
     judges: dict[bytes, bytes] | Exception,
 ) -> BatchSnapshot:
-    """Return a batch as it stands; of one that cannot be read as much as can be. Raises what concerns Redis."""
+    """Return a batch, or the readable part of a damaged one. Raises errors that concern Redis itself."""
     for answer in (meta, stats, judges):
         if isinstance(answer, Exception) and concerns_redis(answer):
             raise answer
@@ -254,13 +254,13 @@ def _status(
     judges: dict[bytes, bytes],
 ) -> BatchSnapshot:
     ledger = Ledger(**{name: int(meta.get(name.encode(), 0)) for name in Ledger.names()})
-    spec = read_object(meta[b"spec"])
+    options = read_options(meta[b"spec"])
     sealed = meta.get(b"sealed") == b"1"
     ended_at = _moment(meta[b"ended_at"]) if b"ended_at" in meta else None
-    flag = meta.get(b"cancel", b"0")
+    cause = read_stop(meta.get(b"cancel"))
     state: BatchState
-    if flag != b"0":
-        state = "cancelled" if flag == b"1" else "expired"
+    if cause is not None:
+        state = "cancelled" if cause is StopCause.CANCELLED else "expired"
     elif ended_at is not None:
         state = "done"
     else:
@@ -276,18 +276,19 @@ def _status(
         run=meta[b"run"].decode(),
         state=state,
         sealed=sealed,
-        spec=spec,
+        spec=options,
         ledger=ledger,
         created_at=_moment(meta[b"created_at"]),
         ended_at=ended_at,
         fenced=int(meta.get(b"fenced", 0)),
-        parked=_parked(meta, breakers, judges) if breakers else ParkedCounts(),
+        parked=(read_or_none("spec of batch", batch_id, _parked, meta, breakers, judges) if breakers else None)
+        or ParkedCounts(),
         environments=environments,
     )
 
 
 def _moment(text: bytes) -> int:
-    """Return a time in ms. Raises a decode error for one that no calendar has."""
+    """Return a time in ms. Raises a decode error for a time outside the calendar."""
     moment = int(text)
     if not 0 <= moment < 2**47:
         raise ValueError(f"{moment} is no time in ms")
@@ -296,7 +297,7 @@ def _moment(text: bytes) -> int:
 
 def _parked(meta: dict[bytes, bytes], breakers: Sequence[Breaker], judges: dict[bytes, bytes]) -> ParkedCounts:
     waiting = int(meta.get(b"queued", 0)) - int(meta.get(b"dispatched", 0))
-    policy = policy_key(orjson.loads(meta[b"spec"]).get("policy"))
+    policy = policy_key(read_spec(meta[b"spec"]).policy)
     counted = {
         name.decode().partition("|")[2]: int(number) for name, number in meta.items() if name.startswith(b"parked|")
     }

@@ -1,11 +1,11 @@
-"""Breakers: what keeps failing for want of infrastructure is left alone for a while, and its rollouts are parked.
+"""Circuit breakers: rollouts that depend on failing infrastructure are parked for a while.
 
-There is one for each policy, environment and judge that has failed lately. It opens after a number of failures in a
-row, whoever they happened to. After a pause one rollout is let through as a probe: that it works closes the breaker, a
-failure makes the next pause twice as long. Any sign of life closes it, the probe's or another's.
+There is a breaker for each policy, environment and judge that has failed lately. It opens after a number of consecutive
+failures of any rollouts. After a pause one rollout is let through as a probe. Its success closes the breaker, its
+failure doubles the next pause. Any sign of life closes it, the probe's or another's.
 
 Invariants: every change is one script; a success costs nothing here unless there were failures. Parking changes no
-state: what is parked is `queued`, or `judging` where its judge fails, can be cancelled and expires as ever, and is
+state: a parked rollout is `queued`, or `judging` if its judge fails. It can be cancelled, expires as usual, and is
 probed for as long as it waits.
 """
 
@@ -16,22 +16,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-import orjson
-
-from gym.fields.bounded import STORED
-from gym.jsontypes import JsonObject
 from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
+from gym.state.batch_spec import SPEC_FIELD, read_spec
 from gym.state.ledger.judging import waiting_of
 from gym.state.redis.store import BREAKER, Argument, ScriptCall, Store
 from gym.state.redis.unreadable import read_object, read_or_none
 from gym.state.settings import BreakerSettings
 
-PROBE_TTL_S = 120.0  # after which a probe that has not said anything counts as lost
+PROBE_TTL_S = 120.0  # after which a probe without a report counts as lost
 
 
 class BreakerKind(StrEnum):
-    """What a breaker is for."""
+    """Kind of infrastructure that a breaker guards."""
 
     POLICY = "policy"
     ENVIRONMENT = "environment"
@@ -50,14 +47,14 @@ class BreakerKey:
 
     @classmethod
     def parse(cls, text: str) -> BreakerKey:
-        """From what `str` gives."""
+        """Return the key that `str` gives."""
         kind, _, name = text.partition("|")
         return cls(BreakerKind(kind), name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Breaker:
-    """A breaker that has failures to remember; times in ms of the server's clock, `opened_at` None while closed.
+    """A breaker with consecutive failures; times in ms of the server's clock, `opened_at` None while closed.
 
     `stage` and `error` are those of the last failure that counted.
     """
@@ -71,15 +68,14 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether its rollouts are parked."""
         return self.opened_at is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Casualty:
-    """An attempt that failed for want of infrastructure, as the breaker remembers it.
+    """An attempt that failed because of infrastructure, as the breaker remembers it.
 
-    `token` is the claim's; of a judging it is the same for all of its tries, which count once, but not as a probe.
+    `token` is the claim's. All tries of one judging share a token and count once, but not as a probe.
     """
 
     batch_id: str
@@ -92,16 +88,16 @@ class Casualty:
 
     @classmethod
     def parse(cls, text: str) -> Casualty:
-        """From what `str` gives."""
+        """Return the casualty that `str` gives."""
         batch_id, member, attempt, token = text.split(" ")
         return cls(batch_id, member, int(attempt), token)
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerResponse:
-    """What a breaker says to a failure: whether it is open now, and whether this failure opened it.
+    """Response to a reported failure: whether the breaker is open now, and whether this failure opened it.
 
-    `before` are the failures that led to it, which cost their rollouts an attempt that they are owed.
+    `before` are the failures that led to it; each cost its rollout an attempt, which is to be refunded.
     """
 
     open: bool
@@ -111,21 +107,21 @@ class BreakerResponse:
 
 @dataclass(frozen=True, slots=True)
 class ParkedCounts:
-    """How many rollouts of a batch are parked, queued or judging, and the open breakers that hold them."""
+    """Number of a batch's rollouts that are parked, queued or judging, and the open breakers that hold them."""
 
     count: int = 0
     reasons: tuple[Breaker, ...] = ()
 
 
 class Breakers:
-    """Reads breakers, and the calls that change them."""
+    """Reader of breakers, and the calls that change them."""
 
     def __init__(self, store: Store, settings: BreakerSettings) -> None:
         self._store = store
         self._settings = settings
 
     async def all(self) -> list[Breaker]:
-        """Every breaker with failures in a row, open or not."""
+        """Return every breaker with consecutive failures, open or not."""
         return read_breakers(await self._store.redis.hgetall(self._store.keys.breakers))
 
     def fail_call(
@@ -144,23 +140,23 @@ class Breakers:
         return BreakerResponse(open=answer[0] > 0, opened=answer[0] == 2, before=before)
 
     async def alive(self, key: BreakerKey) -> bool:
-        """It works: close it, or forget its failures. Whether it was open."""
+        """Report a sign of life: close the breaker, or forget its failures. Return whether it was open."""
         return bool((await self._run("alive", key))[0])
 
     async def may_probe(self, key: BreakerKey) -> bool:
-        """Whether one rollout may go now although it is open; no other may until that one failed or went missing."""
+        """Return whether one rollout may probe an open breaker; no other may until that one failed or got lost."""
         return bool((await self._run("probe", key, int(PROBE_TTL_S * 1000)))[0])
 
     async def probe_missed(self, key: BreakerKey) -> None:
-        """The probe ended without a sign of life, for reasons of its own: another one goes after the same pause."""
+        """Report a probe that ended inconclusively; another one goes after the same pause."""
         await self._run("missed", key)
 
     async def probe_soon(self, key: BreakerKey) -> None:
-        """Something has changed: probe at once."""
+        """Probe at once, since something has changed."""
         await self._run("soon", key)
 
     async def sweep(self) -> None:
-        """Forget those that have been closed for long."""
+        """Forget breakers that have been closed for long."""
         for name in await self._store.redis.hkeys(self._store.keys.breakers):
             key = read_or_none("breaker", name, BreakerKey.parse, name.decode(errors="backslashreplace"))
             if key is not None:
@@ -177,7 +173,7 @@ class Breakers:
 
 
 def read_breakers(stored: Mapping[bytes, bytes]) -> list[Breaker]:
-    """Those with failures in a row, as Redis has them."""
+    """Return the breakers with consecutive failures."""
     breakers = []
     for name, text in sorted(stored.items()):
         breaker = read_or_none("breaker", name, read_breaker, name, text)
@@ -200,26 +196,22 @@ def read_breaker(name: bytes, text: bytes) -> Breaker:
     )
 
 
-def policy_key(policy: str | JsonObject | PolicySpec | None) -> BreakerKey:
-    """The key of a batch's policy, as its spec has it."""
-    if isinstance(policy, dict):
-        policy = PolicySpec.model_validate(policy, context=STORED)
+def policy_key(policy: str | PolicySpec | None) -> BreakerKey:
+    """Return the key of a batch's policy."""
     name = inline_model(policy).name if isinstance(policy, PolicySpec) else policy or ""
     return BreakerKey(BreakerKind.POLICY, name)
 
 
 def environment_key(name: str) -> BreakerKey:
-    """The key of an environment."""
     return BreakerKey(BreakerKind.ENVIRONMENT, name)
 
 
 def judge_key(name: str) -> BreakerKey:
-    """The key of a judge."""
     return BreakerKey(BreakerKind.JUDGE, name)
 
 
 def parked_field(environment: str) -> str:
-    """Where a batch's `meta` counts the parked rollouts of an environment."""
+    """Return the field of a batch's `meta` that counts the parked rollouts of an environment."""
     return f"parked|{environment}"
 
 
@@ -230,7 +222,7 @@ def parked_in(
     breakers: Sequence[Breaker],
     judged: Mapping[str, int],
 ) -> ParkedCounts:
-    """What is parked of a batch's `waiting` rollouts (queued and not in Celery), `counted` by environment.
+    """Count the parked rollouts among `waiting` (queued and not in Celery), `counted` by environment.
 
     `judged` are those that wait for judges, by judge.
     """
@@ -247,9 +239,9 @@ def _held(is_open: Mapping[BreakerKey, Breaker], numbers: Mapping[BreakerKey, in
 
 
 async def parked_now(store: Store, batch_id: str, breakers: Sequence[Breaker]) -> ParkedCounts:
-    """What is parked of a batch at this moment."""
+    """Return a batch's parked rollouts at this moment."""
     names = open_names(breakers, BreakerKind.ENVIRONMENT)
-    fields = ["spec", "queued", "dispatched", *map(parked_field, names)]
+    fields = [SPEC_FIELD, "queued", "dispatched", *map(parked_field, names)]
     keys = store.keys.batch(batch_id)
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.hmget(keys.meta, fields)
@@ -264,10 +256,10 @@ def _parked_of(names: Sequence[str], breakers: Sequence[Breaker], answers: Seque
     if spec is None:
         return ParkedCounts()
     counted = {name: int(count or 0) for name, count in zip(names, counts, strict=True)}
-    policy = policy_key(orjson.loads(spec).get("policy"))
+    policy = policy_key(read_spec(spec).policy)
     return parked_in(int(queued or 0) - int(dispatched or 0), policy, counted, breakers, waiting_of(*lines or [{}]))
 
 
 def open_names(breakers: Sequence[Breaker], kind: BreakerKind) -> list[str]:
-    """The names of what is parked, of one kind."""
+    """Return the names of one kind whose breakers are open."""
     return [breaker.key.name for breaker in breakers if breaker.open and breaker.key.kind is kind]

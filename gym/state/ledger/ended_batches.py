@@ -1,7 +1,8 @@
-"""Batches that have ended and are kept for a while: what they take, and how they go.
+"""Retention of ended batches: their size, and their removal.
 
-Invariant: nothing of a batch goes unless it has ended, checked by the script that takes it. Files are the caller's:
-they go after what points to them. What a crash leaves undone stays in `kept` or `stored` and is found there again.
+Invariant: the script that removes anything of a batch checks that it has ended. Files are the caller's; they are
+deleted after the pointers to them. Work that a crash leaves undone stays in `kept` or `stored` and is found there
+again.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from gym.state.redis.unreadable import read_or_none
 
 KEYS_AT_ONCE = 500
 REMOVED_WITHIN_S = 3600.0
-"""After this a batch that nobody removed ends by itself, which may hold Redis up for as long as it is large."""
+"""After this a batch that was not removed expires, which blocks Redis for a time that grows with its size."""
 
 
 class DropReason(StrEnum):
-    """Why trajectories went before their batch."""
+    """Reason why trajectories were dropped before their batch."""
 
     ACKNOWLEDGED = "acknowledged"
     SIZE = "size"
@@ -28,7 +29,10 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EndedBatch:
-    """An ended batch that has trajectories: when it ended, and since when every consumer has acknowledged all of it."""
+    """An ended batch with trajectories.
+
+    `acknowledged_at` is the time since when every consumer has acknowledged all of it.
+    """
 
     batch_id: str
     size_bytes: int
@@ -37,13 +41,13 @@ class EndedBatch:
 
 
 class EndedBatches:
-    """What the dispatcher does with ended batches."""
+    """The dispatcher's operations on ended batches."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     async def retire(self, batch_id: str, *, created_at: int, keep_s: float) -> None:
-        """Take a batch that has ended from the active ones; its keys end by themselves, should nobody remove it."""
+        """Move a batch that has ended out of the active ones; its keys expire if nothing removes it."""
         redis, keys = self._store.redis, self._store.keys
         ended_at, size_bytes = await redis.hmget(keys.batch(batch_id).meta, ["ended_at", "stored_bytes"])
         if ended_at is None:
@@ -60,12 +64,12 @@ class EndedBatches:
             await self._store.insist(keys.active, "ZADD", created_at, batch_id)  # it was queued again in between
 
     async def over(self, before_ms: int, most: int) -> list[str]:
-        """Batches that ended before a moment, oldest first."""
+        """Return batches that ended before a time, oldest first."""
         names = await self._store.redis.zrangebyscore(self._store.keys.kept, "-inf", before_ms, start=0, num=most)
         return [name.decode(errors="backslashreplace") for name in names]
 
     async def with_trajectories(self) -> list[EndedBatch]:
-        """The ended batches that have some, oldest first; those that run again are taken out."""
+        """Return the ended batches that have trajectories, oldest first; those that run again are taken out."""
         redis, keys = self._store.redis, self._store.keys
         sizes = {}
         for name, size in (await redis.hgetall(keys.stored)).items():
@@ -91,7 +95,7 @@ class EndedBatches:
         return sorted(found, key=lambda batch: batch.ended_at)
 
     async def live_bytes(self) -> int:
-        """What the trajectories of batches that have not ended take."""
+        """Return the size of the trajectories of batches that have not ended."""
         redis, keys = self._store.redis, self._store.keys
         pipeline = redis.pipeline(transaction=False)
         for name in await redis.zrange(keys.active, 0, -1):
@@ -100,15 +104,15 @@ class EndedBatches:
         return sum(read_or_none("size of batch", "active", int, size or 0) or 0 for size in sizes)
 
     async def drop(self, batch_id: str, reason: DropReason) -> bool:
-        """Forget its trajectories, not its records; false where it runs again."""
+        """Drop a batch's trajectories, but not its records; return False if it runs again."""
         return bool(await self._store.run(DROP, self._store.keys.batch(batch_id).scripted(), [reason]))
 
     async def dropped(self, batch_id: str) -> None:
-        """Its files are gone too."""
+        """Note that the dropped files are deleted."""
         await self._store.redis.hdel(self._store.keys.stored, batch_id)
 
     async def remove(self, batch_id: str, before_ms: int) -> bool:
-        """Remove a batch that ended before a moment; false where it runs again, or has ended again since."""
+        """Remove a batch that ended before a time; return False if it runs again, or has ended again since."""
         redis, keys = self._store.redis, self._store.keys
         scripted = keys.batch(batch_id).scripted()
         await fold(self._store, batch_id)  # it may have run again and ended since
@@ -123,7 +127,7 @@ class EndedBatches:
         return False
 
     async def removed(self, batch_id: str) -> None:
-        """Its files are gone too."""
+        """Note that the files of a removed batch are deleted."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.zrem(keys.kept, batch_id)
@@ -142,6 +146,6 @@ def _ended(name: str, size_bytes: int, ended_at: bytes, feeds: list[bytes]) -> E
 
 
 def _all_since(ended_at: int, feeds: list[bytes]) -> int | None:
-    """Since when all consumers have acknowledged all; `None` where one has not since the end, or there is none."""
+    """Return since when all consumers have acknowledged all; `None` if one has not, or there is none."""
     since = [int(moment or 0) for moment in feeds]
     return max(since) if since and min(since) >= ended_at else None

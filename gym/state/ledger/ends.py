@@ -1,8 +1,8 @@
-"""Counters of how rollouts ended, over the whole farm and for good.
+"""Counters of outcomes over the whole farm, which are never reset.
 
-Invariant: an end is counted by the script that records it, since a batch's ledger and what was taken back of it
-(`again|OUTCOME`, by a requeue or a rejudging) say together how many ends there were. A batch's counters are folded into
-the farm's when it has ended and before it goes; those of active batches are added when they are read. Both only grow.
+Invariant: an outcome is counted by the script that records it. A batch's ledger and its `again|OUTCOME` (taken back by
+a requeue or a rejudging) together give the number of outcomes. A batch's counters are folded into the farm's after it
+has ended and before it is removed; those of active batches are added on reading. Both only grow.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from gym.state.redis.store import FOLD, Store
 
 TAKEN_BACK = tuple(f"again|{outcome}" for outcome in Outcome)
 FIELDS = ("created_at", *Outcome, *TAKEN_BACK)
-"""Of a batch's `meta`, as `counters_of` takes them."""
+"""Fields of a batch's `meta` that `counters_of` takes."""
 
 
 def counters_of(meta: Mapping[str, int]) -> dict[str, int]:
-    """The counters of a batch by name: ends by outcome, and those that were taken back, as `again|OUTCOME`."""
+    """Return a batch's counters by name: ends by outcome, and those taken back as `again|OUTCOME`."""
     ends = {outcome.value: meta[outcome] + meta[f"again|{outcome}"] for outcome in Outcome}
     return ends | {name: meta[name] for name in TAKEN_BACK}
 
 
 async def fold(store: Store, batch_id: str) -> None:
-    """Add a batch to the farm's counters, as far as it is not in them; repeatable."""
+    """Add a batch to the farm's counters, as far as it is not in them; idempotent."""
     values = await store.redis.hmget(store.keys.batch(batch_id).meta, FIELDS)
     meta = {name: int(value or 0) for name, value in zip(FIELDS, values, strict=True)}
     if not meta["created_at"]:
@@ -37,12 +37,12 @@ async def fold(store: Store, batch_id: str) -> None:
 
 
 async def forget(store: Store, batch_id: str) -> None:
-    """A batch is gone; what it counted stays."""
+    """Forget what was folded of a removed batch; its counts stay."""
     await store.redis.hdel(store.keys.ends_folded, batch_id)
 
 
 async def read_ends(store: Store, active: Mapping[str, Mapping[str, int]]) -> Counter[str]:
-    """The farm's counters, given the `FIELDS` of the active batches; these must have been read before."""
+    """Return the farm's counters, given the `FIELDS` of the active batches, which must have been read before."""
     pipeline = store.redis.pipeline(transaction=True)
     pipeline.hgetall(store.keys.ends)
     if active:
@@ -56,7 +56,7 @@ async def read_ends(store: Store, active: Mapping[str, Mapping[str, int]]) -> Co
 
 
 def _folded(text: bytes | None, created_at: int) -> dict[str, int]:
-    """What of a batch is in the farm's counters; nothing where that was another batch of the same name."""
+    """Return the folded counters of a batch, empty if they are those of an earlier batch of the same name."""
     since, _, pairs = (text or b"0|").decode().partition("|")
     if int(since) != created_at:
         return {}

@@ -1,9 +1,9 @@
-"""The feed of a batch for consumers that acknowledge: a result is leased, then acknowledged, else it comes back.
+"""Feed of a batch for consumers that acknowledge: an unacknowledged result is leased again.
 
-Invariant: every result that stands reaches every consumer at least once, and none again once that consumer has
-acknowledged it. A consumer is a name; its processes share what it is handed, and consumers do not see each other. A
-result that was taken back and produced anew is a new result; a group of which one was is a new group. Time is the
-server's. Each lease costs what it hands out, not what lies in the log: a cursor says where a consumer stands.
+Invariant: every result is delivered to every consumer at least once, and not again after that consumer has acknowledged
+it. A consumer is a name; its processes share the deliveries, and consumers do not affect each other. A result that was
+taken back and produced again is a new result, and its group a new group. Time is the server's. The cost of a lease
+grows with the results in it, not with the log, since each consumer has a cursor.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ACK_PORTION = 200
 
 
 class LeaseUnit(StrEnum):
-    """What is handed out and acknowledged as a whole."""
+    """Unit of leasing and acknowledgement."""
 
     ROLLOUT = "rollout"
     GROUP = "group"
@@ -40,11 +40,11 @@ class LeaseUnit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ResultLease:
-    """What was handed out until `expires_at` (ms of the server's clock), the results of a group side by side.
+    """Results leased until `expires_at` (ms of the server's clock), the results of a group side by side.
 
-    `records` are JSON texts or packed (msgpack). `done` says that the batch has ended and this consumer has
-    acknowledged all of it; an empty lease that is not done may be asked for again later. `position` is the consumer's
-    place in the log, a cursor.
+    `records` are JSON texts or packed (msgpack). `done` means that the batch has ended and this consumer has
+    acknowledged all of it; an empty lease that is not done may be requested again later. `position` is the consumer's
+    cursor in the log.
     """
 
     lease_id: str
@@ -74,11 +74,11 @@ class Feed:
         packed: bool = False,
         position: str | None = None,
     ) -> ResultLease:
-        """Up to `most` units that this consumer has not acknowledged and that are not out to it; fewer where large.
+        """Lease up to `most` units that this consumer has neither acknowledged nor leased; fewer if they are large.
 
-        With a `lease_id` of the caller's the call is repeatable: while that lease lasts it answers with what is out
-        under it, for another `ttl_s`. Raises NotFound, Invalid for a name that is none, or Conflict where the consumer
-        leases by another unit; with the `position` of an earlier lease, LogWentBack where the log has gone back since.
+        With a caller's `lease_id` the call is idempotent: while that lease lasts it returns the units under it, for
+        another `ttl_s`. Raises NotFound, Invalid for an invalid name, or Conflict if the consumer leases by another
+        unit. With the `position` of an earlier lease, it raises LogWentBack if the log has gone back since.
         """
         _check_name("consumer", consumer)
         _check_name("lease_id", lease_id)
@@ -111,11 +111,11 @@ class Feed:
     async def ack(
         self, batch_id: str, consumer: str, *, lease_id: str | None = None, rollout_ids: Sequence[str] | None = None
     ) -> int:
-        """Acknowledge all of a lease, or rollouts (with a `lease_id` too: as far as they are of it): how many now.
+        """Acknowledge a lease, or rollouts (with a `lease_id`, those that belong to it); return the number.
 
-        Without a lease, a rollout stands for its present result; what was not handed out is not acknowledged. A lease
-        that ended may still be acknowledged, for an hour after. Of a group all rollouts are named, or none. Raises
-        NotFound, or Invalid.
+        Without a lease, a rollout means its present result; results that were not leased are not acknowledged. An
+        expired lease may still be acknowledged for an hour. Of a group, name all rollouts or none. Raises NotFound, or
+        Invalid.
         """
         _check_name("consumer", consumer)
         _check_name("lease_id", lease_id)
@@ -149,7 +149,7 @@ class Feed:
         return int(answer[0])
 
     async def _entries(self, batch_id: str, found: Sequence[Any]) -> list[LogEntry]:
-        """What a lease handed out, with the fields of large groups, of which it gave the ids, read in portions.
+        """Return the entries of a lease; the fields of large groups are read in portions by their ids.
 
         A result that was taken back since is left out.
         """
@@ -171,13 +171,13 @@ class Feed:
         return entries
 
     async def wait(self, batch_id: str, consumer: str, *, timeout_s: float) -> None:
-        """Return when there may be something to lease, at the latest after `timeout_s` or a second."""
+        """Return when there may be something to lease, after `timeout_s` or a second at the latest."""
         [feed, *_] = self._store.keys.batch(batch_id).feed(consumer)
         cursor = await self._store.redis.hget(feed, "cursor")
         await self._results.wait(batch_id, after=cursor.decode() if cursor else START, timeout_s=timeout_s)
 
     async def groups_ended(self, batch_id: str, cursors: Sequence[str]) -> dict[str, dict[str, int]]:
-        """Those of these cursors at which a group was complete, with how many of its rollouts had which outcome."""
+        """Return the cursors at which a group was complete, with its rollouts by outcome."""
         if not cursors:
             return {}
         ended: list[list[Any]] = []
@@ -214,7 +214,7 @@ def _of_batch(batch_id: str, rollout_id: str, at: int) -> str:
 
 
 def _portions(members: Sequence[str]) -> list[list[str]]:
-    """Distinct members as one script call takes them, those of a group together; one empty portion of none."""
+    """Return distinct members in portions for one script call each, keeping groups together; one empty one for none."""
     portions: list[list[str]] = [[]]
     for _, group in itertools.groupby(sorted(set(members), key=_row_of), key=_row_of):
         if len(portions[-1]) >= ACK_PORTION:

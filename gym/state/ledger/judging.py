@@ -1,9 +1,9 @@
-"""Rollouts on their way to a verdict: left to judges by workers, sent out by the dispatcher, claimed by judge workers.
+"""Transitions of judging: handed over by workers, sent by the dispatcher, claimed by judge workers.
 
-The conversation is over and stored, so a judge that is slow or away costs no slot and no attempt: a rollout waits, is
-tried, waits again, until its judge's clock runs out. That clock starts with the first try, or when its judge is parked
-(`gym.state.ledger.breakers`), not with the waiting. What is parked waits apart, until its judge works or the clock is
-over. A judge worker names a rollout by (member, attempt, token) as a worker does, and commits through
+The conversation is over and stored, so a slow or absent judge costs no slot and no attempt. A rollout waits, is tried,
+and waits again until its judge's clock runs out. That clock starts with the first try, or when its judge is parked
+(`gym.state.ledger.breakers`), not with the waiting. Parked rollouts wait apart, until their judge works or the clock
+runs out. A judge worker names a rollout by (member, attempt, token) as a worker does, and commits through
 `Rollouts.commit_call`.
 """
 
@@ -20,8 +20,9 @@ import orjson
 from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
 from gym.state.ledger.result_records import read_tries
-from gym.state.ledger.rollouts import LIVE_PER_STEP, OUTCOME_LETTER, STEP_PAUSE_S, Claim
+from gym.state.ledger.rollouts import LIVE_PER_STEP, STEP_PAUSE_S, Claim
 from gym.state.ledger.unreadable_claims import ClaimedItem, readable_claims
+from gym.state.redis.encodings import OUTCOME_LETTER, live_or_none
 from gym.state.redis.store import (
     ASK_JUDGE,
     JUDGE_AGAIN,
@@ -40,12 +41,12 @@ from gym.state.redis.unreadable import complain, concerns_redis, read_object, re
 Argument = str | bytes | int | float
 CHUNK = 100
 MOST_STEPS = 50
-"""Of a judge's line in one call, since the dispatcher waits for it."""
+"""Steps over a judge's queue in one call, since the dispatcher waits for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handover:
-    """What goes with a rollout that leaves its worker for a judge.
+    """Values that go with a rollout from its worker to a judge.
 
     `record` is its result as far as it is known, `ask` and `trajectory` are blob values.
     """
@@ -58,10 +59,10 @@ class Handover:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeClaim:
-    """A rollout that this judge worker is to get a verdict for; times in ms of the server's clock.
+    """A rollout that this judge worker judges; times in ms of the server's clock.
 
-    `lost` counts judge workers that died of it, `tries` are the tries that failed, `old_outcome` is set where it has a
-    result already and is judged again, by `judge` instead of whom its verifier asked where `replaced`.
+    `lost` counts judge workers that died while they held it, `tries` are the failed tries. `old_outcome` is set if it
+    has a result and is judged again, and `replaced` if `judge` is not the one that its verifier asked.
     """
 
     batch_id: str
@@ -83,13 +84,13 @@ class JudgeClaim:
 
     @property
     def row(self) -> int:
-        """The group that it belongs to."""
+        """Row number of its group."""
         return int(self.member.partition(":")[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejudgedResult:
-    """A result to be judged again. `cursor` is its place in the log, `sums` what it added to its environment's."""
+    """A result to be judged again. `cursor` is its log position, `sums` its part of its environment's sums."""
 
     member: str
     cursor: str
@@ -102,9 +103,9 @@ class RejudgedResult:
 
 
 class JudgeQueue(NamedTuple):
-    """How many of a batch's rollouts wait for a judge, are with its workers or on their way, and are parked.
+    """Numbers of a batch's rollouts at one judge: waiting, sent to judge workers, parked.
 
-    What is parked is also waiting.
+    Parked ones also count as waiting.
     """
 
     waiting: int = 0
@@ -114,7 +115,7 @@ class JudgeQueue(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sibling:
-    """A rollout of a group as judging sees it; `over` where its conversation is, `ask` where it asked a judge."""
+    """A rollout of a group as judging sees it; `over` if its conversation is, `ask` if it asked a judge."""
 
     sample: int
     over: bool
@@ -122,13 +123,13 @@ class Sibling:
 
 
 class Judging:
-    """The transitions of judging, as workers, dispatcher, judge workers and the API call them."""
+    """The transitions, as workers, dispatcher, judge workers and the API call them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def ask_call(self, claim: Claim, handover: Handover) -> ScriptCall:
-        """The script call that frees the worker: 1, 2 where it had done so already, 0 where it was fenced off."""
+        """Return the script call that frees the worker; it answers 1, 2 if repeated, 0 if fenced off."""
         args: list[Argument] = [
             claim.member,
             claim.attempt,
@@ -141,7 +142,7 @@ class Judging:
         return ScriptCall(ASK_JUDGE, self._keys(claim.batch_id), args, joins=True)
 
     async def load(self, batch_ids: Sequence[str]) -> dict[str, dict[str, JudgeQueue]]:
-        """The lines by batch and judge, those where there is somebody."""
+        """Return queue lengths by batch and judge; empty queues are left out."""
         pipeline = self._store.redis.pipeline(transaction=False)
         for batch_id in batch_ids:
             pipeline.hgetall(self._store.keys.batch(batch_id).judges)
@@ -157,29 +158,29 @@ class Judging:
         return found
 
     async def take(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
-        """Send up to `most` rollouts on their way, each (member, token); none that is parked."""
+        """Send up to `most` rollouts to judge workers, each (member, token); no parked ones."""
         return await self._take(batch_id, judge, most, "due")
 
     async def take_over(self, batch_id: str, judge: str, most: int) -> list[tuple[str, str]]:
-        """As `take`, of those that are parked and whose judge's clock is over, to be ended."""
+        """Like `take`, for parked rollouts whose judge's clock has run out, which are to be ended."""
         return await self._take(batch_id, judge, most, "over")
 
     async def probe(self, batch_id: str, judge: str, *, seed: int) -> list[tuple[str, str]]:
-        """As `take`, one of those that are parked and have time left, where there is one."""
+        """Like `take`, for one parked rollout with time left, if there is one."""
         return await self._take(batch_id, judge, 1, str(seed))
 
     async def park(self, batch_id: str, judge: str, clock_s: float) -> None:
-        """Park all that waits for a judge, whose clock is of so many seconds; repeatable, for what comes later."""
+        """Park all rollouts that wait for a judge with a clock of `clock_s`; repeat it for those that arrive later."""
         await self._all_of(JUDGE_PARK, batch_id, judge, int(clock_s * 1000))
 
     async def release(self, batch_id: str, judge: str) -> None:
-        """Let all that waits for a judge be sent at once, also what was to wait a while before its next try."""
+        """Send all rollouts that wait for a judge at once, including those that wait for their next try."""
         await self._all_of(JUDGE_RELEASE, batch_id, judge)
 
     async def claim(
         self, batch_id: str, worker: str, claim_id: str, wanted: Sequence[tuple[str, str]]
     ) -> list[JudgeClaim]:
-        """Start on (member, token); repeatable with the same `claim_id`, which must be this slice's alone."""
+        """Start on (member, token); repeatable with the same `claim_id`, which must be unique to this slice."""
         args: list[Argument] = [worker, claim_id]
         for member, token in wanted:
             args += [member, token]
@@ -202,7 +203,7 @@ class Judging:
         judge: str = "",
         clock_goes_on: bool = False,
     ) -> ScriptCall:
-        """The script call that lets it wait for another try, before `judge` where that is given.
+        """Return the script call that lets a rollout wait for another try, before `judge` if given.
 
         Without an error line the try was not used, and the judge's clock is set back unless `clock_goes_on`.
         """
@@ -210,9 +211,9 @@ class Judging:
         return ScriptCall(JUDGE_AGAIN, self._keys(batch_id), args)
 
     async def recover(self, batch_id: str, *, overdue_ms: int, dead_workers: Iterable[str]) -> tuple[int, int]:
-        """Take back what dead judge workers had, and jobs older than `overdue_ms` (0 leaves them): how many of each.
+        """Take back rollouts of dead judge workers, and old jobs; return both counts.
 
-        Bounded steps, which may be repeated.
+        Jobs older than `overdue_ms` count as lost; 0 leaves them. Bounded, repeatable steps.
         """
         dead, waiting, resent, cursor = list(dead_workers), 0, 0, b"0"
         while True:
@@ -224,9 +225,9 @@ class Judging:
             await asyncio.sleep(STEP_PAUSE_S)
 
     async def rejudge(self, batch_id: str, items: Sequence[RejudgedResult]) -> int:
-        """Judge results again; returns how many, -1 where the batch is being cancelled.
+        """Judge results again; return their number, -1 while the batch is being cancelled.
 
-        Those that have changed since they were read are left alone.
+        Results that have changed since they were read are left alone.
         """
         judged = 0
         for first in range(0, len(items), CHUNK):
@@ -240,7 +241,7 @@ class Judging:
         return judged
 
     async def group(self, batch_id: str, row: int) -> list[Sibling]:
-        """Every rollout of a group."""
+        """Return every rollout of a group."""
         keys = self._store.keys.batch(batch_id)
         head = await self._store.redis.hget(keys.rows, str(row))
         members = [f"{row}:{sample}" for sample in range(int(head.split(b" ", 1)[0]) if head else 0)]
@@ -251,8 +252,8 @@ class Judging:
                 pipeline.hmget(key, members[first : first + LIVE_PER_STEP])
             live, done, asks = await pipeline.execute()
             found += [
-                Sibling(sample, ended is not None or (state is not None and state[:1] in b"wsj"), ask)
-                for sample, (state, ended, ask) in enumerate(zip(live, done, asks, strict=True), first)
+                Sibling(sample, ended is not None or _is_judging(value), ask)
+                for sample, (value, ended, ask) in enumerate(zip(live, done, asks, strict=True), first)
             ]
         return found
 
@@ -261,7 +262,7 @@ class Judging:
         return [(flat[i].decode(), str(flat[i + 1])) for i in range(0, len(flat), 2)]
 
     async def _all_of(self, script: Script, batch_id: str, judge: str, *args: Argument) -> None:
-        """Run a script over a judge's line in bounded steps, so many at most; the next call goes on with the rest."""
+        """Run a script over a judge's queue in a bounded number of steps; the next call continues."""
         for _ in range(MOST_STEPS):
             if not await self._store.run(script, self._keys(batch_id), [judge, *args, CHUNK]):
                 return
@@ -272,18 +273,23 @@ class Judging:
 
 
 def waiting_of(counters: Mapping[bytes, bytes]) -> dict[str, int]:
-    """How many rollouts of a batch wait for each judge, as Redis counts them."""
+    """Return the number of a batch's rollouts that wait for each judge."""
     return {judge: line.waiting for judge, line in read_queues(counters).items()}
 
 
 def read_queues(counters: Mapping[bytes, bytes]) -> dict[str, JudgeQueue]:
-    """The lines of a batch by judge, as Redis counts them."""
+    """Return the queue lengths of a batch by judge."""
     read = [read_or_none("counter of judges", name, _counter, name, value) for name, value in counters.items()]
     numbers = dict(each for each in read if each is not None)
     judges = {name.rpartition("|")[0] for name, number in numbers.items() if number}
     return {
         judge: JudgeQueue(*(numbers.get(f"{judge}|{field}", 0) for field in JudgeQueue._fields)) for judge in judges
     }
+
+
+def _is_judging(value: bytes | None) -> bool:
+    live = live_or_none(value)
+    return live is not None and live.judging
 
 
 def _counter(name: bytes, value: bytes) -> tuple[str, int]:
@@ -294,9 +300,9 @@ def _claim(batch_id: str, now: int, item: Sequence[bytes]) -> JudgeClaim:
     member, attempt, token, environment, judge, first, lines, ask = item
     header = read_object(first)
     if header.get("unreadable"):
-        raise ValueError("what is stored of its judging is damaged")
+        raise ValueError("the stored state of its judging is damaged")
     record, *tries = lines.splitlines()
-    if record:  # none where nothing is kept of it yet
+    if record:  # empty if nothing is recorded yet
         read_object(record)
     old: dict[str, Any] = header.get("old") or {}
     return JudgeClaim(

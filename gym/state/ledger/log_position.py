@@ -1,8 +1,8 @@
-"""Cursors of a batch's log, and whether the log has gone back behind one.
+"""Cursors of a batch's log, and the check whether the log has gone back behind one.
 
-A cursor is the id of an entry: the time in ms and the entry's number in the log, `MS-NUMBER`, of which both grow. A log
-that lost its last entries (a restored backup, a replica that lagged and was promoted) gives their numbers out again. So
-what follows a cursor has a higher number, unless the log has gone back, however much it has grown since.
+A cursor is the id of an entry, `MS-NUMBER`: the time in ms and the entry's number in the log; both grow. A log that
+lost its last entries (a restored backup, a lagging replica that was promoted) gives their numbers out again. So an
+entry after a cursor has a higher number, unless the log has gone back, however much it has grown since.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ LOG_WENT_BACK = "log_went_back"
 
 
 def place_of(cursor: str) -> tuple[int, int]:
-    """(time in ms, number) of a cursor."""
+    """Return (time in ms, number) of a cursor."""
     ms, _, number = cursor.partition("-")
     return int(ms), int(number)
 
 
 class LogWentBack(Conflict):
-    """The log does not hold what the reader has read; `resume_after` is where the two last agree."""
+    """The log lacks entries that the reader has read; `resume_after` is the last cursor on which both agree."""
 
     def __init__(self, cursor: str, resume_after: str) -> None:
         super().__init__(
@@ -37,7 +37,7 @@ class LogWentBack(Conflict):
 
 
 async def check_position(redis: Any, keys: BatchKeys, cursor: str) -> None:
-    """Raise LogWentBack where the log does not hold what a reader at this cursor has read."""
+    """Raise LogWentBack if the log lacks entries that a reader at this cursor has read."""
     pipeline = redis.pipeline(transaction=False)
     pipeline.hget(keys.meta, "logged")
     pipeline.xrange(keys.log, min=cursor, max="+", count=1)

@@ -1,8 +1,8 @@
-"""Publication of large requests: what one script may not do at once is done in steps.
+"""Publication of large requests in bounded steps.
 
-Invariant: rows become visible and counted by one script, all or none; before it task ids are compared, after it rows go
-to the backlog. While a request is in either, no other is published in its batch. The steps behind the publication are
-named in Redis, so any process may take them; before it, a process that dies leaves nothing that anybody sees.
+Invariant: one script makes all rows of a request visible and counted, or none. Task ids are compared before it, and
+rows go to the backlog after it. During either, no other request is published in the batch. The steps after publication
+are named in Redis, so any process may take them. A process that dies before publication leaves nothing visible.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ WAIT_S = 60.0
 
 
 async def check_tasks(store: Store, batch_id: str, request_id: str, staged: int) -> tuple[str, str]:
-    """Compare a request's task ids with those of the batch, and drop repeats: the verdict, and a conflicting id.
+    """Drop repeats of the batch's tasks from a request; return the verdict and a conflicting id.
 
-    The verdict is `checked`, or one of `publish.lua`. Raises Unavailable where others are published for too long.
+    The verdict is `checked`, or one of `publish.lua`. Raises Unavailable if other requests are published for too long.
     """
     keys = store.keys.batch(batch_id)
     names = [
@@ -59,7 +59,7 @@ async def finish(store: Store, batch_id: str, request_id: str) -> None:
 
 
 class Turn:
-    """Waits until no other request is being published in a batch, and helps what is, whose process may be gone."""
+    """Waits until no other request is being published in a batch, and helps it, since its process may be gone."""
 
     def __init__(self, store: Store, batch_id: str) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""Results whose stored trajectories are judged again, with another judge where one is named."""
+"""Rejudging of stored trajectories, with another judge if one is named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE = 1000
 
 @dataclass(frozen=True, slots=True)
 class RejudgeCounts:
-    """`judged` are being judged again; `skipped` were meant and cannot be: no judge had been asked about them."""
+    """Number of results that are `judged` again, and of those `skipped` since they had asked no judge."""
 
     judged: int
     skipped: int
@@ -29,12 +29,12 @@ class RejudgeCounts:
 async def rejudge(
     store: Store, results: ResultLog, batch_id: str, *, wanted: Collection[str] | None = None, judge: str | None = None
 ) -> RejudgeCounts:
-    """Judge a batch's results again, or those of the rollouts that are wanted.
+    """Judge a batch's results again, or those of the rollouts in `wanted`.
 
     Raises NotFound, or Conflict while the batch is being cancelled.
 
-    No model is called, and each keeps its reward until there is a new verdict. Results that come in meanwhile are left
-    alone.
+    No model is called, and each result keeps its reward until there is a new verdict. Results that arrive meanwhile are
+    left alone.
     """
     judging, keys = Judging(store), store.keys.batch(batch_id)
     latest = await store.redis.xrevrange(keys.log, count=1)
@@ -68,14 +68,14 @@ async def rejudge(
 
 
 def score_sums(reward: float | None) -> dict[str, float]:
-    """What a reward adds to its environment's sums."""
+    """Return what a reward adds to its environment's sums."""
     if reward is None:
         return {}
     return {"scored": 1, "reward": reward, "passed": float(reward >= PASS_REWARD)}
 
 
 def _item(record: JsonObject, text: bytes, cursor: str, judge: str | None) -> RejudgedResult | None:
-    """`None` where no judge was asked, or where it ended without a result of its own."""
+    """Return the result to judge, `None` if no judge was asked or the rollout ended without a result."""
     asked = record.get("judge")
     rollout = parse_rollout_id(record.get("rollout_id", ""))
     if asked is None or rollout is None or record["outcome"] not in ("succeeded", "failed"):

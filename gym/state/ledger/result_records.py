@@ -1,7 +1,8 @@
-"""Records of results as readers get them: from an entry of the log, and what lies beside it, to JSON or msgpack.
+"""Records of results as readers get them, in JSON or msgpack, built from the log and the keys beside it.
 
-Invariant: an entry whose record or trajectory cannot be read is a result with `error.kind` `result_unreadable`, without
-reward and tokens, and its neighbours are delivered as they are. Only a store that is away stops a page, for a while.
+Invariant: an entry whose record or trajectory cannot be read becomes a result with `error.kind` `result_unreadable`,
+without reward and tokens; its neighbours are delivered as they are. Only a store that is away stops a page, for a
+while.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 import msgpack
@@ -23,7 +22,18 @@ from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
 from gym.results.record import add_trajectory, pack_record, pack_with_trajectory, unpack_trajectory, unreadable_record
+from gym.results.result import (
+    ResultFailure,
+    RolloutIdentity,
+    RolloutResult,
+    View,
+    failed_attempt,
+    identity,
+    rfc3339,
+)
+from gym.rollout import Outcome, StopReason
 from gym.state.alarms import Alarm, AlarmKind, Alarms
+from gym.state.redis.encodings import attempt_of
 from gym.state.redis.keys import BatchKeys
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import DECODE_ERRORS, complain, read_object, reason
@@ -38,14 +48,6 @@ LogEntry = tuple[bytes, dict[bytes, bytes]]  # its id, its fields
 _MEMBER = re.compile(rb"[0-9]{1,12}:[0-9]{1,12}")
 
 
-class View(StrEnum):
-    """How much of a result is given."""
-
-    LIGHT = "light"
-    FULL = "full"
-    TRAINING = "training"
-
-
 def is_result(entry: LogEntry) -> bool:
     """Return whether an entry of the log names a rollout; others are passed over."""
     return _MEMBER.fullmatch(entry[1].get(b"m", b"")) is not None
@@ -53,7 +55,7 @@ def is_result(entry: LogEntry) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """What lies in Redis beside a record."""
+    """A record with the stored values that belong to it."""
 
     record: bytes
     blob: bytes | None
@@ -62,7 +64,7 @@ class _Stored:
 
 
 class RecordReader:
-    """Reads records, and what belongs to them."""
+    """Reader of records and trajectories."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
@@ -97,7 +99,6 @@ class RecordReader:
         return records
 
     async def _raise_alarm(self, batch_id: str, failed: Mapping[str, str]) -> None:
-        """Say once in a while which results of a batch are delivered without their tokens."""
         now = time.monotonic()
         if now < self._say_again_at.get(batch_id, 0.0):
             return
@@ -109,9 +110,9 @@ class RecordReader:
             _LOG.error("%s", alarm.message, extra={"action": alarm.kind.value, "batch_id": batch_id})
 
     async def unreadable(self, batch_id: str, expected: Mapping[str, bool]) -> dict[str, str]:
-        """Return those members whose stored trajectory cannot be read, each with why.
+        """Return the members whose stored trajectory cannot be read, each with the reason.
 
-        `expected` says of each whether it must have one, unless the batch's were dropped.
+        `expected` tells for each whether it must have one, unless the batch's were dropped.
         """
         keys = self._store.keys.batch(batch_id)
         dropped = await self._store.redis.hexists(keys.meta, "dropped")
@@ -127,7 +128,7 @@ class RecordReader:
         return found
 
     async def _light(self, batch_id: str, run: str, entries: Sequence[LogEntry]) -> list[bytes]:
-        """Return the records without trajectories; those that no worker wrote, or that are damaged, are made here."""
+        """Return the light records; those that no worker wrote, or that are damaged, are built here."""
         records: list[bytes | None] = [_readable(fields.get(b"j")) for _, fields in entries]
         made = [number for number, record in enumerate(records) if record is None]
         if made:
@@ -135,7 +136,7 @@ class RecordReader:
             members = [entries[number][1][b"m"].decode() for number in made]
             for number, facts in zip(made, await self._facts(keys, members), strict=True):
                 rollout = parse_member(batch_id, facts.member)
-                records[number] = orjson.dumps(_made_record(rollout, run, entries[number], facts))
+                records[number] = _made_record(rollout, run, entries[number], facts)
         return [record for record in records if record is not None]
 
     async def _facts(self, keys: BatchKeys, members: list[str]) -> list[_Facts]:
@@ -148,7 +149,7 @@ class RecordReader:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What a record is made of where no worker wrote one."""
+    """Stored values from which a record is built if no worker wrote one."""
 
     member: str
     row: bytes | None
@@ -171,7 +172,7 @@ def _heavy(stored: _Stored, dropped: bytes | None, view: View, *, packed: bool) 
 
 
 def has_trajectory(record: JsonObject) -> bool:
-    """Return whether a trajectory must be stored beside a record; of a failed rollout there may be none."""
+    """Return whether a trajectory must be stored beside a record; a failed rollout may have none."""
     return record.get("outcome") == "succeeded" and bool(record.get("model_calls"))
 
 
@@ -217,7 +218,7 @@ def _unreadable_because(packed: bytes | ResultUnreadable | None) -> str:
 
 
 def head_of(row: bytes | None) -> tuple[str, str]:
-    """Return (task id, environment) of a stored row, empty texts where it cannot be read."""
+    """Return (task id, environment) of a stored row, empty texts if it cannot be read."""
     try:
         _samples, environment, _published, task_id = (row or b"").partition(b"\n")[0].decode().split(" ")
     except DECODE_ERRORS as error:
@@ -227,7 +228,7 @@ def head_of(row: bytes | None) -> tuple[str, str]:
 
 
 def read_tries(lines: bytes | None) -> list[Any]:
-    """Return the failed attempts of a rollout; one that cannot be read is an `internal` one that says so."""
+    """Return the failed attempts of a rollout; an unreadable one becomes an `internal` failure that says so."""
     found: list[Any] = []
     for number, line in enumerate((lines or b"").splitlines(), 1):
         if not line:
@@ -235,84 +236,55 @@ def read_tries(lines: bytes | None) -> list[Any]:
         try:
             found.append(read_object(line))
         except DECODE_ERRORS:
-            unreadable = {"kind": ErrorKind.INTERNAL, "message": "what is stored of this attempt cannot be read"}
-            found.append({"attempt": number, "worker": None, **unreadable, "retryable": True})
+            message = "the stored record of this attempt cannot be read"
+            found.append(failed_attempt(number, None, ErrorKind.INTERNAL, message, retryable=True))
     return found
 
 
-def _made_record(rollout: RolloutRef, run: str, entry: LogEntry, facts: _Facts) -> JsonObject:
+def _made_record(rollout: RolloutRef, run: str, entry: LogEntry, facts: _Facts) -> bytes:
     """Return the record of a rollout that no worker ended, or whose record is damaged."""
     task_id, environment = head_of(facts.row)
+    known = identity(rollout, run=run, task_id=task_id, environment=environment)
     attempts = read_tries(facts.tries)
     try:
-        ended = _farm_made(entry[1], attempts)
+        return _farm_made(known, entry[1], attempts).as_json()
     except DECODE_ERRORS as error:
-        ended = _damaged(entry, facts, attempts, error)
-    return {
-        **identity(rollout, run, task_id, environment),
-        "reward": None,
-        "reward_components": {},
-        "judge": None,
-        "verdicts": [],
-        "policy_version": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
-        "model_calls": 0,
-        "tool_calls": 0,
-        "timing": dict.fromkeys(("queued_s", "environment_s", "model_s", "tool_s", "judge_s", "total_s"), 0.0),
-        **ended,
-    }
+        return orjson.dumps(_damaged(known, entry, facts, attempts, error).as_dict() | {"trajectory": None})
 
 
-def _farm_made(fields: dict[bytes, bytes], attempts: list[Any]) -> JsonObject:
-    """Return how a rollout ended that no worker ended. Raises a decode error."""
-    return {
-        "attempt": int(fields[b"a"]),
-        "outcome": fields[b"o"].decode(),
-        "stop_reason": fields[b"s"].decode(),
-        "error": {**read_object(fields[b"e"]), "attempts": attempts} if fields[b"e"] else None,
-        "finished_at": rfc3339(int(fields[b"t"])),
-    }
+def _farm_made(known: RolloutIdentity, fields: dict[bytes, bytes], attempts: list[Any]) -> RolloutResult:
+    """Return the result of a rollout that the ledger ended. Raises a decode error."""
+    return RolloutResult(
+        **known,
+        attempt=int(fields[b"a"]),
+        outcome=fields[b"o"].decode(),
+        stop_reason=fields[b"s"].decode(),
+        error={**read_object(fields[b"e"]), "attempts": attempts} if fields[b"e"] else None,
+        finished_at=rfc3339(int(fields[b"t"])),
+    )
 
 
-def _damaged(entry: LogEntry, facts: _Facts, attempts: list[Any], error: Exception) -> JsonObject:
-    parts = (facts.done or b"").split(b"|")
-    attempt = int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else len(attempts) + 1
+def _damaged(
+    known: RolloutIdentity, entry: LogEntry, facts: _Facts, attempts: list[Any], error: Exception
+) -> RolloutResult:
     message = "its record is damaged" if b"j" in entry[1] else f"its record is damaged: {reason(error)}"
-    return {
-        "attempt": attempt,
-        "outcome": "failed",
-        "stop_reason": "error",
-        "error": {
-            "kind": ErrorKind.RESULT_UNREADABLE,
-            "stage": Stage.COMMIT,
-            "message": message,
-            "retryable": True,
-            "attempts": attempts,
-        },
-        "finished_at": rfc3339(int(entry[0].split(b"-")[0])),
-        "trajectory": None,
-    }
+    return RolloutResult(
+        **known,
+        attempt=attempt_of(facts.done) or len(attempts) + 1,
+        outcome=Outcome.FAILED,
+        stop_reason=StopReason.ERROR,
+        error=ResultFailure(
+            kind=ErrorKind.RESULT_UNREADABLE,
+            stage=Stage.COMMIT,
+            message=message,
+            retryable=True,
+            attempts=attempts,
+        ),
+        finished_at=rfc3339(int(entry[0].split(b"-")[0])),
+    )
 
 
 def _dropped(mark: bytes) -> JsonObject:
-    """Return what is said in place of a trajectory that was dropped."""
+    """Return the mark of a dropped trajectory."""
     reason_text, _, moment = mark.decode().partition("|")
     return {"reason": reason_text, "at": rfc3339(int(moment))}
-
-
-def identity(rollout: RolloutRef, run: str, task_id: str, environment: str) -> JsonObject:
-    """Return the fields that say which rollout it is."""
-    return {
-        "rollout_id": str(rollout),
-        "batch_id": rollout.batch_id,
-        "run": run,
-        "group_id": rollout.group_id,
-        "task_id": task_id,
-        "sample_index": rollout.sample,
-        "environment": environment,
-    }
-
-
-def rfc3339(ms: int) -> str:
-    """A timestamp as the API gives it."""
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""The feed of a batch: results in order of completion, read by cursor, at least once, never missing one.
+"""The completion log of a batch: results in order of completion, read by cursor, at least once, never missing one.
 
-A cursor is the id of an entry in the batch's log. Records are JSON as the API shows them (`view=light`); a trajectory
-is added where the view asks for it. What the farm itself ended (cancelled, expired, lost) has a record made on reading.
+A cursor is the id of an entry in the batch's log. Records are JSON as the API shows them (`view=light`); other views
+add the trajectory. Rollouts that the farm itself ended (cancelled, expired, lost) get their record on reading.
 """
 
 from __future__ import annotations
@@ -18,20 +18,12 @@ from gym.errors import Invalid
 from gym.ids import RolloutRef
 from gym.jsontypes import JsonObject
 from gym.results.blobs import BlobStore
+from gym.results.result import View, identity, rfc3339
 from gym.rollout import RolloutState
 from gym.state.ledger.batches import batch_not_found, rollout_not_found
 from gym.state.ledger.log_position import START, check_position
-from gym.state.ledger.result_records import (
-    LogEntry,
-    RecordReader,
-    View,
-    head_of,
-    identity,
-    is_result,
-    read_tries,
-    rfc3339,
-)
-from gym.state.ledger.rollouts import LIVE_STATES
+from gym.state.ledger.result_records import LogEntry, RecordReader, head_of, is_result, read_tries
+from gym.state.redis.encodings import live_or_none, log_id_of
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import printable
 
@@ -45,7 +37,7 @@ FRESH_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """A page of results; `cursors` lie side by side with `records`, which are JSON texts or packed (msgpack)."""
+    """A page of results; `cursors` are parallel to `records`, which are JSON texts or packed (msgpack)."""
 
     records: list[bytes]
     cursors: list[str]
@@ -55,10 +47,10 @@ class LogPage:
 
 
 def gather_s(after: str | None) -> float:
-    """How long whoever reads right behind a busy feed is to wait, so that an answer holds several results.
+    """Return how long a reader close behind a busy feed waits, so that an answer holds several results.
 
-    Each answer costs as much as many results, and a reader that is woken for each one takes them no sooner. Behind a
-    result that is not fresh, or none, nobody waits.
+    Each answer costs as much as many results, and a reader woken for each one is no faster. Behind an older result, or
+    none, there is no wait.
     """
     if after is None or not _CURSOR.fullmatch(after):
         return 0.0
@@ -67,23 +59,23 @@ def gather_s(after: str | None) -> float:
 
 
 class ResultLog:
-    """Reads the log and what belongs to it."""
+    """Reader of the log and the trajectories."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self._store = store
         self._reader = RecordReader(store, blobs)
 
     async def page(self, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False) -> LogPage:
-        """Up to `limit` results after a cursor, as JSON texts or `packed`.
+        """Return up to `limit` results after a cursor, as JSON texts or `packed`.
 
-        Raises NotFound, Invalid for a cursor that is none, or LogWentBack for one that the log has gone back behind.
+        Raises NotFound, Invalid for an invalid cursor, or LogWentBack if the log has gone back behind the cursor.
         """
         cursor = _cursor(after)
         keys = self._store.keys.batch(batch_id)
         pipeline = self._store.redis.pipeline(transaction=False)
         # the end is read first: an entry that comes in between is not missed
         pipeline.hmget(keys.meta, ["run", "ended_at"])
-        # what lies at the cursor shows that the log still has what was read
+        # the entry at the cursor shows that the log has not gone back
         pipeline.xrange(keys.log, min=cursor, max="+", count=limit + 2)
         (run, ended_at), entries = await pipeline.execute()
         if run is None:
@@ -101,7 +93,7 @@ class ResultLog:
         return LogPage(records, cursors, next_after, ended_at is not None and not more, more)
 
     async def check(self, batch_id: str, position: str) -> None:
-        """Raise LogWentBack where the log has gone back behind a cursor, or Invalid where that is none."""
+        """Raise LogWentBack if the log has gone back behind a cursor, Invalid if the cursor is invalid."""
         await check_position(self._store.redis, self._store.keys.batch(batch_id), _cursor(position))
 
     async def wait(self, batch_id: str, *, after: str | None, timeout_s: float) -> None:
@@ -113,7 +105,7 @@ class ResultLog:
         await self._store.redis.xread({self._store.keys.batch(batch_id).log: after or START}, count=1, block=block_ms)
 
     async def get(self, rollout: RolloutRef, view: View) -> JsonObject:
-        """One rollout, finished or not. Raises NotFound."""
+        """Return one rollout, finished or not. Raises NotFound."""
         keys = self._store.keys.batch(rollout.batch_id)
         pipeline = self._store.redis.pipeline(transaction=False)
         pipeline.hget(keys.meta, "run")
@@ -124,7 +116,7 @@ class ResultLog:
         run, done, live, row, tries = await pipeline.execute()
         if run is None or row is None or rollout.sample >= _samples(row):
             raise rollout_not_found(str(rollout))
-        log_id = "" if done is None else printable(done).rpartition("|")[2]
+        log_id = log_id_of(done)
         if _CURSOR.fullmatch(log_id):
             entries = await self._store.redis.xrange(keys.log, min=log_id, max=log_id)
             if entries and is_result(entries[0]):
@@ -143,14 +135,17 @@ class ResultLog:
         *,
         packed: bool = False,
     ) -> list[bytes]:
-        """The records of entries of the log that are results, in their order, as JSON texts or `packed`.
+        """Return the records of entries that are results, in their order, as JSON texts or `packed`.
 
         One that cannot be read has `error.kind` `result_unreadable`. Raises Unavailable while the store is away.
         """
         return await self._reader.records(batch_id, run, entries, view, packed=packed)
 
     async def unreadable(self, batch_id: str, expected: Mapping[str, bool]) -> dict[str, str]:
-        """Those members whose stored trajectory cannot be read, each with why; `expected` says which must have one."""
+        """Return the members whose stored trajectory cannot be read, each with the reason.
+
+        `expected` tells which of them must have one.
+        """
         return await self._reader.unreadable(batch_id, expected)
 
 
@@ -166,22 +161,20 @@ def _cursor(after: str | None) -> str:
 
 
 def _samples(row: bytes) -> int:
-    """How many rollouts a group has; of a damaged row it is not known, so none is refused."""
+    """Return the number of a group's rollouts; unlimited for a damaged row, so that none is refused."""
     samples = row.split(b" ", 1)[0]
     return int(samples) if samples.isdigit() else sys.maxsize
 
 
 def _unfinished(rollout: RolloutRef, run: str, live: bytes | None, row: bytes, tries: bytes | None) -> JsonObject:
-    """A rollout that has not ended, as far as it is known."""
     task_id, environment = head_of(row)
-    parts = printable(live).split("|") if live else []
-    known = len(parts) > 4 and parts[0] in LIVE_STATES and parts[1].isdecimal()
+    known = live_or_none(live)
     attempts = read_tries(tries)
     return {
-        **identity(rollout, run, task_id, environment),
-        "state": LIVE_STATES[parts[0]] if known else RolloutState.QUEUED,
-        "attempt": int(parts[1]) if known else len(attempts) + 1,
+        **identity(rollout, run=run, task_id=task_id, environment=environment),
+        "state": known.state.state if known else RolloutState.QUEUED,
+        "attempt": known.attempt if known else len(attempts) + 1,
         "outcome": None,
-        "worker": parts[5] if known and len(parts) > 5 else None,
+        "worker": known.holder if known else None,
         "attempts": attempts,
     }

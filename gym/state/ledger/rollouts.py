@@ -1,7 +1,8 @@
-"""Rollouts on their way: taken by the dispatcher, claimed by workers, committed once.
+"""Transitions of rollouts: taken by the dispatcher, claimed by workers, committed once.
 
-A worker names a rollout by (member, attempt, token); the token is given at the claim and grows, so no two claims of
-a batch share one. What does not match any more was cancelled, recovered, or committed by somebody else.
+A worker names a rollout by (member, attempt, token). The fencing token is given at the claim and grows, so no two
+claims of a batch share one. A name that no longer matches belongs to a rollout that was cancelled, recovered, or
+committed by another worker.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 import orjson
 
 from gym.errors import ErrorKind, Stage
-from gym.rollout import RolloutState
+from gym.ids import RolloutRef
 from gym.state.ledger.unreadable_claims import ClaimedItem, readable_claims
+from gym.state.redis.encodings import OUTCOME_LETTER, LiveState, live_or_none
 from gym.state.redis.store import (
     ALONE,
     BOUNCE,
@@ -34,21 +36,12 @@ from gym.state.redis.store import (
 
 SUSPECT_AFTER = 2
 LIVE_PER_STEP, STEP_PAUSE_S = 500, 0.002
-"""How much of what is live one script call looks at, and how long others have Redis before the next one."""
-
-OUTCOME_LETTER = {"succeeded": "s", "failed": "f", "cancelled": "c", "expired": "e"}
-LIVE_STATES = {
-    "d": RolloutState.QUEUED,
-    "r": RolloutState.RUNNING,
-    "w": RolloutState.JUDGING,
-    "s": RolloutState.JUDGING,
-    "j": RolloutState.JUDGING,
-}
+"""Live rollouts that one script call looks at, and the pause for other clients before the next call."""
 
 
 @dataclass(frozen=True, slots=True)
 class TakenRollout:
-    """A rollout that goes to Celery; `suspect` says that it must run alone."""
+    """A rollout that goes to Celery; `suspect` marks a suspected poison rollout, which must run alone."""
 
     environment: str
     member: str
@@ -60,7 +53,7 @@ class TakenRollout:
 class Claim:
     """A rollout that this worker runs. `tries` are its failed attempts, JSON lines.
 
-    `replay` are the model calls of this attempt from before it was handed back (`gym.agents.replay`), mostly none.
+    `replay` are the model calls of this attempt before it was handed back (`gym.agents.replay`), mostly none.
     """
 
     batch_id: str
@@ -78,7 +71,7 @@ class Claim:
 
 
 class ClaimedRollout(Protocol):
-    """What names a rollout that a worker or a judge worker has: `Claim`, `gym.state.ledger.judging.JudgeClaim`."""
+    """Name of a rollout that a worker or judge worker holds; implemented by `Claim` and `JudgeClaim`."""
 
     @property
     def batch_id(self) -> str: ...
@@ -92,7 +85,7 @@ class ClaimedRollout(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """The outcome of an attempt, with the numbers that it adds to its environment's sums."""
+    """Outcome of an attempt, with the numbers that it adds to its environment's sums."""
 
     outcome: str
     record: bytes
@@ -104,7 +97,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class CommitResult:
-    """What a commit did: `verdict` is 1 committed, 2 was committed already by this attempt, 0 fenced off."""
+    """Result of a commit: `verdict` is 1 committed, 2 committed before by this attempt, 0 fenced off."""
 
     verdict: int
     batch_ended: bool
@@ -113,7 +106,7 @@ class CommitResult:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryResult:
-    """What was taken back from dead workers and a lossy broker."""
+    """Counts of rollouts taken back from dead workers and a lossy broker."""
 
     requeued: int
     failed: int
@@ -131,7 +124,7 @@ class Rollouts:
     ) -> list[TakenRollout]:
         """Move up to `most` rollouts from the backlog to Celery, none of the `parked` environments.
 
-        Suspects are taken only where they may go.
+        Suspects are taken only if `suspects` is set.
         """
         keys = self._store.keys.batch(batch_id).scripted()
         return _taken(await self._store.run(TAKE, keys, [most, int(suspects), *parked]))
@@ -139,15 +132,15 @@ class Rollouts:
     async def probe(
         self, batch_id: str, *, environment: str | None, seed: int, parked: Sequence[str]
     ) -> list[TakenRollout]:
-        """Move one rollout to Celery although it is parked: of a parked environment, or where the whole batch is."""
+        """Move one parked rollout to Celery, of a parked environment or of a batch that is parked as a whole."""
         keys = self._store.keys.batch(batch_id).scripted()
         return _taken(await self._store.run(PROBE, keys, [environment or "", seed, *parked]))
 
     async def claim(self, batch_id: str, worker: str, wanted: Sequence[tuple[str, int]]) -> list[Claim]:
-        """Start (member, attempt) here; those that are not ours to start are left out.
+        """Start (member, attempt) here; those that this worker may not start are left out.
 
-        Asked again, as after a lost answer, it gives the same claims; who asks knows which of them it runs already.
-        One whose row cannot be read is ended as failed, `bad_row`.
+        Repeated, as after a lost answer, it returns the same claims; the caller knows which of them it runs already. A
+        rollout whose row cannot be read is ended as failed, `bad_row`.
         """
         args: list[str | int] = [worker]
         for member, attempt in wanted:
@@ -164,14 +157,14 @@ class Rollouts:
         return await readable_claims(self._store, batch_id, claimed, kind=ErrorKind.BAD_ROW, stage=Stage.SETUP)
 
     async def bounce(self, batch_id: str, unwanted: Sequence[tuple[str, int]]) -> int:
-        """Give (member, attempt) back that were received and will not be started here: how many that were."""
+        """Give back (member, attempt) that were received and will not be started here; return their number."""
         args: list[str | int] = []
         for member, attempt in unwanted:
             args += [member, attempt]
         return int(await self._store.run(BOUNCE, self._store.keys.batch(batch_id).scripted(), args))
 
     def commit_call(self, claim: ClaimedRollout, commit: Commit) -> ScriptCall:
-        """The script call that commits; its answer is read by `committed`."""
+        """Return the script call that commits; its answer is read by `committed`."""
         args: list[str | bytes | int | float] = [
             claim.member,
             claim.attempt,
@@ -191,20 +184,20 @@ class Rollouts:
         return CommitResult(answer[0], answer[1] == 1, answer[2])
 
     def retry_call(self, claim: Claim, error_line: bytes, delay_s: float, *, replay: bytes = b"") -> ScriptCall:
-        """The script call that gives an attempt up for another one later; without an error line it is not used up.
+        """Return the script call that gives an attempt up for a later one; without an error line it is not used up.
 
-        `replay` goes along to the next claim of the same attempt, for where that was not used up or is given back.
+        `replay` is stored for the next claim of the same attempt, if that was not used up or is refunded.
         """
         delay_ms = int(delay_s * 1000)
         args: list[str | bytes | int] = [claim.member, claim.attempt, claim.token, error_line, delay_ms, replay]
         return ScriptCall(RETRY, self._store.keys.batch(claim.batch_id).scripted(), args)
 
     def refund_call(self, batch_id: str, member: str, attempt: int, token: str) -> ScriptCall:
-        """The script call that gives a rollout back the attempt that failed under this token, now or when it fails."""
+        """Return the script call that refunds the attempt that failed under this token, now or when it fails."""
         return ScriptCall(REFUND, self._store.keys.batch(batch_id).scripted(), [member, attempt, token])
 
     def alone_call(self, claim: Claim) -> ScriptCall:
-        """The script call that says that a suspect starts now, beside nothing else; it answers 0 for a void claim."""
+        """Return the script call that marks a suspect as running alone; it answers 0 for a void claim."""
         return ScriptCall(
             ALONE, self._store.keys.batch(claim.batch_id).scripted(), [claim.member, claim.attempt, claim.token]
         )
@@ -218,10 +211,10 @@ class Rollouts:
         dead_workers: Sequence[str],
         suspect_after: int = SUSPECT_AFTER,
     ) -> RecoveryResult:
-        """Take back what dead workers ran, and jobs handed to Celery before `overdue_ms` (0 leaves them).
+        """Take back rollouts of dead workers, and jobs handed to Celery before `overdue_ms` (0 leaves them).
 
-        What was present at `suspect_after` deaths is run alone from then on, and fails only where it dies so. Bounded
-        steps, which may be repeated.
+        A rollout present at `suspect_after` deaths is run alone from then on, and fails only if it dies alone. Bounded,
+        repeatable steps.
         """
         keys = self._store.keys.batch(batch_id).scripted()
         found, cursor = [0, 0, 0], b"0"
@@ -234,7 +227,7 @@ class Rollouts:
             await asyncio.sleep(STEP_PAUSE_S)
 
     async def still_mine(self, claims: Sequence[ClaimedRollout], worker: str | None = None) -> list[bool]:
-        """Whether each claim still stands; a false one was cancelled or given to somebody else.
+        """Return whether each claim is valid; an invalid one was cancelled or given to another worker.
 
         With a `worker` it must be that one's: a Redis that lost its last writes may give a token out twice.
         """
@@ -245,13 +238,29 @@ class Rollouts:
         for batch_id, numbers in by_batch.items():
             pipeline.hmget(self._store.keys.batch(batch_id).live, [claims[number].member for number in numbers])
         standing = [False] * len(claims)
-        end = b"" if worker is None else worker.encode()
         for numbers, values in zip(by_batch.values(), await pipeline.execute(), strict=True):
             for number, value in zip(numbers, values, strict=True):
                 claim = claims[number]
-                mark = f"|{claim.attempt}|{claim.token}|".encode()
-                standing[number] = value is not None and value[1 : 1 + len(mark)] == mark and value.endswith(end)
+                live = live_or_none(value)
+                standing[number] = (
+                    live is not None
+                    and (live.attempt, live.token) == (claim.attempt, claim.token)
+                    and (worker is None or live.is_held_by(worker))
+                )
         return standing
+
+    async def under_way(self, batch_id: str, wanted: Sequence[tuple[str, int]]) -> bool:
+        """Return whether any of these (member, attempt) has been sent and has not ended."""
+        values = await self._store.redis.hmget(self._store.keys.batch(batch_id).live, [member for member, _ in wanted])
+        found = [live_or_none(value) for value in values]
+        return any(
+            live is not None and live.attempt == attempt for live, (_, attempt) in zip(found, wanted, strict=True)
+        )
+
+    async def running(self, rollout: RolloutRef, attempt: int) -> bool:
+        """Return whether a worker runs this attempt now."""
+        live = live_or_none(await self._store.redis.hget(self._store.keys.batch(rollout.batch_id).live, rollout.member))
+        return live is not None and live.state is LiveState.RUNNING and live.attempt == attempt
 
 
 def _taken(flat: Sequence[Any]) -> list[TakenRollout]:
@@ -264,7 +273,7 @@ def _taken(flat: Sequence[Any]) -> list[TakenRollout]:
 
 
 def _read_claim(batch_id: str, item: Sequence[bytes], stored: bytes, claimed_at: int) -> Claim:
-    """Raises a decode error."""
+    """Return a claim. Raises a decode error."""
     member, attempt, token, tries, replay = item
     head, _, row = stored.partition(b"\n")
     samples, environment, published_at, task_id = head.decode().split(" ")

@@ -1,6 +1,6 @@
-"""How rows come in: staged under row numbers that nobody sees, then published by one script, all or none.
+"""Submission of rows: staged under invisible row numbers, then published by one script, all or none.
 
-What a large request needs around that script is in `gym.state.ledger.publication`.
+The additional steps of a large request are in `gym.state.ledger.publication`.
 
 Memory here grows with the task ids that the caller gave, not with the rows.
 """
@@ -40,7 +40,7 @@ class StagedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewBatch:
-    """What creating a batch writes beside its rows."""
+    """Fields of a batch that its creation writes beside its rows."""
 
     spec: JsonObject
     digest: str
@@ -52,7 +52,7 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionResult:
-    """What came of a submission; `created` is false where the same one had been made before."""
+    """Result of a submission; `created` is false if the same one had been made before."""
 
     accepted: int
     repeated: int
@@ -61,12 +61,12 @@ class SubmissionResult:
 
 
 def canonical_digest(value: object) -> str:
-    """The same for equal JSON, whatever the order of its keys."""
+    """Return a digest of JSON that does not depend on the order of keys."""
     return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=12).hexdigest()
 
 
 class Staging:
-    """Rows of one request on their way in; `publish` makes them visible, `abort` forgets them."""
+    """Rows of one request before publication; `publish` makes them visible, `abort` forgets them."""
 
     def __init__(self, store: Store, batch_id: str) -> None:
         self._store = store
@@ -79,7 +79,7 @@ class Staging:
         self._tasks: dict[str, str] = {}  # ids of this request and their digests
 
     async def add(self, rows: Sequence[StagedRow]) -> None:
-        """Stage rows in order. Raises Conflict where a task id of this request comes again with another body."""
+        """Stage rows in order. Raises Conflict if a task id of this request is repeated with another body."""
         fresh = [row for row in rows if self._is_fresh(row)]
         self._repeated += len(rows) - len(fresh)
         if not fresh:
@@ -129,9 +129,9 @@ class Staging:
     async def publish(self, *, create: NewBatch | None, seal: bool) -> SubmissionResult:
         """Make the rows visible, all or none.
 
-        Raises NotFound, Conflict where the batch is sealed, cancelled, or made of something else, or Unavailable where
-        what lies in Redis is not what was staged: a restart lost some, or a repeated command doubled it, or other rows
-        of the batch are being published for too long.
+        Raises NotFound, or Conflict if the batch is sealed, cancelled, or made of another body. Raises Unavailable if
+        the staged rows are not intact (a restart lost some, or a repeated command doubled them), or if other rows of
+        the batch are being published for too long.
         """
         head: list[str | bytes | int | float] = ["", "", "", 0, 0, ""]
         if create is not None:
@@ -143,7 +143,7 @@ class Staging:
                 compare=large and create is None and bool(self._tasks),
                 large=large,
             )
-        except (OutOfMemoryError, Unavailable):  # refused before the first write, and the rows may be what fills it
+        except (OutOfMemoryError, Unavailable):  # Redis is full, perhaps because of these rows
             await self.abort()
             raise
         answer = SubmissionResult(
@@ -181,7 +181,7 @@ class Staging:
                 )
 
     async def _publish(self, args: list[Argument], *, compare: bool, large: bool) -> Any:
-        """The answer of the script, when it is this request's turn."""
+        """Return the answer of the script, when it is this request's turn."""
         keys, request_id = self._keys, self._request_id
         if compare:
             verdict, task = await check_tasks(self._store, self._batch_id, request_id, self._staged)
@@ -203,7 +203,7 @@ class Staging:
             await turn.wait()
 
     async def _announce(self) -> None:
-        """Enter the batch where the dispatcher and lists find it, and end what was cancelled before it came.
+        """Enter the batch into the indexes, and carry out cancellations that arrived before it.
 
         A client's retry after a crash repeats both.
         """
@@ -211,7 +211,7 @@ class Staging:
         await activate(self._store, self._batch_id)
 
     async def abort(self) -> None:
-        """Forget what was staged."""
+        """Forget the staged rows."""
         if not self._ranges:
             return
         await discard_staged(self._store, self._keys, self._request_id, self._ranges)
@@ -229,9 +229,9 @@ async def discard_staged(store: Store, keys: BatchKeys, request_id: str, ranges:
 
 
 async def existing(store: Store, batch_id: str, digest: str) -> SubmissionResult | None:
-    """The answer to a repeated creation, `None` where the id is free.
+    """Return the answer to a repeated creation, `None` if the id is free.
 
-    Raises Conflict where it was made of another body.
+    Raises Conflict if the batch was made of another body.
     """
     values = await store.redis.hmget(store.keys.batch(batch_id).meta, ["digest", "submitted"])
     if values[0] is None:
@@ -243,7 +243,7 @@ async def existing(store: Store, batch_id: str, digest: str) -> SubmissionResult
 
 
 async def bury(store: Store, batch_id: str) -> None:
-    """Carry out the cancellations that came before what they cancel."""
+    """Carry out the cancellations that arrived before their targets."""
     tombs = await store.redis.smembers(store.keys.batch(batch_id).tombs)
     if tombs:
         await store.redis.zrem(store.keys.tombstoned, batch_id)
@@ -255,7 +255,7 @@ async def bury(store: Store, batch_id: str) -> None:
 
 
 async def sweep_staged(store: Store, now_ms: int) -> None:
-    """Delete what requests left behind whose api process died an hour ago, also of batches that never came to be."""
+    """Delete rows staged by requests whose api process died an hour ago, also of batches that were never created."""
     limit = now_ms - STAGED_TTL_S * 1000
     for name in await store.redis.zrangebyscore(store.keys.staged, "-inf", limit, start=0, num=10):
         keys = store.keys.batch(name.decode(errors="backslashreplace"))
@@ -276,7 +276,7 @@ def _staged(text: bytes) -> tuple[int, list[list[int]]]:
 
 
 async def unannounced(store: Store, after_ms: int, until_ms: int) -> list[str]:
-    """Batches whose rows came between these times that exist, have not ended, and are in no index."""
+    """Return batches that exist, have not ended and are in no index, and whose rows came between these times."""
     found = await store.redis.zrangebyscore(store.keys.staged, f"({after_ms}", until_ms)
     names = [name.decode(errors="backslashreplace") for name in found]
     pipeline = store.redis.pipeline(transaction=False)

@@ -1,4 +1,4 @@
-"""Claims of which what is stored cannot be read: they end as failed, and the rest of their slice runs.
+"""Claims whose stored values cannot be read: they end as failed, and the rest of their slice runs.
 
 Invariant: a claim that Redis has made is either handed to its worker or ended here; none stays with a worker that does
 not know it.
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedItem(Generic[T]):
-    """A claim as Redis answered it, and the function that makes an object of it."""
+    """A claim as Redis answered it, and the function that decodes it."""
 
     member: bytes
     attempt: bytes
@@ -36,7 +36,7 @@ class ClaimedItem(Generic[T]):
 async def readable_claims(
     store: Store, batch_id: str, items: Sequence[ClaimedItem[T]], *, kind: ErrorKind, stage: Stage
 ) -> list[T]:
-    """Return the claims that can be read; the others are ended as failed, with an error of this kind, and alarmed."""
+    """Return the readable claims; the others are ended as failed with this error kind, and raise an alarm."""
     claims: list[T] = []
     calls: list[ScriptCall] = []
     failed: dict[str, str] = {}
@@ -45,7 +45,7 @@ async def readable_claims(
         try:
             claims.append(item.read())
         except DECODE_ERRORS as error:
-            why = f"what is stored of it cannot be read: {reason(error)}"
+            why = f"its stored state cannot be read: {reason(error)}"
             failed[printable(item.member)] = why
             text = orjson.dumps({"kind": kind, "stage": stage, "message": why, "retryable": False})
             calls.append(ScriptCall(END_UNREADABLE, keys, [item.member, item.attempt, item.token, text]))

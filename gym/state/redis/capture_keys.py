@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CaptureKeys:
-    """The keys of what the proxy captured of a rollout; all of them end by themselves."""
+    """The keys of a rollout's captured calls; all of them expire."""
 
     prefix: str
     rollout_id: str
@@ -35,5 +35,5 @@ class CaptureKeys:
         return f"{self.prefix}:cap:{{{self.rollout_id}}}:{self.attempt}:index"
 
     def scripted(self) -> list[str]:
-        """The keys that the capture scripts are given."""
+        """Return the keys that the capture scripts take."""
         return [self.current, self.calls, self.index, self.failures]

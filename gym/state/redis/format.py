@@ -1,10 +1,10 @@
-"""The version of what is stored, in Redis and in the data directory, checked when a process starts.
+"""Version of the stored data, in Redis and in the data directory, checked when a process starts.
 
-Invariant: a farm never works on data of a newer one. Data without a version is of a farm from before versions were
-stored; it is read as it is, and marked.
+Invariant: a farm never works on data of a newer one. Data without a version is older than versions; it is read as it
+is, and marked.
 
-Raise `FORMAT` with every change of stored values that an older farm would misread, and say in `_migrate` what becomes
-of older ones.
+Raise `FORMAT` with every change of stored values that an older farm would misread, and convert older data in
+`_migrate`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 def require_format(url: str, prefix: str) -> bool:
     """Return whether the server at `url` answered, with its data marked as of this version.
 
-    Raises SettingsError where the data is of a newer farm, or its version cannot be read.
+    Raises SettingsError if the data is of a newer farm, or its version cannot be read.
     """
     keys = Keys(prefix)
     where = f"the Redis at {urlsplit(url).hostname or 'its socket'} (prefix {prefix})"
@@ -64,9 +64,9 @@ def require_format(url: str, prefix: str) -> bool:
 
 
 def require_data_format(data_dir: Path, *, create: bool = False) -> None:
-    """Mark a data directory as of this version; one that is not there is made where `create` says so.
+    """Mark a data directory as of this version; a missing one is made if `create` is set.
 
-    Raises SettingsError where its data is of a newer farm, or its version cannot be read.
+    Raises SettingsError if its data is of a newer farm, or its version cannot be read.
     """
     where = f"the data directory {data_dir}"
     file = data_dir / FILE
@@ -88,7 +88,7 @@ def require_data_format(data_dir: Path, *, create: bool = False) -> None:
         with create_private(part) as opened:
             opened.write(f"{FORMAT}\n".encode())
         part.replace(file)
-    except OSError as error:  # mounted for reading, or of another user: what is written there fails by itself
+    except OSError as error:  # read-only, or of another user: writes there will fail anyway
         _LOG.warning("the format version of %s is not stored: %s", where, error, extra={"action": "format"})
 
 

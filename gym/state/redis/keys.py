@@ -1,37 +1,37 @@
-r"""Every key in Redis, and what lies under it.
+r"""Every key in Redis and its contents.
 
-Of a batch (`{B}` is the hash tag, so that all of them live on one node of a cluster):
+Keys of a batch (`{B}` is the hash tag, so that all of them are on one node of a cluster):
 
 | key | type | holds |
 |---|---|---|
-| meta | hash | spec, digest, run, ledger, dispatched, fence, logged, `parked/ENVIRONMENT`, `owed/MEMBER` (a bar) |
+| meta | hash | spec, digest, run, ledger, dispatched, fence, logged, `parked\|ENVIRONMENT`, `owed\|MEMBER` |
 | seq | string | the next row number |
 | rows | hash | row number → `SAMPLES ENVIRONMENT PUBLISHED_MS TASK_ID\n` and the row as it was sent |
 | tasks | hash | task id given by the caller → `ROW DIGEST` |
 | backlog | list | `ROW:FROM:TO:ENVIRONMENT`, samples [FROM, TO) that wait, next one at the head |
 | later | zset | `ROW:SAMPLE:ENVIRONMENT` that wait for a retry, by the time in ms when they may run |
-| live | hash | member → `STATE/ATTEMPT/TOKEN/SINCE/ENVIRONMENT/WORKER` (bars for slashes), STATE of `d r w s j` |
-| done | hash | member → `STATE|ATTEMPT|TOKEN|LOG_ID` |
-| log | stream | `MS-NUMBER` → a result, in order of completion: `m` member and `j` record, or what the farm ended |
-| traj | hash | member → trajectory, or a pointer to it; member and `|replay` → calls of an attempt handed back |
+| live | hash | member → `STATE\|ATTEMPT\|TOKEN\|SINCE\|ENVIRONMENT\|WORKER`, STATE of `d r w s j` |
+| done | hash | member → `STATE\|ATTEMPT\|TOKEN\|LOG_ID` |
+| log | stream | `MS-NUMBER` → a result, in order of completion: `m` member, and `j` record unless the farm ended it |
+| traj | hash | member → trajectory, or a pointer to it; member and `\|replay` → calls of an attempt handed back |
 | tries | hash | member → one JSON line for each failed attempt |
 | groups | hash | row number → usable rollouts, where `early_stop` counts them |
-| stats | hash | `ENVIRONMENT|FIELD` → sums |
-| parked | zset | `ENVIRONMENT|ROW:FROM:TO` (row in 12 digits) that wait until their environment works again |
+| stats | hash | `ENVIRONMENT\|FIELD` → sums |
+| parked | zset | `ENVIRONMENT\|ROW:FROM:TO` (row in 12 digits), parked until their environment works again |
 | suspects | hash | member that was present at several deaths of a worker → token of its last run alone |
-| tombs | set | what was cancelled before it came: `*`, row numbers, members |
-| awaiting | zset | `JUDGE/DUE_MS/MEMBER` (bars for slashes) that wait for a judge, in order; `pDUE_MS` where parked |
+| tombs | set | cancelled before submission: `*`, row numbers, members |
+| awaiting | zset | `JUDGE\|DUE_MS\|MEMBER` that wait for a judge, in order; `pDUE_MS` if parked |
 | judging | hash | member → a line of JSON on its judging, its record so far, then a line for each failed try |
-| asks | hash | member → what its verifier asked a judge, or a pointer to it; kept, to be asked again |
-| judges | hash | `JUDGE/waiting`, `/asked`, `/parked` (bars for slashes) → how many wait, are with workers, parked |
-| stops | hash | row number → `NEXT/LETTER/REASON` (bars for slashes): its samples from NEXT on are being ended |
+| asks | hash | member → its verifier's questions to a judge, or a pointer to them; kept for rejudging |
+| judges | hash | `JUDGE\|waiting`, `\|asked`, `\|parked` → number of waiting, sent and parked rollouts |
+| stops | hash | row number → `NEXT\|LETTER\|REASON`: its samples from NEXT on are being ended |
 | staging | hash | request → `SINCE_MS FROM:TO …`, row numbers that are in `rows` but not published yet |
 | feeds | hash | consumer → when it had acknowledged everything in ms, empty before |
-| feed:C | hash | of consumer C: `unit` that it leases, `cursor` in the log up to where it was handed results |
-| feed-out:C | zset | what it has not acknowledged: log id (a group's last) → end of its lease in ms |
-| feed-leases:C | hash | lease → what was handed out under it, `LOG_ID` or `LOG_ID*RESULTS` |
+| feed:C | hash | of consumer C: `unit` that it leases, `cursor` in the log up to which it was handed results |
+| feed-out:C | zset | unacknowledged results: log id (a group's last) → end of its lease in ms |
+| feed-leases:C | hash | lease → its results, `LOG_ID` or `LOG_ID*RESULTS` |
 | feed-ends:C | zset | lease → its end in ms |
-| publisher | string | the request whose task ids are being compared; ends by itself |
+| publisher | string | the request whose task ids are being compared; expires |
 | stage:R | list | rows of request R that are not published yet; `stage:R:tasks` beside it |
 """
 
@@ -131,7 +131,7 @@ class BatchKeys:
         return self._key("feeds")
 
     def feed(self, consumer: str) -> list[str]:
-        """What is known of a consumer, in the order in which `feed.lua` names it after `feeds`."""
+        """Return the keys of a consumer, in the order in which `feed.lua` names it after `feeds`."""
         return [self._key(f"{name}:{consumer}") for name in ("feed", "feed-out", "feed-leases", "feed-ends")]
 
     @property
@@ -155,7 +155,7 @@ class BatchKeys:
         return self._key(f"stage:{request_id}:tasks")
 
     def stage_progress(self, request_id: str) -> str:
-        """How much of `stage` was compared with the batch's tasks, where that is much."""
+        """Number of rows of a large `stage` that were compared with the batch's tasks."""
         return self._key(f"stage:{request_id}:progress")
 
     @property
@@ -163,11 +163,11 @@ class BatchKeys:
         return self._key("publisher")
 
     def stage_done(self, request_id: str) -> str:
-        """What publishing answered, so that a repeated script call answers the same."""
+        """Answer of the publication, so that a repeated script call answers the same."""
         return self._key(f"stage:{request_id}:done")
 
     def scripted(self) -> list[str]:
-        """The keys that every script is given, in the order in which `lib.lua` names them."""
+        """Return the keys that every script takes, in the order in which `lib.lua` names them."""
         return [
             self.meta,
             self.rows,
@@ -193,7 +193,7 @@ class BatchKeys:
         ]
 
     def everything(self) -> list[str]:
-        """All lasting keys of the batch but those of its consumers (`feed`, by the names in `feeds`)."""
+        """Return all lasting keys of the batch but those of its consumers (`feed`, by the names in `feeds`)."""
         return [*self.scripted(), self.seq, self.feeds]
 
 
@@ -211,7 +211,7 @@ class Keys:
 
     @property
     def agent_secret(self) -> str:
-        """string: what signs the keys of agents (`gym.agents.outside.keys`)."""
+        """string: the secret that signs the keys of agents (`gym.agents.outside.keys`)."""
         return f"{self.prefix}:agent-secret"
 
     @property
@@ -226,7 +226,7 @@ class Keys:
 
     @property
     def kept(self) -> str:
-        """zset: batches that have ended and are not gone yet, by their end in ms."""
+        """zset: ended batches that are still kept, by their end in ms."""
         return f"{self.prefix}:kept"
 
     @property
@@ -236,17 +236,17 @@ class Keys:
 
     @property
     def tombstoned(self) -> str:
-        """zset: batches that were cancelled, wholly or in part, before they came, by when that is forgotten in ms."""
+        """zset: batches cancelled, wholly or in part, before submission, by the expiry of that in ms."""
         return f"{self.prefix}:tombstoned"
 
     @property
     def staged(self) -> str:
-        """zset: batches with rows that may not be published, by the time in ms of the last of them."""
+        """zset: batches with staged rows, by the time in ms of the last of them."""
         return f"{self.prefix}:staged"
 
     @property
     def wake(self) -> str:
-        """List of at most one element: something for the dispatcher to do."""
+        """List of at most one element: wakes the dispatcher."""
         return f"{self.prefix}:wake"
 
     @property
@@ -256,22 +256,22 @@ class Keys:
 
     @property
     def dispatcher(self) -> str:
-        """String with a time to live: which dispatcher leads."""
+        """String with a time to live: name of the leading dispatcher."""
         return f"{self.prefix}:dispatcher"
 
     @property
     def dispatcher_tick(self) -> str:
-        """String with a time to live: when the leading dispatcher last ticked, or why it cannot, JSON."""
+        """String with a time to live: the leading dispatcher's last tick, or its failure, JSON."""
         return f"{self.prefix}:dispatcher-tick"
 
     @property
     def format(self) -> str:
-        """String: the version of what is stored (`gym.state.redis.format`)."""
+        """string: the version of the stored data (`gym.state.redis.format`)."""
         return f"{self.prefix}:format"
 
     @property
     def unreadable_messages(self) -> str:
-        """List with a time to live: the last messages of the broker that were no jobs, newest first, JSON."""
+        """List with a time to live: the last broker messages that were not jobs, newest first, JSON."""
         return f"{self.prefix}:unreadable-messages"
 
     @property
@@ -281,11 +281,11 @@ class Keys:
 
     @property
     def worker_info(self) -> str:
-        """hash: worker → what it is and how busy, JSON."""
+        """hash: worker → its kind and load, JSON."""
         return f"{self.prefix}:worker-info"
 
     def assigned(self, worker: str) -> str:
-        """String with a time to live: what Redis says that a worker holds, JSON (`gym.state.assignments`)."""
+        """String with a time to live: the rollouts assigned to a worker, JSON (`gym.state.assignments`)."""
         return f"{self.prefix}:assigned:{worker}"
 
     @property
@@ -295,26 +295,26 @@ class Keys:
 
     @property
     def judge_replica_info(self) -> str:
-        """hash: `JUDGE REPLICA` → URL, capacity, state and the rest, JSON (`gym.state.replicas`)."""
+        """hash: `JUDGE REPLICA` → URL, capacity, state and more, JSON (`gym.state.replicas`)."""
         return f"{self.prefix}:judge-replica-info"
 
     @property
     def judge_pool(self) -> str:
-        """String with a time to live: how the judge pool is, JSON."""
+        """String with a time to live: state of the judge pool, JSON."""
         return f"{self.prefix}:judge-pool"
 
     @property
     def judge_pool_orders(self) -> str:
-        """List: what `farm judge drain` and `scale` ask of the pool, JSON."""
+        """list: orders of `farm judge drain` and `scale` to the pool, JSON."""
         return f"{self.prefix}:judge-pool-orders"
 
     def verdict(self, judge: str, version: str, digest: str) -> str:
-        """String with a time to live: a verdict, by judge, its version and what was asked, JSON."""
+        """String with a time to live: a verdict, by judge, its version and digest of the question, JSON."""
         return f"{self.prefix}:verdict:{judge}:{version}:{digest}"
 
     @property
     def policies(self) -> str:
-        """hash: policy → what was put, JSON."""
+        """hash: policy → its spec, JSON."""
         return f"{self.prefix}:policies"
 
     @property
@@ -339,12 +339,12 @@ class Keys:
 
     @property
     def policies_changes(self) -> str:
-        """stream: an entry for the newest change of a policy, by which processes that wait for one are woken."""
+        """stream: an entry for the newest change of a policy, which wakes waiting processes."""
         return f"{self.prefix}:policies-changes"
 
     @property
     def breakers(self) -> str:
-        """hash: `KIND|NAME` → the failures in a row of a policy, an environment or a judge, JSON; empty as a rule."""
+        """hash: `KIND|NAME` → consecutive failures of a policy, environment or judge, JSON; mostly empty."""
         return f"{self.prefix}:breakers"
 
     @property
@@ -353,7 +353,7 @@ class Keys:
         return f"{self.prefix}:configured-policies"
 
     def row_job(self, address: str) -> str:
-        """string: the job that rows from an address belong to (`POST /run`); ends by itself."""
+        """string: the job that rows from an address belong to (`POST /run`); expires."""
         return f"{self.prefix}:row-job:{address}"
 
     @property
@@ -366,15 +366,15 @@ class Keys:
         return f"{self.prefix}:sessions-of:{owner}"
 
     def session(self, session_id: str) -> str:
-        """hash: a session's `worker`, `environment`, `owner`, `created_at`, `expires_at`; ends by itself."""
+        """hash: a session's `worker`, `environment`, `owner`, `created_at`, `expires_at`; expires."""
         return f"{self.prefix}:session:{session_id}"
 
     def session_calls(self, worker: str) -> str:
-        """list: calls of sessions that a worker has to take, JSON."""
+        """list: calls of sessions for a worker, JSON."""
         return f"{self.prefix}:session-calls:{worker}"
 
     def session_answers(self, asker: str) -> str:
-        """list: answers to the calls that one api process sent, JSON."""
+        """list: answers to the calls of one api process, JSON."""
         return f"{self.prefix}:session-answers:{asker}"
 
     @property
@@ -384,17 +384,17 @@ class Keys:
 
     @property
     def ends(self) -> str:
-        """hash: outcome → rollouts that ended so; `again|OUTCOME` → those taken back (`gym.state.ledger.ends`)."""
+        """hash: outcome → number of rollouts; `again|OUTCOME` → those taken back (`gym.state.ledger.ends`)."""
         return f"{self.prefix}:{{ends}}:farm"
 
     @property
     def ends_folded(self) -> str:
-        """hash: batch → `CREATED_MS|NAME=VALUE …`, what of it is in `ends`."""
+        """hash: batch → `CREATED_MS|NAME=VALUE …`, its counts that are in `ends`."""
         return f"{self.prefix}:{{ends}}:folded"
 
     @property
     def alarms_standing(self) -> str:
-        """hash: `KIND|BATCH|WORKER` → the alarm that stands, JSON."""
+        """hash: `KIND|BATCH|WORKER` → the standing alarm, JSON."""
         return f"{self.prefix}:{{alarms}}:standing"
 
     @property

@@ -1,7 +1,7 @@
-"""The connection to Redis and the scripts that run there.
+"""The connection to Redis, and the scripts that run there.
 
-Scripts are sent by their digest; a server that does not know one (it was restarted, or is new) gets it and is asked
-again. Commands may be repeated by the client after a broken connection, so every script is written to be repeatable.
+Scripts are called by their digest; a server that does not know one (it was restarted, or is new) is sent it and called
+again. The client may repeat commands after a broken connection, so every script is idempotent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CANNOT_SERVE = ("BUSY ", "MISCONF", "LOADING", "NOREPLICAS", "CLUSTERDOWN", "MA
 
 
 def will_pass(error: Exception) -> bool:
-    """Whether the same command may succeed later: the server is away, or says that it cannot serve for now."""
+    """Return whether the same command may succeed later: the server is away, or reports a temporary state."""
     return isinstance(error, (*RedisAway, ReadOnlyError, ClusterError, TryAgainError)) or (
         isinstance(error, RedisError) and str(error).startswith(_CANNOT_SERVE)
     )
@@ -57,7 +57,7 @@ class Script:
 
 
 def load_script(name: str, *libraries: str, of_batch: bool = True) -> Script:
-    """A script of `gym/state/scripts`, behind the libraries that it uses; those of a batch share `lib` and its keys."""
+    """Return a script of `gym/state/scripts` behind its libraries; those of a batch share `lib` and its keys."""
     folder = files("gym.state") / "scripts"
     parts = ("lib", *libraries, name) if of_batch else (name,)
     text = b"".join((folder / f"{part}.lua").read_bytes() for part in parts)
@@ -107,7 +107,10 @@ REJUDGE = load_script("rejudge")
 
 
 def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:
-    """What to give to the `eval` of a pipeline for one write that a full Redis takes too; the key never expires."""
+    """Return the arguments of a pipeline's `eval` for one write that a full Redis accepts too.
+
+    The key never expires.
+    """
     return (INSIST.text, 1, key, command, *args)
 
 
@@ -115,8 +118,8 @@ def insisting(key: str, command: str, *args: Argument) -> tuple[Any, ...]:
 class ScriptCall:
     """One run of a script, for sending several in one round trip.
 
-    Calls that `join` may go as one where they have script and keys in common: the script takes the arguments of each,
-    one after the other, and gives an answer of each.
+    Calls that `join` may be merged if they share script and keys: the script takes the arguments of each in turn, and
+    returns an answer for each.
     """
 
     script: Script
@@ -134,20 +137,20 @@ class Store:
 
     @classmethod
     def connect(cls, url: str, *, prefix: str = "farm", timeout_s: float = 10.0) -> Store:
-        """A store that connects when it is first used; a read or write is bounded by `timeout_s`."""
+        """Return a store that connects on first use; a read or write is bounded by `timeout_s`."""
         redis = Redis.from_url(
             url,
             socket_timeout=timeout_s,
             socket_connect_timeout=min(timeout_s, 5.0),
             health_check_interval=25,
-            # a server that does not answer in time is not asked again: who waits is to know
+            # a server that does not answer in time is not retried: the caller is to know
             retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2, supported_errors=(RedisConnectionError,)),
             max_connections=512,
         )
         return cls(redis, Keys(prefix))
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self.redis.aclose()
 
     async def answers(self, *, within_s: float) -> bool:
@@ -160,17 +163,17 @@ class Store:
         return bool(done) and ping.exception() is None
 
     async def run(self, script: Script, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """The script's answer."""
+        """Return the script's answer."""
         try:
             return await self.redis.evalsha(script.sha, len(keys), *keys, *args)
         except NoScriptError:
             return await self.redis.eval(script.text, len(keys), *keys, *args)
 
     async def run_many(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """The answers of several scripts, sent in one round trip; what can be joined is run as one.
+        """Return the answers of several scripts, sent in one round trip; joinable calls are merged.
 
         Calls of different scripts on the same keys keep their order. An answer may be an exception of redis-py, which
-        the caller must look for.
+        the caller must check for.
         """
         groups = _joined(calls)
         answers: list[Any] = [None] * len(calls)
@@ -181,7 +184,7 @@ class Store:
             if not isinstance(answer, Exception) and calls[group[0]].joins:
                 each = answer
             elif len(group) > 1 and not will_pass(answer) and not isinstance(answer, OutOfMemoryError):
-                apart += group  # one of them is at fault, and the others are not to suffer for it
+                apart += group  # one of them is at fault; the others run separately
                 continue
             else:
                 each = [answer] * len(group)
@@ -217,24 +220,24 @@ class Store:
         return answers
 
     async def insist(self, key: str, command: str, *args: Argument) -> Any:
-        """As `insisting`, by itself."""
+        """Run one write that a full Redis accepts too (`insisting`)."""
         return await self.run(INSIST, [key], [command, *args])
 
     async def wake_dispatcher(self) -> None:
-        """Tell the dispatcher that there may be something to do; it looks by itself too."""
+        """Wake the dispatcher, which also looks for work by itself."""
         pipeline = self.redis.pipeline(transaction=False)
         pipeline.eval(*insisting(self.keys.wake, "LPUSH", "1"))
         pipeline.ltrim(self.keys.wake, 0, 0)
         await pipeline.execute()
 
     async def now_ms(self) -> int:
-        """The server's clock, which all times in the farm are of."""
+        """Return the server's clock, on which all times of the farm are based."""
         seconds, micros = await self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
 
 def _joined(calls: Sequence[ScriptCall]) -> list[list[int]]:
-    """The numbers of the calls, those together that go as one."""
+    """Return the numbers of the calls, grouped by merged call."""
     groups: list[list[int]] = []
     latest: dict[str, tuple[Script, list[int], int]] = {}  # by the first key: script, group, bytes
     for number, call in enumerate(calls):

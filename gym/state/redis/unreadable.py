@@ -1,7 +1,7 @@
-"""Stored values that cannot be read: which errors mean that, and how a reader goes on without such a value.
+"""Handling of stored values that cannot be read: the errors that mean so, and readers that skip such values.
 
-Invariant: a reader of many values delivers all that it can read. What it leaves out is logged, at most once a minute
-for each value, and shown in an alarm by the dispatcher (`workers.dispatch.upkeep.inspection`).
+Invariant: a reader of many values delivers all that it can read. Skipped values are logged, at most once a minute each,
+and shown in an alarm by the dispatcher (`workers.dispatch.upkeep.inspection`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _said: dict[tuple[str, str], float] = {}  # limits the log alone
 
 
 def read_or_none(what: str, name: str | bytes, read: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Return what `read` gives for the arguments, `None` where the value cannot be read.
+    """Return the value that `read` gives for the arguments, `None` if it cannot be read.
 
-    `what` and `name` say in the log which value that is.
+    `what` and `name` identify the value in the log.
     """
     try:
         return read(*args, **kwargs)
@@ -51,7 +51,7 @@ def read_or_none(what: str, name: str | bytes, read: Callable[P, T], /, *args: P
 
 
 def concerns_redis(error: Exception) -> bool:
-    """Return whether an error is of the connection, the server or its permissions, and so of no single batch."""
+    """Return whether an error concerns the connection, the server or its permissions, and so no single batch."""
     if isinstance(error, OutOfMemoryError | NoPermissionError | AuthenticationError) or will_pass(error):
         return True
     return isinstance(error, RedisError) and str(error).startswith(("OOM", "NOAUTH", "NOPERM", "DENIED"))
@@ -84,12 +84,12 @@ def reason(error: BaseException) -> str:
 
 
 def printable(name: str | bytes) -> str:
-    """Return a name for messages, whatever its bytes are."""
+    """Return a name for messages, of any bytes."""
     return (name.decode(errors="backslashreplace") if isinstance(name, bytes) else name)[:200]
 
 
 def names(values: Iterable[bytes]) -> list[str]:
-    """Return the names that are UTF-8; others cannot be asked for and are left out."""
+    """Return the names that are UTF-8; others cannot be requested and are left out."""
     found = []
     for value in values:
         name = read_or_none("name", value, value.decode)

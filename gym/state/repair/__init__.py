@@ -1,1 +1,1 @@
-"""Comparison of the ledger with what workers hold and with itself, and its repair."""
+"""Audit of the ledger against its contents and its workers, and its repair."""

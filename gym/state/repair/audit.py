@@ -1,4 +1,4 @@
-"""What a batch holds, counted by one script at one moment, and the means to queue again what nothing holds."""
+"""Audit of a batch's contents, counted by one script at one moment, and the search for rollouts without an owner."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from gym.rollout import Ledger
+from gym.state.ledger.cancellation import read_stop
 from gym.state.redis.store import ADOPT, AUDIT, PUT_ASIDE, ScriptCall, Store
 from gym.state.redis.unreadable import DECODE_ERRORS, concerns_redis, printable
 
@@ -24,7 +25,7 @@ FIRST_STEPS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerShare:
-    """What a worker holds of a batch. `member` has run longest, since a time in ms; 0 where none runs."""
+    """Rollouts of a batch that a worker holds. `member` has run longest, since a time in ms; 0 if none runs."""
 
     worker: str
     rollouts: int
@@ -34,11 +35,12 @@ class WorkerShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """A batch at one moment, atomically. Times in ms of the server's clock.
+    """Contents of a batch at one moment, atomically. Times in ms of the server's clock.
 
-    `backlog_rollouts`, with those parked, is `None` where they are too many to be counted, or are being published or
-    stopped. It may be more than is queued, since what was cancelled stays in line until it is met. Where too much is
-    live, `states` (dispatched, running, judging) is `None`, and `owners` a part of them that differs from call to call.
+    `backlog_rollouts`, including parked ones, is `None` if they are too many to be counted, or are being published or
+    stopped. It may exceed the queued ones, since cancelled rollouts stay in the backlog until they are met. If too many
+    are live, `states` (dispatched, running, judging) is `None`, and `owners` is a part of them that differs from call
+    to call.
     """
 
     batch_id: str
@@ -60,7 +62,7 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What a search has queued again, and the row and sample from which it goes on; `None` where it is over."""
+    """Progress of a search: the members queued again, and the position to continue from, `None` at the end."""
 
     members: tuple[str, ...]
     goes_on_at: str | None
@@ -75,7 +77,7 @@ class Audits:
         """Batches that the last `count` left out, and why."""
 
     async def count(self, cursors: Mapping[str, str]) -> list[Holdings]:
-        """What these batches hold; the cursors are those of their last count, "0" at first."""
+        """Return the contents of these batches; the cursors are those of their last count, "0" at first."""
         calls = [
             ScriptCall(AUDIT, self._store.keys.batch(batch_id).scripted(), [cursor, MOST_LIVE, MOST_BACKLOG])
             for batch_id, cursor in cursors.items()
@@ -97,9 +99,9 @@ class Audits:
         return found
 
     async def put_aside(self, batch_id: str) -> list[tuple[str, str]]:
-        """Take live values out that cannot be read, in bounded steps: each member with what was there.
+        """Remove live values that cannot be read, in bounded steps; return each member with its value.
 
-        Such a rollout is held by nothing then, so `adopt` queues it again.
+        Nothing holds such a rollout then, so `adopt` queues it again.
         """
         keys = self._store.keys.batch(batch_id)
         found: list[tuple[str, str]] = []
@@ -113,9 +115,9 @@ class Audits:
                 return found
 
     async def adopt(self, batch_id: str) -> Search | None:
-        """Queue again what nothing holds, as far as a few steps go; `None` where too much is held to be searched.
+        """Queue rollouts without an owner again, within a few steps; `None` if the batch is too large to search.
 
-        A member is looked up and queued by the same script, so nothing can be queued twice.
+        A member is looked up and queued by the same script, so none can be queued twice.
         """
         found: tuple[str, ...] = ()
         at = "0:0"
@@ -130,7 +132,7 @@ class Audits:
         return Search(found, at)
 
     async def adopt_step(self, batch_id: str, at: str) -> Search | None:
-        """One step of `adopt`, from a row and sample on."""
+        """Run one step of `adopt`, from a row and sample on."""
         keys = self._store.keys.batch(batch_id)
         rows = int(await self._store.redis.get(keys.seq) or 0)
         answer = await self._store.run(ADOPT, keys.scripted(), [*at.split(":"), rows, SEARCHED_PER_STEP, MOST_LIVE])
@@ -160,7 +162,7 @@ def _read(batch_id: str, answer: list[Any]) -> Holdings:
         ),
         dispatched=dispatched,
         fence=fence,
-        stopping=counters[10] != b"0",
+        stopping=read_stop(counters[10]) is not None,
         retries=retries,
         retries_due=due,
         backlog_entries=entries,

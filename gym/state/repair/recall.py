@@ -1,7 +1,7 @@
-"""Results whose record or trajectory cannot be read, taken back so that their rollouts run again.
+"""Recall of results whose record or trajectory cannot be read, so that their rollouts run again.
 
-Invariant: the ledger stays balanced, since the script that takes a result back moves the rollout from the outcome that
-was recorded to `queued`, and takes its score out of the sums.
+Invariant: the ledger stays balanced. The script that takes a result back moves the rollout from its recorded outcome to
+`queued`, and takes its score out of the sums.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A result to take back, and why."""
+    """A result to take back, and the reason."""
 
     member: str
     cursor: str
@@ -37,9 +37,9 @@ class Recalled:
 async def find_unreadable(
     results: ResultLog, batch_id: str, found: Sequence[tuple[str, JsonObject]], wanted: Collection[str] | None
 ) -> list[Recalled]:
-    """Return those of (cursor, light record) that cannot be read; `wanted` are ids of rollouts, None means all.
+    """Return those of (cursor, light record) that cannot be read; `wanted` are rollout ids, None means all.
 
-    Every stored trajectory of them is read. Raises Unavailable while their store is away.
+    Reads every stored trajectory of them. Raises Unavailable while their store is away.
     """
     recalled, members = [], {}
     for cursor, record in found:
@@ -61,7 +61,7 @@ async def find_unreadable(
 
 
 async def recall(store: Store, batch_id: str, recalled: Sequence[Recalled]) -> int:
-    """Run these rollouts again, each as its next attempt; returns how many. What changed since is left alone.
+    """Run these rollouts again, each as its next attempt; return their number. Changed results are left alone.
 
     Raises Conflict while the batch is being cancelled.
     """

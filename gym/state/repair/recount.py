@@ -1,4 +1,4 @@
-"""Repair of a batch's counters that contradict what it holds."""
+"""Repair of counters that contradict a batch's contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RECOUNT = load_script("recount")
 
 
 async def recount(store: Store, batch_id: str) -> bool:
-    """Set the counters to what is there, in bounded steps; false where it changed meanwhile or is too much."""
+    """Recount a batch in bounded steps; return False if it changed meanwhile or is too large."""
     keys = store.keys.batch(batch_id).scripted()
     cursor, there, found = "0", 0, [0, 0, 0, 0]
     while True:

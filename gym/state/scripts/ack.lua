@@ -1,6 +1,6 @@
--- A consumer has used results: they are not handed to it again.
+-- Acknowledge results of a consumer: they are not handed to it again.
 -- The last five KEYS: feeds, and the four of the consumer
--- ARGV: consumer, lease (empty: whatever the lease), whether to look only (0 | 1), then members, none twice; without any,
+-- ARGV: consumer, lease (empty = any lease), whether to look only (0 | 1), then distinct members; without any,
 --   all of the lease
 -- Returns {missing} | {partial, row, its rollouts that were named, its rollouts} | {acknowledged, results}
 local consumer, lease = ARGV[1], ARGV[2]

@@ -1,11 +1,11 @@
--- Queue the rollouts again that nothing holds: not ended, not live, and in no line. For use where the counts show a loss.
+-- Queue rollouts without an owner again: not ended, not live, and in no queue. Called when the counts show a loss.
 -- ARGV: row and sample to begin with, row behind the last, most rollouts to look at, most entries of the backlog and of
 --   what is live
--- Returns {next row, next sample, members that were queued again, ...}, or -1 where the batch holds too much to be searched
--- `search` in META is where a search goes on that is not over.
-local ROW_COSTS = 8 -- as much as so many rollouts
+-- Returns {next row, next sample, members that were queued again, ...}, or -1 if the batch is too large to be searched
+-- `search` in META is the position from which an unfinished search continues.
+local ROW_COSTS = 8 -- in rollouts
 local row, sample, last, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[5])
-if redis.call('HEXISTS', META, 'publishing') == 1 then return -1 end -- it has rows that are in no line yet
+if redis.call('HEXISTS', META, 'publishing') == 1 then return -1 end -- it has rows that are in no queue yet
 if redis.call('LLEN', BACKLOG) + redis.call('ZCARD', PARKED) > most or redis.call('HLEN', LIVE) > most then
   redis.call('HDEL', META, 'search')
   return -1
@@ -17,7 +17,7 @@ local parts, lined, room = {}, {}, tonumber(ARGV[4])
 while row < last and room > 0 do
   local name = tostring(row)
   local samples, environment = row_header(name)
-  if not samples or stopping_from(name) then samples = 0 end -- what is being stopped needs no line
+  if not samples or stopping_from(name) then samples = 0 end -- a stopping group needs no queue
   local upto = math.min(samples, sample + room)
   if upto > sample then
     parts[#parts + 1] = { row = name, from = sample, to = upto, environment = environment }
@@ -27,7 +27,7 @@ while row < last and room > 0 do
   if upto < samples then sample = upto else row, sample = row + 1, 0 end
 end
 
--- mark the samples among them that are in a line
+-- mark the samples among them that are in a queue
 local function line(of, from, to)
   if not lined[of] then return end
   for number = math.max(from, lined[of].from), math.min(to, lined[of].to) - 1 do lined[of][number] = true end
@@ -41,7 +41,7 @@ for _, entry in ipairs(redis.call('ZRANGE', PARKED, 0, -1)) do
   if of then line(of, from, to) end
 end
 
--- counters that say more than is there lose what is found
+-- counters that are too high are reduced by the rollouts found
 local missing = { running = tonumber(redis.call('HGET', META, 'running')), judging = tonumber(redis.call('HGET', META, 'judging')),
                   dispatched = tonumber(redis.call('HGET', META, 'dispatched')) }
 for _, value in ipairs(redis.call('HVALS', LIVE)) do

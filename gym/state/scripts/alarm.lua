@@ -1,5 +1,5 @@
 -- Raise an alarm that does not stand yet, or clear one that does; also in a full Redis.
--- KEYS: standing, log. ARGV: raised | cleared, what tells alarms apart, the alarm as JSON, most entries of the log
+-- KEYS: standing, log. ARGV: raised | cleared, name of the alarm, the alarm as JSON, most entries of the log
 -- Returns whether anything changed
 redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[4] - 1)
 local changed

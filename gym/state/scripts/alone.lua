@@ -1,6 +1,6 @@
--- A suspect that was claimed starts now, on a worker that runs nothing else.
+-- Start a claimed suspect (poison rollout), on a worker that runs nothing else.
 -- ARGV: member, attempt, token
--- Returns 1, or 0 where the claim is void
+-- Returns 1, or 0 if the claim is void
 local member, attempt, token = ARGV[1], ARGV[2], ARGV[3]
 even_when_full()
 local value = redis.call('HGET', LIVE, member)

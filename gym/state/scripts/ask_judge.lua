@@ -1,6 +1,6 @@
--- Conversations are over and their verifiers asked a judge: the rollouts leave their worker and wait for verdicts.
--- ARGV: of each: member, attempt, token, judge, record so far, ask, trajectory
--- Returns of each 1, 2 where this very attempt has done so already, or 0 where it was fenced off
+-- Hand rollouts over to a judge: their conversations are over, they leave their worker and wait for verdicts.
+-- ARGV: for each: member, attempt, token, judge, record so far, ask, trajectory
+-- Returns for each: 1, 2 if this very attempt has done so already, or 0 if it was fenced off
 local now = now_ms()
 
 local function leave_to_judge(member, attempt, token, judge, record, ask, trajectory)

@@ -1,5 +1,5 @@
--- What a batch holds, counted at one moment. Changes nothing.
--- ARGV: cursor in what is live, most live entries to look at, most entries of the backlog to count
+-- Count the contents of a batch at one moment. Read-only.
+-- ARGV: cursor in LIVE, most live entries to look at, most entries of the backlog to count
 -- Returns {now, counters, retries, retries due, backlog entries, rollouts in backlog and parked (-1 = not counted), live, done,
 --          next cursor, {d, r, judging} (empty = not all were looked at), {worker, rollouts, since, member, ...}}
 local cursor, many, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -9,7 +9,7 @@ local counters = redis.call('HMGET', META, 'submitted', 'queued', 'dispatched', 
 for i = 1, #counters do counters[i] = counters[i] or '0' end
 
 local entries, rollouts = redis.call('LLEN', BACKLOG), -1
--- of what is being published, and of groups that are being stopped, some are in no line
+-- during a publication, and in stopping groups, some rollouts are in no queue
 local countable = redis.call('HEXISTS', META, 'publishing') == 0 and redis.call('HEXISTS', META, 'stops') == 0
 if countable and entries + redis.call('ZCARD', PARKED) <= most then
   rollouts = 0
@@ -31,7 +31,7 @@ else
   local page = redis.call('HSCAN', LIVE, cursor, 'COUNT', many)
   cursor, values = page[1], page[2]
 end
-local begun = {} -- a suspect that waits to be run alone does not run yet
+local begun = {} -- a suspect that waits to run alone does not run yet
 if redis.call('EXISTS', SUSPECTS) == 1 then
   for i = 1, #values, 2 do begun[values[i]] = redis.call('HGET', SUSPECTS, values[i]) or nil end
 end
@@ -41,7 +41,7 @@ for i = 1, #values, 2 do
   local live = parse_live(values[i + 1])
   local state = place[live.state] or 3
   if states then states[state] = states[state] + 1 end
-  -- in judging the worker stands behind the judge, and is empty where it waits
+  -- in judging the worker follows the judge, and is empty while it waits
   local worker = state ~= 1 and not is_parked(live) and string.match(live.worker, '[^/]*$') or ''
   if worker ~= '' then
     local owned = owners[worker]

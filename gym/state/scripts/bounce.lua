@@ -1,4 +1,4 @@
--- Take back jobs that a worker received and does not start; they go to another one at once, as the same attempt.
+-- Take back jobs that a worker received and does not start; another one gets them at once, as the same attempt.
 -- ARGV: member, attempt, ...
 -- Returns how many were taken back
 even_when_full()

@@ -1,20 +1,20 @@
--- One breaker, closed until a number of failures in a row opens it. It needs nothing of `lib`.
--- KEYS: breakers. ARGV: what, breaker (KIND|NAME), first pause in ms, longest pause in ms, then by what:
---   fail: who (BATCH MEMBER ATTEMPT TOKEN), failures that open it, ms since the failing worker saw it at work (-1 = not
+-- One circuit breaker, closed until a number of consecutive failures opens it. Does not use `lib`.
+-- KEYS: breakers. ARGV: operation, breaker (KIND|NAME), first pause in ms, longest pause in ms, then by operation:
+--   fail: casualty (BATCH MEMBER ATTEMPT TOKEN), failures that open it, ms since the worker saw it succeed (-1 = not
 --     seen), whether this was the probe (0 | 1), stage, error
---   probe: for how long no other probe goes, in ms
---   alive: it works. missed: the probe showed nothing. soon: probe at once. sweep: forget it where nothing is to remember
--- Returns {verdict, time, refund, ...}: fail gives 0 closed, 1 open until the time, 2 opened by this failure, with the
--- others that it failed before; alive gives 1 where it was open since the time; probe gives 1 where one may go now
+--   probe: ms for which no other probe may go
+--   alive: close it. missed: the probe was inconclusive. soon: probe at once. sweep: forget it if it has no failures
+-- Returns {verdict, time, refund, ...}. fail gives 0 closed, 1 open until the time, 2 opened by this failure, with the
+-- earlier casualties; alive gives 1 if it was open since the time; probe gives 1 if one may go now
 local what, name, first, longest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local FORGET_MS = 3600000
-redis.call('HDEL', KEYS[1], '') -- a full Redis lets pass what begins so
+redis.call('HDEL', KEYS[1], '') -- a full Redis accepts scripts that start with this
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local text = redis.call('HGET', KEYS[1], name)
 local readable, breaker = pcall(cjson.decode, text or '')
 if not readable or type(breaker) ~= 'table' or breaker.streak ~= nil and type(breaker.streak) ~= 'table' then
-  breaker = nil -- there is none, or what is there cannot be read and begins anew
+  breaker = nil -- missing or unreadable, so it starts anew
 end
 if breaker then
   breaker.level = tonumber(breaker.level) or 0
@@ -31,7 +31,7 @@ local function pause(level)
   return math.min(longest, first * 2 ^ math.min(level, 30))
 end
 
--- Soon after a release, the pause goes on growing where it had been.
+-- Soon after a release, the pause continues to grow from its last length.
 local function remembers()
   return breaker.released_at and now - breaker.released_at <= 2 * pause(breaker.level)
 end

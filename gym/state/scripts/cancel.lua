@@ -1,8 +1,8 @@
--- Begin to end what has not ended, and end a bounded part of it; what is left is ended by further calls.
+-- Begin to end unfinished rollouts, and end a bounded part of them; further calls end the rest.
 -- ARGV: scope (batch | group | rollout), row or member, outcome letter, reason, most rollouts to look at in this call,
---   whether to go on with a batch that is being cancelled already (0 | 1), most tombstones of a batch
--- Returns {known, stopped, left, at once}: known 0 leaves a tombstone, -1 is no sample of its group, -2 has no room for a
--- tombstone. `left` have not ended yet; where `at once` is 0, another call soon would find nothing to do.
+--   whether to continue a batch that is being cancelled already (0 | 1), most tombstones of a batch
+-- Returns {known, stopped, left, at once}: known 0 leaves a tombstone, -1 = no such sample in the group, -2 = no room for a
+-- tombstone. `left` have not ended yet; if `at once` is 0, another call soon would find nothing to do.
 -- `swept` in META is the cursor of the pass over LIVE, `all` when it is over.
 even_when_full()
 local scope, name, letter, reason, most = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
@@ -75,7 +75,7 @@ for _, entry in ipairs(room > 0 and redis.call('ZRANGE', LATER, 0, room - 1) or 
   if row then stopped = stopped + stop_range(row, environment, tonumber(sample), sample + 1, letter, reason, true) end
   room = room - 1
 end
--- The part of a line's first entry that there is room for; `put` takes the rest.
+-- Return the part of a queue's first entry that there is room for; `put` takes the rest.
 local function stop_first(row, environment, from, to, put)
   local upto = math.min(to, from + room)
   stopped = stopped + stop_range(row, environment, from, upto, letter, reason, true)
@@ -108,6 +108,6 @@ settle()
 mark_end()
 local waiting = redis.call('LLEN', BACKLOG) + redis.call('ZCARD', LATER) + redis.call('ZCARD', PARKED)
 local at_once = (waiting > 0 or swept ~= 'all') and 1 or 0
--- what a worker moved to a judge meanwhile may have escaped this pass; the next one begins anew
+-- rollouts handed to a judge meanwhile may have escaped this pass; the next one starts anew
 if at_once == 1 then redis.call('HSET', META, 'swept', swept) else redis.call('HDEL', META, 'swept') end
 return { 1, stopped, left_over(), at_once }

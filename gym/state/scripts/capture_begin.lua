@@ -1,6 +1,6 @@
 -- Begin a captured call, wait for the same one, or find its answer.
 -- KEYS: attempt, calls, index, failures. ARGV: attempt, call digest, owner, lease ms, most bytes, ttl ms, settings digest,
--- how many beginnings of the conversation are left out, digests of its longest ones, shortest first.
+-- how many prefixes of the conversation are left out, digests of its longest ones, shortest first.
 local current = tonumber(redis.call('GET', KEYS[1]) or '0')
 local attempt = tonumber(ARGV[1])
 if attempt < current then return { 'stale', current } end
@@ -19,7 +19,7 @@ redis.call('HSETNX', KEYS[3], 'began', now)
 local turn = redis.call('HINCRBY', KEYS[3], 'turns', 1) - 1
 redis.call('HSET', KEYS[3], 'd:' .. ARGV[2], 'w:' .. ARGV[3] .. ':' .. (now + ARGV[4]))
 for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ARGV[6]) end
--- how many messages are known, and how many a recorded call ended at
+-- number of known messages, and of those up to the end of a recorded call
 local known, before, found = 0, 0, ''
 for number = #ARGV, 9, -1 do
   local place = redis.call('HGET', KEYS[3], 'm:' .. ARGV[number])

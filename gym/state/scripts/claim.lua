@@ -1,14 +1,14 @@
--- A worker starts rollouts that were dispatched to it.
+-- Claim rollouts that were dispatched to a worker.
 -- ARGV: worker, then member, attempt, ...
--- Repeatable, since an answer may be lost: what this worker holds already is answered as it was.
--- Returns {now, {member, attempt, token, tries, replay}, ..., then {row number, row, ...}}; what is not there was not
+-- Idempotent, since an answer may be lost: claims that this worker holds already are returned as they were.
+-- Returns {now, {member, attempt, token, tries, replay}, ..., then {row number, row, ...}}; missing members were not
 -- claimed. `replay` are the model calls of an attempt that was handed back.
 local worker = ARGV[1]
 local now = now_ms()
 local asked = {}
 for i = 2, #ARGV, 2 do asked[#asked + 1] = ARGV[i] end
 
--- nothing of what is being cancelled starts; what this worker holds already it is told again
+-- cancelled rollouts do not start; claims that this worker holds already are returned again
 local cancelled = redis.call('HGET', META, 'cancel') ~= '0'
 local function may_start(member)
   if cancelled then return false end

@@ -1,9 +1,9 @@
 -- Record the outcomes of attempts, each once.
--- ARGV: of each: member, attempt, token, outcome letter, record, trajectory, usable (0 | 1), early stop (0 = none),
---   what it adds to the sums of its environment, JSON
--- Returns {verdict, ended, stopped} of each: 1 committed, 2 was committed by this very attempt, 0 fenced off
+-- ARGV: for each: member, attempt, token, outcome letter, record, trajectory, usable (0 | 1), early stop (0 = none),
+--   its additions to the sums of its environment, JSON
+-- Returns {verdict, ended, stopped} for each: 1 committed, 2 committed before by this very attempt, 0 fenced off
 local answers, sums, addends = {}, {}, {}
--- what could fail is done before anything is written
+-- everything that could fail comes before the first write
 for i = 9, #ARGV, 9 do
   addends[i] = cjson.decode(ARGV[i])
   for field, by in pairs(addends[i]) do assert(type(by) == 'number', field .. ' is no number') end
@@ -13,7 +13,7 @@ local function add(field, by)
   sums[field] = (sums[field] or 0) + by
 end
 
--- The verdict, and how many others an early stop has ended.
+-- Return the verdict, and how many others an early stop has ended.
 local function commit(added, member, attempt, token, letter, record, trajectory, usable, early_stop)
   local value = redis.call('HGET', LIVE, member)
   local live = value and parse_live(value)
@@ -44,9 +44,9 @@ for i = 1, #ARGV, 9 do
 end
 settle()
 for field, by in pairs(sums) do
-  -- whole numbers cost a third, as long as the sum is one too
+  -- integers cost a third, as long as the sum is one too
   local sum = by == math.floor(by) and redis.pcall('HINCRBY', STATS, field, by)
-  -- a sum that no number can hold stays as it was
+  -- a sum that overflows stays as it was
   if type(sum) ~= 'number' then redis.pcall('HINCRBYFLOAT', STATS, field, by) end
 end
 local ended = mark_end()

@@ -1,5 +1,5 @@
--- What `take` and `probe` share; put between `lib` and either of them.
-local MOST_LOOKED_AT = 1000 -- rollouts in one call, whatever the length of a range
+-- Functions shared by `take` and `probe`; loaded between `lib` and either of them.
+local MOST_LOOKED_AT = 1000 -- rollouts in one call, for ranges of any length
 local SUSPECT_LATER_MS = 1000
 local now = now_ms()
 local taken = {}
@@ -8,21 +8,21 @@ local any_done = redis.call('EXISTS', DONE) == 1
 local any_tries = redis.call('EXISTS', TRIES) == 1
 local any_tombs = redis.call('EXISTS', TOMBS) == 1
 local any_suspects = redis.call('EXISTS', SUSPECTS) == 1
-local held = {} -- the environments that are parked: what ARGV names from the third on
+local held = {} -- parked environments: ARGV from the third on
 for i = 3, #ARGV do held[ARGV[i]] = true end
 
--- Whether a rollout still waits, so that an entry for it means something.
+-- Return whether a rollout still waits, so that its entry is valid.
 local function waits(member)
   return not (any_done and redis.call('HEXISTS', DONE, member) == 1) and redis.call('HEXISTS', LIVE, member) == 0
 end
 
--- Mark a rollout as handed to Celery. A suspect that may not go now looks again later.
+-- Mark a rollout as handed to Celery. A suspect that may not go now is put off.
 local function take(member, environment, suspects_go)
   looked_at = looked_at + 1
   if not waits(member) then return end
   local row, sample = string.match(member, '^(%d+):(%d+)$')
   local from = stopping_from(row)
-  if from and tonumber(sample) >= from then return end -- it will be ended wherever it is
+  if from and tonumber(sample) >= from then return end -- it is about to be ended
   if any_tombs then
     if redis.call('SISMEMBER', TOMBS, row) == 1 then
       stop_group(row, 'c', 'cancelled')
@@ -49,7 +49,7 @@ local function take(member, environment, suspects_go)
   moved = moved + 1
 end
 
--- Park what still waits of a range, as far as this call may look; returns where the rest begins.
+-- Park the waiting rollouts of a range, as far as this call may look; return where the rest begins.
 local function park_range(environment, row, from, to)
   local upto = math.min(to, from + math.max(1, MOST_LOOKED_AT - looked_at))
   local first
@@ -70,11 +70,11 @@ local function put_in_front(row, from, to, environment)
   if from < to then redis.call('LPUSH', BACKLOG, row .. ':' .. from .. ':' .. to .. ':' .. environment) end
 end
 
--- Let a retry that is due go, or park it.
+-- Dispatch a retry that is due, or park it.
 local function take_due(entry, suspects_go)
   redis.call('ZREM', LATER, entry)
   local member, environment = string.match(entry, '^(%d+:%d+):(.*)$')
-  if not member then return end -- unreadable; the audit finds what it stood for
+  if not member then return end -- unreadable; the audit finds its rollouts
   if held[environment] then
     local row, sample = string.match(member, '^(%d+):(%d+)$')
     park_range(environment, row, tonumber(sample), sample + 1)
@@ -83,13 +83,13 @@ local function take_due(entry, suspects_go)
   end
 end
 
--- The first entry of PARKED whose environment is not among `held`: it may go again.
-local released_from = '-' -- before it lies nothing that may go: what this call parks is held, or behind
+-- Return the first entry of PARKED whose environment is not among `held`: it may go again.
+local released_from = '-' -- no entry before it may go: this call parks only held ones, or ones after it
 local function first_released()
   while true do
     local entry = redis.call('ZRANGEBYLEX', PARKED, released_from, '+', 'LIMIT', 0, 1)[1]
     local environment = entry and parse_parked(entry)
-    if entry and not environment then -- unreadable; the audit finds what it stood for
+    if entry and not environment then -- unreadable; the audit finds its rollouts
       redis.call('ZREM', PARKED, entry)
     elseif not entry or not held[environment] then
       return entry

@@ -1,6 +1,6 @@
--- Forget the trajectories of a batch that has ended, and what its verifiers asked; its records stay.
+-- Drop the trajectories and judge questions of a batch that has ended; its records stay.
 -- ARGV: reason
--- Returns 1, or 0 where it has not ended
+-- Returns 1, or 0 if it has not ended
 if redis.call('HEXISTS', META, 'ended_at') == 0 then return 0 end
 redis.call('UNLINK', TRAJ, ASKS)
 redis.call('HSET', META, 'dropped', ARGV[1] .. '|' .. now_ms())

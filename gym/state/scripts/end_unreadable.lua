@@ -1,6 +1,6 @@
--- End a claimed rollout of which what is stored cannot be read, as failed.
+-- End a claimed rollout whose stored values cannot be read, as failed.
 -- ARGV: member, attempt, token, error as JSON
--- Returns 1, or 0 where it was fenced off
+-- Returns 1, or 0 if it was fenced off
 even_when_full()
 local member, attempt, token, error = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local value = redis.call('HGET', LIVE, member)

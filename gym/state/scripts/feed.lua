@@ -1,20 +1,20 @@
--- Names and rules that the scripts of a batch's consumers share; put between lib.lua and each of them.
--- What is handed out is known by a log id: a rollout by that of its result, a group by that of its last result. A result
--- that was taken back has no entry any more, so what it was part of is stale.
+-- Functions shared by the scripts of a batch's consumers; loaded between lib.lua and each of them.
+-- A unit is identified by a log id: a rollout by that of its result, a group by that of its last result. A result
+-- that was taken back has no entry any more, so its unit is stale.
 local FEEDS, FEED, OUT, LEASES, ENDS = unpack(KEYS, #KEYS - 4)
 local LATE_ACK_MS = 3600000
 
-local LOOKUPS = 500 -- of rollouts in one call; one group may exceed it
+local LOOKUPS = 500 -- rollouts in one call; one group may exceed it
 local lookups = 0
 
--- Whether a log id comes after another one. The server's clock has 13 digits, so ids of one length compare as texts do.
+-- Return whether a log id comes after another one. The server's clock has 13 digits, so ids of one length compare as texts do.
 local function later(id, other)
   if #id == #other then return id > other end
   local ms, other_ms = string.sub(id, 1, 13), string.sub(other, 1, 13)
   return ms > other_ms or ms == other_ms and #id > #other
 end
 
--- The log ids of a group's results by sample, the last of them to come, and how many have which outcome; nil until all
+-- Return the log ids of a group's results by sample, the last one, and the counts of their outcomes; nil until all
 -- have ended.
 local function group_results(row)
   local samples = row_header(row)
@@ -36,13 +36,13 @@ local function group_results(row)
   return ids, last, outcomes
 end
 
--- Whether the consumer has acknowledged all that there will ever be.
+-- Return whether the consumer has acknowledged all results of a batch that has ended.
 local function is_done(cursor)
   return redis.call('HEXISTS', META, 'ended_at') == 1 and redis.call('ZCARD', OUT) == 0
     and #redis.call('XRANGE', LOG, '(' .. cursor, '+', 'COUNT', 1) == 0
 end
 
--- What consumers leave behind ends with the batch. Returns whether this one is done.
+-- Let the consumer's keys expire with the batch. Return whether it is done.
 local function close(consumer, cursor)
   local done = is_done(cursor)
   local since = redis.call('HGET', FEEDS, consumer)

@@ -1,6 +1,6 @@
--- Add what a batch's counters have grown by since they were folded last to the farm's; repeatable.
--- KEYS: farm's counters, by batch what of it is in them. ARGV: batch, its creation in ms, then counter, value, ...
-redis.call('HDEL', KEYS[2], '') -- also in a full Redis
+-- Add the growth of a batch's counters since the last fold to the farm's; idempotent.
+-- KEYS: farm's counters, folded counters by batch. ARGV: batch, its creation in ms, then counter, value, ...
+redis.call('HDEL', KEYS[2], '') -- lets it pass in a full Redis
 local known = {}
 local created_at, folded = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^(%d+)|(.*)$')
 if created_at == ARGV[2] then

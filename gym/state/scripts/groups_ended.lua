@@ -1,6 +1,6 @@
--- Which of these log ids is the last result of its group.
+-- Find the log ids that are the last result of their group.
 -- ARGV: log ids
--- Returns {how many of them were looked at, {log id, succeeded, failed, cancelled, expired}, ...}
+-- Returns {how many were looked at, {log id, succeeded, failed, cancelled, expired}, ...}
 local ended, completed = { #ARGV }, {}
 for number, id in ipairs(ARGV) do
   local entry = redis.call('XRANGE', LOG, id, id)[1]

@@ -1,8 +1,8 @@
--- Give up a try at judging and wait for another one, or hand it back unused, which also sets the judge's clock back
--- unless that is to go on.
+-- Give up a judging try and wait for another one, or hand it back unused, which also sets the judge's clock back
+-- unless that continues.
 -- ARGV: member, token (of the claim, or that it was sent with), error line ('' = unused), delay in ms,
---   judge to wait for ('' = as before), whether the clock goes on (0 | 1)
--- Returns 1, or 0 where it was fenced off
+--   judge to wait for ('' = as before), whether the clock continues (0 | 1)
+-- Returns 1, or 0 if it was fenced off
 even_when_full()
 local member, token, line, delay, judge = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local value = redis.call('HGET', LIVE, member)

@@ -1,10 +1,10 @@
--- A judge worker starts on rollouts that were sent to it. Repeatable under the same claim id, since an answer may be lost.
+-- Claim rollouts that were sent to a judge worker. Idempotent for one claim id, since an answer may be lost.
 -- ARGV: worker, claim id, then member, token it was sent with, ...
--- Returns {now, {member, attempt, token, environment, judge, header, lines, ask}, ...}; what is not there was not claimed
+-- Returns {now, {member, attempt, token, environment, judge, header, lines, ask}, ...}; missing members were not claimed
 local worker, claim = ARGV[1], ARGV[2]
 local now = now_ms()
 local claimed = { tostring(now) }
--- nothing of what is being cancelled starts; of what is past its deadline only what has a result already
+-- cancelled rollouts do not start; after the deadline only those that have a result already
 local flag = redis.call('HGET', META, 'cancel')
 local function may_start(member, header)
   if flag ~= '0' and (flag ~= '2' or not header.old) then return false end

@@ -1,4 +1,4 @@
--- Park what waits for a judge that keeps failing, whatever it waited for; the clock of what was not asked yet begins now.
+-- Park rollouts that wait for a failing judge; the clock of those that it was not asked about yet starts now.
 -- ARGV: judge, its clock in ms, how many at most
 -- Returns how many were looked at
 even_when_full()

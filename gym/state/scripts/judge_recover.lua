@@ -1,5 +1,5 @@
--- Let what lost its judge worker, or its job, wait for a judge again. How often a worker died of it is counted in `lost`.
--- ARGV: now limit in ms for jobs in Celery (0 = leave them), cursor in what is live (0 at first), most entries to look at,
+-- Requeue rollouts that lost their judge worker, or their job. `lost` counts the workers that died.
+-- ARGV: now limit in ms for jobs in Celery (0 = leave them), cursor in LIVE (0 at first), most entries to look at,
 --   then dead workers
 -- Returns {rollouts of dead workers, jobs sent again, next cursor (0 = all were looked at)}
 even_when_full()
@@ -39,7 +39,7 @@ for i = 1, #entries, 2 do
   end
 end
 settle()
--- what is counted of judges is what is there, whatever befell the counters; of much it cannot be counted at one moment
+-- the counters of judges are recounted, which repairs them; large batches cannot be counted at one moment
 if whole then
   redis.call('DEL', JUDGES)
   for counter, number in pairs(load) do redis.call('HSET', JUDGES, counter, number) end

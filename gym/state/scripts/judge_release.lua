@@ -1,10 +1,10 @@
--- Let all that waits for a judge go at once: what was parked, and what would have waited before its next try.
+-- Release all rollouts that wait for a judge: parked ones, and those that wait for their next try.
 -- ARGV: judge, how many at most
 -- Returns how many were looked at
 even_when_full()
 local judge, most = ARGV[1], tonumber(ARGV[2])
 local now = now_ms()
--- what was parked comes last: as long as any of it is there, the dispatcher calls again
+-- parked ones come last: the dispatcher calls again while any is left
 local later = '(' .. judge .. '|' .. string.format('%013d', now) .. '|~'
 local entries = redis.call('ZRANGEBYLEX', AWAITING, later, '(' .. judge .. '|:', 'LIMIT', 0, most)
 if #entries == 0 then

@@ -1,6 +1,6 @@
--- Move rollouts from the line before a judge to Celery.
--- ARGV: judge, how many at most, then which: `due` (whose time has come), `over` (parked, and the judge's clock is over),
---   or a number: one parked rollout, by that number, whose clock goes on
+-- Move rollouts from a judge's queue to Celery.
+-- ARGV: judge, how many at most, then which: `due` (waited long enough), `over` (parked, and the judge's clock is over),
+--   or a number: one parked rollout, chosen by that number, whose clock still runs
 -- Returns {member, token, ...}
 local judge, wanted, which = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 if redis.call('HGET', META, 'cancel') == '1' then return {} end

@@ -1,14 +1,14 @@
--- Hand out to a consumer what it has not acknowledged: what came back first, then what is new.
+-- Lease unacknowledged results to a consumer: first those whose lease ended, then new ones.
 -- The last five KEYS: feeds, and the four of the consumer
 -- ARGV: consumer, unit (rollout | group), lease, its length in ms, most units, most results (one unit may exceed it),
 --       most entries of the log to look at, units of this lease that the caller has
 -- Returns {missing} | {unit, the consumer's own} | {leased, run, end in ms, more, done, its cursor, {log id, fields}, ...};
--- of a large group it is {log ids}, whose fields are to be read apart
+-- for a large group it is {log ids}, whose fields are to be read separately
 local LARGE_GROUP = 100
 local consumer, unit, lease = ARGV[1], ARGV[2], ARGV[3]
 local most, most_results, most_entries, have = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 
-redis.call('HDEL', FEED, '') -- a full Redis lets a script go on that has written, and results have to get out of it
+redis.call('HDEL', FEED, '') -- a full Redis lets a script continue that has written, and results must get out of it
 local run = redis.call('HGET', META, 'run')
 if not run then return { 'missing' } end
 local known = redis.call('HMGET', FEED, 'unit', 'cursor')
@@ -28,16 +28,16 @@ end
 
 local function entry_of(id) return redis.call('XRANGE', LOG, id, id)[1] end
 
--- Whether another group would have to be looked at for this entry, and this call has looked at enough of them.
+-- Return whether this entry needs another look at a group, and this call has used up its looks.
 local completed = {}
 local function too_much(entry)
   return unit == 'group' and lookups >= LOOKUPS and not completed[string.match(entry[2][2], '^(%d+):')]
 end
 
--- Hand out what this entry stands for, if it is still that.
+-- Lease the unit of this entry, if it is still valid.
 local function hand_out(entry)
   local row = entry and entry[2][1] == 'm' and string.match(entry[2][2], '^(%d+):%d+$')
-  if not row then return false end -- gone, or no result
+  if not row then return false end -- gone, or not a result
   local id = entry[1]
   if unit == 'rollout' then
     give(id, 1, { entry })
@@ -59,7 +59,7 @@ local function hand_out(entry)
   return true
 end
 
--- What the caller has not seen of a lease that it names is given again: an answer was lost, or it wants more time.
+-- Units of a named lease that the caller has not seen are returned again: an answer was lost, or it wants more time.
 local kept, unseen, rest = {}, {}, {}
 local ends = redis.call('ZSCORE', ENDS, lease)
 if ends and (have > 0 or tonumber(ends) > now) then

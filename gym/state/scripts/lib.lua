@@ -1,7 +1,7 @@
--- Names and rules that every script of a batch shares; put in front of each of them.
+-- Functions shared by all scripts of a batch; loaded before each of them.
 -- A live value is STATE|ATTEMPT|TOKEN|SINCE|ENVIRONMENT[|WORKER]; STATE is d (in Celery) or r (running), and of judging
 -- w (waits until SINCE), s (sent to Celery) or j (with a judge worker). Of those three, WORKER is JUDGE/[WORKER]; it is
--- JUDGE/parked of a w whose judge keeps failing, and SINCE is then when its judge's clock is over.
+-- JUDGE/parked for a w whose judge keeps failing; SINCE is then the end of its judge's clock.
 local META, ROWS, TASKS, BACKLOG, LATER, LIVE, DONE, LOG, TRAJ, TRIES, GROUPS, STATS, TOMBS, STAGING =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13], KEYS[14]
 local PARKED, SUSPECTS = KEYS[15], KEYS[16]
@@ -11,7 +11,7 @@ local STOPS = KEYS[21]
 local OUTCOME = { s = 'succeeded', f = 'failed', c = 'cancelled', e = 'expired' }
 local COUNTER = { d = 'queued', r = 'running', w = 'judging', s = 'judging', j = 'judging' }
 
--- A full Redis refuses what grows unless the script has written before: what ends work must pass, what begins it not.
+-- A full Redis refuses writes that grow unless the script has written before. Scripts that end work must pass.
 local function even_when_full()
   redis.call('HDEL', META, '')
 end
@@ -50,7 +50,7 @@ local function count(field, by)
   count_in(META, field, by)
 end
 
--- What stands for a live value that cannot be read. Its state is none, so no script acts on it; see put_aside.lua.
+-- Placeholder for a live value that cannot be read. It has no state, so no script acts on it; see put_aside.lua.
 local UNREADABLE = { state = '', attempt = '', token = '', since = 0, environment = '', worker = '' }
 
 local function is_unreadable(live)
@@ -66,8 +66,8 @@ local function parse_live(value)
            environment = environment, worker = worker, judge = string.match(worker, '^([^/]*)/') }
 end
 
--- All that is live where that is little, else a page of it: the next cursor, entries, and whether these are all. A cursor
--- with `=` before it is that of a page that is not done with: a call changes at most MOST_CHANGED of it.
+-- Return all live values if they are few, else a page: the next cursor, entries, and whether these are all. A cursor
+-- with a leading `=` is that of an unfinished page: a call changes at most MOST_CHANGED of it.
 local MOST_CHANGED = 150
 local function some_live(cursor, most)
   if redis.call('HLEN', LIVE) <= most then return '0', redis.call('HGETALL', LIVE), true end
@@ -79,7 +79,7 @@ local function is_parked(live)
   return live.state == 'w' and string.sub(live.worker, -7) == '/parked'
 end
 
--- The place in the line before a judge. What is parked lies behind the rest, where only its own scripts look.
+-- Return the entry in a judge's queue. Parked ones sort after the rest, where only their own scripts look.
 local function place_in_line(member, live)
   return live.judge .. (is_parked(live) and '|p' or '|') .. string.format('%013d', live.since) .. '|' .. member
 end
@@ -89,7 +89,7 @@ local function count_judging(live, by)
   if is_parked(live) then count_in(JUDGES, live.judge .. '|parked', by) end
 end
 
--- Put a rollout into one of the three states of judging: its live value, its place in the line, the judge's counters.
+-- Put a rollout into one of the three states of judging: its live value, its queue entry, the judge's counters.
 local function enter_judging(member, state, attempt, token, since, environment, judge, worker)
   local live = { state = state, since = since, judge = judge, worker = judge .. '/' .. worker }
   redis.call('HSET', LIVE, member, table.concat({ state, attempt, token, since, environment, live.worker }, '|'))
@@ -102,17 +102,17 @@ local function leave_judging(member, live)
   count_judging(live, -1)
 end
 
--- What lies at a place in the line before a judge: member and live value. A place that holds nothing any more goes.
+-- Return member and live value of an entry in a judge's queue. A stale entry is removed.
 local function who_waits(entry)
   local member = string.match(entry, '|(%d+:%d+)$')
   local value = member and redis.call('HGET', LIVE, member)
   local live = value and parse_live(value)
   if live and live.state == 'w' and entry == place_in_line(member, live) then return member, live end
-  redis.call('ZREM', AWAITING, entry)  -- lost from where it is held, see adopt.lua
+  redis.call('ZREM', AWAITING, entry)  -- its live value was lost, see adopt.lua
 end
 
--- What is known of a judging, and the lines behind it: the record so far and the failed tries.
--- Where it cannot be read, the header says so, and the judge worker that claims it ends the rollout.
+-- Return the header of a judging and the lines after it: the record so far and the failed tries.
+-- An unreadable one gets a header that says so, and the judge worker that claims it ends the rollout.
 local function judging_of(member)
   local first, rest = string.match(redis.call('HGET', JUDGING, member) or '', '^([^\n]*)\n(.*)$')
   local readable, header = pcall(cjson.decode, first or '')
@@ -131,7 +131,7 @@ local function leave_live(member, live)
   end
 end
 
--- What a stored trajectory takes: its own bytes, or those that its pointer says.
+-- Return the size of a stored trajectory: its own bytes, or those that its pointer names.
 local function stored_bytes(value)
   return tonumber(string.match(value, '^f(%d+) ')) or #value
 end
@@ -147,7 +147,7 @@ local function keep_ask(member, value)
   count('stored_bytes', stored_bytes(value))
 end
 
--- Of an attempt that is taken back, with what its verifier asked. A file stays until its batch goes.
+-- Drop the trajectory and the judge questions of an attempt that is taken back. A file stays until its batch is removed.
 local function drop_trajectory(member)
   for _, key in ipairs({ TRAJ, ASKS }) do
     local value = redis.call('HGET', key, member)
@@ -158,7 +158,7 @@ local function drop_trajectory(member)
   end
 end
 
--- Ranges of row numbers that are not published yet, read once in a call: no script looks at headers after it changed them.
+-- Return unpublished ranges of row numbers, read once in a call: no script reads headers after changing them.
 local staged
 local function unpublished(row)
   if not staged then
@@ -173,7 +173,7 @@ local function unpublished(row)
   return false
 end
 
--- The header of a published row: samples, environment; nil where there is none.
+-- Return the header of a published row: samples, environment; nil without one.
 local function row_header(row)
   if unpublished(tonumber(row)) then return nil end
   local value = redis.call('HGET', ROWS, row)
@@ -189,12 +189,12 @@ local function attempts_of(member)
   return n
 end
 
--- How many of a rollout's failed attempts were the infrastructure's fault, and how many of them deaths of a worker.
+-- Count a rollout's failed attempts that were the infrastructure's fault, and those that were deaths of a worker.
 local function faults_of(member)
   local infrastructure, deaths = 0, 0
   for line in string.gmatch(redis.call('HGET', TRIES, member) or '', '[^\n]+') do
     local readable, try = pcall(cjson.decode, line)
-    if not readable or type(try) ~= 'table' then try = {} end -- it was tried, whatever befell it
+    if not readable or type(try) ~= 'table' then try = {} end -- an unreadable try counts too
     if try.retryable ~= false then infrastructure = infrastructure + 1 end
     if try.kind == 'worker_lost' then deaths = deaths + 1 end
   end
@@ -206,7 +206,7 @@ local function add_try(member, line)
   redis.call('HSET', TRIES, member, lines .. line .. '\n')
 end
 
--- Where the model calls lie that an attempt had completed when its worker handed it back.
+-- Return the field of the model calls that an attempt had completed when its worker handed it back.
 local function replay_of(member)
   return member .. '|replay'
 end
@@ -235,9 +235,9 @@ local function mark_end()
   return 0
 end
 
--- Add a result to the log, under the time in ms and its number in the log; both grow. Where the log goes back, as by a
--- restored backup, numbers come again, by which a reader is noticed that was ahead (gym/state/ledger/log_position.py).
-local FIRST_NUMBER = 1000000 -- above what entries of logs without numbers have
+-- Add a result to the log, under the time in ms and its number in the log; both grow. If the log goes back, as after a
+-- restored backup, numbers repeat, which reveals a reader that was ahead (gym/state/ledger/log_position.py).
+local FIRST_NUMBER = 1000000 -- above those in logs without numbers
 local logged, log_ms
 local function add_to_log(member, fields)
   logged = (logged or tonumber(redis.call('HGET', META, 'logged') or '0')) + 1
@@ -246,7 +246,7 @@ local function add_to_log(member, fields)
   local number = string.format('-%d', FIRST_NUMBER + logged)
   local id = redis.pcall('XADD', LOG, string.format('%d', log_ms) .. number, 'm', member, unpack(fields))
   if type(id) == 'string' then return id end
-  local info = redis.call('XINFO', 'STREAM', LOG) -- the server's clock is behind the last entry
+  local info = redis.call('XINFO', 'STREAM', LOG) -- the last entry is ahead of the server's clock
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then
       local last_ms, last_number = string.match(info[i + 1], '^(%d+)-(%d+)$')
@@ -265,14 +265,14 @@ local function finish(member, letter, attempt, token, fields)
   count(OUTCOME[letter], 1)
 end
 
--- End a rollout that no worker ends: cancelled, expired, or failed because its workers died.
+-- End a rollout without a worker: cancelled, expired, or failed because its workers died.
 local function end_here(member, letter, reason, attempt, token, environment, error)
   finish(member, letter, attempt, token,
     { 'o', OUTCOME[letter], 's', reason, 'a', attempt, 'v', environment, 't', now_ms(), 'e', error or '' })
   redis.call('HINCRBY', STATS, environment .. '|ended', 1)
 end
 
--- Give a rollout that is judged again the result back that it had before.
+-- Restore the earlier result of a rollout that is being judged again.
 local function put_back(member, live, header, lines)
   leave_live(member, live)
   finish(member, header.old.letter, live.attempt, live.token, { 'j', string.match(lines, '^[^\n]*') })
@@ -282,8 +282,8 @@ local function put_back(member, live, header, lines)
   end
 end
 
--- PARKED holds ENVIRONMENT|ROW:FROM:TO, the row in 12 digits and every score 0, so that the entries of an environment
--- lie side by side in the order of rows. `parked|ENVIRONMENT` in META counts their rollouts.
+-- PARKED holds ENVIRONMENT|ROW:FROM:TO, the row in 12 digits and every score 0, so the entries of an environment
+-- are adjacent, in the order of rows. `parked|ENVIRONMENT` in META counts their rollouts.
 local any_parked
 local function park(environment, row, from, to)
   any_parked = true
@@ -296,8 +296,8 @@ local function parse_parked(entry)
   return environment, row, tonumber(from), tonumber(to)
 end
 
--- Take samples [first, last) of a row out of the parked ones, those that are among them. Looks once at what is parked of
--- the row, which may be as many entries as it has samples.
+-- Remove samples [first, last) of a row from the parked ones, if they are among them. Reads the parked entries of
+-- the row once, which may be as many as it has samples.
 local function unpark(environment, row, first, last)
   if any_parked == nil then any_parked = redis.call('EXISTS', PARKED) == 1 end
   if not any_parked then return end
@@ -313,17 +313,17 @@ local function unpark(environment, row, first, last)
   end
 end
 
--- End one rollout wherever it is; false where it has ended already or does not exist. `lined` says that the caller has taken
--- it out of the line in which it waited.
+-- End one rollout in any state; false if it has ended already or does not exist. `lined`: the caller has taken
+-- it out of its queue.
 local function stop(member, letter, reason, lined)
-  if not member then return false end -- of an entry that cannot be read
+  if not member then return false end -- the entry cannot be read
   local value = redis.call('HGET', LIVE, member)
   if value then
     local live = parse_live(value)
-    if is_unreadable(live) then return false end -- it ends once it has been put aside
+    if is_unreadable(live) then return false end -- it ends after put_aside.lua
     if live.judge then
       local header, lines = judging_of(member)
-      if header.old then  -- it has a result, which no deadline takes away
+      if header.old then  -- it has a result, which a deadline does not remove
         if letter ~= 'e' then put_back(member, live, header, lines) end
         return false
       end
@@ -343,8 +343,8 @@ local function stop(member, letter, reason, lined)
   return true
 end
 
--- End samples [from, to) of a row, wherever they are; returns how many. The caller bounds the range. `lined` says that the
--- caller has taken them out of the line in which they waited.
+-- End samples [from, to) of a row, in any state; return how many. The caller bounds the range. `lined`: the
+-- caller has taken them out of their queue.
 local function stop_range(row, environment, from, to, letter, reason, lined)
   local members = {}
   for sample = from, to - 1 do members[#members + 1] = row .. ':' .. sample end
@@ -376,12 +376,12 @@ end
 
 -- STOPS holds ROW -> NEXT|LETTER|REASON of groups too large for one script: samples from NEXT on are still to be ended,
 -- and none of them starts. `stops` in META counts them; the dispatcher steps them, see stop_step.lua.
-local STOP_AT_ONCE, stop_room = 64, 256 -- of a group, and in one call
+local STOP_AT_ONCE, stop_room = 64, 256 -- samples of a group, and of all groups in one call
 local function stop_later(row, letter, reason)
   if redis.call('HSETNX', STOPS, row, '0|' .. letter .. '|' .. reason) == 1 then count('stops', 1) end
 end
 
--- From which sample on a row is being stopped; nil where it is not.
+-- Return the sample from which on a row is being stopped, nil if it is not.
 local any_stops
 local function stopping_from(row)
   if any_stops == nil then any_stops = redis.call('EXISTS', STOPS) == 1 end
@@ -389,7 +389,7 @@ local function stopping_from(row)
   return value and tonumber(string.match(value, '^%d+')) or nil
 end
 
--- End a group now, or bit by bit where it is large or this call has ended enough; returns how many have ended now.
+-- End a group now, or in steps if it is large or this call has ended enough; return how many have ended now.
 local function stop_group(row, letter, reason)
   local samples, environment = row_header(row)
   if not samples then return 0 end

@@ -1,5 +1,5 @@
--- What a process has seen of the policies and has under way; a full Redis takes it too, since a pause waits for it.
--- KEYS: reports, revision. ARGV: process, the revision that it obeys, ms until it is forgotten, its lanes as JSON
+-- Store a process's policy revision and load; a full Redis accepts it too, since a pause waits for it.
+-- KEYS: reports, revision. ARGV: process, the revision that it obeys, ms until expiry, its load as JSON
 -- Returns the newest revision.
 redis.call('PERSIST', KEYS[1])
 local now = redis.call('TIME')

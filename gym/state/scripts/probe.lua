@@ -1,6 +1,6 @@
--- Move one rollout to Celery although it is parked: of a parked environment, or any, where the whole batch is parked.
+-- Move one parked rollout to Celery: of a parked environment, or any if the whole batch is parked.
 -- ARGV: environment ('' = any that is not parked itself), a random number, then the environments that are parked
--- Returns as `take` does
+-- Returns the same as `take`
 local wanted, seed = ARGV[1], tonumber(ARGV[2])
 if wanted ~= '' then
   local least, most = '[' .. wanted .. '|', '(' .. wanted .. '}'
@@ -8,7 +8,7 @@ if wanted ~= '' then
   if entries == 0 then return taken end
   local entry = redis.call('ZRANGEBYLEX', PARKED, least, most, 'LIMIT', seed % entries, 1)[1]
   local _, row, from, to = parse_parked(entry)
-  if not row then -- unreadable; the audit finds what it stood for
+  if not row then -- unreadable; the audit finds its rollouts
     redis.call('ZREM', PARKED, entry)
     return taken
   end
@@ -33,7 +33,7 @@ else
       local row, from, to, environment = string.match(redis.call('LPOP', BACKLOG), '^(%d+):(%d+):(%d+):(.*)$')
       from, to = tonumber(from) or 0, tonumber(to) or 0
       if from >= to then
-        backlog = backlog - 1 -- nothing, or unreadable
+        backlog = backlog - 1 -- empty or unreadable
       elseif held[environment] then
         put_in_front(row, park_range(environment, row, from, to), to, environment)
       else

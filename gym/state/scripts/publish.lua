@@ -1,9 +1,9 @@
--- Publish staged rows, creating the batch where asked: all of them or none. Of a large request the rows are visible and
--- counted from here on, and go to the backlog bit by bit (publish_step.lua): `publishing` in META is the request.
+-- Publish staged rows, all or none, and create the batch in mode `create`. Rows of a large request are visible and
+-- counted from here on, and move to the backlog in steps (publish_step.lua): `publishing` in META is the request.
 -- The last KEYS: stage, stage tasks, progress, publisher, stage done
 -- ARGV: mode (create | append), seal, spec, digest, run, priority, weight, policy, request, rows that were staged, their
 --   samples, whether the request is large (0 | 1)
--- Returns {verdict, accepted, repeated, submitted, first conflicting task id}; busy while another one is being published
+-- Returns {verdict, accepted, repeated, submitted, first conflicting task id}; busy while another request is being published
 local STAGE, STAGE_TASKS, PROGRESS, PUBLISHER, STAGE_DONE = unpack(KEYS, #KEYS - 4)
 local mode, seal, request, large = ARGV[1], ARGV[2], ARGV[9], ARGV[12] == '1'
 local LARGE_TTL_S = 30 * 86400

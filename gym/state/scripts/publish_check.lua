@@ -1,7 +1,7 @@
--- Look at a bounded part of a large request's task ids: repeats of rows that the batch has are dropped. What was looked at
--- goes to the end of the lists, so that after all of it they are in order again.
+-- Check a bounded part of a large request's task ids: repeats of rows of the batch are dropped. Checked ids
+-- move to the end of the lists, so that after the last call they are in order again.
 -- The last KEYS: stage, stage tasks, progress, publisher
--- ARGV: request, rows that were staged, most rows to look at, ms for which no other request is published in between
+-- ARGV: request, rows that were staged, most rows to look at, ms for which no other request may be published
 -- Returns {verdict (checked | busy | missing | damaged | task_conflict), rows left, conflicting task id}
 local STAGE, STAGE_TASKS, PROGRESS, PUBLISHER = unpack(KEYS, #KEYS - 3)
 local request, total, most = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -1,4 +1,4 @@
--- Put a bounded part of the rows of a request that is being published into the backlog.
+-- Move a bounded part of the rows of a published request into the backlog.
 -- The last KEYS: stage, stage tasks
 -- ARGV: request, most rows
 -- Returns rows left

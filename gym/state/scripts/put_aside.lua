@@ -1,5 +1,5 @@
--- Take live values out that cannot be read; what nothing holds then is found by the audit and queued again.
--- ARGV: cursor in what is live, entries to look at in this call
+-- Remove live values that cannot be read; the audit finds their rollouts and queues them again.
+-- ARGV: cursor in LIVE, entries to look at in this call
 -- Returns {next cursor, member, value, ...}
 even_when_full()
 local page = redis.call('HSCAN', LIVE, ARGV[1], 'COUNT', ARGV[2])

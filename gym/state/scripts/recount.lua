@@ -1,6 +1,6 @@
--- Set the counters of a batch to what is there; what is neither live nor ended is queued.
--- ARGV: most live entries to count, outcomes there were when they were counted, succeeded, failed, cancelled, expired
--- Returns 1, or 0 where the batch has changed meanwhile, has too much live, or holds more than was submitted
+-- Recount a batch; rollouts that are neither live nor ended count as queued.
+-- ARGV: most live entries to count, number of outcomes when they were counted, succeeded, failed, cancelled, expired
+-- Returns 1, or 0 if the batch has changed meanwhile, has too many live rollouts, or holds more than was submitted
 if redis.call('HLEN', LIVE) > tonumber(ARGV[1]) or redis.call('HLEN', DONE) ~= tonumber(ARGV[2]) then return 0 end
 even_when_full()
 local dispatched, running, judging = 0, 0, 0

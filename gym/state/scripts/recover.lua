@@ -1,8 +1,8 @@
--- Take back what lost its owner: rollouts of dead workers, and jobs that got lost in the broker.
--- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, deaths that make a suspect, cursor in what is
---   live (0 at first), most entries to look at, then dead workers
+-- Take back rollouts of dead workers, and jobs that got lost in the broker.
+-- ARGV: now limit in ms for jobs in Celery (0 = leave them), max attempts, deaths that make a suspect, cursor in
+--   LIVE (0 at first), most entries to look at, then dead workers
 -- Returns {requeued, failed, resent, ended, next cursor (0 = all were looked at)}
--- A suspect is run alone, and a death makes it fail only there: in company another may have been to blame.
+-- A suspect (poison rollout) runs alone. Only a death there makes it fail: in company another may be to blame.
 even_when_full()
 local overdue, max_attempts, suspect_after = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local dead = {}
@@ -18,7 +18,7 @@ end
 local function died(member, live)
   local begun = redis.call('HGET', SUSPECTS, member)
   leave_live(member, live)
-  if begun and begun ~= live.token then return wait_again(member, live) end -- it waited there to be run alone
+  if begun and begun ~= live.token then return wait_again(member, live) end -- it was waiting there to run alone
   local message = 'worker ' .. live.worker .. ' stopped renewing its lease' .. (begun and '; it ran nothing else' or '')
   add_try(member, cjson.encode({ attempt = tonumber(live.attempt), worker = live.worker, kind = 'worker_lost',
     message = message, retryable = true }))

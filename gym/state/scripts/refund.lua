@@ -1,6 +1,6 @@
--- Give a rollout an attempt back that a failure has used up, or is about to.
+-- Refund an attempt that a failure has used up, or is about to.
 -- ARGV: member, attempt, token
--- Returns 1 where that is done, or will be when the rollout is given up next; 0 where it has ended or is owed nothing
+-- Returns 1 if that is done, or will be at the next retry; 0 if it has ended or no attempt is owed
 local member, attempt, token = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 even_when_full()
 if redis.call('HEXISTS', DONE, member) == 1 then return 0 end

@@ -1,6 +1,6 @@
--- Take results back and have their stored trajectories judged again; each keeps what it had until there is a new verdict.
--- ARGV: member, place of its result in the log, environment, judge, what is kept as JSON, record, ...
--- Returns how many are judged again, -1 where the batch is being cancelled
+-- Queue stored trajectories for judging again; each keeps its result until there is a new verdict.
+-- ARGV: member, log id of its result, environment, judge, header as JSON, record, ...
+-- Returns how many are judged again, -1 if the batch is being cancelled
 if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local now = now_ms()
 local judged, sums = 0, {}

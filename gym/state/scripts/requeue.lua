@@ -1,7 +1,7 @@
 -- Take failed and expired results back and run them again.
 -- ARGV: member, attempt, environment, tries (JSON lines of all its attempts), ...
--- Returns how many were requeued, -1 where the batch is being cancelled
--- `again|OUTCOME` in META counts outcomes that were taken back, so that they and the ledger say how many ends there were.
+-- Returns how many were requeued, -1 if the batch is being cancelled
+-- `again|OUTCOME` in META counts outcomes that were taken back; with the ledger they give the number of ends.
 if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local requeued = 0
 gather()

@@ -1,7 +1,7 @@
--- Take results back whose record or trajectory cannot be read, however they ended, and run their rollouts again.
--- ARGV: member, log id of its result, environment, what its score added to the sums as JSON, whether the result was
+-- Take back results of any outcome whose record or trajectory cannot be read, and run their rollouts again.
+-- ARGV: member, log id of its result, environment, its score's part of the sums as JSON, whether the result was
 --   usable (0 | 1), error line, ...
--- Returns how many were requeued, -1 where the batch is being cancelled; counts what it takes back as requeue.lua does.
+-- Returns how many were requeued, -1 if the batch is being cancelled; counts `again|OUTCOME` as requeue.lua does.
 if redis.call('HGET', META, 'cancel') == '1' and redis.call('HEXISTS', META, 'ended_at') == 0 then return -1 end
 local requeued = 0
 gather()

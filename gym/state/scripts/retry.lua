@@ -1,7 +1,7 @@
 -- Give up an attempt and try again later, or hand it back unused.
 -- ARGV: member, attempt, token, error line ('' = the attempt is not used up), delay in ms, its completed model calls
--- ('' = none beside those that are there)
--- Returns 1, or 0 where it was fenced off
+-- ('' = only those stored already)
+-- Returns 1, or 0 if it was fenced off
 local member, attempt, token, line, delay = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 even_when_full()
 local value = redis.call('HGET', LIVE, member)
@@ -18,7 +18,7 @@ if owed then
   if owed == attempt then line = '' else drop_try(member, tonumber(owed)) end
 end
 if line ~= '' then add_try(member, line) end
--- an attempt that is used up may be given back, so its calls are kept where they are sent; another attempt drops them
+-- a used-up attempt may be refunded, so calls that are sent are kept; another attempt drops them
 if ARGV[6] ~= '' then
   redis.call('HSET', TRAJ, replay_of(member), ARGV[6])
 elseif line ~= '' then

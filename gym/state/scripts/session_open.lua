@@ -1,6 +1,6 @@
--- Enter an environment session that is about to be made.
+-- Register an environment session before it is created.
 -- KEYS: session, all sessions, sessions of its owner
--- ARGV: session, worker, environment, owner, most of an owner, idle ms, grace ms, digest
+-- ARGV: session, worker, environment, owner, most sessions of an owner, idle ms, grace ms, digest
 -- Returns {verdict (open | taken | full), sessions of the owner, now}
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)

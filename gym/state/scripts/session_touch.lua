@@ -1,7 +1,7 @@
--- Move the expiry of a session that was used just now.
+-- Extend the expiry of a session that was used.
 -- KEYS: session, all sessions, sessions of its owner
 -- ARGV: session, idle ms, grace ms
--- Returns when it expires, or 0 where there is no such session
+-- Returns its expiry in ms, or 0 if there is no such session
 if redis.call('HEXISTS', KEYS[1], 'worker') == 0 then return 0 end
 local t = redis.call('TIME')
 local expires = t[1] * 1000 + math.floor(t[2] / 1000) + ARGV[2]

@@ -1,6 +1,6 @@
--- Move up to ARGV[1] rollouts from the backlog to Celery, first retries that are due, then what is parked no more.
+-- Move up to ARGV[1] rollouts from the backlog to Celery; first retries that are due, then those no longer parked.
 -- ARGV: how many, whether suspects may go (0 | 1), then the environments that are parked
--- Returns {environment, member, attempt, suspect (0 | 1), ...}; fewer than asked for also where it had to look at much
+-- Returns {environment, member, attempt, suspect (0 | 1), ...}; fewer than asked for if it had to look at many
 local wanted, suspects_go = tonumber(ARGV[1]), ARGV[2] == '1'
 
 for _, entry in ipairs(redis.call('ZRANGEBYSCORE', LATER, '-inf', now, 'LIMIT', 0, wanted)) do
@@ -25,7 +25,7 @@ while moved < wanted and looked_at < MOST_LOOKED_AT do
   if not entry then break end
   local row, from, to, environment = string.match(entry, '^(%d+):(%d+):(%d+):(.*)$')
   to = tonumber(to) or 0
-  local sample = tonumber(from) or 0 -- an unreadable entry is passed over; the audit finds what it stood for
+  local sample = tonumber(from) or 0 -- an unreadable entry is skipped; the audit finds its rollouts
   if held[environment] then
     sample = park_range(environment, row, sample, to)
   else

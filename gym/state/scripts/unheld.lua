@@ -8,7 +8,7 @@ local requeued, failed = 0, 0
 local function run_again(member, live)
   local begun = redis.call('HGET', SUSPECTS, member)
   leave_live(member, live)
-  if not begun or begun == live.token then -- else it waited there to be run alone
+  if not begun or begun == live.token then -- else it was waiting there to run alone
     add_try(member, cjson.encode({ attempt = tonumber(live.attempt), worker = worker, kind = 'internal',
       message = message, retryable = true }))
     redis.call('HDEL', TRAJ, replay_of(member))

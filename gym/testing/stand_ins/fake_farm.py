@@ -22,8 +22,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import orjson
 
 from gym.errors import Conflict, Invalid, NotFound, RequestError
+from gym.ids import RolloutRef
 from gym.jsontypes import JsonObject
+from gym.results.result import RolloutResult, RolloutTiming, identity, rfc3339
+from gym.rollout import Outcome, StopReason
 from gym.task import read_header
+from gym.trajectory import Usage
 
 Mishap = Literal["503", "429", "accept_then_503", "accept_then_drop", "drop"]
 
@@ -185,16 +189,21 @@ class FakeFarm:
             if task_id not in batch.rows:
                 fresh[task_id] = (row, header.num_samples)
         for task_id, (row, samples) in fresh.items():
-            group_id = f"{batch_id}:{len(batch.rows)}"
+            number = len(batch.rows)
+            run = batch.body.get("run") or batch_id
             batch.rows[task_id] = row
             for sample in range(samples):
-                batch.log.append(
-                    {"rollout_id": f"{group_id}:{sample}", "batch_id": batch_id, "run": batch.body.get("run", batch_id)}
-                    | {"group_id": group_id, "task_id": task_id, "sample_index": sample, "attempt": 1}
-                    | {"environment": "weather", "error": None, "reward": None}
-                    | {"usage": {"input_tokens": 10, "output_tokens": 5}, "timing": {"total_s": 0.5}}
-                    | self._outcome(row, sample)
+                result = RolloutResult(
+                    **identity(RolloutRef(batch_id, number, sample), run=run, task_id=task_id, environment="weather"),
+                    attempt=1,
+                    outcome=Outcome.SUCCEEDED,
+                    stop_reason=StopReason.COMPLETED,
+                    error=None,
+                    usage=Usage(10, 5),
+                    timing=RolloutTiming(total_s=0.5),
+                    finished_at=rfc3339(0),
                 )
+                batch.log.append(result.as_dict() | self._outcome(row, sample))
         return {"accepted": len(fresh), "repeated": len(rows) - len(fresh), "submitted": len(batch.log)}
 
     def _batch(self, batch_id: str) -> FakeBatch:

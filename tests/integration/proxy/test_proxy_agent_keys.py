@@ -13,6 +13,7 @@ from gym.agents.outside.keys import AgentKeys, Grant
 from gym.ids import RolloutRef, parse_rollout_id
 from gym.state.agent_secret import agent_secret
 from gym.state.ledger.batches import Batches
+from gym.state.ledger.cancellation import StopCause
 from gym.state.ledger.rollouts import Claim, Commit, Rollouts
 from gym.state.ledger.submission import NewBatch, StagedRow, Staging
 from gym.state.redis.store import Store
@@ -79,7 +80,7 @@ async def cancel_one(running: Running) -> None:
 
 
 async def expire(running: Running) -> None:
-    await running.batches.cancel_batch(BATCH, letter="e", reason="expired")
+    await running.batches.cancel_batch(BATCH, cause=StopCause.DEADLINE)
 
 
 async def finish(running: Running) -> None:

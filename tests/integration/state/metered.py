@@ -1,4 +1,4 @@
-"""A store that measures what each of its script calls costs Redis."""
+"""A store that measures the cost of each of its script calls to Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gym.state.redis.store import Argument, Script, ScriptCall, Store
 
 @dataclass(slots=True)
 class Cost:
-    """The largest of the calls of a script: commands that it ran, milliseconds of Redis's processor, and arguments."""
+    """Largest cost of the calls of a script: commands, milliseconds of Redis's processor, and arguments."""
 
     commands: int = 0
     cpu_ms: float = 0.0
@@ -29,7 +29,7 @@ class Cost:
 
 
 class Metered(Store):
-    """Runs one script at a time and notes in `costs` what each took; others must leave its server alone."""
+    """Runs one script at a time and records its cost in `costs`; nothing else may use its server."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -57,7 +57,7 @@ class Metered(Store):
         return answers
 
     async def thousand_writes_ms(self) -> float:
-        """What a thousand small writes by a script take, as a measure of the machine: the median of some."""
+        """Return the median time of a thousand small writes by a script, as a measure of the machine."""
         spent = []
         for _ in range(5):
             before = await self._cpu_ms()
@@ -67,7 +67,7 @@ class Metered(Store):
         return statistics.median(spent)
 
     async def _cpu_ms(self) -> float:
-        """What the thread that runs commands has used."""
+        """Return the processor time of the thread that runs commands."""
         cpu = await self.redis.info("cpu")
         return 1000 * float(cpu["used_cpu_user_main_thread"] + cpu["used_cpu_sys_main_thread"])
 

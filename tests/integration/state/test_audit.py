@@ -1,4 +1,4 @@
-"""The ledger check against a real Redis from which things were taken by hand."""
+"""The ledger audit against a real Redis from which entries were removed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 
 class Clock:
-    """Goes when the test says so."""
+    """A clock that the test moves."""
 
     now = 0.0
 
@@ -37,7 +37,7 @@ class Clock:
 
 @dataclass
 class Audited:
-    """A batch of 4 rows of 2 samples, and the check that looks at it."""
+    """A batch of 4 rows of 2 samples, and the audit of it."""
 
     store: Store
     auditor: Auditor
@@ -75,7 +75,7 @@ class Audited:
         return [alarm["kind"] for alarm in log if alarm["batch_id"] == self.batch_id and alarm["event"] == "raised"]
 
     async def finish(self) -> int:
-        """Run what can be run: how many that were."""
+        """Run all rollouts that can run and return their number."""
         rollouts = Rollouts(self.store)
         taken = await rollouts.take(self.batch_id, 100)
         claims = await rollouts.claim(self.batch_id, "w1", [(item.member, item.attempt) for item in taken])
@@ -147,7 +147,7 @@ async def test_rollouts_of_a_worker_that_is_in_no_book_are_taken_back(audited: A
     taken = await rollouts.take(audited.batch_id, 2)
     await rollouts.claim(audited.batch_id, "ghost", [(item.member, item.attempt) for item in taken])
     await audited.look(times=5)
-    assert await audited.raised() == []  # it may just be about to enter itself
+    assert await audited.raised() == []  # it may be about to register
     await audited.look(times=2)
     assert await audited.raised() == [AlarmKind.NO_OWNER]
     assert await audited.finish() == 8

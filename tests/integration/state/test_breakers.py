@@ -1,4 +1,4 @@
-"""Breakers in a real Redis, with pauses of milliseconds."""
+"""Circuit breakers in a real Redis, with pauses of milliseconds."""
 
 from __future__ import annotations
 

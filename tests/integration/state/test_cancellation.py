@@ -1,4 +1,4 @@
-"""Cancellation of large batches and groups by the scripts: in bounded steps, and nothing starts meanwhile."""
+"""Cancellation of large batches and groups: in bounded steps, and no rollout starts meanwhile."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Large:
         return claims
 
     async def go_on(self) -> list[Cancellation]:
-        """The steps that end the rest, as the dispatcher takes them."""
+        """Take the steps that end the rest, as the dispatcher does."""
         steps = []
         while not steps or steps[-1].left:
             steps.append(await cancel(self.store, "b", "batch", "*", go_on=True))

@@ -1,4 +1,4 @@
-"""Several outcomes in one call of the script; `test_transitions` has what comes of them in any order."""
+"""Several outcomes in one script call; `test_transitions` covers their effects in any order."""
 
 from __future__ import annotations
 

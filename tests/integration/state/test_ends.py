@@ -1,4 +1,4 @@
-"""The farm's counters of ends agree with the ledgers, however a rollout ended and whatever became of its batch."""
+"""Agreement of the farm's outcome counters with the ledgers, for every kind of end and removal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gym.ids import parse_member
 from gym.rollout import Outcome
 from gym.state.ledger import ends
 from gym.state.ledger.batches import Batches
-from gym.state.ledger.cancellation import cancel
+from gym.state.ledger.cancellation import StopCause, cancel
 from gym.state.ledger.ended_batches import EndedBatches
 from gym.state.ledger.judging import Handover, Judging, RejudgedResult
 from gym.state.ledger.rollouts import Claim, Commit, Rollouts
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Farm:
-    """Batches of one row each, and what the counters say of them."""
+    """Batches of one row each, and their counters."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -49,7 +49,7 @@ class Farm:
         await self.store.run_many([self.rollouts.commit_call(claim, commit)])
 
     async def counted(self) -> Counter[str]:
-        """As a scrape of the metrics reads them."""
+        """Return the counters as a scrape of the metrics reads them."""
         active = {}
         for name in await self.store.redis.zrange(self.store.keys.active, 0, -1):
             values = await self.store.redis.hmget(self.store.keys.batch(name.decode()).meta, ends.FIELDS)
@@ -80,7 +80,7 @@ async def test_every_way_to_end_is_counted_as_the_ledger_counts_it(farm: Farm) -
     lost = await farm.rollouts.recover("mixed", overdue_ms=0, max_attempts=1, dead_workers=["w1"], suspect_after=9)
     assert (lost.requeued, lost.failed) == (0, 1)
     await farm.batches.cancel_rollout(parse_member("mixed", "0:5"))
-    await cancel(farm.store, "mixed", "batch", "*", letter="e", reason="deadline")
+    await cancel(farm.store, "mixed", "batch", "*", cause=StopCause.DEADLINE)
     await farm.submit("stopped", 3)
     [early] = await farm.claim("stopped", 1)
     await farm.commit(early, "succeeded", early_stop=1)

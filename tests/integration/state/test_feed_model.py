@@ -1,7 +1,7 @@
 """Leases and acknowledgements against a model of the same rules in memory, driven by hypothesis.
 
-Never missing one, at least once, acknowledged never again; whatever dies, expires, or is taken back and run again.
-The clock is moved by moving the ends of leases.
+Every result is delivered at least once, and not again after its acknowledgement, whatever dies, expires, or is taken
+back and run again. The clock is moved by moving the ends of leases.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _numbers = itertools.count()
 
 @dataclass
 class Consumer:
-    """What one has, by the rules. Units are sets of results: one, or those of a group."""
+    """State of a consumer by the rules. Units are sets of results: one, or those of a group."""
 
-    out: dict[Unit, str] = field(default_factory=dict)  # to the lease that it was handed out under last
+    out: dict[Unit, str] = field(default_factory=dict)  # to its last lease
     expired: set[Unit] = field(default_factory=set)
     acked: set[Unit] = field(default_factory=set)
     leases: dict[str, list[Unit]] = field(default_factory=dict)  # as a process of it saw them
-    ended: set[str] = field(default_factory=set)  # leases whose time is over
+    ended: set[str] = field(default_factory=set)  # expired leases
 
 
 class Trainer(RuleBasedStateMachine):
@@ -107,7 +107,7 @@ class Trainer(RuleBasedStateMachine):
     @precondition(lambda self: self.failed)
     @rule(data=st.data())
     def requeue(self, data: st.DataObject) -> None:
-        """A failed result is taken back; as the next attempt it will be a new one."""
+        """Take a failed result back; its next attempt gives a new one."""
         member = data.draw(st.sampled_from(sorted(self.failed)))
         attempt = self.standing.pop(member)[1]
         self.failed.discard(member)
@@ -115,7 +115,7 @@ class Trainer(RuleBasedStateMachine):
         assert self._do(self.batches.requeue(self.batch_id, [(member, attempt, "weather", tries)])) == 1
 
     def _units(self, name: str) -> set[Unit]:
-        """All that stands, as this consumer takes it."""
+        """Return all present results as this consumer's units."""
         if UNITS[name] is LeaseUnit.ROLLOUT:
             return {frozenset([result]) for result in self.standing.values()}
         rows = [[f"{row}:{sample}" for sample in range(SAMPLES)] for row in range(self.rows)]
@@ -129,9 +129,9 @@ class Trainer(RuleBasedStateMachine):
         data=st.data(),
     )
     def lease(self, name: str, most: int, read: bool, late: bool, data: st.DataObject) -> None:
-        """A process of a consumer leases; perhaps it dies, or the answer is lost on the way.
+        """Lease as a process of a consumer; the process may die, or the answer get lost.
 
-        It may come so late with its repeat that the lease is over: then it is a new one.
+        Its repeat may come after the end of the lease: then it is a new one.
         """
         consumer = self.consumers[name]
         lease_id = data.draw(st.sampled_from(sorted(consumer.ended))) if late and consumer.ended else None
@@ -145,7 +145,7 @@ class Trainer(RuleBasedStateMachine):
         assert len(units) == len(set(units)) == min(most, len(available))
         self._handed_out(consumer, lease.lease_id, units, read=read)
         finished = self._do(self.batches.status(self.batch_id)).ended and self._units(name) <= consumer.acked
-        if lease.done or not consumer.out:  # what was taken back may still be out
+        if lease.done or not consumer.out:  # results that were taken back may still be leased
             assert lease.done == finished
 
     def _lease(self, name: str, most: int, lease_id: str | None = None) -> ResultLease:
@@ -171,7 +171,7 @@ class Trainer(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(UNITS)), data=st.data())
     def ask_again(self, name: str, data: st.DataObject) -> None:
-        """The same lease once more, while it lasts: what is out under it and still stands."""
+        """Repeat a lease while it lasts: it returns the units under it that are still valid."""
         consumer = self.consumers[name]
         lasting = {lease_id for unit, lease_id in consumer.out.items() if unit not in consumer.expired}
         if not lasting:
@@ -187,7 +187,7 @@ class Trainer(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(UNITS)))
     def time_passes(self, name: str) -> None:
-        """All leases of a consumer end."""
+        """End all leases of a consumer."""
         self._do(self._expire(name))
         consumer = self.consumers[name]
         consumer.expired = set(consumer.out)
@@ -202,7 +202,7 @@ class Trainer(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(sorted(UNITS)), data=st.data(), how=st.sampled_from(["lease", "rollouts", "both"]))
     def ack(self, name: str, data: st.DataObject, how: str) -> None:
-        """A process acknowledges what it has read, perhaps again, perhaps after its lease has ended."""
+        """Acknowledge what a process has read, perhaps twice, perhaps after its lease has ended."""
         consumer = self.consumers[name]
         if not consumer.leases:
             return
@@ -219,12 +219,12 @@ class Trainer(RuleBasedStateMachine):
                 rollout_ids=named if how != "lease" else None,
             )
         )
-        if how == "rollouts":  # by name, what stands now is acknowledged if it has been handed out
+        if how == "rollouts":  # by name, present results are acknowledged if they were leased
             members = {member for unit in units for member, _ in unit}
             units = [unit for unit in consumer.out if {member for member, _ in unit} <= members]
         fresh = [unit for unit in units if unit in consumer.out]
         standing = [unit for unit in fresh if unit in self._units(name)]
-        if how == "lease":  # what was taken back counts while it is out
+        if how == "lease":  # results that were taken back count while they are leased
             assert sum(map(len, standing)) <= acked <= sum(map(len, fresh))
         else:
             assert acked == sum(map(len, standing))

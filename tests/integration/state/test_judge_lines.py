@@ -1,4 +1,4 @@
-"""The lines before judges by the scripts alone: what is parked there, and its clock."""
+"""Queues of judges by the scripts alone: parked rollouts and their clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A result that is judged again, in the books: what it had stays its own until there is a new verdict."""
+"""Rejudging in the ledger: a result keeps its reward until there is a new verdict."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from gym.state.ledger.batches import Batches, cancel
+from gym.state.ledger.cancellation import StopCause
 from gym.state.ledger.judging import Handover, Judging, RejudgedResult
 from gym.state.ledger.rollouts import Commit, Rollouts
 from gym.state.ledger.submission import NewBatch, StagedRow, Staging
@@ -30,7 +31,7 @@ class Books:
     rollouts: Rollouts
 
     async def state(self) -> tuple[str, dict[str, int]]:
-        """The batch's state, and what is not 0 in its ledger."""
+        """Return the batch's state, and the non-zero counters of its ledger."""
         status = await self.batches.status("b")
         return status.state, {name: number for name, number in status.ledger.as_dict().items() if number}
 
@@ -112,7 +113,7 @@ async def test_a_cancellation_gives_it_back_as_it_was(books: Books, place: str) 
 
 
 async def test_a_deadline_leaves_it_to_its_judge(books: Books) -> None:
-    await cancel(books.store, "b", "batch", "*", letter="e", reason="deadline")
+    await cancel(books.store, "b", "batch", "*", cause=StopCause.DEADLINE)
     assert (await books.state())[1] == {"submitted": 1, "judging": 1}
     assert len(await books.judging.take("b", "two", 1)) == 1
 

@@ -1,4 +1,4 @@
-"""Parking and suspects by the scripts alone, one case at a time; `test_transitions` has their combinations."""
+"""Parking and poison rollouts by the scripts alone, one case at a time; `test_transitions` has combinations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @dataclass
 class Batch:
-    """A batch and what the dispatcher, workers and clients do to it."""
+    """A batch, and the actions of dispatcher, workers and clients on it."""
 
     store: Store
     rollouts: Rollouts

@@ -1,4 +1,4 @@
-"""How processes hear of a change of a policy."""
+"""Notification of processes about changes of a policy."""
 
 from __future__ import annotations
 

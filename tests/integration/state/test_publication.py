@@ -1,4 +1,4 @@
-"""Publishing many rows: visible and counted at one moment, carried out in bounded steps that others may take."""
+"""Publication of many rows: visible and counted at one moment, then bounded steps that any process may take."""
 
 from __future__ import annotations
 

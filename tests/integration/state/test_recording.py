@@ -39,11 +39,11 @@ pytestmark = pytest.mark.anyio
 
 
 class Odd(float):
-    """A number that JSON does not know, as numpy's are."""
+    """A number of a type that JSON does not know, like numpy's."""
 
 
 class Recording:
-    """A batch of one row, and what records its rollouts."""
+    """A batch of one row, and the recorder of its rollouts."""
 
     def __init__(self, store: Store, blobs: BlobStore) -> None:
         self.store = store
@@ -122,7 +122,7 @@ def odd_reward(value: object, **components: object) -> Reward:
 
 
 def odd_ask(*, answer: str = "a", facts: Any = None) -> Ask:
-    """An ask with values that its constructor would refuse."""
+    """Return an ask with values that its constructor would refuse."""
     question = Question(judge="j", answer="a")
     object.__setattr__(question, "answer", answer)
     ask = Ask((question,))
@@ -139,7 +139,7 @@ def nested() -> list[Any]:
 
 
 class Raises(dict[str, Any]):
-    """Raises when it is looked at."""
+    """A value that raises when it is looked at."""
 
     def __iter__(self) -> Any:
         raise MemoryError

@@ -1,4 +1,4 @@
-"""What is kept of ended batches: by age, by acknowledgement, by size; and that files go with what points to them."""
+"""Retention of ended batches: by age, by acknowledgement, by size; files go with the pointers to them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Farm:
         await staging.publish(create=spec, seal=seal)
 
     async def run(self, batch_id: str, *, outcome: str = "succeeded") -> None:
-        """End all that waits."""
+        """End all waiting rollouts."""
         rollouts = Rollouts(self.store)
         taken = await rollouts.take(batch_id, 100)
         for claim in await rollouts.claim(batch_id, "w", [(one.member, one.attempt) for one in taken]):
@@ -81,7 +81,7 @@ class Farm:
             assert answer[0] == 1
 
     async def end(self, batch_id: str, retention: Retention, *, age_ms: int = 0, rows: int = 2) -> None:
-        """A batch that ended so long ago."""
+        """Create a batch that ended so long ago."""
         await self.submit(batch_id, rows)
         await self.run(batch_id)
         meta = self.store.keys.batch(batch_id).meta
@@ -94,12 +94,12 @@ class Farm:
         return [orjson.loads(record) for record in page.records]
 
     def files(self) -> list[str]:
-        """The batches that have files, once for each."""
+        """Return the batches that have files, once for each."""
         paths = (self.folder / "blobs").rglob("*")
         return sorted(path.parts[-3] for path in paths if path.is_file())
 
     async def keys_of(self, batch_id: str) -> list[bytes]:
-        """But for what makes the submission repeatable, which ends by itself."""
+        """Return the batch's keys without those that make the submission idempotent, which expire."""
         found: list[bytes] = await self.store.redis.keys(f"farm:b:{{{batch_id}}}:*")
         return [name for name in found if b":stage:" not in name]
 
@@ -113,7 +113,7 @@ async def farm(redis_url: str, tmp_path: Path) -> AsyncIterator[Farm]:
 
 @asynccontextmanager
 async def full(store: Store) -> AsyncIterator[None]:
-    """A Redis that has no memory left."""
+    """A Redis whose memory is used up."""
     await store.redis.config_set("maxmemory", 1)
     try:
         yield

@@ -1,4 +1,4 @@
-"""No script does more than a few milliseconds of work, whatever the size of groups, batches, lines and requests."""
+"""Bounds of scripts: a few milliseconds of work each, for any size of groups, batches, queues and requests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ENVIRONMENT = "weather"
 
 
 class Bench:
-    """A batch `b`: `plain` prepares it, `metered` runs what is measured."""
+    """A batch `b`: `plain` prepares it, `metered` runs the measured calls."""
 
     def __init__(self, plain: Store, folder: Path) -> None:
         self.plain = plain
@@ -91,13 +91,13 @@ class Bench:
         await (store or self.plain).run_many([self.judging.ask_call(claim, handover) for claim in claims])
 
     async def end(self) -> None:
-        """End all of the batch."""
+        """End all rollouts of the batch."""
         await self.batches.seal("b")
         while (await cancel(self.plain, "b", "batch", "*", go_on=True)).left:
             pass
 
     async def park_one_by_one(self, samples: int) -> None:
-        """Let each sample of a group lie in the line by itself, since each was tried and its environment is parked."""
+        """Queue each sample of a group separately, since each was tried and its environment is parked."""
         claims = await self.claim(samples)
         await self.plain.run_many([self.rollouts.retry_call(claim, b"{}", 0.0) for claim in claims])
         while await self.plain.redis.zcard(self.keys.parked) < samples:

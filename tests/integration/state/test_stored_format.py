@@ -1,4 +1,4 @@
-"""The version of what is stored, in Redis and in the data directory: written, read, and refused where it is newer."""
+"""Version of the stored data, in Redis and in the data directory: written, read, and refused if it is newer."""
 
 from __future__ import annotations
 

@@ -54,12 +54,12 @@ class Farm(RuleBasedStateMachine):
         self.in_celery: list[tuple[str, int]] = []
         self.handed_over: set[str] = set()  # marked as in Celery
         self.suspects: dict[str, str] = {}  # and the token of the last run alone
-        self.owed: dict[str, int] = {}  # by member, the attempt that it gets back when it is given up next
+        self.owed: dict[str, int] = {}  # by member, the attempt that it gets refunded at its next retry
         self.claims: list[tuple[str, Claim]] = []  # of every claim ever made, void ones too
-        self.place: dict[str, str] = {}  # of what is judging: w waits, p is parked, s sent, j with a judge worker
-        self.line: dict[str, str] = {}  # of what is judging: before which judge
-        self.over: set[str] = set()  # of what is parked: whose judge's clock is over
-        self.before: dict[str, RolloutState] = {}  # of what is judged again: how it had ended
+        self.place: dict[str, str] = {}  # of judging rollouts: w waits, p is parked, s sent, j with a judge worker
+        self.line: dict[str, str] = {}  # of judging rollouts: the judge
+        self.over: set[str] = set()  # of parked rollouts: those whose judge's clock is over
+        self.before: dict[str, RolloutState] = {}  # of rejudged rollouts: the earlier outcome
         self.asked: set[str] = set()
         self.sent: list[tuple[str, str]] = []
         self.judge_claims: list[tuple[str, JudgeClaim]] = []
@@ -67,7 +67,7 @@ class Farm(RuleBasedStateMachine):
         self.replays: dict[str, bytes] = {}  # of attempts that were handed back
         self.cancelled = self.sealed = False
         self.rows = 0
-        self.buried: set[str] = set()  # cancelled before they came
+        self.buried: set[str] = set()  # cancelled before submission
         self._do(self._submit(2, create=True))
 
     def _do(self, coroutine: Any) -> Any:
@@ -141,14 +141,14 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.in_celery)
     @rule(data=st.data(), worker=st.sampled_from(["w1", "w2"]), again=st.booleans())
     def claim(self, data: st.DataObject, worker: str, again: bool) -> None:
-        """A message arrives, perhaps for a second time."""
+        """Deliver a message, perhaps for a second time."""
         message = data.draw(st.sampled_from(self.in_celery))
         if not again:
             self.in_celery.remove(message)
         self._claimed(worker, self._do(self.rollouts.claim(self.batch_id, worker, [message])))
 
     def _claimed(self, worker: str, claims: list[Claim]) -> list[Claim]:
-        """Those that the worker did not hold before; what it holds it is told again."""
+        """Return the claims that are new to the worker; it gets those that it holds again."""
         held = {other.token for owner, other in self.claims if owner == worker and self._stands(other)}
         fresh = [claim for claim in claims if claim.token not in held]
         for claim in claims:
@@ -161,7 +161,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(most=st.integers(1, 5), worker=st.sampled_from(["w1", "w2"]), alone=st.booleans())
     def start(self, most: int, worker: str, alone: bool) -> None:
-        """Some go to a worker, and what is suspect of them perhaps begins there."""
+        """Claim some on a worker, which perhaps starts its suspects."""
         self.take(most=most, parked=set(), suspects=True)
         messages, self.in_celery = list(dict.fromkeys(self.in_celery)), []  # a job names each rollout once
         for claim in self._claimed(worker, self._do(self.rollouts.claim(self.batch_id, worker, messages))):
@@ -171,7 +171,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.in_celery)
     @rule(data=st.data())
     def bounce(self, data: st.DataObject) -> None:
-        """A draining worker gives a message back, perhaps one that has been claimed elsewhere."""
+        """Give a message back from a draining worker, perhaps one that has been claimed elsewhere."""
         member, attempt = data.draw(st.sampled_from(self.in_celery))
         back = self._do(self.rollouts.bounce(self.batch_id, [(member, attempt)]))
         stood = member in self.handed_over and attempt == len(self.tries[member]) + 1
@@ -182,7 +182,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]), twice=st.booleans())
     def commit(self, data: st.DataObject, outcome: str, twice: bool) -> None:
-        """A worker commits, perhaps a zombie, perhaps twice since it lost the answer."""
+        """Commit from a worker, perhaps a zombie, perhaps twice since it lost the answer."""
         _, claim = data.draw(st.sampled_from(self.claims))
         self._commit(claim, outcome, stands=self._stands(claim), twice=twice)
 
@@ -226,7 +226,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(data=st.data())
     def commit_together(self, data: st.DataObject) -> None:
-        """A worker sends what ended within a moment in one call; zombies and repeats may be among it."""
+        """Commit several outcomes in one call; zombies and repeats may be among them."""
         chosen = data.draw(st.lists(st.sampled_from(self.claims), min_size=2, max_size=6))
         outcomes = [data.draw(st.sampled_from(["succeeded", "failed"])) for _ in chosen]
         calls = [self._commit_call(claim, outcome, 2) for (_, claim), outcome in zip(chosen, outcomes, strict=True)]
@@ -239,7 +239,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), twice=st.booleans())
     def ask_judge(self, data: st.DataObject, twice: bool) -> None:
-        """A conversation is over and a judge is asked, perhaps by a zombie, perhaps twice."""
+        """Hand a rollout over to a judge, perhaps by a zombie, perhaps twice."""
         _, claim = data.draw(st.sampled_from(self.claims))
         stands = self._stands(claim)
         call = self.judging.ask_call(claim, Handover(judge="j", record=b"{}", ask=b"i", trajectory=b"it"))
@@ -268,7 +268,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(judge=JUDGE, clock_s=st.sampled_from([-1.0, 1000.0]))
     def judge_park(self, judge: str, clock_s: float) -> None:
-        """A judge keeps failing; the clock of those with a negative one is over at once."""
+        """Park the rollouts of a failing judge; the clock of those with a negative one is over at once."""
         self._do(self.judging.park(self.batch_id, judge, clock_s))
         for member in self._in_line(judge, "w"):
             self.place[member] = "p"
@@ -292,7 +292,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), worker=st.sampled_from(["j1", "j2"]), again=st.booleans(), twice=st.booleans())
     def judge_claim(self, data: st.DataObject, worker: str, again: bool, twice: bool) -> None:
-        """A message arrives, perhaps for a second time; perhaps the claim's answer is lost and it is repeated."""
+        """Deliver a message to a judge worker, perhaps twice; the claim's answer may be lost and repeated."""
         message = data.draw(st.sampled_from(self.sent))
         if not again:
             self.sent.remove(message)
@@ -315,7 +315,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.judge_claims)
     @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]), twice=st.booleans())
     def verdict(self, data: st.DataObject, outcome: str, twice: bool) -> None:
-        """A judge worker commits, perhaps a zombie."""
+        """Commit from a judge worker, perhaps a zombie."""
         _, claim = data.draw(st.sampled_from(self.judge_claims))
         again = claim.old_outcome is not None
         self._commit(claim, outcome, stands=self._judges(claim), twice=twice, early_stop=0 if again else 2)
@@ -323,7 +323,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.judge_claims)
     @rule(data=st.data(), used_up=st.booleans(), judge=st.just("") | JUDGE, goes_on=st.booleans())
     def judge_again(self, data: st.DataObject, used_up: bool, judge: str, goes_on: bool) -> None:
-        """A try at judging fails, or is handed back, perhaps to the line before another judge."""
+        """Fail a judging try, or hand it back, perhaps to another judge's queue."""
         _, claim = data.draw(st.sampled_from(self.judge_claims))
         stands = self._judges(claim)
         line = b"{}" if used_up else b""
@@ -337,7 +337,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(["j1", "j2"]), resend=st.booleans())
     def judge_recover(self, worker: str, resend: bool) -> None:
-        """A judge worker died; perhaps the broker lost its messages as well."""
+        """Recover from the death of a judge worker; perhaps the broker lost its messages as well."""
         overdue = 2**53 if resend else 0
         self._do(self.judging.recover(self.batch_id, overdue_ms=overdue, dead_workers=[worker]))
         for owner, claim in self.judge_claims:
@@ -348,7 +348,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(outcome=st.sampled_from(["succeeded", "failed"]))
     def judge_one(self, outcome: str) -> None:
-        """The usual way of a rollout through judging, which rules drawn by chance seldom go to its end."""
+        """Judge one rollout from start to end, which rules drawn by chance seldom do."""
         for taken in self._do(self.rollouts.take(self.batch_id, 1)):
             [claim] = self._do(self.rollouts.claim(self.batch_id, "w1", [(taken.member, taken.attempt)]))
             self._move(claim.member, RolloutState.RUNNING)
@@ -367,7 +367,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def rejudge(self, data: st.DataObject) -> None:
-        """Results are judged again, also those that no judge was asked about."""
+        """Judge results again, also those that no judge was asked about."""
         log = self._do(self.store.redis.xrange(self.store.keys.batch(self.batch_id).log))
         entries = [(fields[b"m"].decode(), cursor.decode()) for cursor, fields in log if b"j" in fields]
         chosen = data.draw(st.lists(st.sampled_from(entries), min_size=1, max_size=3, unique=True)) if entries else []
@@ -398,7 +398,7 @@ class Farm(RuleBasedStateMachine):
         replay=st.sampled_from([b"", b"one", b"two"]),
     )
     def give_up(self, data: st.DataObject, kind: str, replay: bytes) -> None:
-        """An attempt fails and is repeated, or is handed back: its worker drains, or its breaker is open."""
+        """Retry a failed attempt, or hand it back: its worker drains, or its breaker is open."""
         _, claim = data.draw(st.sampled_from(self.claims))
         stands = self._stands(claim)
         line = json.dumps({"kind": kind, "retryable": kind == "model_unreachable"}).encode() if kind else b""
@@ -420,7 +420,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), twice=st.booleans())
     def refund(self, data: st.DataObject, twice: bool) -> None:
-        """A breaker opened: who failed before it did is given the attempt back, wherever it is by now."""
+        """Open a breaker: earlier failures get their attempts back, in any state."""
         _, claim = data.draw(st.sampled_from(self.claims))
         member, tries = claim.member, self.tries[claim.member]
         call = self.rollouts.refund_call(self.batch_id, member, claim.attempt, claim.token)
@@ -440,7 +440,7 @@ class Farm(RuleBasedStateMachine):
     @precondition(lambda self: any(claim.member in self.suspects for _, claim in self.claims))
     @rule(data=st.data())
     def run_alone(self, data: st.DataObject) -> None:
-        """A worker that has emptied itself starts a suspect."""
+        """Start a suspect on a worker that runs nothing else."""
         claims = [claim for _, claim in self.claims if claim.member in self.suspects]
         self._begin_alone(data.draw(st.sampled_from(claims)))
 
@@ -452,7 +452,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(dead=st.sampled_from([["w1"], ["w2"], ["w1", "w2"]]), resend=st.booleans())
     def recover(self, dead: list[str], resend: bool) -> None:
-        """Workers died; perhaps the broker lost its messages as well."""
+        """Recover from the death of workers; perhaps the broker lost their messages as well."""
         overdue = 2**53 if resend else 0
         self._do(
             self.rollouts.recover(
@@ -488,7 +488,7 @@ class Farm(RuleBasedStateMachine):
 
     @rule(row=st.integers(0, 3), sample=st.none() | st.integers(0, SAMPLES - 1))
     def cancel(self, row: int, sample: int | None) -> None:
-        """A group or a rollout, there or yet to come."""
+        """Cancel a group or a rollout, submitted or not."""
         if sample is None:
             self._do(self.batches.cancel_group(GroupRef(self.batch_id, row)))
             members = [f"{row}:{number}" for number in range(SAMPLES)]
@@ -568,7 +568,7 @@ class Farm(RuleBasedStateMachine):
         assert sorted(logged) == sorted(member for member, state in self.state.items() if state in FINAL)
 
     def teardown(self) -> None:
-        """Whatever had been parked can run once nothing is; a suspect may have been told to wait a moment."""
+        """Check that parked rollouts can run once nothing is parked; a suspect may have to wait a moment."""
         assert self._do(self.audits.adopt(self.batch_id)).members == ()
         while True:
             before = len(self.handed_over)

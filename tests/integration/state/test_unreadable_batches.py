@@ -1,4 +1,4 @@
-"""A dispatcher on a Redis in which something cannot be read: its neighbours go on, and an alarm says what is wrong."""
+"""A dispatcher on a Redis with unreadable values: their neighbours continue, and an alarm names the problem."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPEC = {"run": "r", "policy": "p", "limits": {}}
 
 @dataclass
 class Sent:
-    """Stands for the broker: the jobs that were sent."""
+    """Stand-in for the broker that keeps the sent jobs."""
 
     jobs: list[Job | JudgeJob] = field(default_factory=list)
 
@@ -39,12 +39,12 @@ class Sent:
         return 0
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 @dataclass
 class Dispatching:
-    """A running dispatcher with a worker that has slots, played by hand."""
+    """A running dispatcher, with a worker with slots that the test plays."""
 
     store: Store
     sent: Sent
@@ -66,7 +66,7 @@ class Dispatching:
                 await asyncio.sleep(0.02)
 
     async def alarm(self, kind: AlarmKind, batch_id: str | None) -> str:
-        """The message of an alarm, once it stands."""
+        """Return the message of an alarm, once it stands."""
         async with asyncio.timeout(WITHIN_S):
             while True:
                 for alarm in (await Alarms(self.store).standing()).values():
@@ -80,7 +80,7 @@ class Dispatching:
                 await asyncio.sleep(0.05)
 
     async def finish(self, batch_id: str) -> None:
-        """Run everything that was sent, as it is sent, until the batch has ended."""
+        """Run all sent jobs until the batch has ended."""
         rollouts, batches = Rollouts(self.store), Batches(self.store)
         commit = Commit(outcome="succeeded", record=b"{}", trajectory=b"", usable=True, early_stop=0, sums={})
         async with asyncio.timeout(WITHIN_S):
@@ -105,7 +105,7 @@ async def dispatching(store: Store, redis_url: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, name, value)
     settings = Settings(redis={"url": redis_url})
     sent = Sent()
-    dispatcher = Dispatcher(settings, store, sent)  # type: ignore[arg-type]  what it uses of a publisher
+    dispatcher = Dispatcher(settings, store, sent)  # type: ignore[arg-type]  has the used part of a publisher
     ends = await store.now_ms() + 600_000
     await store.redis.zadd(store.keys.workers, {"w1": ends})
     await store.redis.hset(store.keys.worker_info, "w1", b'{"concurrency": 64, "role": "worker"}')

@@ -1,4 +1,4 @@
-"""Claims of which the stored row, tries or judging cannot be read: they end, and the rest of their slice runs."""
+"""Claims whose stored row, tries or judging cannot be read: they end, and the rest of their slice runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def submit(store: Store) -> None:
 
 
 async def ended_kinds(store: Store) -> dict[str, str | None]:
-    """The error kind of each result by row."""
+    """Return the error kind of each result by row."""
     page = await ResultLog(store, BlobStore(None, inline_bytes=0)).page("b", after=None, limit=10, view=View.LIGHT)
     records = [orjson.loads(text) for text in page.records]
     return {each["rollout_id"].split(":")[1]: (each["error"] or {}).get("kind") for each in records}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gym.config import Settings
-from gym.state.alarms import Alarm, AlarmKind, Alarms
+from gym.state.alarms import Alarm, AlarmKind, AlarmName, Alarms
 from gym.state.assignments import Assignments
 from gym.state.leases import WorkerStatus
 from gym.state.ledger.batches import activate
@@ -37,7 +37,7 @@ REDIS_INTERVAL_S = 15.0
 REMEDY_AGAIN_S = 30.0
 ANNOUNCED_WITHIN_MS = 10_000
 SHOWN_ROLLOUTS = 20
-_OTHERS = (f"{AlarmKind.UNREADABLE_BATCH}|", f"{AlarmKind.UNREADABLE_RESULT}|")  # raised and cleared elsewhere
+_OTHERS = (AlarmKind.UNREADABLE_BATCH, AlarmKind.UNREADABLE_RESULT)  # raised and cleared elsewhere
 _LOG = logging.getLogger(__name__)
 
 
@@ -66,10 +66,10 @@ class Auditor:
         self._findings = OpenFindings()
         self._progress: dict[str, BatchProgress] = {}
         self._cursors: dict[str, str] = {}
-        self._standing: set[str] | None = None
+        self._standing: set[AlarmName] | None = None
         self._due_at = self._redis_due_at = -math.inf
         self._next = 0
-        self._remedy_again_at: dict[str, float] = {}
+        self._remedy_again_at: dict[AlarmName, float] = {}
         self._announced_until = 0
 
     async def run_when_due(self, batches: dict[str, ActiveBatch], workers: Sequence[WorkerStatus]) -> None:
@@ -195,13 +195,13 @@ class Auditor:
         if self._standing is not None:
             self._standing.add(alarm.name)
 
-    async def _settle(self, batch_id: str, suspected: set[str]) -> None:
+    async def _settle(self, batch_id: str, suspected: set[AlarmName]) -> None:
         """Clear the alarms of a batch that are suspected no more."""
-        for name in [name for name in self._standing or () if _batch_of(name) == batch_id]:
-            if name not in suspected and not name.startswith(_OTHERS):
+        for name in [name for name in self._standing or () if name.batch_id == batch_id]:
+            if name not in suspected and name.kind not in _OTHERS:
                 await self._clear(name)
 
-    async def _clear(self, name: str) -> None:
+    async def _clear(self, name: AlarmName) -> None:
         await self._alarms.clear(name)
         self._remedy_again_at.pop(name, None)
         if self._standing is not None:
@@ -213,7 +213,7 @@ class Auditor:
         self._progress = {name: progress for name, progress in self._progress.items() if name in batches}
         self._cursors = {name: cursor for name, cursor in self._cursors.items() if name in batches}
         for name in list(self._standing or ()):
-            if _batch_of(name) not in {*batches, ""} and not name.startswith(_OTHERS):
+            if name.batch_id not in {*batches, ""} and name.kind not in _OTHERS:
                 await self._clear(name)
 
     async def _announce(self) -> None:
@@ -250,8 +250,3 @@ class Auditor:
             message = f"Redis is full: {used} of {most} bytes; submissions are refused and nothing new is started"
             found.append(Alarm(kind=AlarmKind.REDIS_FULL, message=message))
         return found
-
-
-def _batch_of(name: str) -> str:
-    """Return the batch of an alarm by its name, whose worker part may hold anything."""
-    return name.partition("|")[2].rpartition("|")[0]

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gym.state.alarms import Alarm, AlarmKind
+from gym.state.alarms import Alarm, AlarmKind, AlarmName
 from gym.state.repair.audit import Holdings
 
 UNSEEN_S = 30.0  # a suspicion is forgotten where nobody looked for so long, or looked at other parts of the batch
@@ -165,7 +165,7 @@ class _OpenFinding:
 class OpenFindings:
     """Remembers findings until they are believed or gone."""
 
-    _known: dict[str, _OpenFinding] = field(default_factory=dict)
+    _known: dict[AlarmName, _OpenFinding] = field(default_factory=dict)
 
     def confirm(self, batch_id: str, findings: Sequence[Finding], *, now: float, complete: bool) -> list[Finding]:
         """Those that were there before and have lasted; `complete`: all of the batch was looked at."""
@@ -173,7 +173,7 @@ class OpenFindings:
         names = {finding.alarm.name for finding in findings}
         for name, known in list(self._known.items()):
             gone = complete or now - known.last > UNSEEN_S
-            if name.split("|")[1] == batch_id and name not in names and gone:
+            if name.batch_id == batch_id and name not in names and gone:
                 del self._known[name]
         for finding in findings:
             known_one = self._known.get(finding.alarm.name)
@@ -186,10 +186,10 @@ class OpenFindings:
                 confirmed.append(finding)
         return confirmed
 
-    def standing(self, batch_id: str) -> set[str]:
+    def standing(self, batch_id: str) -> set[AlarmName]:
         """The names of what is suspected of a batch."""
-        return {name for name in self._known if name.split("|")[1] == batch_id}
+        return {name for name in self._known if name.batch_id == batch_id}
 
     def forget(self, batch_ids: Collection[str]) -> None:
         """All but these batches are over."""
-        self._known = {name: known for name, known in self._known.items() if name.split("|")[1] in batch_ids}
+        self._known = {name: known for name, known in self._known.items() if name.batch_id in batch_ids}

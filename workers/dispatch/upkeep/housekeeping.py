@@ -13,7 +13,7 @@ import time
 
 from gym.config import Settings
 from gym.state.leases import Leases
-from gym.state.ledger.cancellation import cancel
+from gym.state.ledger.cancellation import StopCause, cancel
 from gym.state.ledger.rollouts import Rollouts
 from gym.state.redis.store import Store
 from workers.dispatch.batch import ActiveBatch
@@ -126,8 +126,8 @@ class Housekeeping:
 
     async def _look_after(self, batch: ActiveBatch, now: int, overdue_ms: int, dead: list[str]) -> None:
         overdue = batch.deadline_at is not None and now > batch.deadline_at
-        if overdue and batch.stopping == b"0":
-            await cancel(self._store, batch.batch_id, "batch", "*", letter="e", reason="deadline")
+        if overdue and batch.stopping is None:
+            await cancel(self._store, batch.batch_id, "batch", "*", cause=StopCause.DEADLINE)
         if dead or (overdue_ms and batch.dispatched):
             recovered = await self._rollouts.recover(
                 batch.batch_id,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 from gym.policy import PolicySpec
-from gym.state.alarms import Alarm, AlarmKind
+from gym.state.alarms import Alarm, AlarmKind, AlarmName
 from gym.state.ledger.breakers import read_breaker
 from gym.state.redis.driver import ResponseError
 from gym.state.redis.store import Store
@@ -30,7 +30,7 @@ class LiveRepair:
 
     def __init__(self, store: Store) -> None:
         self._audits = Audits(store)
-        self._stands_until: dict[str, float] = {}
+        self._stands_until: dict[AlarmName, float] = {}
         self._look_again_at: dict[str, float] = {}
 
     async def look(self, held: Holdings, now: float) -> list[Alarm]:
@@ -59,7 +59,7 @@ class LiveRepair:
         self._stands_until[alarm.name] = now + STANDS_S
         return [alarm]
 
-    def standing(self, now: float) -> set[str]:
+    def standing(self, now: float) -> set[AlarmName]:
         """Return the names of alarms that have not stood for long enough to be seen."""
         self._stands_until = {name: until for name, until in self._stands_until.items() if until > now}
         return set(self._stands_until)
@@ -78,7 +78,11 @@ class Inspection:
             ("version of policy", keys.policies_version, lambda _, text: int(text)),
             ("replica", keys.judge_replica_info, lambda _, text: read_replica(text)),
             ("virtual time of run", keys.share, lambda _, text: _finite(text)),
-            ("alarm", keys.alarms_standing, lambda _, text: read_object(text)["kind"]),
+            (
+                "alarm",
+                keys.alarms_standing,
+                lambda name, text: (AlarmName.parse(name.decode()), read_object(text)["kind"]),
+            ),
         )
 
     async def alarms(self) -> list[Alarm]:

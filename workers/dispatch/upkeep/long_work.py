@@ -73,9 +73,8 @@ class LongWork:
             if not await publish_step(self._store, batch.batch_id, batch.publishing):
                 batch.publishing = None
             return 0.0
-        if batch.stopping != b"0":
-            letter, reason = ("e", "deadline") if batch.stopping == b"2" else ("c", "cancelled")
-            done = await cancel(self._store, batch.batch_id, "batch", "*", letter=letter, reason=reason, go_on=True)
+        if batch.stopping is not None:
+            done = await cancel(self._store, batch.batch_id, "batch", "*", cause=batch.stopping, go_on=True)
             return 0.0 if done.more_now else NOTHING_NOW_S
         if batch.stops:
             batch.stops = await step_stops(self._store, batch.batch_id)
@@ -96,4 +95,4 @@ class LongWork:
 
 def _has_work(batch: ActiveBatch) -> bool:
     begun = batch.publishing is not None or batch.search is not None
-    return not batch.ended and (begun or batch.stopping != b"0" or batch.stops > 0)
+    return not batch.ended and (begun or batch.stopping is not None or batch.stops > 0)

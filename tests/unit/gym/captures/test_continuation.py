@@ -1,4 +1,4 @@
-"""Which turn a captured call goes on from, and that turn's tokens out of the records."""
+"""The turn that a captured call continues, and that turn's tokens from the records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ USER = {"role": "user", "content": "q"}
     turns=st.lists(st.tuples(st.booleans(), IDS, IDS, st.booleans(), st.integers(0, 9)), min_size=1, max_size=8),
 )
 def test_a_turn_is_put_together_as_it_was(turns):
-    """Each turn goes on from any earlier one, or from none."""
     records: list[dict[str, Any]] = []
     whole: list[TurnTokens | None] = []
     ends: list[tuple[list[int], Any]] = []

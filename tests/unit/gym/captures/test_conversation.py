@@ -1,4 +1,4 @@
-"""What a captured call adds: which messages are new, which tokens are new, and the trajectory that comes of it."""
+"""Contribution of a captured call: new messages, new tokens, and the resulting trajectory."""
 
 from __future__ import annotations
 

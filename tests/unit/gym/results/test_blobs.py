@@ -1,4 +1,4 @@
-"""Trajectories in files: where they lie, and how they go."""
+"""Trajectories in files: their location and removal."""
 
 from __future__ import annotations
 

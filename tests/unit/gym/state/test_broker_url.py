@@ -1,4 +1,4 @@
-"""Where Celery's Redis is."""
+"""The URL of Celery's Redis."""
 
 from __future__ import annotations
 
