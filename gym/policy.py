@@ -1,4 +1,4 @@
-"""Where a policy is served, and under which version: the record that a trainer announces."""
+"""Specification of a policy: endpoints, model, version and token options, as a trainer registers it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from gym.fields.bounded import URL_CHARS, Free, HeaderText, IsBoolean, IsNumber
 from gym.fields.masked import Address, MaskedModel, mask_address
 
-# those of `gym.wire.parsers`, by the names that vLLM gives them
+# parsers of `gym.wire.parsers`, by vLLM's names
 TOOL_PARSERS = frozenset(
     {"hermes", "llama3_json", "llama4_json", "llama4_pythonic", "pythonic", "qwen3_coder", "qwen3_json", "qwen3_xml"}
 )
@@ -63,7 +63,7 @@ class PolicySpec(MaskedModel):
     @field_validator("base_urls")
     @classmethod
     def _urls(cls, urls: list[str]) -> list[str]:
-        """Absolute http(s) URLs, without the trailing slash; `…/v1` is what clients of OpenAI's API append to."""
+        """Require absolute http(s) URLs and drop a trailing slash; OpenAI clients append paths to `…/v1`."""
         for url in urls:
             scheme, _, rest = url.partition("://")
             if scheme not in ("http", "https") or not rest or any(c.isspace() for c in url):
@@ -82,7 +82,7 @@ class PolicySpec(MaskedModel):
 
     @model_validator(mode="after")
     def _tokens(self) -> Self:
-        """With `api: tokens` the farm parses, and needs the ids that it goes on from; else the server does."""
+        """Check the options of `api: tokens`: there the farm parses and needs token ids, elsewhere the server."""
         if self.api != "tokens" and (self.tool_parser or self.reasoning_parser):
             raise ValueError("`tool_parser` and `reasoning_parser` are for `api: tokens`; other servers have their own")
         if self.api == "tokens" and not self.token_ids:

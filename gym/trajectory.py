@@ -1,8 +1,8 @@
-"""What was recorded of an episode: items for people, token deltas for training.
+"""Record of an episode: items for display, token deltas for training.
 
-Invariants. Token ids and log-probabilities are those that the server returned, never re-tokenised. A turn stores its
-delta only: the part of its prompt beyond what is already in the segment. Where a prompt does not begin with the tokens
-before it, a new segment starts (`Segments`). The loss mask is 1 for tokens that the policy sampled, else 0.
+Invariants. Token ids and log-probabilities are those that the server returned, never re-tokenised. A turn stores only
+its delta: the part of its prompt beyond the segment's tokens. If a prompt does not begin with the tokens before it, a
+new segment starts (`Segments`). The loss mask is 1 for tokens that the policy sampled, else 0.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gym.jsontypes import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the server counted them."""
+    """Token counts of the server."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -33,13 +33,36 @@ class Usage:
         )
 
 
+CallFinish = Literal["stop", "max_tokens", "content_filter", "context_overflow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFacts:
+    """Facts of one answered model call: the same value from the model client to every record of the call.
+
+    `endpoint` is a base URL without credentials. The versions are those that the server reported, else those that were
+    announced when the call was sent and when its answer arrived. `duration_s` covers all attempts and waits.
+    `started_s` counts from the rollout's start; the model client does not know it and leaves None.
+    Token ids are kept apart from it, since a trajectory stores them as deltas (`Segments`).
+    """
+
+    endpoint: str
+    finish: CallFinish
+    usage: Usage
+    version_before: int | None
+    version_after: int | None
+    duration_s: float
+    attempts: int
+    started_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TurnTokens:
-    """The tokens of one model call: the whole prompt, what was generated, a log-probability per generated token.
+    """Tokens of one model call: the whole prompt, the generated tokens and their log-probabilities.
 
-    `source` is `tokenize` where the server gave the prompt's ids in another call than the one that generated.
-    `ended` is whether the last token is an end mark that the model wrote, None where that is not known. `text` are all
-    ids as the server would write them, for the turn that follows (`gym.model_client.tokens.prompt_text`).
+    `source` is `tokenize` if the prompt's ids come from a separate `/tokenize` call. `ended`: whether the last token is
+    an end token that the model sampled; None if unknown. `text`: all ids in the server's JSON form, for the next turn
+    (`gym.model_client.tokens.prompt_text`).
     """
 
     prompt_ids: Sequence[int]
@@ -52,20 +75,14 @@ class TurnTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCall:
-    """One model call as people read it under a rollout.
+    """One model call of a trajectory, as results show it.
 
-    Its request was the first `request_items` of the input items and the trajectory's, its answer the next
-    `reply_items`, so that a conversation is kept once however many calls saw it.
+    Its request was the first `request_items` of the input items and the trajectory's items, its reply the next
+    `reply_items`. So a conversation is stored once, however many calls saw it. `facts.started_s` is set.
     """
 
     turn: int
-    endpoint: str
-    started_s: float  # since the rollout's start
-    duration_s: float
-    finish: str
-    usage: Usage
-    version_before: int | None
-    version_after: int | None
+    facts: CallFacts
     request_items: int
     reply_items: int = 0
     has_tokens: bool
@@ -73,7 +90,7 @@ class ModelCall:
 
 @dataclass(slots=True)
 class Segment:
-    """A run of tokens in which every turn's prompt begins with the tokens before it."""
+    """Sequence of tokens in which every turn's prompt begins with the tokens before it."""
 
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     loss_mask: bytearray = field(default_factory=bytearray)
@@ -81,20 +98,20 @@ class Segment:
     policy_versions: list[tuple[int, int, int | None]] = field(default_factory=list)  # [start, end), version
 
     def extend(self, ids: Sequence[int], *, mask: int, logprobs: Sequence[float] | None) -> None:
-        """Append tokens of one writer; tokens that the policy did not sample get log-probability 0."""
+        """Append tokens with one mask; tokens that the policy did not sample get log-probability 0."""
         self.token_ids.extend(ids)
         self.loss_mask.extend(bytes([mask]) * len(ids))
         self.logprobs.extend(logprobs if logprobs is not None else [0.0] * len(ids))
 
 
 class Segments:
-    """Collects turns into segments; memory grows with the delta of each turn."""
+    """Collector of turns into segments; memory grows with the delta of each turn."""
 
     def __init__(self) -> None:
         self.segments: list[Segment] = []
 
     def add_turn(self, tokens: TurnTokens, version: int | None) -> None:
-        """Add a model call in order. Raises ValueError where ids and log-probabilities differ in length."""
+        """Add the tokens of the next model call. Raises ValueError if ids and log-probabilities differ in length."""
         if len(tokens.token_ids) != len(tokens.logprobs):
             raise ValueError(f"{len(tokens.token_ids)} token ids, {len(tokens.logprobs)} log-probabilities")
         segment = self.segments[-1] if self.segments else None
@@ -111,17 +128,17 @@ class Segments:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call that the model asked for and what came of it."""
+    """Tool call of the model with its output."""
 
     name: str
-    arguments: JsonObject | None  # None where they were not a JSON object
+    arguments: JsonObject | None  # None if they were not a JSON object
     output: str
     failed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTaken:
-    """An action that a stepped environment took, and its reward; `turn` is the model call that chose it."""
+    """Action in a stepped environment and its reward; `turn` is the model call that chose it."""
 
     turn: int
     action: Any
@@ -132,10 +149,10 @@ class StepTaken:
 
 @dataclass(slots=True)
 class Trajectory:
-    """What an episode has recorded so far; an environment's verifier reads it when the episode is over.
+    """Record of an episode, read by the environment's verifier at the end.
 
-    `items` are Responses API items in order: messages, reasoning, function_call, function_call_output; of a stepped
-    environment also the user messages that show its observations.
+    `items` are Responses API items in order: messages, reasoning, function_call, function_call_output; for a stepped
+    environment also the user messages with its observations.
     """
 
     params: JsonObject
@@ -150,7 +167,7 @@ class Trajectory:
 
     @property
     def final_text(self) -> str:
-        """The text of the last assistant message, or an empty text."""
+        """Text of the last assistant message, or an empty string."""
         for item in reversed(self.items):
             if item.get("type") == "message" and item.get("role") == "assistant":
                 return message_text(item)
@@ -158,7 +175,7 @@ class Trajectory:
 
 
 def message_text(item: JsonObject) -> str:
-    """All output_text parts of a message, joined; what is no text counts as none."""
+    """Return the joined output_text parts of a message; parts without a text are skipped."""
     content: Any = item.get("content")
     if isinstance(content, str):
         return content

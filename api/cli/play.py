@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gym.environments.registry import EnvironmentType
     from gym.episode import EpisodeResult
     from gym.jsontypes import JsonObject
-    from gym.model_client.routing.policy_record import PolicyRecord
+    from gym.model_client.routing.served_model import ServedModel
     from gym.policy import PolicySpec
 
 FAILED = 1
@@ -30,7 +30,7 @@ DEBUGGED_S = 86_400.0
 class NoReplicas:
     """Policy source without entries: judges of the pool are published in Redis, which is not read here."""
 
-    def get(self, name: str) -> PolicyRecord | None:  # noqa: ARG002 - the protocol's signature
+    def get(self, name: str) -> ServedModel | None:  # noqa: ARG002 - the protocol's signature
         """Return None."""
         return None
 
@@ -106,7 +106,7 @@ async def _play(
     from gym.errors import RolloutError, TimedOut
     from gym.limits import Limits
     from gym.model_client.client import PolicyClient
-    from gym.model_client.routing.policy_record import inline_record
+    from gym.model_client.routing.served_model import inline_model
     from gym.rollout import StopReason
 
     kind = _kind(name, settings)
@@ -116,7 +116,7 @@ async def _play(
         limits = limits.model_copy(update={"rollout_timeout_s": DEBUGGED_S})
     state = Play()
     async with _policy(settings, policy, model) as spec, PolicyClient(settings.model, NoReplicas()) as client:
-        record = inline_record(spec)
+        record = inline_model(spec)
         with EnvironmentThreads(1) as executor:
             session = EnvironmentSession(
                 kind, row, seed=seed, executor=executor, on_fault=_post_mortem if debug else None

@@ -1,9 +1,9 @@
 """The model proxy as a process, for agents outside the workers: plain ASGI around `gym.model_client` and `gym.wire`.
 
 app       create_app: routes, lifespan, keys
-exchange  one HTTP request: its body, its answer, and a client that leaves
-dialects  the three ways to ask and to answer
-errors    what went wrong, in the caller's dialect
+exchange  one HTTP request: its body, its answer, client disconnects
+dialects  the three APIs: requests, answers and streams
+errors    errors in the caller's dialect
 calls     one model call: policy, deadline, streaming
-capture   the same under a rollout: recorded, and answered from the record when it is repeated
+capture   model calls of a rollout: recorded, and answered from the record when repeated
 """

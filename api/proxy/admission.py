@@ -1,6 +1,6 @@
-"""The check of the proxy's callers: holders of API keys, and agents with a key for one attempt of one rollout.
+"""Authentication of the proxy's callers: API keys, and agents' keys for one attempt of one rollout.
 
-Invariant: an agent's key is good while a worker runs its attempt, by Redis' word, and never for longer.
+Invariant: an agent's key is valid only while, according to Redis, a worker runs its attempt.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from gym.agents.outside.keys import PREFIX, AgentKeys, Grant, agent_secret
 from gym.config import ApiKey
 from gym.errors import Forbidden, NotFound, Unauthorized
 from gym.ids import parse_rollout_id
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.state.batch_spec import spec_of
 from gym.state.ledger.rollouts import Rollouts
@@ -21,23 +21,23 @@ from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
 
 MOST_POLICIES = 256
-LOOK_S = 1.0  # between looks at whether the attempt of a call under way still runs
+LOOK_S = 1.0  # between checks that the attempt of a call in progress still runs
 
 
 class Admission:
-    """Checks keys. The farm's secret is asked for when the first agent's key comes."""
+    """Check of keys. The farm's secret is read from Redis at the first agent's key."""
 
     def __init__(self, keys: Sequence[ApiKey], store: Store) -> None:
         self._ring = KeyRing(keys) if keys else None
         self._store = store
         self._rollouts = Rollouts(store)
         self._agents: AgentKeys | None = None
-        self._inline: dict[str, PolicyRecord] = {}
+        self._inline: dict[str, ServedModel] = {}
 
     async def check(self, method: str, headers: Sequence[tuple[bytes, bytes]], rollout_id: str | None) -> Grant | None:
-        """Return what an agent's key grants, None for any other caller.
+        """Return the grant of an agent's key, or None for any other caller.
 
-        Raises Unauthorized, RedisError, and Forbidden where the key is for another rollout or its attempt is over.
+        Raises Unauthorized, RedisError, and Forbidden if the key is for another rollout or its attempt is over.
         """
         key = (given_key(headers) or b"").decode("latin-1")
         if not key.startswith(PREFIX):
@@ -48,7 +48,7 @@ class Admission:
             self._agents = AgentKeys(await agent_secret(self._store))
         grant = self._agents.read(key)
         if grant is None:
-            self._agents = None  # a Redis that lost everything has another secret now
+            self._agents = None  # a Redis that lost its data has another secret now
             raise Unauthorized("unauthorized", "this agent's key is not one of this farm, or its time is over")
         if rollout_id != grant.rollout_id:
             raise Forbidden(
@@ -60,7 +60,7 @@ class Admission:
         return grant
 
     async def require_running(self, grant: Grant) -> None:
-        """Raise Forbidden unless a worker runs the attempt that a key is for. Raises RedisError."""
+        """Raise Forbidden unless a worker runs the attempt of a grant. Raises RedisError."""
         rollout = parse_rollout_id(grant.rollout_id)
         if rollout is None or not await self._rollouts.running(rollout, grant.attempt):
             raise Forbidden(
@@ -70,7 +70,7 @@ class Admission:
             )
 
     async def until_over(self, grant: Grant) -> Forbidden:
-        """Wait until the attempt that a key is for is over; return the error that says so."""
+        """Wait until the attempt of a grant is over; return the error to raise then."""
         while True:
             await asyncio.sleep(LOOK_S)
             try:
@@ -78,10 +78,10 @@ class Admission:
             except Forbidden as over:
                 return over
             except RedisError:
-                continue  # the worker goes on without Redis too
+                continue  # the worker keeps running without Redis
 
-    async def inline_policy(self, grant: Grant) -> PolicyRecord:
-        """The policy that the batch of a granted rollout brought along. Raises NotFound."""
+    async def inline_policy(self, grant: Grant) -> ServedModel:
+        """Return the inline policy of the batch of a granted rollout. Raises NotFound."""
         rollout = parse_rollout_id(grant.rollout_id)
         batch_id = rollout.batch_id if rollout is not None else ""
         record = self._inline.get(batch_id)
@@ -90,7 +90,7 @@ class Admission:
             policy = spec.policy if spec is not None else None
             if not isinstance(policy, PolicySpec):
                 raise NotFound("policy_not_found", f"the batch of rollout {grant.rollout_id} is gone")
-            record = inline_record(policy)
+            record = inline_model(policy)
             if len(self._inline) >= MOST_POLICIES:
                 self._inline.clear()
             self._inline[batch_id] = record

@@ -1,4 +1,4 @@
-"""The proxy's ASGI app: routes, the start and the end of the process, API keys. Stateless but for calls under way."""
+"""ASGI app of the proxy: routes, lifespan, keys. Stateless except for calls in progress."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Parts:
-    """What lives as long as the process: connections, the copy of the policies, the services that keep them fresh."""
+    """Objects with the lifetime of the process: connections, cached policies, background tasks."""
 
     def __init__(self, settings: Settings, shutdown: Shutdown) -> None:
         if settings.redis.url is None:
@@ -65,7 +65,7 @@ class Parts:
         self._services: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Connect; without Redis the process starts all the same and waits for it."""
+        """Connect. Without Redis the process starts anyway and waits for it."""
         await self._stack.enter_async_context(self.client)
         try:
             await self.policies.refresh()
@@ -85,7 +85,7 @@ class Parts:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the connections; no pause waits for this process any more."""
+        """Close the connections and withdraw this process, so that no pause waits for it."""
         await end_tasks(self._services)
         with suppress(RedisError):
             await self._store.redis.hdel(self._store.keys.policies_load, self._name)
@@ -101,7 +101,7 @@ class Parts:
 
 
 class ProxyApp:
-    """ASGI."""
+    """ASGI application of the proxy."""
 
     def __init__(self, settings: Settings, shutdown: Shutdown) -> None:
         self._settings = settings
@@ -109,7 +109,7 @@ class ProxyApp:
         self._parts: Parts | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one scope."""
+        """Handle one ASGI scope."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
@@ -218,7 +218,7 @@ class ProxyApp:
                 await call.fail(problem_of(shutting_down()))  # the grace is over
 
     def _models(self, shape: Shape, grant: Grant | None) -> JsonObject:
-        """The policies; an agent sees its own."""
+        """Return the list of policies; an agent sees only the one of its key."""
         records = self._started().policies.records()
         if grant is not None:
             records = [record for record in records if record.name == grant.policy]
@@ -239,7 +239,7 @@ class ProxyApp:
 
 
 async def _while_granted(parts: Parts, call: ProxyCall, rollout_id: str, grant: Grant) -> None:
-    """Run an agent's call; end it where the agent's attempt is over before the model has answered."""
+    """Run an agent's call; cancel it if the agent's attempt ends before the model has answered."""
     run = asyncio.ensure_future(parts.captured.run(call, rollout_id, grant))
     over = asyncio.ensure_future(parts.admission.until_over(grant))
     try:
@@ -252,11 +252,11 @@ async def _while_granted(parts: Parts, call: ProxyCall, rollout_id: str, grant: 
         if not run.done():
             run.cancel()
             await asyncio.wait({run})
-        _ = run.cancelled() or run.exception()  # seen: what counts is why it was cancelled
+        _ = run.cancelled() or run.exception()  # retrieve the exception: the error already raised takes precedence
 
 
 def _place(scope: Scope) -> tuple[str, str | None]:
-    """The path without the rollout that it may begin with, and that rollout."""
+    """Split a path into the API path and the rollout id, if it begins with one."""
     path: str = scope["path"]
     match = _ROLLOUT.fullmatch(path) if path.startswith("/rollouts/") else None
     return (path, None) if match is None else (match[2], match[1])

@@ -1,4 +1,4 @@
-"""One model call of an outside agent: which policy, until when, and its answer whole or as it is generated."""
+"""Model calls of outside agents: choice of policy, deadline, whole or streamed answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from api.proxy.own_name import OwnName
 from gym.config import Settings
 from gym.errors import Invalid, ModelRejected, ModelUnreachable, NotFound, Unavailable
 from gym.jsontypes import JsonObject
-from gym.model_client.client import ChatReply, PolicyClient
-from gym.model_client.forward import TOKENIZE, ChatCall, ContextOverflow
+from gym.model_client.client import ChatReply, OverflowReply, PolicyClient
+from gym.model_client.forward import TOKENIZE, ChatCall
 from gym.model_client.http import hops as hops_of
 from gym.model_client.http.streaming import chunks_of
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import tokenize_request
 from gym.state.policies import PolicyCache
 from gym.trajectory import TurnTokens
@@ -40,16 +40,16 @@ MAX_TIMEOUT_S = 24 * 3600.0
 
 @dataclass(slots=True, kw_only=True)
 class ProxyCall:
-    """A request that has been read. `call_id` is what ids of the answer are made from.
+    """Request that has been read. Ids in the answer are derived from `call_id`.
 
-    `passed` is the request as it goes to a server that has Responses itself; `chat` then is what is recorded of it.
+    `passed` is the request for a server with its own Responses API; `chat` is then only recorded.
     """
 
     exchange: AsgiExchange
     dialect: Dialect
     body: JsonObject
     chat: JsonObject
-    policy: PolicyRecord
+    policy: ServedModel
     deadline: float  # loop.time()
     call_id: str = ""
     created_at: float = field(default_factory=time.time)
@@ -60,11 +60,11 @@ class ProxyCall:
 
     @property
     def streamed(self) -> bool:
-        """Whether the caller wants the answer as it is generated."""
+        """Whether the caller asked for a stream."""
         return bool(self.chat.get("stream"))
 
     async def on_chunks(self, chunks: list[JsonObject]) -> None:
-        """Chunks of the answer, for a caller that wants a stream."""
+        """Send chunks of the answer as events of the caller's dialect."""
         events = []
         if self.translator is None:
             self.translator = self.dialect.stream(self.body, call_id=self.call_id, created_at=self.created_at)
@@ -74,7 +74,7 @@ class ProxyCall:
         await self.exchange.stream(self._encoded(events), more=True)
 
     async def finish(self, completion: JsonObject) -> None:
-        """The end of the stream, or the whole answer."""
+        """Send the end of the stream, or the whole answer."""
         if self.translator is not None:
             await self.exchange.stream(self._last(self.translator.finish(), self.translator.tail), more=False)
             return
@@ -82,8 +82,8 @@ class ProxyCall:
         await self.exchange.answer(200, answer)
 
     async def replay(self, completion: JsonObject) -> None:
-        """An answer that is known already."""
-        if self.dialect.name == "responses":  # the policy may have been another then
+        """Send a recorded answer."""
+        if self.dialect.name == "responses":  # the policy may have changed since
             self.dialect = PASSED_RESPONSES if RESPONSE in completion else DIALECTS["/v1/responses"]
         if self.streamed:
             known = RESPONSE in completion
@@ -91,7 +91,7 @@ class ProxyCall:
         await self.finish(completion)
 
     async def fail(self, problem: Problem) -> None:
-        """The error, as the end of the stream where one has begun."""
+        """Send an error; if a stream has begun, as its end."""
         if not self.exchange.started:
             await self.exchange.answer(problem.status, problem.body(self.dialect.shape), problem.headers)
         elif self.translator is not None:
@@ -106,7 +106,7 @@ class ProxyCall:
 
 
 class Calls:
-    """Reads calls and sends them."""
+    """Reader and sender of model calls."""
 
     def __init__(self, settings: Settings, client: PolicyClient, policies: PolicyCache, own: OwnName) -> None:
         self._settings = settings
@@ -120,13 +120,13 @@ class Calls:
         dialect: Dialect,
         *,
         name: str | None = None,
-        policy: PolicyRecord | None = None,
+        policy: ServedModel | None = None,
         written: JsonObject | None = None,
         prepare: Callable[[JsonObject], JsonObject] | None = None,
     ) -> ProxyCall:
-        """The call in a request; the policy is the one that is given or named here, else the one that it asks for.
+        """Read a call. The policy is the given or named one, else the one that the request asks for.
 
-        `written` is what its address says, `prepare` makes a request of one that only asks for a count.
+        `written` are fields from the URL; `prepare` converts a body that only asks for a token count.
         Raises RequestError, ClientLeft.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout_s(exchange.header(b"x-farm-timeout-s"))
@@ -153,17 +153,17 @@ class Calls:
         )
 
     async def run(self, call: ProxyCall) -> None:
-        """A call that belongs to no rollout. Raises RequestError, ModelUnreachable, ModelRejected."""
+        """Run a call outside any rollout. Raises RequestError, ModelUnreachable, ModelRejected."""
         call.call_id = secrets.token_hex(12)
-        # callers that share a beginning share an endpoint, for the sake of its prefix cache
+        # requests with the same beginning share an endpoint, to use its prefix cache
         sticky_key = f"{zlib.crc32(orjson.dumps(call.chat['messages'][:2])):08x}"
         reply = await self.send(call, sticky_key=sticky_key)
-        if isinstance(reply, ContextOverflow):
+        if isinstance(reply, OverflowReply):
             raise ContextTooLong(reply.message)
         await call.finish(reply.completion)
 
     async def count(self, call: ProxyCall) -> int:
-        """How many tokens the prompt of a call has. Raises CannotCount, ModelUnreachable, ModelRejected."""
+        """Count the tokens of a call's prompt. Raises CannotCount, ModelUnreachable, ModelRejected."""
         call.call_id = secrets.token_hex(12)
         try:
             answer = await self._client.post(
@@ -187,8 +187,8 @@ class Calls:
 
     def send(
         self, call: ProxyCall, *, sticky_key: str, prefix: TurnTokens | None = None
-    ) -> Coroutine[Any, Any, ChatReply | ContextOverflow]:
-        """The call to the model server, within its deadline; `prefix` are the tokens of the turn it goes on from."""
+    ) -> Coroutine[Any, Any, ChatReply | OverflowReply]:
+        """Send the call to the model server; `prefix` are the tokens of the turn that it continues."""
         return self._client.complete(
             ChatCall(
                 policy=call.policy,
@@ -203,7 +203,7 @@ class Calls:
             )
         )
 
-    async def _policy(self, header: str | None, model: Any) -> PolicyRecord:
+    async def _policy(self, header: str | None, model: Any) -> ServedModel:
         found = self._find(header, model)
         if found is None:
             await self._policies.refresh()  # it may have been registered a moment ago
@@ -217,7 +217,7 @@ class Calls:
             )
         return found
 
-    def _find(self, header: str | None, model: Any) -> PolicyRecord | None:
+    def _find(self, header: str | None, model: Any) -> ServedModel | None:
         if header:
             return self._policies.get(header)
         named = self._policies.get(model) if isinstance(model, str) else None
@@ -240,16 +240,16 @@ class Calls:
 
 
 def shown(call: ProxyCall, completion: JsonObject) -> JsonObject:
-    """A completion with what the caller asked for, as it is kept for a repeat."""
+    """Return the fields of a completion that the caller asked for, as recorded for a repeat."""
     if RESPONSE in completion:
         return {**completion, RESPONSE: shown_response(call.body, completion[RESPONSE])}
     kept = to_completion(call.chat, completion)
-    kept.pop("prompt_token_ids", None)  # the tokens are recorded as deltas
+    kept.pop("prompt_token_ids", None)  # tokens are recorded as deltas
     return kept
 
 
 def still_waiting(seconds: float) -> Unavailable:
-    """The error for a repeat whose first call did not end in time."""
+    """Return the error for a repeat whose first call did not end in time."""
     return Unavailable(
         "call_underway",
         f"the same call of this rollout is under way, and had no answer within {seconds:.1f} s; repeat it",

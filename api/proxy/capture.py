@@ -1,7 +1,7 @@
-"""A call under `/rollouts/{id}`: recorded before its end is sent, answered from the record when it is repeated.
+"""Model calls under `/rollouts/{id}`: idempotent, recorded before their end is sent.
 
-A repeat that comes while the first is under way waits for it, until its own deadline; if the first comes to nothing,
-the repeat samples.
+A repeat is answered from the record. During the first call it waits for that, until its own deadline; if the first call
+fails, the repeat samples.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ from gym.captures.recording import Captures
 from gym.errors import Forbidden, Invalid, ModelRejected, RolloutError
 from gym.ids import is_id, parse_rollout_id
 from gym.jsontypes import JsonObject
-from gym.model_client.client import ChatReply
-from gym.model_client.forward import ContextOverflow
-from gym.trajectory import Usage
-from gym.wire.chat.completion import choice_of, finish_of, usage_of
+from gym.model_client.client import ChatReply, OverflowReply
 
 FIRST_POLL_S = 0.03
 POLL_S = 0.25
 
 
 class CapturedCalls:
-    """Runs the calls of rollouts."""
+    """Runner of the calls of rollouts."""
 
     def __init__(self, calls: Calls, captures: Captures, shutdown: Shutdown) -> None:
         self._calls = calls
@@ -36,7 +33,7 @@ class CapturedCalls:
         self._shutdown = shutdown
 
     async def run(self, call: ProxyCall, rollout_id: str, grant: Grant | None = None) -> None:
-        """`grant` says which attempt it is and how many calls there may be.
+        """Run a call of a rollout. `grant` holds the attempt and the maximum number of calls.
 
         Raises RequestError, ModelUnreachable, ModelRejected, RedisError.
         """
@@ -65,7 +62,6 @@ class CapturedCalls:
             await call.finish(record["completion"])
 
     async def _refuse(self, begun: OpenCall, most: int) -> NoReturn:
-        """Raises Forbidden."""
         message = f"this rollout has made its {most} model calls (limits.max_turns); end it"
         failure = CallFailure(kind=MAX_TURNS, message=message, status=None, endpoint=None, duration_s=0.0)
         await self._captures.give_up(begun, failure)
@@ -91,12 +87,12 @@ class CapturedCalls:
         sent_at = asyncio.get_running_loop().time()
         failure: CallFailure | None = None
         try:
-            # who may ignore the tokens is sent them where that costs no reading of what was said before
+            # servers that may ignore the tokens get them only if the earlier turn is in memory
             spec = call.policy.spec
             rebuild = spec.api == "tokens" or spec.required_prefix is True
             prefix = await self._captures.earlier_turn(begun, rebuild=rebuild)
             reply = await self._calls.send(call, sticky_key=sticky_key, prefix=prefix)
-            return await self._captures.record(begun, _answer(call, reply, sent_at))
+            return await self._captures.record(begun, _answer(call, reply))
         except (RolloutError, asyncio.CancelledError) as error:
             failure = _failure(error, asyncio.get_running_loop().time() - sent_at)
             raise
@@ -104,33 +100,17 @@ class CapturedCalls:
             await self._captures.give_up(begun, failure)
 
 
-def _answer(call: ProxyCall, reply: ChatReply | ContextOverflow, sent_at: float) -> CallAnswer:
-    if isinstance(reply, ContextOverflow):
+def _answer(call: ProxyCall, reply: ChatReply | OverflowReply) -> CallAnswer:
+    if isinstance(reply, OverflowReply):
         return CallAnswer(
-            completion=None,
-            overflow=reply.message,
-            created_at=call.created_at,
-            finish="context_overflow",
-            usage=Usage(),
-            tokens=None,
-            version_before=reply.policy.version,
-            version_after=reply.policy.version,
-            endpoint=reply.endpoint.url.shown,
-            duration_s=asyncio.get_running_loop().time() - sent_at,
-            attempts=reply.attempts,
+            completion=None, overflow=reply.message, created_at=call.created_at, facts=reply.facts, tokens=None
         )
     return CallAnswer(
         completion=shown(call, reply.completion),
         overflow=None,
         created_at=call.created_at,
-        finish=finish_of(choice_of(reply.completion)),
-        usage=usage_of(reply.completion),
+        facts=reply.facts,
         tokens=reply.tokens,
-        version_before=reply.version_before,
-        version_after=reply.version_after,
-        endpoint=reply.endpoint,
-        duration_s=reply.duration_s,
-        attempts=reply.attempts,
     )
 
 

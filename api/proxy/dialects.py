@@ -1,4 +1,4 @@
-"""The four ways to ask a model: how each request, answer, stream and error is written. No I/O."""
+"""Dialects of the proxy: requests, answers, streams and errors of four APIs. No I/O."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from gym.wire.responses.stream import ResponsesStream
 
 
 class Dialect(Protocol):
-    """One API. `body` is the caller's request; ids in an answer come from `call_id`, so that a repeat has the same."""
+    """API of model calls. `body` is the caller's request; ids in an answer derive from `call_id`."""
 
     name: str
     shape: Shape
 
     def to_chat(self, body: JsonObject) -> JsonObject:
-        """The request in Chat Completions. Raises WireError."""
+        """Translate the request to Chat Completions. Raises WireError."""
 
     def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:
-        """The whole answer. Raises BadCompletion."""
+        """Return the whole answer. Raises BadCompletion."""
 
     def stream(self, body: JsonObject, *, call_id: str, created_at: float) -> StreamTranslator:
-        """The answer event by event."""
+        """Return a translator of chunks to events."""
 
     def request_items(self, body: JsonObject) -> int | None:
-        """How many input items a request has, where the dialect has items."""
+        """Return the number of input items of a request, or None if the dialect has no items."""
 
 
 class Responses:
@@ -65,10 +65,10 @@ class Responses:
 
 
 class PassedResponses(Responses):
-    """The same for a server that has it itself: `to_chat` is only what is recorded of a request."""
+    """Responses API passed through to a server that has it; `to_chat` makes only the recorded form."""
 
     def to_chat(self, body: JsonObject) -> JsonObject:
-        """See Dialect; `body` is the request as the server gets it."""
+        """See Dialect; `body` is the request as sent to the server."""
         return recorded_request(body)
 
     def reply(self, body: JsonObject, completion: JsonObject, *, call_id: str, created_at: float) -> JsonObject:  # noqa: ARG002  Dialect's

@@ -1,9 +1,9 @@
-"""What went wrong with a call, as the caller's dialect says it.
+"""Errors of model calls in the caller's dialect.
 
-A refusal of the model server that the request is to blame for keeps its status. Any other one (its key, its model, its
-address) is the policy's, so it is a 502: the caller's own key and path are right, and asking again changes nothing.
+A refusal of the model server that the request caused keeps its status. Any other refusal (wrong key, model or address)
+is the policy's fault and becomes a 502: the caller's key and path are right, and a retry changes nothing.
 
-Invariant: an answer carries the error's own text and nothing else; errors of the farm hold no secrets.
+Invariant: an answer contains only the error's text; errors of the farm hold no secrets.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Shape = Literal["openai", "anthropic", "google"]
 RETRY_AFTER_S = 2.0
 LOOP = 508
 _OF_THE_REQUEST = frozenset({400, 413, 422})  # statuses of the model server
-_POLICY = "the model server refused the farm, not you: whoever registered the policy has to look at it. "
-_UNUSABLE = "the model server is at fault, not you: whoever registered the policy has to look at it. "
+_POLICY = "the model server refused the farm, not you: the owner of the policy has to fix it. "
+_UNUSABLE = "the model server is at fault, not you: the owner of the policy has to fix it. "
 _LOG = logging.getLogger(__name__)
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _ANTHROPIC_TYPES = {
@@ -67,9 +67,9 @@ class ContextTooLong(RequestError):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A failed call: HTTP status, code, text, the field at fault, seconds after which a repeat makes sense.
+    """Failed call: HTTP status, code, text, the field at fault, seconds until a retry makes sense.
 
-    `final` is a failure that a repeat would meet again, whatever its status lets clients think.
+    `final`: a retry would fail again, although clients usually retry this status.
     """
 
     status: int
@@ -80,11 +80,11 @@ class Problem:
     final: bool = False
 
     def body(self, shape: Shape) -> JsonObject:
-        """The error object of a dialect."""
+        """Return the error object of a dialect."""
         if shape == "anthropic":
             default = "invalid_request_error" if self.status < 500 else "api_error"
             kind = _ANTHROPIC_TYPES.get(self.status, default)
-            # clients of Anthropic's API know an overflow by these words
+            # clients of Anthropic's API recognise an overflow by these words
             too_long = "prompt is too long: " if self.code == "context_length_exceeded" else ""
             return {"type": "error", "error": {"type": kind, "message": too_long + self.message}}
         if shape == "google":
@@ -99,7 +99,7 @@ class Problem:
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After`, where it helps; what 401 demands; the word of the official clients against a retry."""
+        """Headers: `Retry-After`, `WWW-Authenticate` for 401, and the official clients' header against retries."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
         if self.final:
             headers["x-should-retry"] = "false"
@@ -107,7 +107,7 @@ class Problem:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What an error means for the caller. One that nobody foresaw is logged, and hidden from the caller."""
+    """Convert an error for the caller. An unexpected error is logged, and its text is hidden."""
     match error:
         case RequestError():
             field = error.details.get("field")
@@ -132,7 +132,7 @@ def _rejected(error: ModelRejected) -> Problem:
     status = error.upstream_status
     if status is None or status in _OF_THE_REQUEST:
         return Problem(status or 400, str(error.kind), error.message)
-    if status == LOOP:  # every proxy on the way says so, and none tries again
+    if status == LOOP:  # each proxy on the path passes it on without a retry
         return Problem(status, str(error.kind), error.message, final=True)
     said = _UNUSABLE if status == 502 else _POLICY
     return Problem(502, str(error.kind), said + error.message, final=True)

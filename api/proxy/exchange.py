@@ -1,7 +1,6 @@
-"""One HTTP request over ASGI: its body in, its answer out, and what happens when the client leaves.
+"""HTTP request over ASGI: reads the body, sends the answer, and watches for a client disconnect.
 
-Invariant: once the body is read, a client that leaves gets the work for it cancelled at once; `answered` work is not
-disturbed.
+Invariant: after the body has been read, a disconnect cancels the work at once, unless the answer is complete.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ BODY_STALL_S = 20.0
 
 
 class ClientLeft(Exception):
-    """Nobody waits for the answer any more."""
+    """Client disconnected before the answer was sent."""
 
 
 class AsgiExchange:
-    """A request and its answer."""
+    """HTTP request and its answer."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -44,14 +43,14 @@ class AsgiExchange:
         self._ended = False
 
     def header(self, name: bytes) -> str | None:
-        """A header by its lower-case name."""
+        """Return a header by its lower-case name."""
         for known, value in self._headers:
             if known == name:
                 return value.decode("latin-1").strip()
         return None
 
     async def json(self, max_bytes: int) -> JsonObject:
-        """The body. Raises Malformed, TooLarge, UnsupportedMedia, RequestTimedOut, ClientLeft."""
+        """Read the body as a JSON object. Raises Malformed, TooLarge, UnsupportedMedia, RequestTimedOut, ClientLeft."""
         coding = (self.header(b"content-encoding") or "identity").lower()
         if coding != "identity":
             raise UnsupportedMedia("unsupported_encoding", f"content-encoding is {coding[:100]}; send the body plain")
@@ -91,7 +90,7 @@ class AsgiExchange:
 
     @asynccontextmanager
     async def attended(self) -> AsyncIterator[None]:
-        """While this is open, a client that leaves cancels the task; then ClientLeft is raised."""
+        """Cancel the task when the client disconnects, and raise ClientLeft then."""
         task = asyncio.current_task()
         left = False
 
@@ -101,7 +100,7 @@ class AsgiExchange:
                 left = True
                 task.cancel()
 
-        # after its body, the only thing that a request can still receive is that the client has left
+        # after the body, the only message that can still arrive is the disconnect
         watch = asyncio.ensure_future(self._receive())
         watch.add_done_callback(on_message)
         try:
@@ -115,7 +114,7 @@ class AsgiExchange:
             watch.cancel()
 
     async def answer(self, status: int, body: JsonObject, headers: dict[str, str] | None = None) -> None:
-        """The whole answer as JSON."""
+        """Send the whole answer as JSON."""
         data = orjson.dumps(body, default=str)
         raw = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
         raw += [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
@@ -124,7 +123,7 @@ class AsgiExchange:
         await self._send({"type": "http.response.body", "body": data})
 
     async def stream(self, data: bytes, *, more: bool) -> None:
-        """A piece of an event stream; the first one begins the answer."""
+        """Send a piece of an event stream; the first one starts the answer."""
         if not self.started:
             self.started = True
             headers = [(b"content-type", self.stream_type), *_STREAM_HEADERS]

@@ -1,4 +1,4 @@
-"""The name under which a farm's proxies know each other's calls, so that none comes back."""
+"""Loop detection: the name by which a farm's proxies recognise their own calls."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AGAIN_S = 1.0
 
 
 class OwnName:
-    """The farm's name, the same in all its proxies; until Redis has been reached, this process's alone."""
+    """Name of the farm, shared by all its proxies; until Redis has been reached, the name of this process."""
 
     def __init__(self, store: Store, process: str) -> None:
         self._store = store
@@ -24,19 +24,19 @@ class OwnName:
         self._farm: str | None = None
 
     async def learn(self) -> None:
-        """Ask for the farm's name. Raises RedisError."""
+        """Read the farm's name from Redis. Raises RedisError."""
         secret = await agent_secret(self._store)
         self._farm = hashlib.sha256(b"hops:" + secret).hexdigest()[:16]
 
     async def keep_learning(self) -> None:
-        """Ask until it is known."""
+        """Retry until the name is known."""
         while self._farm is None:
             await asyncio.sleep(AGAIN_S)
             with suppress(RedisError):
                 await self.learn()
 
     def sent_on(self, header: str | None) -> str:
-        """Return the header of hops for the call to the model server. Raises LoopDetected."""
+        """Return the hops header for the call to the model server. Raises LoopDetected."""
         farm = self._farm
         own = frozenset({self._process} if farm is None else {self._process, farm})
         if hops.is_loop(header, own):

@@ -17,7 +17,7 @@ from gym.host_rules import check_not_own_proxy, policy_rules
 from gym.ids import is_id
 from gym.jsontypes import JsonObject
 from gym.model_client.http.hosts import check_hosts
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.policy import PolicySpec
 from gym.state.ledger.breakers import policy_key
 from gym.state.policies import policy_not_found
@@ -80,7 +80,7 @@ def policy_shown(spec: JsonObject) -> JsonObject:
     return shown
 
 
-def policy_answer(record: PolicyRecord) -> JsonObject:
+def policy_answer(record: ServedModel) -> JsonObject:
     """A policy as it is now; `version` is the one last announced, by PUT or by resume."""
     shown = policy_shown(record.spec.model_dump(mode="json"))
     return {

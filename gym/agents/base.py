@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from gym.environments.base import Step
@@ -17,10 +17,10 @@ from gym.environments.hosting.session import EnvironmentSession
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
 from gym.model_client.client import ModelReply, ModelRequest
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.rollout import StopReason
 from gym.task import Task
-from gym.trajectory import ModelCall, ToolCall, Trajectory, TurnTokens
+from gym.trajectory import CallFacts, ModelCall, ToolCall, Trajectory, TurnTokens
 
 Result = TypeVar("Result")
 
@@ -35,7 +35,7 @@ class Model(Protocol):
 class PolicyLookup(Protocol):
     """Lookup of the policy's current record."""
 
-    def __call__(self) -> PolicyRecord:
+    def __call__(self) -> ServedModel:
         """Return the record. Raises ModelUnreachable if the policy has been deleted."""
 
 
@@ -106,42 +106,36 @@ class Episode:
             self.model_s += time.monotonic() - began
         self.touch()
         self.tools.append(tools)
-        started_s = began - self.started
-        if reply.started_s is not None:  # it was made before, and its time was counted then
-            started_s = reply.started_s
-            self.model_s += reply.duration_s
+        facts = reply.facts
+        if facts.started_s is not None:  # replayed: its times are those of the first attempt
+            self.model_s += facts.duration_s
         else:
+            facts = replace(facts, started_s=began - self.started)
             self.last_reply = self.last_activity
-        self._record(reply, turn, started_s, len(params["input"]))
+        self._record(reply, facts, turn, len(params["input"]))
         # an answer without items adds nothing to the next request, so the conversation cannot continue
         self.last_tools, self.last_tokens = tools, reply.tokens if reply.items else None
         return reply
 
-    def _record(self, reply: ModelReply, turn: int, started_s: float, request_items: int) -> None:
+    def _record(self, reply: ModelReply, facts: CallFacts, turn: int, request_items: int) -> None:
         trajectory = self.trajectory
         trajectory.items += reply.items
-        trajectory.usage += reply.usage
+        trajectory.usage += facts.usage
         trajectory.calls.append(
             ModelCall(
                 turn=turn,
-                endpoint=reply.endpoint,
-                started_s=started_s,
-                duration_s=reply.duration_s,
-                finish=reply.finish,
-                usage=reply.usage,
-                version_before=reply.version_before,
-                version_after=reply.version_after,
+                facts=facts,
                 request_items=request_items,
                 reply_items=len(reply.items),
                 has_tokens=reply.tokens is not None,
             )
         )
-        if reply.finish == "context_overflow":
+        if facts.finish == "context_overflow":
             return
         if reply.tokens is None:
             trajectory.tokens_complete = False
         else:
-            trajectory.segments.add_turn(reply.tokens, reply.version_after)
+            trajectory.segments.add_turn(reply.tokens, facts.version_after)
 
     async def run_tools(self, calls: list[JsonObject]) -> None:
         """Run the calls of one turn side by side; their outputs are recorded in the order of the calls."""

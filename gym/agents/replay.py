@@ -14,7 +14,6 @@ import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgpack
 import orjson
@@ -23,7 +22,7 @@ from gym.agents.base import Episode, Model
 from gym.jsontypes import JsonObject
 from gym.model_client.client import ModelReply, ModelRequest
 from gym.results.record import pack_segment, unpack_segment
-from gym.trajectory import ModelCall, Segment, TurnTokens, Usage
+from gym.trajectory import CallFacts, ModelCall, Segment, TurnTokens, Usage
 
 VERSION = 1
 MOST_BYTES = 2**20
@@ -58,20 +57,8 @@ class RecordedCall:
 
     def reply(self) -> ModelReply:
         """Return the recorded answer of the model."""
-        call = self.call
-        finish: Any = call.finish
-        return ModelReply(
-            items=self.items,
-            finish=finish,
-            usage=call.usage,
-            tokens=self.sampled.tokens() if self.sampled is not None else None,
-            version_before=call.version_before,
-            version_after=call.version_after,
-            endpoint=call.endpoint,
-            duration_s=call.duration_s,
-            attempts=1,
-            started_s=call.started_s,
-        )
+        tokens = self.sampled.tokens() if self.sampled is not None else None
+        return ModelReply(items=self.items, facts=self.call.facts, tokens=tokens)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +100,7 @@ def request_digest(params: JsonObject) -> bytes:
 def recorded(episode: Episode) -> list[RecordedCall]:
     """Return the completed calls of an episode and those that it had yet to replay."""
     trajectory = episode.trajectory
-    sampled = [call.has_tokens and call.finish != "context_overflow" for call in trajectory.calls]
+    sampled = [call.has_tokens and call.facts.finish != "context_overflow" for call in trajectory.calls]
     spans = [
         (segment, start, end) for segment in trajectory.segments.segments for start, end, _ in segment.policy_versions
     ]
@@ -152,18 +139,19 @@ def pack(calls: Sequence[RecordedCall], *, attempt: int, elapsed_s: float, most_
             if place is not None:
                 number, _ = segments.setdefault(id(place.segment), (len(segments), place.segment))
                 tokens = (number, place.start, place.end, place.ended)
-            usage = call.usage
+            facts = call.facts
+            usage = facts.usage
             entries.append(
                 {
                     "digest": each.digest,
                     "items": orjson.dumps(each.items),
                     "tokens": tokens,
-                    "endpoint": call.endpoint,
-                    "started_s": call.started_s,
-                    "duration_s": call.duration_s,
-                    "finish": call.finish,
+                    "endpoint": facts.endpoint,
+                    "started_s": facts.started_s,
+                    "duration_s": facts.duration_s,
+                    "finish": facts.finish,
                     "usage": (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
-                    "versions": (call.version_before, call.version_after),
+                    "versions": (facts.version_before, facts.version_after),
                     "request_items": call.request_items,
                 }
             )
@@ -211,15 +199,19 @@ def _call(turn: int, entry: JsonObject, segments: Sequence[Segment]) -> Recorded
         number, start, end, ended = entry["tokens"]
         sampled = SampledTokens(segment=segments[number], start=start, end=end, ended=ended)
     before, after = entry["versions"]
-    call = ModelCall(
-        turn=turn,
+    facts = CallFacts(
         endpoint=entry["endpoint"],
-        started_s=entry["started_s"],
-        duration_s=entry["duration_s"],
         finish=entry["finish"],
         usage=Usage(*entry["usage"]),
         version_before=before,
         version_after=after,
+        duration_s=entry["duration_s"],
+        attempts=1,
+        started_s=entry["started_s"],
+    )
+    call = ModelCall(
+        turn=turn,
+        facts=facts,
         request_items=entry["request_items"],
         reply_items=len(items),
         has_tokens=sampled is not None,

@@ -11,4 +11,4 @@ class SingleTurn:
     async def run(self, episode: Episode) -> StopReason:
         """Call the model once. The reason is `completed`, or the limit that cut the answer."""
         reply = await episode.call_model(tools=[])
-        return stop_after_turn(finish=reply.finish, tool_calls=0, turns=1, max_turns=1) or StopReason.COMPLETED
+        return stop_after_turn(finish=reply.facts.finish, tool_calls=0, turns=1, max_turns=1) or StopReason.COMPLETED

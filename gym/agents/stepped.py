@@ -40,7 +40,7 @@ class Stepped:
             if calls and not codec.tools:
                 acts = []  # it called tools beside its actions, and acts once it has seen their outputs
             reason = stop_after_turn(
-                finish=reply.finish,
+                finish=reply.facts.finish,
                 tool_calls=len(calls) + len(acts),
                 turns=turns,
                 max_turns=episode.limits.max_turns,

@@ -17,7 +17,7 @@ class ToolLoop:
             turns += 1
             calls = tool_calls_of(reply)
             reason = stop_after_turn(
-                finish=reply.finish, tool_calls=len(calls), turns=turns, max_turns=episode.limits.max_turns
+                finish=reply.facts.finish, tool_calls=len(calls), turns=turns, max_turns=episode.limits.max_turns
             )
             if reason not in (None, StopReason.MAX_TURNS):
                 return reason

@@ -11,7 +11,7 @@ import msgpack
 from gym.captures.conversation import Head, chain, count_items, pack_tokens
 from gym.jsontypes import JsonObject
 from gym.state.redis.capture_keys import CaptureKeys
-from gym.trajectory import TurnTokens, Usage
+from gym.trajectory import CallFacts, TurnTokens, Usage
 
 MAX_TURNS = "max_turns"  # kind of a call that was refused because the rollout had used up its turns
 MOST_BEGINNINGS = 1000
@@ -51,14 +51,8 @@ class CallAnswer:
     completion: JsonObject | None
     overflow: str | None
     created_at: float
-    finish: str
-    usage: Usage
+    facts: CallFacts
     tokens: TurnTokens | None
-    version_before: int | None
-    version_after: int | None
-    endpoint: str
-    duration_s: float
-    attempts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,17 +109,18 @@ def left_out(digests: Sequence[bytes]) -> int:
 def answered(call: OpenCall, answer: CallAnswer) -> tuple[bytes, list[str | bytes]]:
     """Return the record of a call, and the prefixes of the conversation that are known now, by digest."""
     request = call.request
+    facts = answer.facts
     tokens, after = pack_tokens(answer.tokens, call.head.tokens if call.head is not None else None)
     record = _begun(call) | {
         "parent": -1 if call.head is None else call.head.place,
         "created_at": answer.created_at,
-        "duration_s": answer.duration_s,
-        "endpoint": answer.endpoint,
-        "attempts": answer.attempts,
-        "finish": answer.finish,
-        "usage": _counts(answer.usage),
-        "version_before": answer.version_before,
-        "version_after": answer.version_after,
+        "duration_s": facts.duration_s,
+        "endpoint": facts.endpoint,
+        "attempts": facts.attempts,
+        "finish": facts.finish,
+        "usage": _counts(facts.usage),
+        "version_before": facts.version_before,
+        "version_after": facts.version_after,
         "settings": call.settings,
         "messages": request.chat["messages"][call.known :],
         "completion": answer.completion,

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from gym.jsontypes import JsonObject
-from gym.trajectory import ModelCall, Segment, ToolCall, Trajectory, TurnTokens, Usage
+from gym.trajectory import CallFacts, ModelCall, Segment, ToolCall, Trajectory, TurnTokens, Usage
 from gym.wire.chat.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of
 from gym.wire.history import answered_calls
 from gym.wire.passthrough.reply import RESPONSE
@@ -202,24 +202,27 @@ def rebuild(records: Sequence[JsonObject]) -> Trajectory:
             trajectory.items += input_items(record["messages"], id_prefix=record["call_id"])
         replied = reply_items(record)
         trajectory.items += replied
-        usage = Usage(*record["usage"])
-        trajectory.usage += usage
+        facts = CallFacts(
+            endpoint=record["endpoint"],
+            finish=record["finish"],
+            usage=Usage(*record["usage"]),
+            version_before=record["version_before"],
+            version_after=record["version_after"],
+            duration_s=record["duration_s"],
+            attempts=record["attempts"],
+            started_s=record["started_s"],
+        )
+        trajectory.usage += facts.usage
         trajectory.calls.append(
             ModelCall(
                 turn=turn,
-                endpoint=record["endpoint"],
-                started_s=record["started_s"],
-                duration_s=record["duration_s"],
-                finish=record["finish"],
-                usage=usage,
-                version_before=record["version_before"],
-                version_after=record["version_after"],
+                facts=facts,
                 request_items=record["request_items"],
                 reply_items=len(replied),
                 has_tokens=record["tokens"] is not None,
             )
         )
-        if record["finish"] != "context_overflow":
+        if facts.finish != "context_overflow":
             grown.add(turn, record)
     trajectory.tool_calls = _tool_calls(trajectory.items)
     return trajectory

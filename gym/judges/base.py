@@ -1,10 +1,12 @@
-"""What a verifier asks a judge, and what comes back.
+"""Questions to a judge and its verdicts.
 
-`verify` of an environment that uses judges returns an `Ask` where it cannot decide by itself. The ask is stored beside
-the trajectory, the rollout frees its worker, and whoever has the verdicts calls the environment's `judged` with them.
-So a judge may be slow or away, and the same ask can be put again later, to another judge too (`rejudge`).
+`verify` of an environment that uses judges returns an `Ask` if it cannot decide by itself. The ask is stored beside
+the trajectory and the rollout frees its worker. A judge worker later calls the environment's `judged` with the
+verdicts. So a judge may be slow or down, and the same ask can be repeated later, also with another judge
+(`rejudge`).
 
-A verdict is never invented: what no judge has said has no score. Errors are raised, see `gym.errors.JudgeFailed`.
+Invariant: a verdict is never invented; without a judge's answer there is no score. Errors are raised, see
+`gym.errors.JudgeFailed`.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from gym.jsontypes import JsonObject
 from gym.plain import exact_json
 from gym.plain.values import NotPlain, plain, text
 
-TEXT_CHARS = 500  # of what a judge said, in a record
+TEXT_CHARS = 500  # of a judge's answer, kept in a record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One thing to be judged: an answer, with what it answers and what it is compared with where there is that.
+    """Answer to be judged, with the question and the reference answer if there are any.
 
     `extra` holds more texts for a judge's prompt template.
     """
@@ -44,15 +46,15 @@ class Question:
             object.__setattr__(self, "extra", extra)
 
     def fields(self) -> dict[str, str]:
-        """What a prompt template may name."""
+        """Return the fields that a prompt template may name."""
         return {**self.extra, "question": self.question, "answer": self.answer, "reference": self.reference}
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What `verify` returns where judges decide. `facts` is JSON that `judged` gets back; it is stored with the ask.
+    """Result of `verify` that leaves the decision to judges. `facts` is stored as JSON and passed to `judged`.
 
-    Numbers and arrays of other libraries become JSON's. Raises NotPlain for what JSON cannot hold.
+    Numbers and arrays of other libraries become JSON's. Raises NotPlain for values that JSON cannot hold.
     """
 
     questions: tuple[Question, ...]
@@ -67,7 +69,7 @@ class Ask:
         object.__setattr__(self, "facts", plain(self.facts, "facts"))
 
     def pack(self) -> bytes:
-        """As it is stored."""
+        """Return the stored form."""
         questions = [
             {"judge": q.judge, "answer": q.answer, "question": q.question, "reference": q.reference, "extra": q.extra}
             for q in self.questions
@@ -76,14 +78,14 @@ class Ask:
 
     @staticmethod
     def unpack(packed: bytes) -> Ask:
-        """What `pack` stored."""
+        """Read the form that `pack` returns."""
         stored: Any = exact_json.loads(packed)
         return Ask(tuple(Question(**question) for question in stored["questions"]), stored["facts"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a judge said of one question. `votes` are what the score was made of, `text` is its own words, cut short."""
+    """A judge's score for one question. `votes` are the scores it was computed from; `text` is the truncated answer."""
 
     judge: str
     version: str
@@ -93,7 +95,7 @@ class Verdict:
     cached: bool = False
 
     def as_json(self) -> JsonObject:
-        """As a result shows it."""
+        """Return the verdict as a result shows it."""
         return {
             "judge": self.judge,
             "version": self.version,
@@ -106,9 +108,9 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A question on its way to a judge. `rivals` are the same question's other answers, for a judge that compares.
+    """Question on its way to a judge. `rivals` are the other answers to it, for a judge that compares.
 
-    `deadline` is of `loop.time()`; `fresh` passes by what is in the cache.
+    `deadline` is of `loop.time()`; `fresh` ignores cached verdicts.
     """
 
     question: Question
@@ -119,10 +121,10 @@ class Case:
 
 
 class Judge(Protocol):
-    """One configured judge, at work in a judge worker."""
+    """One configured judge in a judge worker."""
 
     @property
     def name(self) -> str: ...
 
     async def verdict(self, case: Case) -> Verdict:
-        """Raises JudgeUnreachable, JudgeRefused or VerdictUnreadable."""
+        """Judge a case. Raises JudgeUnreachable, JudgeRefused or VerdictUnreadable."""

@@ -1,7 +1,7 @@
-"""Micro-batching: items that come one by one are worked on several at a time, and each gets its own result back.
+"""Micro-batching: items arrive one by one, are processed in batches, and each gets its own result.
 
-A batch goes when it is full, when its first item has waited `max_wait_s`, or when another one comes back and something
-waits; at most `most_running` are under way. An item whose waiter has left before its batch goes is left out.
+A batch is sent when it is full, when its first item has waited `max_wait_s`, or when another batch ends while items
+wait. At most `most_running` batches run at once. Items whose callers were cancelled before are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Lives on one event loop. `run` gives a result, or an exception, for each item of a batch, in order."""
+    """Batcher for one event loop. `run` returns a result or an exception for each item of a batch, in order."""
 
     def __init__(
         self,
@@ -38,16 +38,16 @@ class MicroBatcher(Generic[Item, Result]):
 
     @property
     def waiting(self) -> int:
-        """Items that are in no batch yet."""
+        """Number of items that are in no batch yet."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Batches under way."""
+        """Number of batches being processed."""
         return len(self._running)
 
     async def submit(self, item: Item) -> Result:
-        """The item's result; raises what its batch, or the item alone, failed with."""
+        """Return the item's result. Raises the error of its batch or of the item."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
@@ -58,7 +58,7 @@ class MicroBatcher(Generic[Item, Result]):
         return await future
 
     async def close(self) -> None:
-        """Cancel what waits and what runs."""
+        """Cancel waiting items and running batches."""
         for _, future in self._waiting:
             future.cancel()
         self._waiting.clear()
@@ -98,7 +98,7 @@ class MicroBatcher(Generic[Item, Result]):
             for _, future in batch:
                 future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001  handed to whoever waits
+        except Exception as error:  # noqa: BLE001  passed to the waiting callers
             results = [error] * len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():

@@ -1,7 +1,7 @@
-"""Verdicts that were given before, by judge, version and what was asked.
+"""Cache of verdicts by judge, judge version and question.
 
-Equal questions that come while one of them is being asked wait for it instead of being asked themselves. Only verdicts
-are kept: a question that failed is asked again.
+Concurrent equal questions are deduplicated: one is sent, the others wait for its verdict. Only verdicts are cached: a
+question that failed is asked again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gym.judges.base import Verdict
 
 
 class VerdictStore(Protocol):
-    """Where verdicts lie; `gym.state.verdicts` keeps them in Redis. Neither call raises: a cache may be away."""
+    """Store of verdicts; `gym.state.verdicts` keeps them in Redis. Neither method raises if it is unreachable."""
 
     async def get(self, judge: str, version: str, digest: str) -> Verdict | None: ...
 
@@ -26,12 +26,12 @@ class VerdictStore(Protocol):
 
 
 def digest_of(fields: dict[str, str]) -> str:
-    """The key of a question: a digest of all texts that its judge is given."""
+    """Return the cache key of a question: a digest of all texts in the judge's prompt."""
     return hashlib.sha256(orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
 class VerdictCache:
-    """One judge's. Without a store every question is asked."""
+    """Cache of one judge. Without a store every question is sent."""
 
     def __init__(self, judge: str, store: VerdictStore | None) -> None:
         self._judge = judge
@@ -42,12 +42,12 @@ class VerdictCache:
     async def get_or_ask(
         self, version: str, digest: str, ask: Callable[[], Awaitable[Verdict]], *, fresh: bool = False
     ) -> Verdict:
-        """The verdict that is known, or else what `ask` gives. `fresh` passes by what is stored."""
+        """Return the cached verdict, or call `ask` and cache its verdict. `fresh` ignores stored verdicts."""
         if self._store is None:
             return await ask()
         key = (version, digest)
         while (under_way := self._asking.get(key)) is not None:
-            # who asks may be cancelled: then the next one in line asks
+            # the asking caller may be cancelled: then the next waiter asks
             await asyncio.wait({under_way})
             if not under_way.cancelled():
                 self.hits += 1
@@ -65,7 +65,7 @@ class VerdictCache:
             answer.set_result(verdict)
         except Exception as error:
             answer.set_exception(error)
-            answer.exception()  # it may be that nobody else waits for it
+            answer.exception()  # marks the exception as retrieved: there may be no other waiter
             raise
         finally:
             del self._asking[key]

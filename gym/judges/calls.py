@@ -1,6 +1,6 @@
-"""Calls to a judge's replicas, by the same code as calls to a policy: health, least loaded, retries within a deadline.
+"""Calls to a judge's replicas through the model client: health checks, load balancing, retries within a deadline.
 
-The errors of that code become the judge's: a judge that does not answer is not a policy that does not answer.
+Errors of the model client become judge errors: an unreachable judge must not count as an unreachable policy.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from typing import Any, Self, TypeVar
 from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, ModelRejected, ModelUnreachable
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
-from gym.model_client.client import PolicyClient
-from gym.model_client.forward import ChatCall, ContextOverflow
+from gym.model_client.client import OverflowReply, PolicyClient
+from gym.model_client.forward import ChatCall
 from gym.model_client.http.hosts import EVERY_HOST, HostRules
 from gym.model_client.retry import UNHEALTHY_WAIT_S
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource
+from gym.model_client.routing.served_model import ModelSource, ServedModel
 from gym.model_client.settings import ModelSettings
 
-LOOK_S = 0.25  # between looks for a replica
+LOOK_S = 0.25  # between checks for a ready replica
 WHOLE = ("stop", "eos", "eos_token", "end_turn", "stop_sequence")  # finish reasons of an answer that was not cut
 Result = TypeVar("Result")
 
 
 class JudgeCalls:
-    """One judge's, as an async context manager; at most `concurrency` of them are in flight."""
+    """Calls to one judge, as an async context manager; at most `concurrency` of them are in flight."""
 
     def __init__(
         self,
         name: str,
         settings: JudgeSettings,
-        replicas: PolicySource,
+        replicas: ModelSource,
         *,
         published_version: Callable[[str], str] = lambda _: "",
         connect_timeout_s: float = 5.0,
@@ -47,7 +47,7 @@ class JudgeCalls:
         self._free = asyncio.Semaphore(settings.concurrency)
         self._call_timeout_s = settings.call_timeout_s
         self.in_flight = 0
-        self.answered_at = -math.inf  # loop.time() of its last answer, a refusal too
+        self.answered_at = -math.inf  # loop.time() of the last answer; refusals count
         self._parkings = 0
         model = ModelSettings(
             connect_timeout_s=connect_timeout_s,
@@ -55,12 +55,12 @@ class JudgeCalls:
             max_retries=settings.max_retries,
             connections_per_endpoint=settings.concurrency,
         )
-        self._last: PolicyRecord | None = None
+        self._last: ServedModel | None = None
         self._client = PolicyClient(model, self, hosts=hosts)
 
     @property
     def version(self) -> str:
-        """Which judge it is at this moment: the configuration's digest, and the version that its replicas published."""
+        """Current version of the judge: the configuration's digest and the version that its replicas published."""
         published = self._published_version(self.name)
         return f"{self._digest}@{published}" if published else self._digest
 
@@ -74,14 +74,14 @@ class JudgeCalls:
         await self._client.__aexit__(kind, error, trace)
 
     async def chat(self, messages: list[JsonObject], sampling: JsonObject, *, deadline: float, request_id: str) -> str:
-        """The text that a chat model answers, without its reasoning; empty where the answer was cut.
+        """Return a chat model's answer without its reasoning; empty if the answer was cut.
 
         Raises JudgeUnreachable, JudgeRefused.
         """
         call = await self._call({**sampling, "messages": messages}, deadline=deadline, request_id=request_id)
         async with self._in_flight(call):
             reply = await self._client.complete(call)
-        if isinstance(reply, ContextOverflow):
+        if isinstance(reply, OverflowReply):
             raise JudgeRefused(f"judge {self.name!r}: the question does not fit its context: {reply.message}")
         choice = reply.completion["choices"][0]
         if choice.get("finish_reason") not in WHOLE:
@@ -90,27 +90,27 @@ class JudgeCalls:
         return content if isinstance(content, str) else ""
 
     async def post(self, path: str, body: JsonObject, *, deadline: float, request_id: str) -> JsonObject:
-        """What a judge server answers. Raises JudgeUnreachable, JudgeRefused."""
+        """Return a judge server's answer. Raises JudgeUnreachable, JudgeRefused."""
         call = await self._call(body, deadline=deadline, request_id=request_id, path=path)
         async with self._in_flight(call):
             return await self._client.post(call)
 
     def endpoints(self) -> list[JsonObject]:
-        """The replicas as this process sees them; nothing secret."""
+        """Describe the replicas as this process sees them, without secrets."""
         found: list[JsonObject] = []
         for lane in self._client.load().values():
             found += lane["endpoints"]
         return found
 
     def park(self) -> None:
-        """Turn back the calls that wait for a place, a replica or its health; those being answered go on.
+        """Fail waiting calls with JudgeParked: those that wait for a free slot, a replica or a healthy replica.
 
-        It is no lasting state: what is asked from now on, such as a probe, goes its way.
+        Calls in flight continue. Later calls, such as probes, are sent as usual.
         """
         self._parkings += 1
 
     def reopen(self) -> None:
-        """It may work again: do not wait out what its replicas were ejected for."""
+        """End the back-off of ejected replicas, since the judge may work again."""
         self._client.reopen(self.name)
 
     async def _call(self, body: JsonObject, *, deadline: float, request_id: str, path: str | None = None) -> ChatCall:
@@ -121,7 +121,7 @@ class JudgeCalls:
                 raise JudgeParked(f"judge {self.name!r} keeps failing", judge=self.name)
 
         record = await self._record(deadline, turn_back)
-        # no stickiness: a key of its own sends each call to the least loaded replica
+        # no stickiness: a unique key sends each call to the least loaded replica
         return ChatCall(
             policy=record,
             body=body,
@@ -132,13 +132,13 @@ class JudgeCalls:
             on_held=turn_back,
         )
 
-    def get(self, name: str) -> PolicyRecord | None:
-        """For the proxy's code: the replicas of now, or the last that were known for a call that is under way."""
+    def get(self, name: str) -> ServedModel | None:
+        """Return the current replicas, or the last known ones for a call in progress (protocol `ModelSource`)."""
         self._last = self._replicas.get(name) or self._last
         return self._last
 
-    async def _record(self, deadline: float, on_held: Callable[[], None]) -> PolicyRecord:
-        """Where it answers; waits for a replica as the proxy's code waits for one to become healthy."""
+    async def _record(self, deadline: float, on_held: Callable[[], None]) -> ServedModel:
+        """Return the judge as a served model; wait for a replica as the model client waits for a healthy one."""
         loop = asyncio.get_running_loop()
         until = min(deadline, loop.time() + UNHEALTHY_WAIT_S)
         while (record := self._replicas.get(self.name)) is None:
@@ -154,7 +154,7 @@ class JudgeCalls:
 
     @asynccontextmanager
     async def _in_flight(self, call: ChatCall) -> AsyncIterator[None]:
-        """Wait for a free place, note that it answers, and name the judge in what goes wrong."""
+        """Hold a concurrency slot, note when the judge last answered, and turn model errors into judge errors."""
         try:
             async with asyncio.timeout_at(call.deadline):
                 await self._free.acquire()
@@ -168,9 +168,9 @@ class JudgeCalls:
                 call.on_held()
             yield
         except ModelUnreachable as error:
-            raise JudgeUnreachable(_renamed(error.message), judge=self.name) from error
+            raise JudgeUnreachable(error.message, judge=self.name) from error
         except ModelRejected as error:
-            raise JudgeRefused(_renamed(error.message), judge=self.name) from error
+            raise JudgeRefused(error.message, judge=self.name) from error
         finally:
             self.answered_at = max(self.answered_at, self._client.last_answer(self.name))
             self.in_flight -= 1
@@ -178,15 +178,10 @@ class JudgeCalls:
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """The results of several calls side by side; where one of them fails the others are given up."""
+    """Run several calls concurrently and return their results; if one fails, cancel the others."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _renamed(message: str) -> str:
-    """The proxy's code calls whom it calls a policy."""
-    return message.replace("policy '", "judge '", 1)

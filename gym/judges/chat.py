@@ -1,6 +1,6 @@
-"""Kinds `llm` and `remote`: a language model that is asked in words, and whose votes are counted.
+"""Kinds `llm` and `remote`: a language model that is prompted, and whose votes are counted.
 
-They differ in where the model is served: `llm` at replicas that the judge pool publishes, `remote` at a fixed URL.
+They differ in where the model is served: `llm` by replicas that the judge pool publishes, `remote` at a fixed URL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gym.judges.verdicts import fill, read_score, tally
 
 
 class ChatJudge:
-    """Asks `votes` times side by side; the votes' seeds differ."""
+    """Judge that samples `votes` answers concurrently, with different seeds."""
 
     def __init__(self, settings: LlmJudge | RemoteJudge, calls: JudgeCalls, cache: VerdictCache) -> None:
         self.name = calls.name
@@ -23,7 +23,7 @@ class ChatJudge:
         self._cache = cache
 
     async def verdict(self, case: Case) -> Verdict:
-        """Raises JudgeUnreachable, JudgeRefused or VerdictUnreadable."""
+        """See Judge."""
         fields = case.question.fields()
         version = self._calls.version
         return await self._cache.get_or_ask(
@@ -52,7 +52,7 @@ async def ask_once(
     deadline: float,
     request_id: str,
 ) -> str:
-    """One answer of the model to the filled template."""
+    """Return one answer of the model to the filled template."""
     messages: list[JsonObject] = [{"role": "user", "content": fill(settings.template, fields)}]
     if settings.system:
         messages.insert(0, {"role": "system", "content": settings.system})

@@ -1,4 +1,4 @@
-"""All judges of a process: who has an ask brings it here and gets the verdicts."""
+"""All judges of a process: takes an ask and returns the verdicts."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from gym.judges.calls import JudgeCalls, together
 from gym.judges.registry import make_judge
 from gym.judges.settings import JudgeSettings
 from gym.model_client.http.hosts import EVERY_HOST, HostRules
-from gym.model_client.routing.policy_record import PolicySource
+from gym.model_client.routing.served_model import ModelSource
 
 
 class Desk:
-    """Lives on one event loop, as an async context manager."""
+    """Judges by name, as an async context manager on one event loop."""
 
     def __init__(
         self,
         judges: Mapping[str, JudgeSettings],
-        replicas: PolicySource,
+        replicas: ModelSource,
         *,
         published_version: Callable[[str], str] = lambda _: "",
         store: VerdictStore | None = None,
@@ -63,10 +63,10 @@ class Desk:
         rivals: Sequence[Sequence[Question]] = (),
         fresh: bool = False,
     ) -> list[Verdict]:
-        """A verdict for each question, in order; `instead` is asked in place of whom they name.
+        """Return a verdict for each question, in order; `instead` replaces the judge that the questions name.
 
-        `rivals` are, for each question, the group's other answers. Raises JudgeUnreachable, JudgeRefused or
-        VerdictUnreadable, each where it is so for one of them.
+        `rivals` are, for each question, the other answers of the group. Raises JudgeUnreachable, JudgeRefused or
+        VerdictUnreadable if one question fails.
         """
         asking = []
         for number, question in enumerate(ask.questions):
@@ -88,29 +88,29 @@ class Desk:
         return await together(asking)
 
     def answered_at(self, judge: str) -> float | None:
-        """When a judge gave an answer last, of `loop.time()`: a refusal or a 429 is one too, 5xx is not."""
+        """Return the `loop.time()` of a judge's last answer: refusals and 429 count, 5xx do not."""
         answered = self._calls[judge].answered_at if judge in self._calls else -math.inf
         return answered if answered > -math.inf else None
 
     def park(self, judge: str) -> None:
-        """A judge keeps failing: what waits to be sent to it ends with JudgeParked."""
+        """Fail the calls that wait for a judge with JudgeParked, since it keeps failing."""
         if judge in self._calls:
             self._calls[judge].park()
 
     def reopen(self, judge: str) -> None:
-        """A judge may work again: its replicas are tried at once."""
+        """Try a judge's replicas again at once, since it may work again."""
         if judge in self._calls:
             self._calls[judge].reopen()
 
     def load(self) -> dict[str, JsonObject]:
-        """By judge: calls in flight and its replicas as this process sees them."""
+        """Return by judge: calls in flight, and its replicas as this process sees them."""
         return {
             name: {"in_flight": calls.in_flight, "endpoints": calls.endpoints()} for name, calls in self._calls.items()
         }
 
 
 async def _within(judge: Judge, case: Case) -> Verdict:
-    """The verdict, or an error at the deadline, whatever the judge waits for; an error says which judge it was."""
+    """Return the verdict, or raise at the deadline; errors name the judge."""
     try:
         async with asyncio.timeout_at(case.deadline):
             return await judge.verdict(case)

@@ -1,7 +1,7 @@
-"""Kind `pairwise`: the answers of a group compared with each other; an answer's score is its share of wins.
+"""Kind `pairwise`: the answers of a group are compared with each other; an answer's score is its share of wins.
 
-Each pair is asked in both orders. A judge that prefers a place says A to both orders, or B to both: that is a tie, and
-decides nothing. A pair's verdict is cached under its two answers, so a group's members ask each pair once between them.
+Each pair is asked in both orders. A judge with position bias says A to both orders, or B to both: that is a tie. A
+pair's verdict is cached under its two answers, so the members of a group ask each pair only once.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gym.judges.settings import PairwiseJudge
 from gym.judges.verdicts import read_score, tally
 
 Compare = Callable[[str, str], Coroutine[Any, Any, float | None]]
-"""How much better the first answer is, from 0 to 1, `None` where that cannot be read."""
+"""Score of the first answer against the second, from 0 to 1; `None` if the verdict is unreadable."""
 
 
 class Pairwise:
-    """Compares the case's answer with its rivals'."""
+    """Judge that compares the case's answer with its rivals."""
 
     def __init__(self, settings: PairwiseJudge, calls: JudgeCalls, cache: VerdictCache) -> None:
         self.name = calls.name
@@ -31,7 +31,7 @@ class Pairwise:
         self._cache = cache
 
     async def verdict(self, case: Case) -> Verdict:
-        """Raises JudgeUnreachable, JudgeRefused, or VerdictUnreadable also where there is nothing to compare with."""
+        """See Judge. Raises VerdictUnreadable also if there are no rivals."""
         if not case.rivals:
             raise VerdictUnreadable(f"judge {self.name!r} compares the answers of a group, and there is no other one")
         question, version = case.question, self._calls.version
@@ -50,7 +50,7 @@ class Pairwise:
         return Verdict(judge=self.name, version=version, score=sum(wins) / len(wins), votes=tuple(wins))
 
     async def _pair(self, question: Question, first: str, second: str, version: str, case: Case) -> Verdict:
-        """The verdict on a pair, from the first one's side; it is kept from the side of the lesser text."""
+        """Return the score of the first answer; the cached verdict scores the lexicographically smaller one."""
         if first == second:
             return Verdict(judge=self.name, version=version, score=0.5)
         swapped = first > second
@@ -79,9 +79,9 @@ class Pairwise:
 
 
 def merged(ahead: float, behind: float) -> float:
-    """The first answer's score from both orders; `behind` is that of the other one, asked in first place.
+    """Merge both orders into the first answer's score; `behind` is the other answer's score when it came first.
 
-    Opposite preferences for the same place are no preference for an answer: a tie.
+    Preferring the same position in both orders is no preference for an answer: a tie.
     """
     other = 1.0 - behind
     if (ahead - 0.5) * (other - 0.5) < 0:
@@ -90,16 +90,16 @@ def merged(ahead: float, behind: float) -> float:
 
 
 async def all_pairs(answer: str, answers: Sequence[str], compare: Compare) -> list[float]:
-    """The answer, which is `answers[0]`, against each other one; comparisons that could not be read are left out."""
+    """Compare the answer, which is `answers[0]`, with each other one; leave out unreadable comparisons."""
     results = await together(compare(answer, rival) for rival in answers[1:])
     return [result for result in results if result is not None]
 
 
 async def tournament(answer: str, answers: Sequence[str], compare: Compare) -> list[float]:
-    """A knockout over all answers, seeded by their texts so that every member of a group plays the same one.
+    """Play a knockout over all answers, seeded by their texts so that all members of a group play the same one.
 
-    The result of each round for the answer's place in it: its own comparisons until it is out, then losses, so that the
-    score is the share of rounds it got through. Of a tie or an unreadable pair the lesser text goes on.
+    Return one result per round: the answer's comparisons until it is out, then losses. So the score is the share of
+    rounds that it survived. After a tie or an unreadable pair the lexicographically smaller text advances.
     """
     field = sorted(set(answers))
     results: list[float] = []

@@ -1,7 +1,7 @@
-"""The section `pool` of the settings: which judges Ray is to place, on which cluster, with what.
+"""Settings section `pool`: the judges that Ray places, the cluster and the resources.
 
 pool:
-  ray_head_node_address: 10.0.0.5:6379      # left out: a Ray of the farm's own is started
+  ray_head_node_address: 10.0.0.5:6379      # left out: the farm starts Ray itself
   judges:
     equality: {num_gpus: 2, max_replicas: 4}  # `vllm serve` over two GPUs, between one and four of them
     similarity: {num_cpus: 1}
@@ -22,7 +22,7 @@ Amount = Annotated[float, Field(ge=0, le=10_000)]
 
 
 class PooledJudge(MaskedModel):
-    """How the replicas of a judge are run. Amounts are of one replica."""
+    """Settings of a judge's replicas. Amounts are per replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,12 +33,12 @@ class PooledJudge(MaskedModel):
     )
     min_replicas: Annotated[int, Field(ge=0, le=1024)] = 1
     max_replicas: Annotated[int, Field(ge=1, le=1024)] = 1
-    target_load: Annotated[float, Field(gt=0, description="calls and waiting rollouts for one replica")] = 64.0
+    target_load: Annotated[float, Field(gt=0, description="calls and waiting rollouts per replica")] = 64.0
     scale_down_after_s: Seconds = 120.0
     command: tuple[Argument, ...] = Field(
-        default=(), description="instead of the kind's own; {host} and {port} are replaced"
+        default=(), description="replaces the kind's command; {host} and {port} are filled in"
     )
-    args: tuple[Argument, ...] = Field(default=(), description="added to the kind's own command")
+    args: tuple[Argument, ...] = Field(default=(), description="appended to the kind's command")
     python: Path | None = Field(default=None, description="the interpreter of the environment that serves this judge")
     environment: dict[str, Secret] = Field(default_factory=dict, repr=False)
     capacity: Annotated[int, Field(ge=1)] = 1024
@@ -57,23 +57,23 @@ class PooledJudge(MaskedModel):
 
 
 class PoolSettings(MaskedModel):
-    """The pool of judges."""
+    """Settings of the judge pool."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ray_head_node_address: str | None = Field(
-        default=None, description="HOST:PORT of a Ray head's GCS; left out, Ray is started for the judges alone"
+        default=None, description="HOST:PORT of a Ray head's GCS; if left out, the farm starts Ray for the judges alone"
     )
     python: Path | None = Field(default=None, description="the interpreter that has the cluster's Ray and Python")
     namespace: str = "rollout-farm"
-    host: str = Field(default="127.0.0.1", description="what replicas listen on; 0.0.0.0 where nodes are many")
-    temp_dir: Path | None = Field(default=None, description="of a Ray of our own; short")
+    host: str = Field(default="127.0.0.1", description="address that replicas listen on; 0.0.0.0 for several nodes")
+    temp_dir: Path | None = Field(default=None, description="of a Ray that the farm starts; a short path")
     num_cpus: Amount | None = None
-    num_gpus: Amount | None = Field(default=None, description="of a Ray of our own; left out, what the machine has")
+    num_gpus: Amount | None = Field(default=None, description="of a Ray that the farm starts; default: all of them")
     resources: dict[str, Amount] = Field(default_factory=dict)
     object_store_bytes: Annotated[int, Field(ge=78_643_200)] = 78_643_200
     loopback: bool = Field(
-        default=True, description="a Ray of our own, and one at 127.x, binds nothing beyond loopback"
+        default=True, description="a Ray that the farm starts, or one at 127.x, binds loopback addresses only"
     )
     start_attempts: Annotated[int, Field(ge=1, le=10)] = 3
     start_timeout_s: Seconds = 180.0

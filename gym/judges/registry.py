@@ -1,4 +1,4 @@
-"""Which kind of judge is made by which class."""
+"""Registry of judge classes by kind of settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gym.judges.settings import EmbeddingJudge, JudgeSettings, LlmJudge, Pairwis
 
 
 def make_judge(settings: JudgeSettings, calls: JudgeCalls, cache: VerdictCache) -> Judge:
-    """The judge that these settings describe."""
+    """Create the judge that these settings describe."""
     match settings:
         case LlmJudge() | RemoteJudge():
             return ChatJudge(settings, calls, cache)

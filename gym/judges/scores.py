@@ -24,7 +24,7 @@ SHOWN_CHARS = 200
 
 
 class ScoreJudge:
-    """Gathers questions into batches; each gets its own score back, and one that is refused fails alone."""
+    """Judge that sends questions in batches. Each gets its own score; a refused question fails alone."""
 
     def __init__(self, settings: EmbeddingJudge | RewardModelJudge, calls: JudgeCalls, cache: VerdictCache) -> None:
         self.name = calls.name
@@ -39,7 +39,7 @@ class ScoreJudge:
         )
 
     async def verdict(self, case: Case) -> Verdict:
-        """Raises JudgeUnreachable, JudgeRefused or VerdictUnreadable."""
+        """See Judge."""
         if self._needs_reference and not case.question.reference:
             raise JudgeRefused(f"judge {self.name!r} compares an answer with a reference, and the question has none")
         digest = digest_of(_item(case))

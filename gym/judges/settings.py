@@ -1,10 +1,10 @@
-"""The judges of a farm, as the section `judges` of the settings lists them by name.
+"""Settings section `judges`: the judges of a farm by name.
 
     judges:
       equality: {kind: remote, base_urls: [http://judge:8000/v1], model: Qwen/Qwen3-32B, votes: 3}
       similarity: {kind: embedding}
 
-A judge without `base_urls` is asked at the replicas that are published under its name in Redis.
+A judge without `base_urls` is served by the replicas that are published under its name in Redis.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Model(MaskedModel):
 
 
 class LabelVerdict(_Model):
-    """The word behind the last `marker` decides; `labels` gives each word its score."""
+    """Verdict given as a word after the last `marker`; `labels` gives each word its score."""
 
     form: Literal["label"] = "label"
     marker: str = "Verdict:"
@@ -69,7 +69,7 @@ class LabelVerdict(_Model):
 
 
 class NumberVerdict(_Model):
-    """The number behind the last `marker` is the score; one out of bounds is unreadable."""
+    """Verdict given as a number after the last `marker`; a number out of bounds is unreadable."""
 
     form: Literal["number"] = "number"
     marker: str = "Score:"
@@ -78,7 +78,7 @@ class NumberVerdict(_Model):
 
 
 class JsonVerdict(_Model):
-    """The last JSON object that has `field`, a number within the bounds or a boolean."""
+    """Verdict given as `field` of the last JSON object that has it: a number within the bounds or a boolean."""
 
     form: Literal["json"] = "json"
     field: str = "score"
@@ -90,32 +90,32 @@ VerdictForm = Annotated[LabelVerdict | NumberVerdict | JsonVerdict, Field(discri
 
 
 class _JudgeSettings(_Model):
-    """What every kind has."""
+    """Settings that all kinds share."""
 
-    base_urls: tuple[Address, ...] = Field(default=(), description="left out: the replicas published in Redis")
+    base_urls: tuple[Address, ...] = Field(default=(), description="default: the replicas published in Redis")
     model: str = ""
     api_key: HeaderText | None = Field(default=None, repr=False)
-    version: str = Field(default="", max_length=64, description="change it where other weights answer at the same URL")
+    version: str = Field(default="", max_length=64, description="change it when other weights use the same URL")
     call_timeout_s: Seconds = 60.0
     max_retries: Annotated[int, Field(ge=0, le=20)] = 2
     concurrency: Annotated[int, Field(ge=1, le=4096, description="calls in flight from one judge worker")] = 64
     cache: bool = Field(default=True, description="the same question to the same version is asked once")
     unreadable: Literal["fail", "unscored"] = Field(
-        default="fail", description="what a verdict that cannot be read makes of the rollout"
+        default="fail", description="outcome of a rollout whose verdict is unreadable"
     )
 
     @model_validator(mode="after")
     def _urls(self) -> _JudgeSettings:
         if self.base_urls:
-            self.policy(self.base_urls)
+            self.spec(self.base_urls)
         return self
 
-    def policy(self, urls: tuple[str, ...]) -> PolicySpec:
-        """These endpoints as the proxy's code calls them."""
+    def spec(self, urls: tuple[str, ...]) -> PolicySpec:
+        """Return the replicas at these URLs as the model client calls them."""
         return PolicySpec(base_urls=list(urls), model=self.model or "judge", api_key=self.api_key, token_ids=False)
 
     def digest(self) -> str:
-        """The version of this configuration: a digest of what decides a verdict."""
+        """Return the version of this configuration: a digest of all settings that influence a verdict."""
         decides = self.model_dump(
             mode="json",
             exclude={"base_urls", "api_key", "call_timeout_s", "max_retries", "concurrency", "cache", "unreadable"},
@@ -125,7 +125,7 @@ class _JudgeSettings(_Model):
 
 
 class _ChatJudge(_JudgeSettings):
-    """A judge that is asked in words. `template` is the user message; {question}, {answer} … are replaced."""
+    """Judge that is prompted. `template` is the user message; {question}, {answer} … are filled in."""
 
     model: Annotated[str, Field(min_length=1)]
     system: str = ""
@@ -143,30 +143,30 @@ class _ChatJudge(_JudgeSettings):
 
 
 class LlmJudge(_ChatJudge):
-    """A language model at replicas of its own: `vllm serve`, or whatever speaks Chat Completions."""
+    """Language model served by published replicas: `vllm serve` or any server with Chat Completions."""
 
     kind: Literal["llm"] = "llm"
 
 
 class RemoteJudge(_ChatJudge):
-    """Any endpoint that speaks Chat Completions, at a fixed URL."""
+    """Endpoint with Chat Completions at a fixed URL."""
 
     kind: Literal["remote"] = "remote"
     base_urls: Annotated[tuple[Address, ...], Field(min_length=1)]
 
 
 class PairwiseJudge(_ChatJudge):
-    """A language model that compares the answers of a group. `verdict` scores the first of two answers.
+    """Language model that compares the answers of a group. `verdict` scores the first of two answers.
 
-    Each pair is asked in both orders, and where those disagree it is a tie, so that a preference for a place decides
-    nothing. The score is an answer's share of wins. `group_wait_s` bounds how long an answer waits for the others.
+    Each pair is asked in both orders; contradictory verdicts are a tie, so position bias has no effect. The score is an
+    answer's share of wins. `group_wait_s` bounds how long an answer waits for the others.
     """
 
     kind: Literal["pairwise"] = "pairwise"
     template: str = COMPARISON_TEMPLATE
     verdict: VerdictForm = LabelVerdict(labels={"A": 1.0, "B": 0.0, "TIE": 0.5})
     unreadable: Literal["fail", "unscored"] = Field(
-        default="unscored", description="also of an answer that has no other one to be compared with"
+        default="unscored", description="also for an answer without another one to compare with"
     )
     rounds: Literal["all_pairs", "tournament"] = "all_pairs"
     group_wait_s: Seconds = 600.0
@@ -179,20 +179,20 @@ class PairwiseJudge(_ChatJudge):
 
 
 class _ScoreJudge(_JudgeSettings):
-    """A judge that gives numbers for batches of texts, over the protocol of `farm judge-server`."""
+    """Judge that scores batches of texts over the protocol of `farm judge-server`."""
 
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 32
     batch_wait_s: Annotated[float, Field(ge=0, le=1, description="how long a question waits for others")] = 0.005
 
 
 class RewardModelJudge(_ScoreJudge):
-    """A classifier or reward model: a number for an answer to a question."""
+    """Classifier or reward model: scores an answer to a question."""
 
     kind: Literal["reward_model"] = "reward_model"
 
 
 class EmbeddingJudge(_ScoreJudge):
-    """Sentence embeddings: the cosine of an answer and its reference."""
+    """Sentence embeddings: the score is the cosine of an answer and its reference."""
 
     kind: Literal["embedding"] = "embedding"
 

@@ -1,7 +1,7 @@
-"""From a judge's words to a score: prompt, parser, votes. Pure.
+"""Conversion of a judge's answers into a score: prompt, parser, votes. Pure.
 
-Invariants: what cannot be read is `None`, never a default; a score is only made of votes that were read. Reading takes
-time that is linear in the answer, whatever a judge writes.
+Invariants: an unreadable answer is `None`, never a default; a score is computed only from votes that were read. Parsing
+takes time linear in the answer, for any input.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gym.jsontypes import JsonObject
 from gym.judges.settings import FIELD, JsonVerdict, LabelVerdict, NumberVerdict
 
 MOST_ANSWER_CHARS = 2**20
-_TRIES = 20  # how often each character of an answer may be read in search of a JSON object
+_TRIES = 20  # times that each character of an answer may be read in search of a JSON object
 _DECORATION = r"[ \t*_`\"'\])]*+"
 _BETWEEN = r"[ \t*_`\"'\[(]*+"
-# a number is none where a separator, a range or a second number follows it
+# a number does not count if a separator, a range or a second number follows it
 _NUMBER = re.compile(
     r"[\s*_`\"']*+(-?(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?\d++)?+)(?![\w%/])"
     rf"(?!{_DECORATION}(?:[%/\\|±+?~]"
@@ -35,7 +35,7 @@ _OBJECT = re.compile(r'\{\s*["}]')
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> JsonObject:
-    """The object; a key given twice with different values has none of them."""
+    """Return the object; a key repeated with different values is set to None."""
     found: JsonObject = {}
     for key, value in pairs:
         found[key] = value if key not in found or found[key] == value else None
@@ -46,12 +46,12 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
 
 
 def fill(template: str, fields: Mapping[str, str]) -> str:
-    """The template with its fields; other braces, and braces in the values, stay as they are."""
+    """Fill the fields of a template; other braces, and braces in the values, stay unchanged."""
     return FIELD.sub(lambda found: fields.get(found[1], found[0]), template)
 
 
 def read_score(text: str, form: LabelVerdict | NumberVerdict | JsonVerdict) -> float | None:
-    """The score in a judge's answer, `None` where there is none. Only what follows its thoughts counts."""
+    """Return the score in a judge's answer, or `None`. Only text after its thoughts counts."""
     if len(text) > MOST_ANSWER_CHARS:
         return None
     said = text[max((found.end() for found in _THOUGHTS_END.finditer(text)), default=0) :]
@@ -74,9 +74,9 @@ def read_score(text: str, form: LabelVerdict | NumberVerdict | JsonVerdict) -> f
 
 
 def tally(votes: Sequence[float | None], how: Literal["majority", "mean"], judge: str) -> tuple[float, list[float]]:
-    """The score of some votes, and those that could be read.
+    """Return the score of the votes, and the readable votes.
 
-    Raises VerdictUnreadable where not more than half could be, or where no score has the most votes.
+    Raises VerdictUnreadable if no more than half are readable, or if no score has the most votes.
     """
     read = [vote for vote in votes if vote is not None]
     if 2 * len(read) <= len(votes):
@@ -138,7 +138,7 @@ def _bounded(value: float, minimum: float, maximum: float) -> float | None:
 
 
 def _json_objects(text: str) -> list[JsonObject]:
-    """The JSON objects in a text, outermost ones, in order; none of a text in which too many begin and do not end."""
+    """Return the outermost JSON objects in order; none if too many of them are never closed."""
     found: list[JsonObject] = []
     place, left = 0, _TRIES * (len(text) + 1)
     while begin := _OBJECT.search(text, place):

@@ -1,4 +1,4 @@
-"""What an HTTP answer to a call means: a completion, a context overflow, a failure to try again after, a refusal."""
+"""Classification of HTTP answers: completion, context overflow, retryable failure or refusal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gym.model_client.http.hosts import EVERY_HOST, HostRules
 from gym.model_client.http.refusal import MESSAGE_CHARS, Refusal, is_context_overflow, read_refusal
 from gym.model_client.retry import AttemptFailure, retry_after_s
 from gym.model_client.routing.endpoint import Endpoint, Outcome
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import Capture, Level
 from gym.model_client.tokens.prompt_text import MARK, cut_prompt
 from gym.model_client.tokens.response_tokens import ResponseCapture
@@ -26,22 +26,22 @@ from gym.wire.passthrough.reply import to_completion
 
 Dialect = Literal["chat", "responses"]
 HIDDEN = "(its text is shown only for hosts that policies or policy_hosts name)"
-BAD_GATEWAY = 502  # no answer that could be used
-LOOP = 508  # the call has come back to a proxy that sent it
+BAD_GATEWAY = 502  # no usable answer
+LOOP = 508  # the call came back to a proxy that had sent it
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelAnswer:
-    """A finished completion. `policy` is the record that it was sent under, `asked` what it was asked about tokens.
+    """Finished completion. `policy` is the model record it was sent under, `asked` the requested level of token data.
 
-    `body` is the request as the policy wanted it; `prefixed` is whether the farm required a prefix in it. One in
-    Responses is a chat completion too, with the response itself in it (`gym.wire.passthrough.reply`).
+    `body` is the request with the policy's settings; `prefixed`: the farm added a required prefix to it. An answer in
+    Responses is also a chat completion, which contains the response (`gym.wire.passthrough.reply`).
     """
 
     completion: JsonObject
     body: JsonObject
-    policy: PolicyRecord
+    policy: ServedModel
     endpoint: Endpoint
     asked: Level
     prefixed: bool
@@ -50,31 +50,31 @@ class ModelAnswer:
 
     @property
     def capture(self) -> Capture | ResponseCapture:
-        """What the endpoint can say of the tokens of such an answer."""
+        """Token capability of the endpoint for this dialect."""
         return capture_of(self.endpoint, self.dialect)
 
 
 @dataclass(frozen=True, slots=True)
 class ContextOverflow:
-    """The conversation no longer fits the model's context; nothing was generated."""
+    """Refusal of a conversation that no longer fits the model's context; nothing was generated."""
 
     message: str
-    policy: PolicyRecord
+    policy: ServedModel
     endpoint: Endpoint
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object.
+    """Call on its way to one endpoint; `number` counts from 1. With a `path` its answer may be any JSON object.
 
-    Whoever may name a host must not read there what only the farm can reach, so `said` hides answers of other hosts.
-    Unless its completion is wanted `whole`, the prompt's ids in that are PromptIds; `earlier` is the turn before.
+    A user who registers a host must not read through it what only the farm can reach. So `said` hides answers of other
+    hosts. Unless `whole`, the prompt ids in the completion are PromptIds; `earlier` is the previous turn.
     """
 
     body: JsonObject
     request_id: str
-    policy: PolicyRecord
+    policy: ServedModel
     endpoint: Endpoint
     asked: Level
     prefixed: bool
@@ -87,28 +87,28 @@ class Attempt:
     hosts: HostRules = EVERY_HOST
 
     def said(self, text: str) -> str:
-        """What the server said, for an error message, where the settings name its host."""
+        """Return the server's text for an error message, if the settings name its host."""
         return self.clean(text) if self.hosts.names(self.endpoint.url.chat.raw_host or "") else HIDDEN
 
     def clean(self, text: str) -> str:
-        """A text for an error message: short, and without the key, which some servers repeat."""
+        """Shorten a text for an error message and mask the API key, which some servers repeat."""
         key = self.policy.spec.api_key
         return (text.replace(key, "********") if key else text)[:MESSAGE_CHARS]
 
     def failure(self, text: str, **options: Any) -> AttemptFailure:
-        """A failure that names the endpoint."""
+        """Return a failure that names the endpoint."""
         return AttemptFailure(f"{self.endpoint.url.shown} {self.clean(text)}", **options)
 
 
 def capture_of(endpoint: Endpoint, dialect: Dialect) -> Capture | ResponseCapture:
-    """What an endpoint can say of the tokens of calls in a dialect."""
+    """Return the token capability of an endpoint for a dialect."""
     return endpoint.response_capture if dialect == "responses" else endpoint.capture
 
 
 def meaning(
     attempt: Attempt, status: int, header: str | None, body: bytes | JsonObject
 ) -> ModelAnswer | ContextOverflow | AttemptFailure:
-    """What an answer means; `header` is its `Retry-After`. Raises ModelRejected."""
+    """Classify an answer; `header` is its `Retry-After`. Raises ModelRejected."""
     if status == 200 or isinstance(body, dict):
         return _completion(attempt, body)
     refusal = read_refusal(body)
@@ -128,7 +128,7 @@ def meaning(
     if attempt.dialect == "responses" and status in _NO_SUCH_PATH:
         hint = "; with `api: responses` a policy needs a server that has /v1/responses, with `api: chat` it does not"
     raise ModelRejected(
-        f"policy {attempt.policy.name!r}: {attempt.endpoint.url.shown} refused the call with {status}: "
+        f"{attempt.policy.title}: {attempt.endpoint.url.shown} refused the call with {status}: "
         f"{attempt.said(refusal.message)}{hint}",
         upstream_status=status,
         endpoint=attempt.endpoint.url.shown,
@@ -136,27 +136,26 @@ def meaning(
 
 
 def unusable(attempt: Attempt, why: str) -> ModelRejected:
-    """The error for a call that would come to nothing however often it is made."""
+    """Return the error for a call that would fail at every retry."""
     return ModelRejected(
-        f"policy {attempt.policy.name!r}: the call of {attempt.endpoint.url.shown} comes to nothing: "
-        f"{attempt.clean(why)}",
+        f"{attempt.policy.title}: the call to {attempt.endpoint.url.shown} can never succeed: {attempt.clean(why)}",
         upstream_status=BAD_GATEWAY,
         endpoint=attempt.endpoint.url.shown,
     )
 
 
 def blame(status: int, failure: AttemptFailure) -> Outcome:
-    """What a failure that came as an HTTP answer says about the endpoint."""
+    """Return the outcome for the endpoint of a failure that came as an HTTP answer."""
     if failure.free or status == 429:
         return "answered"
     return "failed" if status > 500 else "erred"
 
 
 def _may_have_refused_arguments(attempt: Attempt) -> bool:
-    """Whether the request has arguments that a model wrote and a server may be unable to decode.
+    """Return whether the request has model-written arguments that a server may be unable to decode.
 
-    vLLM up to 0.25 decodes the arguments of earlier calls when it fills its chat template, and answers 400. From now on
-    this endpoint gets such arguments wrapped (`gym.wire.history`).
+    vLLM up to 0.25 decodes the arguments of earlier calls for its chat template, and answers 400. From now on this
+    endpoint gets such arguments wrapped (`gym.wire.history`).
     """
     if attempt.endpoint.reads_objects_only or arguments_as_objects(attempt.body) is None:
         return False
@@ -165,7 +164,7 @@ def _may_have_refused_arguments(attempt: Attempt) -> bool:
 
 
 def _refused_extra(attempt: Attempt, refusal: Refusal) -> str | None:
-    """Which of the things that only the farm adds to a request the server will not have; it gets them no more."""
+    """Return which of the farm's own additions to the request the server refused; stop sending it there."""
     if attempt.endpoint.prefix.learn_refusal(refusal, sent=attempt.prefixed):
         return "told the tokens that a prompt begins with"
     capture = capture_of(attempt.endpoint, attempt.dialect)
@@ -204,7 +203,7 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> ModelAnswer | Att
 
 
 def _with_prompt_ids(body: bytes, earlier: TurnTokens | None) -> Any:
-    """A completion whose `prompt_token_ids` are PromptIds where they could be read by themselves."""
+    """Parse a completion; its `prompt_token_ids` are PromptIds if they could be read separately."""
     rest, prompt = cut_prompt(body, earlier)
     completion = orjson.loads(rest)
     if prompt is None:

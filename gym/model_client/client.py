@@ -1,8 +1,8 @@
-"""Model calls as the farm makes them: a Responses request in, items, tokens and versions out.
+"""Model calls: a Responses request in, items, tokens and versions out.
 
-`PolicyClient.respond` is what agents call in a worker; `complete` is the same below translation, for whoever speaks
-Chat Completions or translates another dialect. Both take what is sampled from the policy, not from the caller: `model`
-is the policy's, and its `sampling_overrides` win.
+Agents in a worker call `PolicyClient.respond`. `complete` is the layer below translation, for callers that send Chat
+Completions or translate another dialect. The policy determines the sampling, not the caller: `model` is the policy's,
+and its `sampling_overrides` take precedence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import orjson
 
@@ -27,32 +27,33 @@ from gym.model_client.routing.endpoint import request_headers
 from gym.model_client.routing.endpoint_pool import EndpointPool
 from gym.model_client.routing.health import HealthChecks, Served
 from gym.model_client.routing.pause_gate import Gate
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, newest
+from gym.model_client.routing.served_model import ModelSource, ServedModel, newest
 from gym.model_client.settings import ModelSettings
 from gym.model_client.tokens.capture import Capture, read_tokenized, tokenize_request
 from gym.model_client.versions import reported_versions
-from gym.trajectory import TurnTokens, Usage
+from gym.trajectory import CallFacts, CallFinish, TurnTokens, Usage
+from gym.wire.chat.completion import choice_of, finish_of, usage_of
 from gym.wire.errors import WireError
 from gym.wire.passthrough.reply import RESPONSE, shown_response
 from gym.wire.passthrough.request import to_server_request
-from gym.wire.responses.reply import finish_of, output_items, usage_of
+from gym.wire.responses.reply import output_items
 from gym.wire.responses.request import to_chat_request
 
-KEEP_ALIVE_S = 4.0  # vLLM's server closes idle connections after 5 s; a call sent into that is lost
+KEEP_ALIVE_S = 4.0  # vLLM closes idle connections after 5 s; a call sent at that moment is lost
 MOST_POOLS = 1024
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
-    """One model call of a rollout. `params` is the body of a Responses request: input items, tools, sampling.
+    """Model call of a rollout. `params` is the body of a Responses request: input items, tools, sampling.
 
-    `sticky_key` is the group, whose rollouts share a prompt. `on_held` is called now and then while a pause holds the
-    call, so that a held rollout does not count as stalled. `prefix` are the tokens of the turn whose answer ends the
-    assistant's part of `params`, None where tools or history have changed since.
+    `sticky_key` is the group, whose rollouts share a prompt. `on_held` is called regularly while a pause holds the
+    call, so that a held rollout does not count as stalled. `prefix` are the tokens of the turn whose answer is the last
+    assistant message in `params`; None if tools or history have changed since.
     """
 
-    policy: PolicyRecord
+    policy: ServedModel
     params: JsonObject
     sticky_key: str
     deadline: float  # loop.time()
@@ -65,45 +66,40 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReply:
-    """What came of it. A context overflow has no items, no tokens and no usage.
+    """Answer to a ModelRequest. A context overflow has no items, no tokens and no usage.
 
-    `duration_s` covers all attempts and waits; `endpoint` is a base URL without credentials; the versions are those
-    that the server reported, else those that were announced when the call was sent and when its answer was there.
-    `started_s` is set where the answer is from a record: when the call began, since the rollout's start.
+    `facts.started_s` is set only if the reply is replayed from a record.
     """
 
     items: list[JsonObject]
-    finish: Literal["stop", "max_tokens", "content_filter", "context_overflow"]
-    usage: Usage
+    facts: CallFacts
     tokens: TurnTokens | None
-    version_before: int | None
-    version_after: int | None
-    endpoint: str
-    duration_s: float
-    attempts: int
-    started_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatReply:
-    """A chat completion with what was recorded of it; the fields are those of ModelReply."""
+    """Chat completion with the facts and the tokens of its call."""
 
     completion: JsonObject
+    facts: CallFacts
     tokens: TurnTokens | None
-    version_before: int | None
-    version_after: int | None
-    endpoint: str
-    duration_s: float
-    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverflowReply:
+    """Refusal of a conversation that no longer fits the model's context; `message` is the server's."""
+
+    message: str
+    facts: CallFacts
 
 
 class PolicyClient:
-    """One per process, as an async context manager; owns the connections."""
+    """Model client of a process, as an async context manager; owns the connections."""
 
     def __init__(
         self,
         settings: ModelSettings,
-        policies: PolicySource,
+        policies: ModelSource,
         *,
         jitter: Callable[[], float] = random.random,
         most_pools: int = MOST_POOLS,
@@ -121,7 +117,7 @@ class PolicyClient:
         self._health: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Make the connection pool."""
+        """Create the connection pool and start the health checks."""
         self._connections = Connections(
             per_server=self._settings.connections_per_endpoint,
             connect_timeout_s=self._settings.connect_timeout_s,
@@ -140,13 +136,13 @@ class PolicyClient:
         return self
 
     def refuse_held(self) -> None:
-        """Hold no more calls: those of paused policies raise Unavailable."""
+        """Stop holding calls: those of paused policies raise Unavailable."""
         self._gate.close()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the connections; calls still under way fail."""
+        """Close the connections; calls in progress fail."""
         if self._health is not None:
             self._health.cancel()
             await asyncio.wait({self._health})
@@ -154,15 +150,14 @@ class PolicyClient:
             self._connections.close()
 
     async def respond(self, request: ModelRequest) -> ModelReply:
-        """One model call. Raises ModelUnreachable, ModelRejected, and BadRow where the request cannot be translated."""
+        """Make one model call. Raises ModelUnreachable, ModelRejected, and BadRow for an untranslatable request."""
         passed = request.policy.spec.api == "responses"
         try:
             body = to_server_request(request.params) if passed else to_chat_request(request.params)
         except WireError as error:
-            failure = BadRow(f"the request to policy {request.policy.name!r} cannot be sent: {error.message}")
+            failure = BadRow(f"the request to {request.policy.title} cannot be sent: {error.message}")
             failure.stage = Stage.MODEL
             raise failure from error
-        began = asyncio.get_running_loop().time()
         call_id = f"{request.rollout_id}-{request.attempt}-{request.turn}"
         reply = await self.complete(
             ChatCall(
@@ -177,80 +172,54 @@ class PolicyClient:
                 whole=passed,
             )
         )
-        if isinstance(reply, ContextOverflow):
-            return ModelReply(
-                items=[],
-                finish="context_overflow",
-                usage=Usage(),
-                tokens=None,
-                version_before=reply.policy.version,
-                version_after=self._announced(reply.policy),
-                endpoint=reply.endpoint.url.shown,
-                duration_s=asyncio.get_running_loop().time() - began,
-                attempts=reply.attempts,
-            )
-        choice = reply.completion["choices"][0]
-        finish = finish_of(choice)
+        if isinstance(reply, OverflowReply):
+            return ModelReply(items=[], facts=reply.facts, tokens=None)
         if passed:
             items = shown_response(request.params, reply.completion[RESPONSE])["output"]
         else:
-            status = "completed" if finish == "stop" else "incomplete"
-            items = output_items(choice["message"], id_prefix=call_id, status=status)
-        return ModelReply(
-            items=items,
-            finish=finish,
-            usage=usage_of(reply.completion),
-            tokens=reply.tokens,
-            version_before=reply.version_before,
-            version_after=reply.version_after,
-            endpoint=reply.endpoint,
-            duration_s=reply.duration_s,
-            attempts=reply.attempts,
-        )
+            status = "completed" if reply.facts.finish == "stop" else "incomplete"
+            items = output_items(reply.completion["choices"][0]["message"], id_prefix=call_id, status=status)
+        return ModelReply(items=items, facts=reply.facts, tokens=reply.tokens)
 
-    async def complete(self, call: ChatCall) -> ChatReply | ContextOverflow:
-        """One call in Chat Completions or Responses. Raises ModelUnreachable, ModelRejected."""
+    async def complete(self, call: ChatCall) -> ChatReply | OverflowReply:
+        """Make one call in Chat Completions or Responses. Raises ModelUnreachable, ModelRejected."""
         if self._forwarder is None:
             raise RuntimeError("PolicyClient is used outside `async with`")
         loop = asyncio.get_running_loop()
         began = loop.time()
         answer = await self._forwarder.send(call)
+        # read before `_tokens` may wait for another call
+        versions = (answer.policy.version, self._announced(answer.policy))
         if isinstance(answer, ContextOverflow):
-            return answer
-        announced = self._announced(answer.policy)  # before another call is waited for
-        reported = reported_versions(answer.completion)
-        before, after = reported or (answer.policy.version, announced)
-        return ChatReply(
-            completion=answer.completion,
-            tokens=await self._tokens(answer, call),
-            version_before=before,
-            version_after=after,
-            endpoint=answer.endpoint.url.shown,
-            duration_s=loop.time() - began,
-            attempts=answer.attempts,
-        )
+            facts = _facts(answer, "context_overflow", Usage(), versions, loop.time() - began)
+            return OverflowReply(message=answer.message, facts=facts)
+        tokens, completion = await self._tokens(answer, call), answer.completion
+        versions = reported_versions(completion) or versions
+        finish = finish_of(choice_of(completion))
+        facts = _facts(answer, finish, usage_of(completion), versions, loop.time() - began)
+        return ChatReply(completion=completion, facts=facts, tokens=tokens)
 
     def reopen(self, policy: str) -> None:
-        """The policy may work again: do not wait out what its endpoints were ejected for."""
+        """End the back-off of a policy's ejected endpoints, since it may work again."""
         if policy in self._pools:
             self._pools[policy][1].reopen()
 
     def last_answer(self, policy: str) -> float:
-        """When one of its endpoints answered a call last, of `loop.time()`; -inf where none did, 5xx is no answer."""
+        """Return the `loop.time()` of the last answer of a policy's endpoints, -inf if none; 5xx do not count."""
         endpoints = self._pools[policy][1].endpoints if policy in self._pools else []
         return max((endpoint.last_answer for endpoint in endpoints), default=-math.inf)
 
     async def post(self, call: ChatCall) -> JsonObject:
-        """The answer to a call of another path than Chat Completions. Raises ModelUnreachable, ModelRejected."""
+        """Call another path than Chat Completions. Raises ModelUnreachable, ModelRejected."""
         if self._forwarder is None:
             raise RuntimeError("PolicyClient is used outside `async with`")
         answer = await self._forwarder.send(call)
         if isinstance(answer, ContextOverflow):
-            raise ModelRejected(f"policy {answer.policy.name!r}: {answer.endpoint.url.shown}: {answer.message}")
+            raise ModelRejected(f"{answer.policy.title}: {answer.endpoint.url.shown}: {answer.message}")
         return answer.completion
 
     def load(self) -> dict[str, JsonObject]:
-        """By policy: calls in flight, held and waiting for room, its endpoints, how prompts of tokens came about."""
+        """Return by policy: calls in flight, held and queued, its endpoints, counts of how token prompts were made."""
         prompts = self._forwarder.prompts if self._forwarder is not None else {}
         return {
             name: {
@@ -263,12 +232,12 @@ class PolicyClient:
             for name, lane in self._gate.lanes.items()
         }
 
-    def _announced(self, policy: PolicyRecord) -> int | None:
+    def _announced(self, policy: ServedModel) -> int | None:
         current = newest(self._policies, policy) or policy
         return current.version
 
-    def _pool_of(self, policy: PolicyRecord) -> EndpointPool:
-        """The policy's endpoints, as its newest record lists them."""
+    def _pool_of(self, policy: ServedModel) -> EndpointPool:
+        """Return the policy's endpoints, updated to its newest record."""
         known = self._pools.get(policy.name)
         spec = policy.spec
         if known is None:
@@ -284,7 +253,7 @@ class PolicyClient:
         return pool
 
     def _forget_idle(self) -> None:
-        """Inline policies come and go, each with a name of its own."""
+        """Drop unused pools at the limit: every inline policy has a different name."""
         if len(self._pools) < self._most_pools:
             return
         for name, lane in list(self._gate.lanes.items()):
@@ -301,7 +270,8 @@ class PolicyClient:
         generated = capture.read(answer.completion, asked=answer.asked)
         if capture.level != level and capture.level == "none":
             _LOG.warning(
-                "policy %s: %s gives no token ids; its rollouts carry none",
+                "%s %s: %s gives no token ids; its rollouts carry none",
+                answer.policy.kind,
                 answer.policy.name,
                 answer.endpoint.url.shown,
                 extra={"action": "no_token_ids"},
@@ -317,7 +287,7 @@ class PolicyClient:
         return tokens
 
     async def _tokenize(self, answer: ModelAnswer, call: ChatCall) -> Any:
-        """What `/tokenize` says of the call's prompt; None where it says nothing. Its failure costs the tokens only."""
+        """Return the answer of `/tokenize` for the call's prompt, or None. A failure costs only the tokens."""
         if self._connections is None:
             return None
         loop = asyncio.get_running_loop()
@@ -334,3 +304,22 @@ class PolicyClient:
                 return orjson.loads(await response.read()) if response.status == 200 else None
         except (HttpError, TimeoutError, orjson.JSONDecodeError):
             return None
+
+
+def _facts(
+    answer: ModelAnswer | ContextOverflow,
+    finish: CallFinish,
+    usage: Usage,
+    versions: tuple[int | None, int | None],
+    duration_s: float,
+) -> CallFacts:
+    before, after = versions
+    return CallFacts(
+        endpoint=answer.endpoint.url.shown,
+        finish=finish,
+        usage=usage,
+        version_before=before,
+        version_after=after,
+        duration_s=duration_s,
+        attempts=answer.attempts,
+    )

@@ -1,14 +1,13 @@
-"""One chat completion sent to a policy: the endpoint, the deadline, the retries.
+"""Sending of one call to a served model: endpoint, deadline, retries.
 
-Retried are connect failures, disconnects, broken answers, 429 and 5xx, at most `max_retries` times, with full jitter
-and on another endpoint where there is one; `Retry-After` is waited for where there is not. A call that ran into
-`call_timeout_s`, or whose endpoint was found hanging, is tried again on another endpoint only. Any other 4xx and every
-redirect is final, and so is an answer that is too large or compressed. While every endpoint is full, calls wait in the
-order in which they came.
+Connect failures, disconnects, broken answers, 429 and 5xx are retried at most `max_retries` times, with full jitter and
+on another endpoint if possible; otherwise after `Retry-After`. A call that reached `call_timeout_s`, or whose endpoint
+hangs, is retried on another endpoint only. Any other 4xx, a redirect, and an answer that is too large or compressed are
+final. While every endpoint is full, calls wait in a FIFO queue.
 
-Invariants. Nothing goes on beyond the call's deadline. A call that is cancelled or cut closes its connection, at which
-a server stops generating. A call counts as in flight at the gate only while it is sent, so a pause holds retries, and
-calls that wait for room, too.
+Invariants. Nothing outlives the call's deadline. A cancelled or timed-out call closes its connection, at which a server
+stops generating. A call counts as in flight at the gate only while it is sent. So a pause also holds retries and queued
+calls.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from gym.model_client.retry import AttemptFailure, CallProgress
 from gym.model_client.routing.endpoint import Endpoint, Outcome, request_headers
 from gym.model_client.routing.endpoint_pool import EndpointPool
 from gym.model_client.routing.pause_gate import Gate
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.routing.waiting import QueueTicket
 from gym.model_client.sampling import pinned, pinned_response
 from gym.model_client.settings import ModelSettings
@@ -70,18 +69,18 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatCall:
-    """A chat completion to be made. `body` is the request as the caller wants it; the policy has the last word.
+    """Call to a served model. `body` is the caller's request; the policy's settings take precedence.
 
-    `on_held` is called now and then while a pause holds the call, it waits for room, or no endpoint is healthy. With
-    `on_chunks` the answer is streamed: it gets the chunks as they come, and once it has been called the call is not
-    sent again. `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
+    `on_held` is called regularly while a pause holds the call, it is queued, or no endpoint is healthy. With
+    `on_chunks` the answer is streamed: it receives the chunks, and after its first call the request is not retried.
+    `prefix` are the tokens of the turn whose answer is the last assistant message of `body`.
     In the dialect `responses` body and chunks are those of the Responses API, for a server that has it.
-    In a completion that is not wanted `whole` the prompt's ids may be PromptIds, for who reads nothing but them.
-    With `path` it is a call of that path below the base URL instead, whose answer may be any JSON object.
-    `hops` are the farms whose proxies it has passed (`gym.model_client.http.hops`).
+    Unless `whole`, the prompt ids of the completion may be PromptIds, for callers that read only those.
+    With `path` that path below the base URL is called, and its answer may be any JSON object.
+    `hops` are the farms whose proxies the call has passed (`gym.model_client.http.hops`).
     """
 
-    policy: PolicyRecord
+    policy: ServedModel
     body: JsonObject
     sticky_key: str
     deadline: float  # loop.time()
@@ -96,14 +95,14 @@ class ChatCall:
 
 
 class Forwarder:
-    """Sends the calls of one process."""
+    """Sender of the calls of one process."""
 
     def __init__(
         self,
         connections: Connections,
         settings: ModelSettings,
         gate: Gate,
-        pool_of: Callable[[PolicyRecord], EndpointPool],
+        pool_of: Callable[[ServedModel], EndpointPool],
         *,
         jitter: Callable[[], float],
         hosts: HostRules = EVERY_HOST,
@@ -118,10 +117,10 @@ class Forwarder:
         self.prompts: dict[str, Counter[Prompt]] = {}  # by policy with `api: tokens`
 
     async def send(self, call: ChatCall) -> ModelAnswer | ContextOverflow:
-        """Raises ModelUnreachable or ModelRejected."""
+        """Send a call, with retries. Raises ModelUnreachable or ModelRejected."""
         policy, now = call.policy, self._loop.time
         progress = CallProgress(
-            policy.name,
+            policy.title,
             now(),
             call.deadline,
             self._settings.max_retries,
@@ -138,7 +137,7 @@ class Forwarder:
                     endpoint = pool.acquire(call.sticky_key, avoid=progress.avoid, place=waiting.place)
                     if endpoint is not None:
                         waiting.leave()
-                        if endpoint.ejected_until is None:  # a probe's turn does not begin the wait anew
+                        if endpoint.ejected_until is None:  # a probe does not restart the wait
                             progress.waiting_since = None
                         result = await self._attempt(call, policy, pool, endpoint, progress)
                 finally:
@@ -154,7 +153,7 @@ class Forwarder:
                     return result
                 elif progress.delivered:
                     progress.failures[result.text] += 1
-                    raise progress.given_up("a part of the answer had been handed on", now=now())
+                    raise progress.given_up("a part of the answer had been passed on", now=now())
                 else:
                     delay_s = progress.retry_in_s(result, endpoint, pool, now=now(), jitter=self._jitter())
                 await asyncio.sleep(delay_s)
@@ -162,9 +161,9 @@ class Forwarder:
             waiting.leave()
 
     async def _attempt(
-        self, call: ChatCall, policy: PolicyRecord, pool: EndpointPool, endpoint: Endpoint, progress: CallProgress
+        self, call: ChatCall, policy: ServedModel, pool: EndpointPool, endpoint: Endpoint, progress: CallProgress
     ) -> ModelAnswer | ContextOverflow | AttemptFailure:
-        """Send once; the endpoint is released with what the outcome says about it."""
+        """Send once; release the endpoint with the outcome."""
         progress.attempts += 1
         progress.endpoint = endpoint
         attempt = self._prepared(call, policy, endpoint, progress.attempts)
@@ -200,7 +199,7 @@ class Forwarder:
             failure = attempt.failure(error + (" and hangs" if moved else ""), elsewhere_only=True)
             if moved:
                 return failure
-            # silence towards everybody is the endpoint's fault; one answer that does not come may only be long
+            # an endpoint that answers no call is at fault; a single missing answer may just be long
             if endpoint.last_answer < began and not progress.delivered:
                 outcome = "failed"
             if cut < call.deadline:
@@ -218,7 +217,8 @@ class Forwarder:
             progress.answered = progress.answered or outcome in ("answered", "erred")
             if pool.release(endpoint, outcome, began=began, error=attempt.clean(error)):
                 _LOG.warning(
-                    "policy %s: %s ejected for %g s: %s",
+                    "%s %s: %s ejected for %g s: %s",
+                    policy.kind,
                     policy.name,
                     endpoint.url.shown,
                     endpoint.back_off_s,
@@ -226,10 +226,10 @@ class Forwarder:
                     extra={"action": "endpoint_ejected"},
                 )
 
-    def _prepared(self, call: ChatCall, policy: PolicyRecord, endpoint: Endpoint, number: int) -> Attempt:
-        """The call as this endpoint is to get it."""
+    def _prepared(self, call: ChatCall, policy: ServedModel, endpoint: Endpoint, number: int) -> Attempt:
+        """Return the call as sent to this endpoint."""
         asked = capture_of(endpoint, call.dialect).level if policy.spec.token_ids and call.path is None else "none"
-        # a server may still know the request that it did not answer, so a retry has an id of its own
+        # a server may still be processing the request that it did not answer, so a retry has a new id
         request_id = call.request_id if number == 1 else f"{call.request_id}-r{number - 1}"
         given = call.body
         if endpoint.reads_objects_only:
@@ -272,7 +272,7 @@ class Forwarder:
     async def _exchange(
         self, attempt: Attempt, progress: CallProgress, call: ChatCall
     ) -> tuple[int, str | None, bytes | JsonObject]:
-        """Status, `Retry-After` and body; of a stream the whole completion. Raises BadCompletion where it breaks."""
+        """Return status, `Retry-After` and body, or the completion of a stream. Raises BadCompletion if it breaks."""
 
         async def deliver(chunks: list[JsonObject]) -> None:
             progress.delivered = True
@@ -295,7 +295,7 @@ class Forwarder:
     async def _respond(
         self, attempt: Attempt, on_events: OnChunks | None
     ) -> tuple[int, str | None, bytes | JsonObject]:
-        """The exchange of a call in Responses; of a stream the whole response."""
+        """Make the exchange of a Responses call; return the whole response of a stream."""
         body = response_tokens.with_asks(attempt.body, attempt.asked)
         async with self._post(attempt, attempt.endpoint.url.responses, body) as response:
             if on_events is not None and response.status == 200:
@@ -305,7 +305,7 @@ class Forwarder:
     async def _from_tokens(
         self, attempt: Attempt, body: JsonObject, call: ChatCall, on_chunks: OnChunks | None
     ) -> tuple[int, str | None, bytes | JsonObject]:
-        """The exchanges of a call with `api: tokens`, as one: a completion, or the first refusal."""
+        """Make the exchanges of a call with `api: tokens`; return the completion or the first refusal."""
 
         async def post(url: URL, body: JsonObject) -> Answered:
             async with self._post(attempt, url, body) as response:

@@ -1,4 +1,4 @@
-"""How far a call has come, when it may be sent again, and what is said when it may not. No I/O; times are passed in."""
+"""Retry decisions of a call, and the error if it is given up. No I/O; times are passed in."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from gym.model_client.routing.endpoint_pool import EndpointPool
 BACK_OFF_S = 0.25
 BACK_OFF_MAX_S = 8.0
 UNHEALTHY_WAIT_S = 60.0
-RETRY_AFTER_MOST_S = 3600.0  # more is taken for nonsense
+RETRY_AFTER_MOST_S = 3600.0  # larger values are ignored
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailure:
-    """An attempt that may be made again. `text` names the endpoint and what was seen.
+    """Retryable failure of an attempt. `text` names the endpoint and the observation.
 
-    `elsewhere_only`: the same endpoint would only take as long again. `free`: the server merely refused what the farm
-    had added to the request, so the repeat is no retry.
+    `elsewhere_only`: the same endpoint would take as long again. `free`: the server only refused the farm's own
+    additions to the request, so the repeat does not count as a retry.
     """
 
     text: str
@@ -33,13 +33,13 @@ class AttemptFailure:
 
 @dataclass(slots=True)
 class CallProgress:
-    """One call on its way. `endpoint` was asked last, `avoid` are the endpoints that have failed it.
+    """State of one call over its attempts. `model` is the title that errors name the served model by.
 
-    `delivered`: a part of the answer has been handed on, so it must not begin anew. `answered`: an endpoint gave an
-    answer of its own, if only an error.
+    `endpoint` was asked last; `avoid` are the endpoints that have failed the call. `delivered`: a part of the answer
+    has been passed on, so the call must not be sent again. `answered`: an endpoint gave an answer, if only an error.
     """
 
-    policy: str
+    model: str
     began: float
     deadline: float
     max_retries: int
@@ -56,9 +56,9 @@ class CallProgress:
     def retry_in_s(
         self, failure: AttemptFailure, endpoint: Endpoint, pool: EndpointPool, *, now: float, jitter: float
     ) -> float:
-        """Seconds to wait after a failure: a share `jitter` of a back-off that doubles, up to 8 s.
+        """Return the seconds to wait after a failure: a share `jitter` of a back-off that doubles, up to 8 s.
 
-        `Retry-After` counts where there is no other endpoint. Raises ModelUnreachable where the call is to be given up.
+        `Retry-After` is added if there is no other endpoint. Raises ModelUnreachable if the call is given up.
         """
         if failure.free:
             return 0.0
@@ -78,7 +78,7 @@ class CallProgress:
         return delay_s
 
     def look_again_in_s(self, pool: EndpointPool, *, now: float) -> float:
-        """Seconds to wait while no endpoint takes calls. Raises ModelUnreachable after `unhealthy_wait_s`."""
+        """Return the seconds to wait for a healthy endpoint. Raises ModelUnreachable after `unhealthy_wait_s`."""
         if self.waiting_since is None:
             self.waiting_since = now
         until = min(self.deadline, self.waiting_since + self.unhealthy_wait_s)
@@ -88,12 +88,12 @@ class CallProgress:
         return min(until - now, 0.25, max(0.02, pool.reopens_in_s()))
 
     def given_up(self, why: str, *, now: float, late: bool = False) -> ModelUnreachable:
-        """The error that ends the call; `late`: for want of time, which says nothing about the endpoints."""
+        """Return the error that ends the call. `late`: time ran out, which says nothing about the endpoints."""
         seen = bool(self.failures) or self.waiting_since is not None
         tried = "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in self.failures.items())
         attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts} attempts"
         error = ModelUnreachable(
-            f"policy {self.policy!r}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
+            f"{self.model}: the call was given up after {attempts} in {now - self.began:.1f} s: {why}"
             + (f". Tried: {tried}" if tried else ""),
             away=seen and not late and not self.answered,
         )
@@ -108,7 +108,7 @@ class CallProgress:
 
 
 def retry_after_s(header: str | None, *, now: datetime) -> float:
-    """`Retry-After` in seconds: a number or an HTTP date (RFC 9110, 10.2.3); 0 where it is neither, or nonsense."""
+    """Return `Retry-After` in seconds: a number or an HTTP date (RFC 9110, 10.2.3); 0 if it is unusable."""
     if header is None:
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""What is sampled is the policy's to say: its model and its pinned sampling parameters."""
+"""Sampling parameters that the policy pins: its model and its `sampling_overrides`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from gym.jsontypes import JsonObject
 from gym.policy import PolicySpec
 from gym.wire.checks import as_object
 
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # names for one thing
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # synonyms
 
 
 def pinned(body: JsonObject, spec: PolicySpec) -> JsonObject:
-    """A chat request with the policy's model and its `sampling_overrides`, which win over whatever a caller asked.
+    """Return a chat request with the policy's model and `sampling_overrides`, which take precedence over the caller.
 
-    The overrides are fields of Chat Completions; `max_output_tokens` is taken for its `max_tokens`. A null takes the
-    field out of the request. Nothing is streamed.
+    The overrides are fields of Chat Completions; `max_output_tokens` is treated as `max_tokens`. A null removes the
+    field from the request. Streaming is off.
     """
     request = dict(body)
     for name, value in spec.sampling_overrides.items():
@@ -32,9 +32,9 @@ def pinned(body: JsonObject, spec: PolicySpec) -> JsonObject:
 
 
 def pinned_response(body: JsonObject, spec: PolicySpec, *, stream: bool) -> JsonObject:
-    """The same for a Responses request, where limit and effort of the overrides get the names that they have there.
+    """Do the same for a Responses request, with its names for the token limit and the reasoning effort.
 
-    Nothing is kept at the server (`store`).
+    Nothing is stored at the server (`store`).
     """
     request = dict(body)
     for name, value in spec.sampling_overrides.items():

@@ -11,7 +11,7 @@ from gym.section import Section
 
 
 class ModelSettings(Section):
-    """Bounds of a model call."""
+    """Limits of a model call."""
 
     connect_timeout_s: Seconds = 5.0
     call_timeout_s: Seconds = 300.0

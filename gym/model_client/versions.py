@@ -1,7 +1,7 @@
-"""The policy version that a server reports with its answer.
+"""Policy version that a server reports with its answer.
 
-vLLM and SGLang carry an opaque text that the trainer set (`"default"` until then). It is a version where it is an
-integer, alone or after a word, as in `42`, `"42"`, `"step-42"`; anything else is no version.
+vLLM and SGLang carry an opaque text that the trainer set (`"default"` until then). It is a version if it is an integer,
+alone or after a word, as in `42`, `"42"`, `"step-42"`; anything else is no version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOST = 10**15
 
 
 def reported_versions(completion: JsonObject) -> tuple[int, int] | None:
-    """The first and the last version that had a part in an answer, or None where the server says nothing usable.
+    """Return the first and the last version that generated an answer, or None if the server reports none.
 
     Read from `weight_versions` (a list in order, vLLM's of spans `{version, start, end}` inside the choice),
     `weight_version`, or `metadata.weight_version` (SGLang).

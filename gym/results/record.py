@@ -247,22 +247,28 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped:
 def version_span(trajectory: Trajectory | None) -> JsonObject | None:
     """Return the lowest and highest policy version of its calls, `None` if none is known."""
     calls = trajectory.calls if trajectory is not None else []
-    seen = [version for call in calls for version in (call.version_before, call.version_after) if version is not None]
+    seen = [
+        version
+        for call in calls
+        for version in (call.facts.version_before, call.facts.version_after)
+        if version is not None
+    ]
     return {"min": min(seen), "max": max(seen)} if seen else None
 
 
 def call_json(call: ModelCall) -> JsonObject:
     """Return a model call as `view=full` shows it."""
+    facts = call.facts
     return {
         "turn": call.turn,
-        "endpoint": call.endpoint,
-        "started_s": call.started_s,
-        "duration_s": call.duration_s,
-        "finish": call.finish,
-        "input_tokens": call.usage.input_tokens,
-        "output_tokens": call.usage.output_tokens,
-        "version_before": call.version_before,
-        "version_after": call.version_after,
+        "endpoint": facts.endpoint,
+        "started_s": facts.started_s,
+        "duration_s": facts.duration_s,
+        "finish": facts.finish,
+        "input_tokens": facts.usage.input_tokens,
+        "output_tokens": facts.usage.output_tokens,
+        "version_before": facts.version_before,
+        "version_after": facts.version_after,
         "request_items": call.request_items,
         "reply_items": call.reply_items,
         "has_tokens": call.has_tokens,

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from gym.errors import NotFound
 from gym.fields.bounded import STORED
-from gym.model_client.routing.policy_record import Pause, PolicyRecord
+from gym.model_client.routing.served_model import Pause, ServedModel
 from gym.policy import PolicySpec
 from gym.state.redis.store import POLICY_REPORT, Argument, Store, insisting
 from gym.state.redis.unreadable import read_object, read_or_none
@@ -48,7 +48,7 @@ class Policies:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def put(self, name: str, spec: PolicySpec) -> PolicyRecord:
+    async def put(self, name: str, spec: PolicySpec) -> ServedModel:
         """Register or replace a policy from the next model call on. A pause stays, as does an omitted version."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
@@ -60,14 +60,14 @@ class Policies:
         await pipeline.execute()
         return await self.get(name)
 
-    async def get(self, name: str) -> PolicyRecord:
+    async def get(self, name: str) -> ServedModel:
         """Return a policy's record. Raises NotFound."""
         record = (await self.all()).get(name)
         if record is None:
             raise policy_not_found(name)
         return record
 
-    async def all(self) -> dict[str, PolicyRecord]:
+    async def all(self) -> dict[str, ServedModel]:
         """Return every registered policy by name."""
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=True)
@@ -79,9 +79,9 @@ class Policies:
         records = {}
         for name, text in specs.items():
 
-            def read(name: bytes = name, text: bytes = text) -> PolicyRecord:
+            def read(name: bytes = name, text: bytes = text) -> ServedModel:
                 version = read_or_none("version of policy", name, int, versions[name]) if name in versions else None
-                return PolicyRecord(
+                return ServedModel(
                     name=name.decode(),
                     spec=PolicySpec.model_validate(orjson.loads(text), context=STORED),
                     revision=int(revision or 1),
@@ -123,7 +123,7 @@ class Policies:
                 return load
             await asyncio.sleep(POLL_S)
 
-    async def resume(self, name: str, version: int | None) -> PolicyRecord:
+    async def resume(self, name: str, version: int | None) -> ServedModel:
         """Release held calls, under the version announced here. Raises NotFound."""
         await self.get(name)
         keys = self._store.keys
@@ -194,17 +194,17 @@ class PolicyCache:
     def __init__(self, store: Store, process: str) -> None:
         self._policies = Policies(store)
         self._process = process
-        self._records: dict[str, PolicyRecord] = {}
+        self._records: dict[str, ServedModel] = {}
         self._revision = -1
         self._reported: tuple[int, Lanes] | None = None
         self._report_at = 0.0
         self._change = "0-0"
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         """Return the record as of the last moments."""
         return self._records.get(name)
 
-    def records(self) -> list[PolicyRecord]:
+    def records(self) -> list[ServedModel]:
         """Return all records by name."""
         return [self._records[name] for name in sorted(self._records)]
 

@@ -21,7 +21,7 @@ from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.judges.settings import JudgeSettings
 from gym.model_client.http.hosts import EVERY_HOST, HostRules, check_hosts
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.state.redis.store import Store
 from gym.state.redis.unreadable import read_object, read_or_none
 
@@ -133,14 +133,14 @@ class ReplicaCache:
         self._refused: set[str] = set()
         self._replicas = Replicas(store)
         self._judges = judges
-        self._records: dict[str, PolicyRecord] = {}
+        self._records: dict[str, ServedModel] = {}
         self._versions: dict[str, str] = {}
         self._revision = 0
         for name, settings in judges.items():
             if settings.base_urls:
                 self._enter(name, settings.base_urls)
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         """Return a judge's endpoints, `None` if no ready replica is registered."""
         return self._records.get(name)
 
@@ -193,8 +193,10 @@ class ReplicaCache:
 
     def _enter(self, name: str, urls: tuple[str, ...]) -> None:
         self._revision += 1
-        spec = self._judges[name].policy(urls)
-        self._records[name] = PolicyRecord(name=name, spec=spec, revision=self._revision, paused=None, version=None)
+        spec = self._judges[name].spec(urls)
+        self._records[name] = ServedModel(
+            kind="judge", name=name, spec=spec, revision=self._revision, paused=None, version=None
+        )
 
 
 def shown(published: PublishedReplica) -> JsonObject:

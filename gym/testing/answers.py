@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Literal
 
 import orjson
 
 from gym.jsontypes import JsonObject
 from gym.model_client.client import ModelReply, ModelRequest
-from gym.trajectory import Usage
+from gym.trajectory import CallFacts, CallFinish, Usage
 
 Answer = str | JsonObject | list[JsonObject]
 _CALLS = count()
@@ -26,7 +25,7 @@ class Answers:
         self,
         answers: Sequence[Answer] | Callable[[JsonObject], Answer],
         *,
-        finish: Literal["stop", "max_tokens", "content_filter", "context_overflow"] = "stop",
+        finish: CallFinish = "stop",
     ) -> None:
         self._answers = answers
         self._finish = finish
@@ -46,14 +45,16 @@ class Answers:
             answer = said(answer)
         return ModelReply(
             items=answer if isinstance(answer, list) else [answer],
-            finish=self._finish,
-            usage=Usage(),
+            facts=CallFacts(
+                endpoint="answers",
+                finish=self._finish,
+                usage=Usage(),
+                version_before=None,
+                version_after=None,
+                duration_s=0.0,
+                attempts=1,
+            ),
             tokens=None,
-            version_before=None,
-            version_after=None,
-            endpoint="answers",
-            duration_s=0.0,
-            attempts=1,
         )
 
 

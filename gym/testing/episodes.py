@@ -16,7 +16,7 @@ from gym.episode import play as play_task
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
 from gym.trajectory import Trajectory
@@ -38,9 +38,9 @@ class PlayedEpisode:
         return self.episode.trajectory
 
 
-def no_policy() -> PolicyRecord:
+def no_policy() -> ServedModel:
     """A policy for models that ask nobody, such as `gym.testing.answers.Answers`."""
-    return inline_record(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="none"))
+    return inline_model(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="none"))
 
 
 async def play(

@@ -21,7 +21,7 @@ import httpx
 import pytest
 
 from gym.model_client.client import PolicyClient
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
 from gym.processes.process_tree import end_with_parent
@@ -65,9 +65,9 @@ class Vllm:
         return PolicySpec(base_urls=[f"{self.url}/v1"], model=MODEL_NAME)
 
     @property
-    def record(self) -> PolicyRecord:
+    def record(self) -> ServedModel:
         """The policy as model calls carry it."""
-        return inline_record(self.policy)
+        return inline_model(self.policy)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """An answer that has to be 200."""
@@ -97,7 +97,7 @@ class Vllm:
 class NoPolicies:
     """No registered policies: the tests' policy is an inline one."""
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         return None
 
 

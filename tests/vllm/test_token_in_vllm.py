@@ -10,7 +10,7 @@ import pytest
 from gym.agents.base import Episode
 from gym.model_client.client import ChatReply, ModelReply, ModelRequest, PolicyClient
 from gym.model_client.forward import ChatCall
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
 from gym.testing.episodes import play
 from gym.trajectory import Segments, TurnTokens
@@ -32,7 +32,7 @@ async def weather(vllm: Any, client: PolicyClient, **params: Any) -> Episode:
     question = [{"role": "user", "content": "Is it warm in Lima right now?"}]
     asked: dict[str, Any] = {"input": question, "temperature": 1.0, **params}
     row = {"environment": "weather", "responses_create_params": asked}
-    played = await play(row, model=client, policy=lambda: inline_record(policy_of(vllm)), within_s=100)
+    played = await play(row, model=client, policy=lambda: inline_model(policy_of(vllm)), within_s=100)
     assert played.reward == 1.0
     return played.episode
 
@@ -41,7 +41,7 @@ async def ask(vllm: Any, client: PolicyClient, params: dict[str, Any], **fields:
     spec = policy_of(vllm, api=fields.pop("api", "tokens"), reasoning=fields.pop("reasoning", None))
     return await client.respond(
         ModelRequest(
-            policy=inline_record(spec),
+            policy=inline_model(spec),
             params=params,
             sticky_key="g",
             deadline=asyncio.get_running_loop().time() + 100,
@@ -95,7 +95,7 @@ async def test_talk_that_is_cut_as_chat_is_one_segment_of_what_was_generated(vll
     assert len(as_chat.segments) > 1
     assert len(segments.segments) == 1
     assert reply.tokens is not None
-    assert reply.finish == "stop"
+    assert reply.facts.finish == "stop"
     assert vllm.text_of(list(reply.tokens.prompt_ids)) == vllm.text_of(vllm.prompt_ids(chat))
     again = vllm.logprobs_of(list(reply.tokens.prompt_ids), list(reply.tokens.token_ids))
     assert list(reply.tokens.logprobs) == pytest.approx(again, abs=TOLERANCE)
@@ -103,7 +103,7 @@ async def test_talk_that_is_cut_as_chat_is_one_segment_of_what_was_generated(vll
 
 async def test_turns_that_a_limit_cut_are_closed_as_the_template_closes_them(vllm: Any, client: PolicyClient) -> None:
     segments, chat, reply = await talk(vllm, client, "tokens", max_output_tokens=3)
-    assert reply.finish == "max_tokens"
+    assert reply.facts.finish == "max_tokens"
     assert len(segments.segments) == 1
     assert reply.tokens is not None
     assert vllm.text_of(list(reply.tokens.prompt_ids)) == vllm.text_of(vllm.prompt_ids(chat))
@@ -132,7 +132,7 @@ async def test_a_stream_of_tokens_is_what_is_recorded(vllm: Any, client: PolicyC
     body = {"messages": [{"role": "user", "content": "Is it warm?"}], "max_tokens": 40, "seed": 1, "ignore_eos": True}
     reply = await client.complete(
         ChatCall(
-            policy=inline_record(policy_of(vllm)),
+            policy=inline_model(policy_of(vllm)),
             body={**body, "stream": True},
             sticky_key="g",
             deadline=asyncio.get_running_loop().time() + 100,
@@ -170,7 +170,7 @@ async def test_the_shape_that_a_request_demands_is_kept(vllm: Any, client: Polic
 
 async def test_a_prompt_that_does_not_fit_is_an_overflow(vllm: Any, client: PolicyClient) -> None:
     reply = await ask(vllm, client, {"input": "Is it warm? " * 1000})
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fits(
@@ -183,7 +183,7 @@ async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fi
     )
     items = [{"role": "user", "content": "hi"}, *first.items, {"role": "user", "content": "go on"}]
     reply = await ask(vllm, client, {"input": items}, turn=1, prefix=long)
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "get_weather"}])
@@ -205,4 +205,7 @@ async def test_demanded_calls_are_those_that_chat_gives(vllm: Any, client: Polic
     assert [(item["name"], item["arguments"]) for item in tokens.items] == [
         (item["name"], item["arguments"]) for item in chat.items
     ]
-    assert (tokens.finish, tokens.usage.output_tokens) == (chat.finish, chat.usage.output_tokens)
+    assert (tokens.facts.finish, tokens.facts.usage.output_tokens) == (
+        chat.facts.finish,
+        chat.facts.usage.output_tokens,
+    )

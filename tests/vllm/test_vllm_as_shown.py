@@ -38,13 +38,13 @@ async def respond(vllm: Any, client: PolicyClient, limit: int) -> ModelReply:
 async def test_an_answer_that_a_limit_cut_behind_its_call_is_incomplete(vllm: Any, client: PolicyClient) -> None:
     """The server itself says `tool_calls` of it."""
     whole = await respond(vllm, client, 400)
-    assert (whole.finish, whole.items[-1]["status"]) == ("stop", "completed")
+    assert (whole.facts.finish, whole.items[-1]["status"]) == ("stop", "completed")
     ids = list(whole.tokens.token_ids) if whole.tokens is not None else []
     limit = next(n for n in range(1, len(ids)) if vllm.text_of(ids[:n]).endswith("</tool_call>"))
     cut = await respond(vllm, client, limit)
     assert [item["type"] for item in cut.items][-1] == "function_call"
     assert cut.items[-1]["arguments"] == whole.items[0]["arguments"]
-    assert (cut.finish, cut.items[-1]["status"]) == ("max_tokens", "incomplete")
+    assert (cut.facts.finish, cut.items[-1]["status"]) == ("max_tokens", "incomplete")
 
 
 async def test_who_asks_for_log_probabilities_reads_texts_and_the_ids_are_captured(

@@ -47,8 +47,8 @@ async def test_a_prompt_that_fills_the_context_is_an_overflow(
     vllm: Any, client: PolicyClient, params: dict[str, Any]
 ) -> None:
     reply = await respond(vllm, client, input=text_for(vllm, CONTEXT_TOKENS), **params)
-    assert reply.finish == "context_overflow"
-    assert (reply.items, reply.tokens, reply.attempts) == ([], None, 1)
+    assert reply.facts.finish == "context_overflow"
+    assert (reply.items, reply.tokens, reply.facts.attempts) == ([], None, 1)
 
 
 @pytest.mark.parametrize("length", [CONTEXT_TOKENS + 1, 20_000, 2_000_000])
@@ -57,21 +57,21 @@ async def test_a_prompt_longer_than_the_context_is_an_overflow(
     vllm: Any, client: PolicyClient, length: int, params: dict[str, Any]
 ) -> None:
     reply = await respond(vllm, client, input=digits(length), **params)
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 async def test_a_conversation_that_grew_too_long_is_an_overflow(vllm: Any, client: PolicyClient) -> None:
     call = {"type": "function_call", "call_id": "c", "name": "get_weather", "arguments": '{"city": "Oslo"}'}
     output = {"type": "function_call_output", "call_id": "c", "output": digits(3000)}
     reply = await respond(vllm, client, input=[{"role": "user", "content": "Oslo?"}, call, output])
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 async def test_a_prompt_with_just_enough_room_is_answered(vllm: Any, client: PolicyClient) -> None:
     reply = await respond(
         vllm, client, input=text_for(vllm, CONTEXT_TOKENS - 10), max_output_tokens=10, ignore_eos=True
     )
-    assert (reply.finish, reply.usage.output_tokens) == ("max_tokens", 10)
+    assert (reply.facts.finish, reply.facts.usage.output_tokens) == ("max_tokens", 10)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ async def test_an_answer_that_reaches_the_end_of_the_context_is_cut_there(
 ) -> None:
     """A limit that the prompt leaves no room for is lowered by vLLM 0.32; releases before refused the call."""
     reply = await respond(vllm, client, input=text_for(vllm, CONTEXT_TOKENS - 5), ignore_eos=True, **params)
-    assert (reply.finish, reply.usage.output_tokens) == ("max_tokens", 5)
+    assert (reply.facts.finish, reply.facts.usage.output_tokens) == ("max_tokens", 5)
     assert reply.tokens is not None
     assert len(reply.tokens.prompt_ids) + len(reply.tokens.token_ids) == CONTEXT_TOKENS
 

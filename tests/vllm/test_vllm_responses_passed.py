@@ -13,7 +13,7 @@ import pytest
 from gym.errors import ModelRejected
 from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
 from gym.model_client.forward import ChatCall, ContextOverflow
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.testing.model_server.server import ScriptedModelServer
 from gym.wire.passthrough.reply import RESPONSE
@@ -33,8 +33,8 @@ SAMPLED = {"temperature": 1.0, "seed": 3, "max_output_tokens": 200}
 ALL = {"include": ["message.output_text.logprobs"], "enable_response_messages": True, "store": False}
 
 
-def record(vllm: Any, **fields: Any) -> PolicyRecord:
-    return inline_record(PolicySpec(base_urls=[vllm.url], model="weatherman", api="responses", **fields))
+def record(vllm: Any, **fields: Any) -> ServedModel:
+    return inline_model(PolicySpec(base_urls=[vllm.url], model="weatherman", api="responses", **fields))
 
 
 async def respond(vllm: Any, client: PolicyClient, turn: int = 0, **params: Any) -> ModelReply:
@@ -54,7 +54,7 @@ async def respond(vllm: Any, client: PolicyClient, turn: int = 0, **params: Any)
 async def test_the_tokens_of_a_text_are_those_that_the_server_generated(vllm: Any, client: PolicyClient) -> None:
     reply = await respond(vllm, client, input=[QUESTION], **SAMPLED)
     assert reply.tokens is not None
-    assert len(reply.tokens.token_ids) == reply.usage.output_tokens
+    assert len(reply.tokens.token_ids) == reply.facts.usage.output_tokens
     prompt, generated = list(reply.tokens.prompt_ids), list(reply.tokens.token_ids)
     assert prompt == vllm.prompt_ids({"messages": [QUESTION]})
     [item] = reply.items
@@ -68,7 +68,7 @@ async def test_a_tool_loop_goes_on_from_the_servers_own_items(vllm: Any, client:
     first = await respond(vllm, client, input=[QUESTION], tools=[WEATHER], **SAMPLED)
     calls = [item for item in first.items if item["type"] == "function_call"]
     assert {call["name"] for call in calls} == {"get_weather"}
-    assert first.usage.output_tokens > 0
+    assert first.facts.usage.output_tokens > 0
     assert first.tokens is None  # calls alone come without log-probabilities
     outputs = [{"type": "function_call_output", "call_id": call["call_id"], "output": "24 degrees"} for call in calls]
     second = await respond(
@@ -117,9 +117,9 @@ async def test_what_does_not_fit_is_an_overflow_and_a_limit_beyond_the_context_a
     vllm: Any, client: PolicyClient
 ) -> None:
     reply = await respond(vllm, client, input="word " * 3000, max_output_tokens=100)
-    assert (reply.finish, reply.items) == ("context_overflow", [])
+    assert (reply.facts.finish, reply.items) == ("context_overflow", [])
     cut = await respond(vllm, client, input="hi", temperature=1.0, seed=3, max_output_tokens=4)
-    assert (cut.finish, cut.usage.output_tokens) == ("max_tokens", 4)
+    assert (cut.facts.finish, cut.facts.usage.output_tokens) == ("max_tokens", 4)
     with pytest.raises(ModelRejected, match="max_model_len"):
         await respond(vllm, client, input="hi", max_output_tokens=5000)
 

@@ -54,7 +54,7 @@ async def talk(vllm: Any, client: PolicyClient, turns: int, **params: Any) -> li
         asked = {"input": list(items), "temperature": 1.0, "seed": turn, "max_output_tokens": 400, **params}
         reply = await client.respond(request(vllm, asked, turn=turn))
         assert reply.tokens is not None
-        assert reply.finish == "stop"
+        assert reply.facts.finish == "stop"
         items += reply.items
         found.append((to_chat_request(asked), reply.tokens))
     return found
@@ -110,7 +110,7 @@ async def test_the_tokens_of_a_tool_loop_are_the_servers_own(vllm: Any, client: 
     for chat, reply in recorder.turns:
         assert reply.tokens is not None
         assert_captured(vllm, chat, reply.tokens)
-        assert len(reply.tokens.token_ids) == reply.usage.output_tokens
+        assert len(reply.tokens.token_ids) == reply.facts.usage.output_tokens
     called, told = (vllm.text_of(list(reply.tokens.token_ids)) for _, reply in recorder.turns if reply.tokens)
     assert called.startswith('<tool_call>{"name": "get_weather", "arguments": {"city": "Lima"}}</tool_call>')
     assert told == episode.trajectory.final_text + END
@@ -124,7 +124,7 @@ async def test_a_tool_loop_whose_history_renders_as_it_was_generated_is_one_segm
     last = recorder.turns[-1][1].tokens
     assert last is not None
     assert segment.token_ids == array("i", [*last.prompt_ids, *last.token_ids])
-    assert sum(segment.loss_mask) == sum(reply.usage.output_tokens for _, reply in recorder.turns)
+    assert sum(segment.loss_mask) == sum(reply.facts.usage.output_tokens for _, reply in recorder.turns)
 
 
 async def test_generated_ids_read_as_the_text_that_was_given(vllm: Any, client: PolicyClient) -> None:

@@ -12,7 +12,7 @@ import logging
 
 from gym.errors import JudgeParked, JudgeUnreachable, RolloutError
 from gym.judges.desk import Desk
-from gym.model_client.routing.policy_record import PolicySource
+from gym.model_client.routing.served_model import ModelSource
 from gym.state.ledger.breakers import Breaker, BreakerKey, BreakerKind, Breakers, Casualty, judge_key
 from gym.state.redis.driver import RedisError
 from workers.judging.runner import JudgedRollout
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 class JudgeBreakerReports:
     """One per judge worker, on its event loop; `keep_fresh` and `watch_replicas` are its tasks."""
 
-    def __init__(self, breakers: Breakers, committer: Committer, desk: Desk, replicas: PolicySource) -> None:
+    def __init__(self, breakers: Breakers, committer: Committer, desk: Desk, replicas: ModelSource) -> None:
         self._desk = desk
         self._replicas = replicas
         self._revisions: dict[str, int | None] = {}

@@ -27,7 +27,7 @@ from gym.environments.values import BOUNDS, ValueBounds
 from gym.episode import EpisodeResult, Play, play, task_of
 from gym.errors import BadRow, Internal, ModelUnreachable, NotFound, RolloutError, Stalled, TimedOut, text_of
 from gym.ids import RolloutRef, parse_member
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, inline_record
+from gym.model_client.routing.served_model import ModelSource, ServedModel, inline_model
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
 from gym.state.ledger.breakers import BreakerKey
@@ -79,7 +79,7 @@ class Runner:
         registry: Registry,
         agents: Mapping[str, Agent],
         model: Model,
-        policies: PolicySource,
+        policies: ModelSource,
         executor: EnvironmentThreads,
         processes: EnvironmentProcesses,
         bounds: ValueBounds = BOUNDS,
@@ -175,13 +175,13 @@ class Runner:
         """Gives the policy's record anew for each model call."""
         policy = spec.policy
         if isinstance(policy, PolicySpec):
-            record = inline_record(policy)
+            record = inline_model(policy)
             return lambda: record
         if policy is None:
             raise Internal("the batch names no policy")
         return lambda: self._registered(policy)
 
-    def _registered(self, name: str) -> PolicyRecord:
+    def _registered(self, name: str) -> ServedModel:
         record = self._policies.get(name)
         if record is None:
             raise ModelUnreachable(

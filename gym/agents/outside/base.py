@@ -174,7 +174,7 @@ def settle(episode: Episode, records: Sequence[JsonObject], text: str | None) ->
     if records:
         found = episode.trajectory = rebuild(records)
         found.tool_calls = own.tool_calls or found.tool_calls
-        episode.model_s = sum(call.duration_s for call in found.calls)
+        episode.model_s = sum(call.facts.duration_s for call in found.calls)
     else:
         found = own
         found.tokens_complete = False

@@ -20,6 +20,7 @@ from gym.environments.adapters.nemo_gym_servers import AWAY, CallBounds, ServerA
 from gym.environments.base import Row, ToolsOfRows
 from gym.environments.tools import BadArguments
 from gym.errors import BadRow, EnvironmentUnavailable, Stage, VerifierFailed
+from gym.fields.masked import mask_address
 from gym.jsontypes import JsonObject
 from gym.limits import Seconds
 from gym.plain import exact_json
@@ -51,7 +52,7 @@ class NemoGymOptions(BaseModel):
         for text in urls:
             url = URL(text)
             if url.scheme not in ("http", "https") or not url.host:
-                raise ValueError(f"{text!r} is not http://host:port")
+                raise ValueError(f"{mask_address(text)!r} is not http://host:port")
             if url.user or url.password or url.query_string:
                 raise ValueError("a server's URL has neither user, password nor query")
         if len(set(urls)) != len(urls):
@@ -117,15 +118,15 @@ class NemoGym(ToolsOfRows[Row]):
             error.stage = Stage.VERIFY
             raise
         if answer.status >= 300:
-            raise VerifierFailed(f"{session.url}/verify: HTTP {answer.status}, {said(answer.text)}")
+            raise VerifierFailed(f"{session.shown_url}/verify: HTTP {answer.status}, {said(answer.text)}")
         try:
             return reward_of(orjson.loads(answer.body), body)
         except orjson.JSONDecodeError as error:
-            raise VerifierFailed(f"{session.url}/verify: its answer is not JSON, {error}") from error
+            raise VerifierFailed(f"{session.shown_url}/verify: its answer is not JSON, {error}") from error
         except Unscored as unscored:
             if not unscored.passing:
-                raise VerifierFailed(f"{session.url}/verify: {unscored}") from unscored
-            away = EnvironmentUnavailable(f"{session.url}/verify: {unscored}")
+                raise VerifierFailed(f"{session.shown_url}/verify: {unscored}") from unscored
+            away = EnvironmentUnavailable(f"{session.shown_url}/verify: {unscored}")
             away.stage = Stage.VERIFY
             raise away from unscored
 
@@ -147,7 +148,7 @@ class NemoGym(ToolsOfRows[Row]):
     async def _post(self, route: str, body: bytes, *, within_s: float) -> ServerAnswer:
         answer = await self._seeded.post(route, body, within_s=within_s)
         if answer.status in AWAY:
-            raise EnvironmentUnavailable(f"{self._seeded.url}/{route}: HTTP {answer.status}, {said(answer.text)}")
+            raise EnvironmentUnavailable(f"{self._seeded.shown_url}/{route}: HTTP {answer.status}, {said(answer.text)}")
         return answer
 
     @classmethod

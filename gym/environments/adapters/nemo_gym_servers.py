@@ -23,6 +23,7 @@ import orjson
 from yarl import URL
 
 from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, Stage
+from gym.fields.masked import mask_address
 from gym.jsontypes import JsonObject
 from gym.model_client.http.guarded import connector_to
 from gym.model_client.http.hosts import HostRules, hosts_of
@@ -73,6 +74,11 @@ class ServerReplica:
     watch: asyncio.Task[None] | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def shown_url(self) -> str:
+        """URL for errors and logs, without credentials."""
+        return mask_address(str(self.url))
+
     def is_watched(self) -> bool:
         """Whether the end of the server would be noticed."""
         return self.watch is not None and not self.watch.done()
@@ -93,7 +99,7 @@ class Servers:
 
     def load(self) -> dict[str, int]:
         """Return the number of open sessions by replica."""
-        return {str(replica.url): replica.sessions for replica in self._replicas}
+        return {replica.shown_url: replica.sessions for replica in self._replicas}
 
     async def seed(self, row: JsonObject) -> ServerSession:
         """Open a session on the replica with the fewest; if it cannot be reached, try the next.
@@ -128,7 +134,7 @@ class Servers:
             if self._watch:
                 await self._watched(replica)
             session = ServerSession(self, replica)
-            _check_seeded(replica.url, await session.post("seed_session", body, within_s=self.bounds.seed_s))
+            _check_seeded(replica.shown_url, await session.post("seed_session", body, within_s=self.bounds.seed_s))
         except BaseException:
             replica.sessions -= 1
             raise
@@ -184,7 +190,7 @@ class Servers:
                 _check_address(url, writer)
             except OSError as error:  # a TimeoutError is one
                 why = str(error) or f"no connection within {self.bounds.connect_s:g} s"
-                raise EnvironmentUnavailable(f"{url} cannot be reached: {why}") from error
+                raise EnvironmentUnavailable(f"{replica.shown_url} cannot be reached: {why}") from error
             _keep_alive(writer)
             replica.watch = asyncio.get_running_loop().create_task(_until_end(replica, reader, writer))
 
@@ -209,9 +215,9 @@ class ServerSession:
         self.session_id = uuid4().hex
 
     @property
-    def url(self) -> str:
-        """The address of the replica."""
-        return str(self._replica.url)
+    def shown_url(self) -> str:
+        """URL of the replica for errors, without credentials."""
+        return self._replica.shown_url
 
     async def post(self, route: str, body: bytes, *, within_s: float) -> ServerAnswer:
         """Send one call; those of a session run one after the other, as in NeMo Gym's own agents.
@@ -221,7 +227,7 @@ class ServerSession:
         async with self._turn:
             self._check_alive()
             url = self._replica.url / route
-            with self._named(url, within_s):
+            with self._named(mask_address(str(url)), within_s):
                 async with asyncio.timeout(within_s):
                     cookies = self._jar.filter_cookies(url)
                     async with self._servers.client.post(
@@ -249,33 +255,35 @@ class ServerSession:
 
     def _check_alive(self) -> None:
         if self._replica.life != self._life:
-            raise EnvironmentUnavailable(f"{self.url} has ended since this session began there, and its state with it")
+            raise EnvironmentUnavailable(
+                f"{self.shown_url} has ended since this session began there, and its state with it"
+            )
 
     @contextlib.contextmanager
-    def _named(self, url: URL, within_s: float) -> Iterator[None]:
-        """Convert errors of a call to the farm's."""
+    def _named(self, shown_url: str, within_s: float) -> Iterator[None]:
+        """Raise EnvironmentUnavailable in place of a timeout or a connection error."""
         try:
             yield
         except TimeoutError as error:
-            raise EnvironmentUnavailable(f"{url} did not answer within {within_s:g} s") from error
+            raise EnvironmentUnavailable(f"{shown_url} did not answer within {within_s:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise EnvironmentUnavailable(f"{url}: {type(error).__name__}: {error}") from error
+            raise EnvironmentUnavailable(f"{shown_url}: {type(error).__name__}: {error}") from error
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         most = self._servers.bounds.most_bytes
         try:
             return await read_within(response, most)
         except AnswerTooLarge as error:
-            failure = EnvironmentFailed(f"{response.url} answered with more than {most} bytes")
+            failure = EnvironmentFailed(f"{mask_address(str(response.url))} answered with more than {most} bytes")
             failure.stage = Stage.TOOL
             raise failure from error
 
 
-def _check_seeded(url: URL, answer: ServerAnswer) -> None:
+def _check_seeded(shown_url: str, answer: ServerAnswer) -> None:
     """Raise the errors that `Servers.seed` documents."""
     if answer.status == 422:
         raise BadRow(f"the resources server refuses the row: {said(answer.text)}")
-    message = f"{url}/seed_session: HTTP {answer.status}, {said(answer.text)}"
+    message = f"{shown_url}/seed_session: HTTP {answer.status}, {said(answer.text)}"
     if answer.status in (429, *AWAY):
         raise EnvironmentUnavailable(message)
     if answer.status >= 300:
@@ -293,7 +301,7 @@ async def _until_end(replica: ServerReplica, reader: asyncio.StreamReader, write
             _LOG.warning(
                 "%s ended a connection after %.0f s: its %d sessions are lost; where something between closes quiet "
                 "connections, set `watch: false`",
-                replica.url,
+                replica.shown_url,
                 time.monotonic() - began,
                 replica.sessions,
                 extra={"action": "resources_server_ended"},

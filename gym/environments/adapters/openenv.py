@@ -19,6 +19,7 @@ from gym.environments.adapters.openenv_socket import OpenEnvSocket, ServerError,
 from gym.environments.base import Row, Step, SteppedEnvironment
 from gym.environments.codecs import TextCodec, ToolCodec
 from gym.errors import EnvironmentFailed, EnvironmentUnavailable, Stage
+from gym.fields.masked import mask_address
 from gym.jsontypes import JsonObject
 from gym.limits import Seconds
 from gym.plain import exact_json
@@ -57,7 +58,7 @@ class OpenEnvOptions(BaseModel):
         for text in urls:
             url = URL(text)
             if url.scheme not in ("http", "https") or not url.host:
-                raise ValueError(f"{text!r} is not http://host:port")
+                raise ValueError(f"{mask_address(text)!r} is not http://host:port")
             if url.user or url.password or url.query_string:
                 raise ValueError("a server's URL has neither user, password nor query")
         return urls

@@ -20,6 +20,7 @@ from yarl import URL
 
 from gym.environments.capacity import waiting_for_capacity
 from gym.errors import EnvironmentUnavailable
+from gym.fields.masked import mask_address
 from gym.jsontypes import JsonObject
 from gym.model_client.http.guarded import connector_to, no_redirects
 from gym.plain import exact_json
@@ -60,7 +61,7 @@ class OpenEnvSocket:
     """An open session, made by `connect`. The caller closes it."""
 
     def __init__(self, url: URL, client: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self._url = url
+        self._shown_url = mask_address(str(url))
         self._client = client
         self._socket = socket
         self._answers: asyncio.Queue[JsonObject | None] = asyncio.Queue()
@@ -86,12 +87,13 @@ class OpenEnvSocket:
             return cls(url, client, socket)
         except BaseException as error:
             await client.close()
+            shown = mask_address(str(url))
             if isinstance(error, aiohttp.WSServerHandshakeError) and error.status in FULL_STATUSES:
-                raise ServerFull(f"{url}: HTTP {error.status}") from error
+                raise ServerFull(f"{shown}: HTTP {error.status}") from error
             if isinstance(error, TimeoutError):
-                raise EnvironmentUnavailable(f"{url}: no connection within {waits.connect_s:g} s") from error
+                raise EnvironmentUnavailable(f"{shown}: no connection within {waits.connect_s:g} s") from error
             if isinstance(error, aiohttp.ClientError | OSError):
-                raise EnvironmentUnavailable(f"{url} cannot be reached: {type(error).__name__}: {error}") from error
+                raise EnvironmentUnavailable(f"{shown} cannot be reached: {type(error).__name__}: {error}") from error
             raise
 
     async def ask(self, kind: str, data: JsonObject | None = None, *, within_s: float) -> JsonObject:
@@ -107,10 +109,10 @@ class OpenEnvSocket:
                 answer = await self._answers.get()
         except TimeoutError:
             await self.close()
-            raise EnvironmentUnavailable(f"{self._url} did not answer `{kind}` within {within_s:g} s") from None
+            raise EnvironmentUnavailable(f"{self._shown_url} did not answer `{kind}` within {within_s:g} s") from None
         if answer is None:
             self._answers.put_nowait(None)
-            raise EnvironmentUnavailable(f"{self._url}: the connection was lost before `{kind}` was answered")
+            raise EnvironmentUnavailable(f"{self._shown_url}: the connection was lost before `{kind}` was answered")
         found = answer.get("data")
         if not isinstance(found, dict):
             raise ServerError("UNREADABLE", str(answer)[:500])

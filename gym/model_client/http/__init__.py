@@ -1,1 +1,1 @@
-"""HTTP/1.1 to model servers: kept connections, streamed bodies, URLs, allowed hosts, refusals."""
+"""HTTP/1.1 to model servers: persistent connections, streamed bodies, URLs, allowed hosts, refusals."""

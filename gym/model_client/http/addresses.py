@@ -1,6 +1,6 @@
-"""Kinds of IP addresses, as far as it matters who may have the farm call them. Pure.
+"""Kinds of IP addresses, for rules on the hosts that users may have the farm call. Pure.
 
-An IPv6 address that leads to an IPv4 address is judged as that one: a translator or a tunnel carries the call there.
+An IPv6 address that leads to an IPv4 address is treated as that one, since a translator or tunnel forwards the call.
 Sources: IANA's special-purpose address registries; RFC 4291 (mapped, compatible), 6052 (NAT64), 3056 (6to4), 4380
 (Teredo), 5214 (ISATAP).
 """
@@ -17,7 +17,7 @@ Network = IPv4Network | IPv6Network
 
 
 class AddressKind(StrEnum):
-    """`FORBIDDEN` are link-local addresses and metadata services; `RESERVED` are those that no server has."""
+    """Kind of address. `FORBIDDEN`: link-local addresses, metadata services; `RESERVED`: not used by servers."""
 
     LOOPBACK = "loopback"
     PRIVATE = "private"
@@ -96,7 +96,7 @@ def leads_to(address: Address) -> Address:
 
 
 def covers_on_purpose(network: Network, address: Address) -> bool:
-    """Whether a network that the settings list covers an address; a reserved one only if it lies in that range."""
+    """Return whether a listed network covers an address; a reserved one only if it is within that range."""
     if not _in(address, network):
         return False
     if kind_of(address) is not AddressKind.RESERVED:
@@ -109,7 +109,7 @@ def _in(address: Address, network: Network) -> bool:
 
 
 def read_address(host: str) -> Address | None:
-    """Return the address that a host is, in all spellings that the resolver takes, such as 127.1 or 2130706433."""
+    """Parse a host as an address, in all spellings that the resolver accepts, such as 127.1 or 2130706433."""
     try:
         return ip_address(host.partition("%")[0])
     except ValueError:
@@ -122,7 +122,7 @@ def read_address(host: str) -> Address | None:
 
 
 def read_network(pattern: str) -> Network | None:
-    """Return the network that a pattern of the settings is, if it is one."""
+    """Parse a pattern of the settings as a network; None if it is none."""
     try:
         return ip_network(pattern, strict=False)
     except ValueError:

@@ -1,9 +1,9 @@
-"""One connection to a model server: HTTP/1.1 on the parser of httptools, one exchange after the other.
+"""Connection to a model server: HTTP/1.1 with the parser of httptools, one exchange at a time.
 
-Invariants. A connection is used again only after an answer that was complete and had nothing behind it, to a request
-that had been sent whole. A reader that is slow makes the server wait. What a server sends is read as it is: there are
-no redirects, cookies or compression. Memory is bounded: the body by `answer_bytes`, and whatever comes between two
-pieces of it (heads, chunk extensions, trailers) by `HEAD_BYTES`.
+Invariants. A connection is reused only if the request was sent completely and the answer was complete, with no bytes
+after it. A slow reader causes backpressure on the server. Answers are read without redirects, cookies or compression.
+Memory is bounded: the body by `answer_bytes`, all bytes between its pieces (heads, chunk extensions, trailers) by
+`HEAD_BYTES`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import httptools
 
 ANSWER_BYTES = 32 * 2**20  # the most that the body of an answer may be
 HEAD_BYTES = 2**16  # the most that the head of an answer may be, and its trailers
-UNREAD_BYTES = 2**18  # after so much that nobody has read the server is made to wait
+UNREAD_BYTES = 2**18  # of unread data, at which reading from the server pauses
 
 
 class HttpError(Exception):
-    """A connection that could not be made or broke, or an answer that is no HTTP."""
+    """Failure to connect, a broken connection, or an answer that is not HTTP."""
 
 
 class ConnectFailed(HttpError):
-    """There is no connection to the server."""
+    """Failure to connect to the server."""
 
 
 class UnusableAnswer(HttpError):
-    """An answer that a repeat of the request would meet again: too large, or compressed without being asked for."""
+    """Answer that a retry would get again: too large, or compressed without a request for it."""
 
 
 class Server(NamedTuple):
-    """Whom a connection is to."""
+    """Address of a server."""
 
     host: str
     port: int
@@ -39,13 +39,13 @@ class Server(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """One exchange after the other with a server; used by `Connections` alone."""
+    """Connection that makes one exchange at a time; used by `Connections` only."""
 
     def __init__(self, server: Server, *, answer_bytes: int = ANSWER_BYTES) -> None:
         self.server = server
         self._answer_bytes = answer_bytes
         self.idle_since = 0.0
-        self.abandoned = False  # nobody waits for it to be made
+        self.abandoned = False  # the caller no longer waits for the connect
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -67,24 +67,24 @@ class Connection(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the exchange is over and another may follow."""
+        """Whether the exchange is complete and another may follow."""
         if self._transport is None or self._paused or not (self._done and self._again):
             return False
-        # an answer may come before the whole request was sent, whose rest would be read as the next one
+        # after an early answer the rest of the request would be read as the next one
         return not self._transport.is_closing() and not self._transport.get_write_buffer_size()
 
     @property
     def closed(self) -> bool:
-        """Whether either side has closed it."""
+        """Whether either side has closed the connection."""
         return self._transport is None or self._transport.is_closing()
 
     def close(self) -> None:
-        """At once: what is on its way is lost."""
+        """Abort the connection; data in transit is lost."""
         if self._transport is not None:
             self._transport.abort()
 
     async def send(self, request: bytes) -> None:
-        """Begin an exchange; returns when the answer's head is there. Raises HttpError."""
+        """Start an exchange and wait for the head of the answer. Raises HttpError."""
         if self._transport is None or self.closed:
             raise HttpError("Server disconnected")
         self._begin()
@@ -93,18 +93,18 @@ class Connection(asyncio.Protocol):
         await self._until("head")
 
     def header(self, name: str) -> str | None:
-        """The first header of a name, given in lower case."""
+        """Return the first header of a name, given in lower case."""
         wanted = name.encode()
         found = next((value for each, value in self._headers if each.lower() == wanted), None)
         return None if found is None else found.decode("latin-1")
 
     async def read(self) -> bytes:
-        """All of the body that has not been read. Raises HttpError where it breaks off."""
+        """Read the rest of the body. Raises HttpError if it breaks off."""
         await self._until("end")
         return self._taken()
 
     async def data(self) -> bytes:
-        """What has come of the body by now, waiting for some; empty at its end. Raises HttpError."""
+        """Wait for a part of the body and return it; empty at the end. Raises HttpError."""
         await self._until("data")
         return self._taken()
 
@@ -145,16 +145,16 @@ class Connection(asyncio.Protocol):
             self._body.clear()
             self._wake()
 
-    # what the event loop calls
+    # callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands, perhaps too late for who wanted it."""
+        """Store the transport; close it if the caller has given up."""
         self._transport = cast("asyncio.Transport", transport)
         if self.abandoned:
             self.close()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of an answer; any that nobody has asked for end the connection."""
+        """Feed bytes of an answer to the parser; unexpected bytes close the connection."""
         if not self._open:
             self.close()
             return
@@ -173,14 +173,14 @@ class Connection(asyncio.Protocol):
                 self._fail(UnusableAnswer(f"the {part} of the answer is larger than {HEAD_BYTES} bytes"))
 
     def eof_received(self) -> None:
-        """The server sends nothing more, though it may still take what has not been sent."""
+        """End the exchange: the server sends no more data."""
         self._end(None)
         self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It was closed, here or there."""
+        """End the exchange: the connection was closed by either side."""
         self._end(exc)
-        del self._parser  # it holds this
+        del self._parser  # reference cycle
 
     def _end(self, error: Exception | None) -> None:
         if self._open:
@@ -190,19 +190,19 @@ class Connection(asyncio.Protocol):
                 self._fail(HttpError("Server disconnected" if error is None else f"Server disconnected: {error}"))
         self._again = False
 
-    # what the parser calls
+    # callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """Another answer behind the one that was asked for is not read."""
+        """Mark the connection as not reusable at the start of an unrequested second answer."""
         self._again = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer."""
+        """Store a header; ignore a trailer."""
         if not self._headed:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """The head is there; one of 1xx is another answer's forerunner (RFC 9110, 15.2)."""
+        """Handle a complete head; a 1xx head precedes the actual one (RFC 9110, 15.2)."""
         status = self._parser.get_status_code()
         if self._done:
             return
@@ -222,7 +222,7 @@ class Connection(asyncio.Protocol):
         return UnusableAnswer(f"the answer is larger than {self._answer_bytes} bytes (setting model.max_answer_bytes)")
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
+        """Store a part of the body."""
         if self._done or not self._headed or self._error is not None:
             return
         self._body_bytes += len(body)
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def on_message_complete(self) -> None:
-        """The answer is whole."""
+        """Complete the answer."""
         if not self._headed or self._done:
             return
         self._done = True
@@ -246,7 +246,7 @@ class Connection(asyncio.Protocol):
         self._wake()
 
     def _framed(self) -> bool:
-        """Whether the head says where the body ends; else the end of the connection is it (RFC 9112, 6.3)."""
+        """Return whether the head delimits the body; else the connection's end does (RFC 9112, 6.3)."""
         if self.status in (204, 304):
             return True
         coding = self.header("transfer-encoding")

@@ -1,9 +1,9 @@
-"""HTTP/1.1 to model servers over connections that are kept and used again.
+"""Pool of persistent HTTP/1.1 connections to model servers.
 
-For this alone, since a general client costs more than all else that the farm does for a call (docs/performance.md).
+Specialised: a general client costs more than all other work of the farm for a call (docs/performance.md).
 
 Invariants. A connection carries one exchange at a time. An exchange that is left or cancelled before its end closes its
-connection, at which a server stops generating. Who waits for a connection gets one in order of arrival.
+connection, at which a server stops generating. Waiting callers get connections in order of arrival.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ HAPPY_EYEBALLS_S = 0.25  # RFC 8305, section 8
 
 
 class UnsendableHeader(ValueError):
-    """A header that would break out of its line."""
+    """Header with characters that would end its line."""
 
 
 class AddressRefused(ConnectFailed):
-    """The host stands for no address that may be called."""
+    """Host without an address that may be called."""
 
 
 class HttpResponse:
-    """The answer to a request, whose body may still be on its way."""
+    """Answer to a request; its body may still be in transit."""
 
     __slots__ = ("_connection", "status")
 
@@ -55,21 +55,21 @@ class HttpResponse:
         self.status = connection.status
 
     def header(self, name: str) -> str | None:
-        """The first header of a name, given in lower case."""
+        """Return the first header of a name, given in lower case."""
         return self._connection.header(name)
 
     async def read(self) -> bytes:
-        """The body. Raises HttpError where it breaks off."""
+        """Read the body. Raises HttpError if it breaks off."""
         return await self._connection.read()
 
     async def iter_any(self) -> AsyncIterator[bytes]:
-        """The body as it comes, in pieces of any size. Raises HttpError where it breaks off."""
+        """Yield the body in pieces as they arrive. Raises HttpError if it breaks off."""
         while piece := await self._connection.data():
             yield piece
 
 
 class Exchange:
-    """`async with` gives the answer once its head is there. Raises HttpError."""
+    """Exchange as an async context manager: enters with the answer once its head is read. Raises HttpError."""
 
     __slots__ = ("_connection", "_connections", "_request", "_server")
 
@@ -80,7 +80,7 @@ class Exchange:
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> HttpResponse:
-        """Send the request on a connection of its own."""
+        """Take a connection and send the request."""
         connection = await self._connections.take(self._server)
         try:
             await connection.send(self._request)
@@ -93,13 +93,13 @@ class Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the connection back; it is closed where the answer had not ended."""
+        """Give the connection back; close it if the answer is incomplete."""
         if self._connection is not None:
             self._connections.give_back(self._connection)
 
 
 class _Pool:
-    """The connections to one server; `count` has those that are being made, too."""
+    """Connections to one server; `count` includes those being opened."""
 
     __slots__ = ("count", "idle", "waiting")
 
@@ -110,7 +110,7 @@ class _Pool:
 
 
 class Connections:
-    """All connections of one event loop; `per_server` is the most that one server gets.
+    """Connection pool of one event loop, with at most `per_server` connections to a server.
 
     An answer's body may have `answer_bytes`. `allows` is asked for the host and each of its addresses before one is
     connected to. Certificates are checked as the system has it where no other context is
@@ -141,7 +141,7 @@ class Connections:
         self._closed = False
 
     def close(self) -> None:
-        """Close all connections; exchanges under way fail, and others cannot begin."""
+        """Close all connections; current exchanges fail, and new ones are refused."""
         self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
@@ -152,14 +152,14 @@ class Connections:
             connection.close()
 
     def post(self, url: URL, body: bytes, headers: Mapping[str, str]) -> Exchange:
-        """A POST. Raises UnsendableHeader."""
+        """Prepare a POST. Raises UnsendableHeader."""
         server, head = _target(url)
         lines = "".join([f"{name}: {_printable(value)}\r\n" for name, value in headers.items()])
         request = f"{head}{lines}Content-Length: {len(body)}\r\n\r\n".encode()
         return Exchange(self, server, request + body)
 
     async def take(self, server: Server) -> Connection:
-        """A connection that nobody else uses; `give_back` must follow. Raises ConnectFailed."""
+        """Take a connection for exclusive use; `give_back` must follow. Raises ConnectFailed."""
         self._check_open()
         pool = self._pools.get(server)
         if pool is None:
@@ -186,7 +186,7 @@ class Connections:
             raise RuntimeError("the connections are closed")
 
     def give_back(self, connection: Connection) -> None:
-        """Its exchange is over, or given up."""
+        """Return a connection after its exchange; close it if it is not reusable."""
         self._busy.discard(connection)
         pool = self._pools[connection.server]
         if not connection.reusable:
@@ -210,7 +210,7 @@ class Connections:
         return None
 
     async def _turn(self, server: Server, pool: _Pool) -> Connection | None:
-        """A connection that another has given back, or none: then one may be made."""
+        """Wait for a returned connection, or for None: a free slot to open one."""
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         pool.waiting.append(waiter)
         try:
@@ -226,14 +226,14 @@ class Connections:
             raise
 
     def _end(self, server: Server, pool: _Pool) -> None:
-        """A connection is no more; who waits may make another."""
+        """Release the slot of a closed connection to the longest waiter."""
         if not _hand_on(pool, None):
             pool.count -= 1
             if not pool.count:
                 del self._pools[server]
 
     def _close_idle(self) -> None:
-        """Before the server does it, since a request on its way would be lost then."""
+        """Close idle connections before the server does, since a request sent at that moment would be lost."""
         self._sweep = None
         now = self._loop.time()
         for server, pool in list(self._pools.items()):
@@ -281,14 +281,14 @@ class Connections:
         return fresh
 
     async def _addresses(self, server: Server) -> list[Any]:
-        """What a name stands for; looked up once for all who ask at the same time."""
+        """Resolve a name; concurrent callers share one lookup."""
         now = self._loop.time()
         known = self._names.get(server)
         if known is None or (known[0] <= now and known[1].done()):
             self._names = {each: entry for each, entry in self._names.items() if entry[0] > now}
             found = self._loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
             looking = asyncio.ensure_future(found)
-            # perhaps nobody waits for it any more
+            # there may be no waiter left
             looking.add_done_callback(lambda done: done.cancelled() or done.exception())
             known = self._names[server] = (now + NAMES_S, looking)
         try:
@@ -299,7 +299,7 @@ class Connections:
 
 
 def _hand_on(pool: _Pool, connection: Connection | None) -> bool:
-    """Give it, or the right to make one, to who has waited longest; whether there was somebody."""
+    """Hand a free connection (or, if None, a free slot) to the longest waiter. Return False if there is none."""
     while pool.waiting:
         waiter = pool.waiting.popleft()
         if not waiter.done():
@@ -310,7 +310,7 @@ def _hand_on(pool: _Pool, connection: Connection | None) -> bool:
 
 @lru_cache(maxsize=4096)
 def _target(url: URL) -> tuple[Server, str]:
-    """Whom a URL names, and the head of a request for it as far as the URL decides it."""
+    """Return the server of a URL, and the request head as far as the URL determines it."""
     server = Server(url.raw_host or "", url.port or 0, url.scheme == "https")
     head = f"POST {url.raw_path_qs} HTTP/1.1\r\nHost: {url.host_port_subcomponent}\r\nAccept: */*\r\n"
     return server, head + "Accept-Encoding: identity\r\nUser-Agent: rollout-farm\r\n"
@@ -328,7 +328,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def _socket(address: Any) -> socket.socket:
-    """A socket whose peer is asked now and then whether it still lives, since an answer may be minutes away."""
+    """Create a socket with TCP keep-alive, since an answer may take minutes."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
     made.setblocking(False)

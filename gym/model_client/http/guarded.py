@@ -1,4 +1,4 @@
-"""aiohttp connections that look at the addresses of a host each time they connect."""
+"""aiohttp connectors that check the addresses of a host at each connect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gym.model_client.http.hosts import HostRules, hosts_of
 
 
 class GuardedResolver(AbstractResolver):
-    """Resolves names to the addresses that the rules allow. aiohttp asks it for names only, not for addresses."""
+    """Resolver that returns only allowed addresses. aiohttp calls it for names, not for IP addresses."""
 
     def __init__(self, rules: HostRules) -> None:
         self._rules = rules
@@ -22,7 +22,7 @@ class GuardedResolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Raises OSError where no address is left."""
+        """Resolve a name. Raises OSError if no address is allowed."""
         found = await self._resolver.resolve(host, port, family)
         allowed = [each for each in found if self._rules.allows(host, each["host"])]
         if not allowed:
@@ -30,12 +30,12 @@ class GuardedResolver(AbstractResolver):
         return allowed
 
     async def close(self) -> None:
-        """Close what it asks."""
+        """Close the underlying resolver."""
         await self._resolver.close()
 
 
 def no_redirects() -> aiohttp.TraceConfig:
-    """Return a trace that ends a request at a redirect, for calls that cannot be told not to follow one."""
+    """Return a trace that fails a request at a redirect, for calls without an option for that."""
 
     async def refuse(_session: aiohttp.ClientSession, _context: Any, seen: aiohttp.TraceRequestRedirectParams) -> None:
         raise aiohttp.ClientConnectionError(f"{seen.url} redirects, which is not followed")
@@ -48,6 +48,6 @@ def no_redirects() -> aiohttp.TraceConfig:
 def connector_to(urls: Iterable[str], **options: Any) -> aiohttp.TCPConnector:
     """Return a connector for servers that the settings name: at any address but link-local ones and metadata services.
 
-    Such an address has to stand in the URL itself.
+    Such an address is allowed only if the URL itself contains it.
     """
     return aiohttp.TCPConnector(resolver=GuardedResolver(HostRules(named=hosts_of(urls))), **options)

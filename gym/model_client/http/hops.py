@@ -1,7 +1,7 @@
-"""The header by which a model call that comes back to a proxy it has passed is recognised.
+"""Header for loop detection: lists the farms whose proxies a model call has passed.
 
-Every proxy adds the name of its farm to the calls that it sends on. A policy served at the farm's own proxy, or at one
-that leads back to it, so ends at the second visit; a chain of different farms goes through.
+Every proxy adds the name of its farm to the calls that it forwards. So a call to a policy that leads back to the farm's
+own proxy ends at the second visit; a chain of different farms works.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ def passed(header: str | None) -> list[str]:
 
 
 def is_loop(header: str | None, own: frozenset[str]) -> bool:
-    """Whether a call has passed one of these farms, or too many."""
+    """Return whether a call has passed one of these farms, or too many farms."""
     names = passed(header)
     return len(names) >= MOST or not own.isdisjoint(names)
 
 
 def with_own(header: str | None, own: str) -> str:
-    """Return the header of the call that is sent on."""
+    """Return the header of the forwarded call."""
     return ", ".join([*passed(header), own])

@@ -1,10 +1,10 @@
-"""Which hosts a policy may be served from: the setting `policy_hosts`.
+"""Rules for the hosts that may serve a policy: the setting `policy_hosts`.
 
-A URL is judged by its host where it is registered (`check_hosts`). The addresses that the host stands for are judged at
-each connection (`HostRules.allows`), since a name may stand for others by then.
+The host of a URL is checked at registration (`check_hosts`). Its resolved addresses are checked at each connect
+(`HostRules.allows`), since a name may resolve differently by then.
 
-Invariant: link-local addresses and the metadata services of clouds are refused, whatever the patterns say, unless the
-settings name that very host.
+Invariant: link-local addresses and the metadata services of clouds are refused by all patterns, unless the
+settings name that exact host.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _CLASSES = frozenset({"loopback", "private", "any"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRules:
-    """The hosts that a process may call for those who register policies.
+    """Hosts that a process may call for users who register policies.
 
-    `patterns` are those of the settings, `named` the hosts of the settings' own policies. `shows_texts` is whether what
-    any host says in its errors may be shown, as on a farm that only its own machine reaches.
+    `patterns` are those of the settings, `named` the hosts of the settings' own policies. `shows_texts`: error
+    texts of all hosts may be shown, as on a farm that is reachable only from its own machine.
     """
 
     patterns: tuple[str, ...] = ("any",)
@@ -59,11 +59,11 @@ class HostRules:
 
     @property
     def all_patterns(self) -> tuple[str, ...]:
-        """The patterns, with the hosts that are named."""
+        """Patterns, with the named hosts."""
         return (*self.patterns, *sorted(self.named))
 
     def allows(self, host: str, found: str) -> bool:
-        """Whether a host may be called at an address that it was found to have."""
+        """Return whether a host may be called at an address that it resolves to."""
         host = plain_host(host)
         address = read_address(found)
         if address is None:
@@ -81,11 +81,11 @@ class HostRules:
         return by_name and kind in (AddressKind.PRIVATE, AddressKind.PUBLIC)
 
     def remembered(self) -> Callable[[str, str], bool]:
-        """Return `allows` with a memory, for what asks at every connection."""
+        """Return `allows` with a cache, for checks at every connect."""
         return lru_cache(maxsize=4096)(self.allows)
 
     def names(self, host: str) -> bool:
-        """Whether the settings name a host, rather than a class of hosts, so that its error texts may be shown."""
+        """Return whether the settings name this host, not only its class, so that its error texts may be shown."""
         if self.shows_texts:
             return True
         host = plain_host(host)
@@ -99,12 +99,12 @@ EVERY_HOST = HostRules()  # but metadata services and the like
 
 
 def plain_host(host: str) -> str:
-    """Return a host as patterns are compared with it."""
+    """Normalise a host for comparison with patterns."""
     return host.strip("[]").lower().rstrip(".")
 
 
 def hosts_of(urls: Iterable[str]) -> frozenset[str]:
-    """Return the hosts of URLs; one that cannot be read has none."""
+    """Return the hosts of URLs; unreadable URLs are skipped."""
     found = set()
     for url in urls:
         try:
@@ -115,7 +115,7 @@ def hosts_of(urls: Iterable[str]) -> frozenset[str]:
 
 
 def check_hosts(urls: Iterable[str], patterns: Iterable[str]) -> None:
-    """Raises Invalid (`host_not_allowed`, `bad_url`) for the first URL whose host the patterns do not allow."""
+    """Check the hosts of URLs. Raises Invalid (`host_not_allowed`, `bad_url`) for the first one not allowed."""
     allowed = [pattern.strip().lower() for pattern in patterns]
     for url in urls:
         try:
@@ -136,7 +136,7 @@ def check_hosts(urls: Iterable[str], patterns: Iterable[str]) -> None:
 
 
 def host_allowed(host: str, patterns: Iterable[str]) -> bool:
-    """Whether lower-case patterns cover a lower-case host: `loopback`, `private`, `any`, networks, fnmatch patterns."""
+    """Return whether patterns cover a host (lower case): `loopback`, `private`, `any`, networks, fnmatch patterns."""
     address = read_address(host)
     patterns = list(patterns)
     if _is_listed(address, patterns) if address is not None else host in patterns and host not in _CLASSES:
@@ -147,7 +147,7 @@ def host_allowed(host: str, patterns: Iterable[str]) -> bool:
 
 
 def _is_listed(address: Address, patterns: Iterable[str]) -> bool:
-    """Whether the patterns have an address itself, in any of its spellings."""
+    """Return whether the patterns list an address itself, in any spelling."""
     for pattern in patterns:
         network = read_network(pattern)
         if network is not None and network.num_addresses == 1:
@@ -174,7 +174,7 @@ def _covers(pattern: str, host: str, address: Address | None) -> bool:
 
 
 def _covers_address(address: Address, kind: AddressKind, patterns: Iterable[str]) -> bool:
-    """Whether classes, networks or patterns of addresses cover one that is not forbidden."""
+    """Return whether classes, networks or patterns cover an address that is not forbidden."""
     for pattern in patterns:
         network = read_network(pattern)
         if pattern == "any":
@@ -191,6 +191,6 @@ def _covers_address(address: Address, kind: AddressKind, patterns: Iterable[str]
 
 
 def _shown(url: str) -> str:
-    """A URL for an error text, without user and password."""
+    """Return a URL for an error text, without user and password."""
     scheme, separator, rest = url.partition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"

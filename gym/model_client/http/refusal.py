@@ -1,8 +1,8 @@
-"""What a model server's refusal says, and whether it means that the conversation no longer fits the context.
+"""Refusals of model servers, and detection of context overflows.
 
-Recognised by error fields where the server gives them, else by the whole beginning of its sentence; a message that
-merely mentions the context or `max_tokens` is not an overflow. A request whose own token limit leaves no room for any
-prompt is a wrong setting, not an overflow: it would end every rollout of a batch without a word.
+An overflow is recognised by error fields if the server sends them, else by the whole beginning of its sentence. A
+message that merely mentions the context or `max_tokens` is not an overflow. A request whose token limit leaves no room
+for any prompt is a wrong setting, not an overflow: it would silently end every rollout of a batch.
 
 Sources: vLLM 0.4 to 0.32 (`entrypoints/openai`, `renderers/params.py`, `v1/engine/input_processor.py`), SGLang, OpenAI.
 """
@@ -20,7 +20,7 @@ MESSAGE_CHARS = 500
 _STATUSES = frozenset({400, 413, 422, 500})  # some releases of vLLM answered 500 to a prompt that is too long
 _CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _PARAMS = frozenset({"input_tokens", "input_text"})  # vLLM from 0.13 on
-# what routers put before the server's sentence, as in "litellm.BadRequestError: OpenAIException - "
+# prefix that routers add to the server's sentence, as in "litellm.BadRequestError: OpenAIException - "
 _PREFIX = r"(?:[\w.]*(?:Error|Exception)(?::| -) )*"
 _CONTEXT = r"This model's maximum context length is (?P<limit>\d+) tokens\. However, "
 _TOO_LARGE = (
@@ -46,10 +46,10 @@ _SENTENCES = tuple(
         # vLLM from 0.18 on
         _CONTEXT + r"you requested (?P<output>\d+) output tokens and your prompt contains (?:at least )?\d+ "
         r"(?:input tokens|characters)",
-        # vLLM 0.32, which takes what is left of the context where the limit asked for does not fit
+        # vLLM 0.32, which uses the rest of the context if the requested limit does not fit
         _CONTEXT + r"your prompt contains (?:at least )?\d+ (?:input tokens|characters)",
         r"Input length \(\d+\) exceeds model's maximum context length \(\d+\)",
-        # vLLM's engine, for what the front end let through
+        # vLLM's engine, for requests that passed the front end
         r"The (?:encoder|decoder) prompt \(length \d+\) " + _LONGER,
         r"The decoder prompt \(length \d+\) plus the number of requested output tokens \(at least 1\) " + _LONGER,
         r"(?:The )?[Pp]rompt length of \d+ " + _LONGER,
@@ -59,14 +59,14 @@ _SENTENCES = tuple(
         _COUNT + r"\d+ tokens from the input messages and (?P<output>\d+) tokens for the completion",
     )
 )
-# vLLM 0.4 to 0.6, and 0.32 where the prompt fills the context: what is left of it was taken for the limit
+# vLLM 0.4 to 0.6, and 0.32 if the prompt fills the context: the limit became the remaining room
 _NOTHING_LEFT = re.compile(_PREFIX + r"max_(?:completion_)?tokens must be at least 1, got (?:0|-\d+)\b")
 _ROUTER_CODE = re.compile(r"litellm\.ContextWindowExceededError:")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error answer: `{"error": {message, type, param, code}}`, the older flat one, `detail`, or plain text."""
+    """Error answer: `{"error": {message, type, param, code}}`, the older flat one, `detail`, or plain text."""
 
     message: str
     type: str = ""
@@ -75,7 +75,7 @@ class Refusal:
 
 
 def read_refusal(body: bytes) -> Refusal:
-    """The error in a body, whatever its shape; the message is cut to a length that fits an error text."""
+    """Read the error in a body of any shape; the message is truncated to fit an error text."""
     try:
         value: Any = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -94,7 +94,7 @@ def read_refusal(body: bytes) -> Refusal:
 
 
 def is_context_overflow(status: int, refusal: Refusal, *, max_tokens: int | None) -> bool:
-    """Whether the prompt, with the tokens that may follow it, is longer than the model's context."""
+    """Return whether the prompt and the tokens that may follow it exceed the model's context."""
     if status not in _STATUSES:
         return False
     match = next((found for sentence in _SENTENCES if (found := sentence.match(refusal.message))), None)
@@ -112,7 +112,7 @@ def is_context_overflow(status: int, refusal: Refusal, *, max_tokens: int | None
 
 
 def _detail(detail: Any) -> str:
-    """FastAPI's `detail`: a text, or a list of {loc, msg, input}, of which the input is left out."""
+    """Return FastAPI's `detail` as a text; of a list of {loc, msg, input} the input is left out."""
     if isinstance(detail, str):
         return detail
     if not isinstance(detail, list):

@@ -1,6 +1,6 @@
-"""A streamed chat completion: its chunks handed on as they come, and put together to the whole answer.
+"""Streamed chat completions: chunks are passed on as they arrive, and accumulated to the whole answer.
 
-Invariant: what is handed on has been read by `ChatAccumulator` before, so the whole never misses what a caller saw.
+Invariant: `ChatAccumulator` reads a chunk before it is passed on, so the whole contains all that the caller saw.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gym.wire.errors import BadCompletion
 from gym.wire.passthrough.reply import final_response
 from gym.wire.sse import SseDecoder
 
-# Gets the chunks that arrived together; the server is read no further until it returns.
+# Receives the chunks that arrived together; reading from the server pauses until it returns.
 OnChunks = Callable[[list[JsonObject]], Awaitable[None]]
 
 _DONE = b"[DONE]"
 
 
 def streamed(body: JsonObject, options: JsonObject | None) -> JsonObject:
-    """A chat request that asks for a stream with usage at its end; `options` are the caller's `stream_options`."""
+    """Return a chat request for a stream with usage at its end; `options` are the caller's `stream_options`."""
     return {**body, "stream": True, "stream_options": {**(options or {}), "include_usage": True}}
 
 
 async def read_stream(response: HttpResponse, on_chunks: OnChunks) -> JsonObject:
-    """The whole completion. Raises BadCompletion for an error in mid-stream or an end before the answer's."""
+    """Return the whole completion. Raises BadCompletion for an error in the stream or a premature end."""
     whole = ChatAccumulator()
 
     async def read(chunks: list[JsonObject]) -> None:
@@ -44,9 +44,9 @@ async def read_stream(response: HttpResponse, on_chunks: OnChunks) -> JsonObject
 
 
 async def read_response(response: HttpResponse, on_events: OnChunks) -> JsonObject:
-    """The whole response of a Responses stream. Raises BadCompletion for a failure in mid-stream or no end.
+    """Return the whole response of a Responses stream. Raises BadCompletion for a failure or a premature end.
 
-    The event that carries the failure is not handed on: who reads the events says in its own words that they end.
+    The event that carries the failure is not passed on: the reader of the events reports the end of the stream itself.
     """
     whole: JsonObject | None = None
 
@@ -63,7 +63,7 @@ async def read_response(response: HttpResponse, on_events: OnChunks) -> JsonObje
 
 
 async def read_events(response: HttpResponse, on_events: OnChunks) -> None:
-    """Hand on the events of a stream, which are JSON objects, until it is done or ends. Raises BadCompletion."""
+    """Pass on the events of a stream, which are JSON objects, until its end. Raises BadCompletion."""
     decoder = SseDecoder()
     done = False
     async for received in response.iter_any():
@@ -80,7 +80,7 @@ async def read_events(response: HttpResponse, on_events: OnChunks) -> None:
 
 
 def chunks_of(completion: JsonObject) -> list[JsonObject]:
-    """A whole completion as the chunks of a stream: the message in one, then the usage."""
+    """Split a completion into the chunks of a stream: one with the message, then the usage."""
     [choice] = completion["choices"]
     message = dict(choice["message"])
     if message.get("tool_calls"):

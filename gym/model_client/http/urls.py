@@ -1,4 +1,4 @@
-"""The base URL of an endpoint, and the addresses under it.
+"""Base URL of an endpoint, and the URLs below it.
 
 A base URL may or may not end in `/v1`, as clients of OpenAI's API and people write it: `http://host:8000` and
 `http://host:8000/v1` are the same endpoint. Another version (`/v2`) is kept. User and password in it become the
@@ -19,7 +19,7 @@ _VERSION = re.compile(r"/v\d+$")
 
 @dataclass(frozen=True, slots=True)
 class EndpointUrl:
-    """`shown` is the base without credentials; `basic` is the `Authorization` header that the URL itself gives."""
+    """URLs of an endpoint. `shown` is the base without credentials; `basic` the `Authorization` header from the URL."""
 
     shown: str
     chat: URL = field(compare=False)
@@ -33,12 +33,12 @@ class EndpointUrl:
     basic: str | None = field(default=None, repr=False)
 
     def under(self, path: str) -> URL:
-        """The address of another path below the base."""
+        """Return the URL of another path below the base."""
         return self.chat.with_path(self.chat.path.removesuffix("chat/completions") + path)
 
     @classmethod
     def parse(cls, text: str) -> EndpointUrl:
-        """Read a base URL, as `PolicySpec` has checked it."""
+        """Parse a base URL that `PolicySpec` has checked."""
         return _parse(text)
 
 

@@ -1,12 +1,11 @@
-"""One base URL of a policy, with what this process knows of it: load, health, what the server can do. No I/O.
+"""Circuit breaker of one base URL, with its load and the server's capabilities as this process knows them. No I/O.
 
-`EJECT_AFTER` failures with no answer in between eject it. After its back-off (1 s, doubled up to 30 s) it is half-open:
-one call is let through, and its outcome decides. One that still answers, if only with 500, is ejected only where it is
-not alone: a server that fails one call in three is better than none.
+`EJECT_AFTER` failures with no answer in between eject the endpoint. After its back-off (1 s, doubled up to 30 s) it is
+half-open: one call is let through, and its outcome decides. An endpoint that still answers, if only with 500, is
+ejected only if it is not alone: a server that fails one call in three is better than none.
 
-Health checks (`gym.model_client.routing.health`) have a say too. What fails one is ejected without a call, and stays so
-while it fails them; what passes one after that is healthy at once. One that passes them all and fails calls waits for
-its probe.
+Health checks (`gym.model_client.routing.health`) count too. A failed check ejects an endpoint until it passes one; then
+it is healthy at once. An endpoint that passes all checks and fails calls waits for its probe.
 
 Invariant: a half-open endpoint has at most one probe under way.
 """
@@ -19,7 +18,7 @@ from typing import Literal
 
 from gym.jsontypes import JsonObject
 from gym.model_client.http.urls import EndpointUrl
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import Capture
 from gym.model_client.tokens.prefix import PrefixSupport
 from gym.model_client.tokens.response_tokens import ResponseCapture
@@ -28,18 +27,18 @@ EJECT_AFTER = 3
 BACK_OFF_S = 1.0
 BACK_OFF_MAX_S = 30.0
 
-# erred: the server's own code failed (500); failed: nobody answered, or something before the server said so
+# erred: the server's own code failed (500); failed: no answer, or an error from a proxy before the server
 Outcome = Literal["answered", "erred", "failed", "neutral"]
 State = Literal["healthy", "ejected", "half_open", "probing"]
-# dead: nobody listens; ill: it says so itself; silent: no answer, which a busy server gives too
+# dead: connection refused; ill: the server reports it; silent: no answer, as from a busy server
 Finding = Literal["dead", "ill", "silent"]
 
 
 class Endpoint:
-    """Identity is what counts. Times are the pool's clock.
+    """Endpoint of a policy, compared by identity. Times are those of the pool's clock.
 
-    `alone`, where a method takes it, says that no other endpoint of the policy is healthy. `moves` holds for each call
-    in flight what makes it try elsewhere.
+    The argument `alone` says that no other endpoint of the policy is healthy. `moves` holds a callback for each call in
+    flight, which makes it try another endpoint.
     """
 
     __slots__ = (
@@ -89,7 +88,7 @@ class Endpoint:
         self.moves: set[Callable[[], None]] = set()
 
     def state(self, now: float) -> State:
-        """Whether calls may go to it."""
+        """Return the state of the circuit breaker."""
         if self.ejected_until is None:
             return "healthy"
         if self.probing:
@@ -97,11 +96,11 @@ class Endpoint:
         return "ejected" if now < self.ejected_until else "half_open"
 
     def quiet_s(self, now: float) -> float:
-        """How long it has had calls and given no sign of life; 0 while it has none."""
+        """Return the seconds with calls in flight and no sign of life; 0 without calls."""
         return now - max(self.heard_at, self.busy_since) if self.in_flight else 0.0
 
     def describe(self, now: float) -> JsonObject:
-        """For people and metrics; nothing secret."""
+        """Describe the endpoint for display and metrics, without secrets."""
         return {
             "url": self.url.shown,
             "state": self.state(now),
@@ -115,7 +114,7 @@ class Endpoint:
         }
 
     def begin(self, now: float) -> None:
-        """A call is sent to it."""
+        """Count a call that is sent."""
         if self.ejected_until is not None:
             self.probing = True
         if self.in_flight == 0:
@@ -123,7 +122,7 @@ class Endpoint:
         self.in_flight += 1
 
     def end(self, outcome: Outcome, *, began: float, now: float, alone: bool, error: str) -> bool:
-        """The call that began then is over; returns whether it got the endpoint ejected."""
+        """Record the end of the call that began at `began`; return whether it ejected the endpoint."""
         self.in_flight -= 1
         probed = self.probing and began >= (self.ejected_until or 0.0)
         if probed:
@@ -152,9 +151,9 @@ class Endpoint:
         return True
 
     def pass_check(self, *, now: float, asked: bool) -> bool:
-        """A health check was answered; returns whether that brought the endpoint back.
+        """Record a passed health check; return whether that ends the ejection.
 
-        `asked` is whether it was asked for a token. The next call that fails ejects it again, for longer.
+        `asked`: the check asked for a token. The next failed call ejects the endpoint again, for longer.
         """
         if asked:
             self.heard_at = now
@@ -167,10 +166,10 @@ class Endpoint:
         return back
 
     def fail_check(self, finding: Finding, *, began: float, now: float, hold_s: float, alone: bool, error: str) -> bool:
-        """A health check that began then has failed; returns whether it got the endpoint ejected.
+        """Record a failed health check that began at `began`; return whether it ejected the endpoint.
 
-        The ejection lasts `hold_s`, in which the next check has its say. Only a dead one is ejected where it is alone.
-        A sign of life since the check began proves the check wrong.
+        The ejection lasts `hold_s`, within which the next check follows. A lone endpoint is ejected only if it is dead.
+        A sign of life after `began` overrules the check.
         """
         if self.heard_at >= began:
             return False
@@ -180,7 +179,7 @@ class Endpoint:
         self.failed_check = True
         self.last_error = error
         self.ejected_until = max(self.ejected_until or 0.0, now + hold_s)
-        self.probing = False  # a probe that is under way decides nothing any more but by an answer
+        self.probing = False  # of a probe in progress only an answer still counts
         if not was_ejected:
             self.forget()
         return not was_ejected
@@ -191,22 +190,22 @@ class Endpoint:
             self.ejected_until = min(self.ejected_until, now)
 
     def move_calls(self) -> int:
-        """Have the calls in flight try elsewhere; how many there are."""
+        """Make the calls in flight try another endpoint; return their number."""
         moves = list(self.moves)
         for move in moves:
             move()
         return len(moves)
 
     def forget(self) -> None:
-        """Learn anew what it can do: it may have been started again, or be another server."""
+        """Forget the learned capabilities: the server may have been restarted or replaced."""
         self.capture = Capture()
         self.response_capture = ResponseCapture()
         self.prefix = PrefixSupport()
         self.reads_objects_only = False  # it decodes the arguments of earlier calls
 
 
-def request_headers(policy: PolicyRecord, endpoint: Endpoint) -> dict[str, str]:
-    """The headers of a JSON request, with the policy's API key or else what the endpoint's URL itself carries."""
+def request_headers(policy: ServedModel, endpoint: Endpoint) -> dict[str, str]:
+    """Return the headers of a JSON request, with the policy's API key or else the credentials of the endpoint's URL."""
     headers = {"Content-Type": "application/json"}
     if policy.spec.api_key is not None:
         headers["Authorization"] = f"Bearer {policy.spec.api_key}"

@@ -30,7 +30,7 @@ STICKY_KEYS = 16_384
 
 
 class EndpointPool:
-    """The endpoints of one policy. `line` are the calls that wait for room; `last_used` is when a call came last."""
+    """Endpoints of one policy. `line` is the queue of calls without room; `last_used` the time of the last call."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class EndpointPool:
         self.replace(urls, max_concurrency=max_concurrency)
 
     def replace(self, urls: Sequence[str], *, max_concurrency: int | None = None) -> None:
-        """Take another list of base URLs; an endpoint that stays keeps its calls, its health and what it can do."""
+        """Replace the list of base URLs; an endpoint that stays keeps its calls, health and capabilities."""
         self.max_concurrency = max_concurrency
         known = {endpoint.url: endpoint for endpoint in self.endpoints}
         wanted = dict.fromkeys(map(EndpointUrl.parse, urls))
         for url, endpoint in known.items():
             endpoint.retired = url not in wanted
             if endpoint.capture.level == "none":
-                endpoint.capture = Capture()  # it may have been started anew with other options
+                endpoint.capture = Capture()  # it may have been restarted with other options
             if endpoint.prefix.given_up:
                 endpoint.prefix = PrefixSupport()
         self.endpoints = [known.get(url) or Endpoint(url) for url in wanted]
@@ -65,10 +65,10 @@ class EndpointPool:
     def acquire(
         self, sticky_key: str, *, avoid: Collection[Endpoint] = (), place: QueuePlace | None = None
     ) -> Endpoint | None:
-        """The endpoint for a call, counted as in flight; None while none is healthy or ready for a probe, or has room.
+        """Choose the endpoint for a call and count it as in flight; None if none is available and has room.
 
-        Endpoints in `avoid`, which have just failed this call, are taken only where there is no other. `place` is the
-        call's in the line; those before it, and the whole line for a call without one, come first.
+        Endpoints in `avoid`, which have just failed this call, are chosen only if there is no other. `place` is the
+        call's place in the queue. Calls before it come first; a call without a place comes last.
         """
         self.last_used = self._clock()
         if self.line and not self.line.admits(place, self._room()):
@@ -79,10 +79,10 @@ class EndpointPool:
         return endpoint
 
     def release(self, endpoint: Endpoint, outcome: Outcome, *, began: float, error: str = "") -> bool:
-        """The call that began then is over; returns whether it got the endpoint ejected.
+        """Record the end of the call that began at `began`; return whether it ejected the endpoint.
 
-        `neutral` says nothing about the endpoint: the caller gave up. What began before an ejection and fails after it
-        does not lengthen the back-off.
+        `neutral` says nothing about the endpoint: the caller gave up. A call that began before an ejection and fails
+        after it does not lengthen the back-off.
         """
         alone = outcome == "erred" and not self.has_healthy_beside(endpoint)
         ejected = endpoint.end(outcome, began=began, now=self._clock(), alone=alone, error=error)
@@ -90,14 +90,14 @@ class EndpointPool:
         return ejected
 
     def passed_check(self, endpoint: Endpoint, *, asked: bool) -> bool:
-        """A health check was answered, by a token if `asked`; returns whether that brought the endpoint back."""
+        """Record a passed health check, by a token if `asked`; return whether that ends the ejection."""
         back = endpoint.pass_check(now=self._clock(), asked=asked)
         if back:
             self._wake()
         return back
 
     def failed_check(self, endpoint: Endpoint, finding: Finding, *, began: float, hold_s: float, error: str) -> bool:
-        """A health check that began then has failed; returns whether it got the endpoint ejected, for `hold_s`."""
+        """Record a failed health check that began at `began`; return whether it ejected the endpoint, for `hold_s`."""
         alone = not self.has_healthy_beside(endpoint)
         return endpoint.fail_check(finding, began=began, now=self._clock(), hold_s=hold_s, alone=alone, error=error)
 
@@ -107,38 +107,38 @@ class EndpointPool:
         self._wake()
 
     def has_line(self) -> bool:
-        """Whether a call that got no endpoint has to wait for room, rather than for an endpoint to come back."""
+        """Return whether a call without an endpoint has to wait for room, not for a healthy endpoint."""
         if self.max_concurrency is None and not self.line:
             return False
         now = self._clock()
         return any(endpoint.state(now) in ("healthy", "half_open") for endpoint in self.endpoints)
 
     def leave_line(self, place: QueuePlace) -> None:
-        """The call at this place has been sent or given up."""
+        """Remove the place of a call that has been sent or given up."""
         self.line.leave(place, room=self._room())
 
     def has_other(self, endpoint: Endpoint) -> bool:
-        """Whether a call could go to another endpoint right now."""
+        """Return whether a call could use another endpoint right now."""
         now = self._clock()
         return any(e is not endpoint and e.state(now) in ("healthy", "half_open") for e in self.endpoints)
 
     def has_healthy_beside(self, endpoint: Endpoint) -> bool:
-        """Whether another endpoint is healthy."""
+        """Return whether another endpoint is healthy."""
         return any(other is not endpoint and other.ejected_until is None for other in self.endpoints)
 
     def reopens_in_s(self) -> float:
-        """How long until an endpoint may be tried; 0 where one can be now or a probe is under way."""
+        """Return the seconds until an endpoint may be tried; 0 if one can be now or a probe is in progress."""
         now = self._clock()
         times = [0.0 if e.ejected_until is None or e.probing else e.ejected_until - now for e in self.endpoints]
         return max(0.0, min(times, default=0.0))
 
     def reopen(self) -> None:
-        """Somebody saw the policy at work, or wants to: what is ejected may be probed at once."""
+        """Allow a probe of ejected endpoints at once."""
         for endpoint in self.endpoints:
             self.try_soon(endpoint)
 
     def describe(self) -> list[JsonObject]:
-        """Every endpoint, for people and metrics."""
+        """Describe every endpoint, for display and metrics."""
         now = self._clock()
         return [endpoint.describe(now) for endpoint in self.endpoints]
 
@@ -168,7 +168,7 @@ class EndpointPool:
         return endpoint
 
     def _usable(self) -> tuple[list[Endpoint], Endpoint | None]:
-        """The healthy endpoints, and one that is ready for a probe; those with room."""
+        """Return the healthy endpoints with room, and one with room that is ready for a probe."""
         endpoints = self.endpoints
         if self.max_concurrency is not None:
             endpoints = [endpoint for endpoint in endpoints if self._has_room(endpoint)]
@@ -183,7 +183,7 @@ class EndpointPool:
         return self.max_concurrency is None or endpoint.in_flight < self.max_concurrency
 
     def _room(self) -> int:
-        """How many calls may be sent at once."""
+        """Return the number of calls that may be sent now."""
         now = self._clock()
         room = 0
         for endpoint in self.endpoints:

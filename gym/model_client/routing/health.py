@@ -1,17 +1,17 @@
-"""Active health checks: what no call is needed to find out, and no call should be lost over.
+"""Active health checks: find broken endpoints before calls are lost to them.
 
-An endpoint is asked how it is (`gym.model_client.routing.health_probes`). One that nobody listens on is out at once;
-one that is silent, or says that it is ill, is out where another is healthy.
+Endpoints are probed (`gym.model_client.routing.health_probes`). One that refuses connections is ejected at once. One
+that is silent, or reports that it is ill, is ejected if another is healthy.
 
-A server may be well by its own account and answer no call. So one that has calls in flight and gives no sign of life is
-asked for one token, and a healthy one beside it too: if only that one answers, it hangs. The calls in flight on what is
-silent for longer are tried elsewhere, where somebody lives. What calls have ejected for long is asked for a token as
-well, so that it is tried again soon after it is well.
+A server may pass its own health check and answer no call. So an endpoint with calls in flight and no sign of life is
+asked for one token, and so is a healthy one as a control: if only the control answers, the endpoint hangs. If it stays
+silent, its calls are moved to other live endpoints. Endpoints that failed calls have ejected for long are asked for a
+token as well, so that they are tried soon after they recover.
 
-How long all that takes is counted in `model.health_check_s`, which also is the time between an endpoint's checks.
+All durations are multiples of `model.health_check_s`, which is also the time between checks of an endpoint.
 
-Only policies used lately are looked at, and of their endpoints those that have not answered a call just now. Nothing is
-asked of a policy that is paused. One task for all of a process; a check that waits holds no other up.
+Only recently used policies are checked, and only endpoints that have not just answered a call. A paused policy is not
+checked. One task serves the whole process; a slow check delays no other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from gym.model_client.routing.health_probes import (
     trouble_by_its_account,
     trouble_with_a_token,
 )
-from gym.model_client.routing.policy_record import PolicyRecord, PolicySource, newest
+from gym.model_client.routing.served_model import ModelSource, ServedModel, newest
 from gym.model_client.settings import ModelSettings
 
 LATELY_S = 60.0
@@ -44,51 +44,51 @@ LONG_BACK_OFF_S = 2.0
 # in multiples of health_check_s
 TICK = 0.2
 IDLE_TICK = 0.5  # while no endpoint has a call in flight that it could hang on
-CONTROL = 1.0  # within which another endpoint has to answer the same question
+CONTROL = 1.0  # within which the control endpoint has to answer
 SILENT = 1.5
 HANGS = 4.0
-QUIET = 1.5  # without a sign of life, after which an endpoint with calls in flight is asked; doubles while it answers
+QUIET = 1.5  # without a sign of life, after which an endpoint with calls in flight is probed; doubles while it answers
 QUIET_MOST = 30.0
 _LOG = logging.getLogger(__name__)
 
-Served = tuple[PolicyRecord, EndpointPool]
+Served = tuple[ServedModel, EndpointPool]
 
 
 @dataclass(slots=True)
 class _Watch:
-    """What is remembered of one endpoint between its checks."""
+    """State of one endpoint between its checks."""
 
     due: float
-    quiet_s: float  # after which it is asked
+    quiet_s: float  # after which it is probed
     under_way: bool = False
-    hangs: bool = False  # only an answer to a question shows that it is well
+    hangs: bool = False  # only an answer to a token request shows that it has recovered
     passed_at: float = float("-inf")
     asked_at: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class _Patient:
-    """An endpoint under examination."""
+    """Endpoint that is being checked."""
 
-    record: PolicyRecord
+    record: ServedModel
     pool: EndpointPool
     endpoint: Endpoint
     watch: _Watch
 
     def is_suspect(self, now: float) -> bool:
-        """Whether it has been quiet for so long that it may hang."""
+        """Return whether the endpoint has been quiet for so long that it may hang."""
         endpoint, watch = self.endpoint, self.watch
         quiet = endpoint.ejected_until is None and endpoint.quiet_s(now) >= watch.quiet_s
         return quiet and self.pool.has_healthy_beside(endpoint)
 
 
 class HealthChecks:
-    """The checks of one process; `run` is its task. `served` gives the policies and their endpoints."""
+    """Health checks of one process; `run` is its task. `served` returns the policies and their endpoints."""
 
     def __init__(
         self,
         settings: ModelSettings,
-        policies: PolicySource,
+        policies: ModelSource,
         served: Callable[[], Iterable[Served]],
         *,
         jitter: Callable[[], float],
@@ -105,7 +105,7 @@ class HealthChecks:
         self._checks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Look at the endpoints until cancelled; the checks under way end with it."""
+        """Check the endpoints until cancelled; checks in progress are cancelled too."""
         self._loop = asyncio.get_running_loop()
         connector = aiohttp.TCPConnector(limit=0, force_close=True, resolver=GuardedResolver(self._hosts))
         async with aiohttp.ClientSession(
@@ -150,7 +150,7 @@ class HealthChecks:
                     self._start(patient, suspect=suspect)
 
     def _may_ask(self, endpoint: Endpoint) -> bool:
-        """Whether an endpoint given by its address may be called; names are looked at when they are resolved."""
+        """Return whether an endpoint given by its IP address may be called; names are checked when resolved."""
         host = endpoint.url.chat.raw_host or ""
         return read_address(host) is None or self._allows(host, host)
 
@@ -179,7 +179,7 @@ class HealthChecks:
                 watch.asked_at, watch.quiet_s = began, min(QUIET_MOST * self._unit_s, watch.quiet_s * 2)
             if not question.done():
                 if control is not None and not (control.done() and control.result()):
-                    return  # the others answer as little
+                    return  # the control does not answer either
                 watch.hangs = asks
                 self._failed(patient, self._silent, began)
                 await asyncio.wait({question}, timeout=(HANGS - SILENT) * self._unit_s)
@@ -195,15 +195,15 @@ class HealthChecks:
                     task.cancel()
 
     async def _control(self, patient: _Patient) -> bool:
-        """Whether another endpoint answers the same question, and soon."""
+        """Return whether another endpoint answers a token request within `CONTROL`."""
         others = [e for e in patient.pool.endpoints if e is not patient.endpoint and e.ejected_until is None]
         if not others:
             return False
         other = max(others, key=lambda other: other.heard_at)
         return await self._status(patient.record, other, within=CONTROL) is not None
 
-    async def _status(self, record: PolicyRecord, endpoint: Endpoint, *, within: float) -> int | None:
-        """What a request for one token is answered with, if it is."""
+    async def _status(self, record: ServedModel, endpoint: Endpoint, *, within: float) -> int | None:
+        """Return the status that a request for one token is answered with, or None."""
         try:
             async with asyncio.timeout(within * self._unit_s):
                 return await status_of_a_token(self._session, record, endpoint)
@@ -216,7 +216,11 @@ class HealthChecks:
         watch.passed_at = self._loop.time()
         if pool.passed_check(endpoint, asked=asked):
             _LOG.info(
-                "policy %s: %s is back", patient.record.name, endpoint.url.shown, extra={"action": "endpoint_back"}
+                "%s %s: %s is back",
+                patient.record.kind,
+                patient.record.name,
+                endpoint.url.shown,
+                extra={"action": "endpoint_back"},
             )
         elif (
             endpoint.ejected_until is not None
@@ -226,10 +230,11 @@ class HealthChecks:
             pool.try_soon(endpoint)
 
     def _failed(self, patient: _Patient, trouble: Trouble, began: float) -> None:
-        hold_s = 2 * self._interval_s + HANGS * self._unit_s  # until the next check has had its say
+        hold_s = 2 * self._interval_s + HANGS * self._unit_s  # until the next check is over
         if patient.pool.failed_check(patient.endpoint, trouble.finding, began=began, hold_s=hold_s, error=trouble.text):
             _LOG.warning(
-                "policy %s: %s ejected: %s",
+                "%s %s: %s ejected: %s",
+                patient.record.kind,
                 patient.record.name,
                 patient.endpoint.url.shown,
                 trouble.text,
@@ -237,7 +242,7 @@ class HealthChecks:
             )
 
     def _move_calls(self, patient: _Patient, began: float) -> None:
-        """Have the calls of an endpoint that has been ejected for silence tried elsewhere, if anybody lives there."""
+        """Move the calls of an endpoint ejected for silence to other endpoints, if one of those is alive."""
         pool, endpoint = patient.pool, patient.endpoint
         if endpoint.ejected_until is None:
             return
@@ -246,7 +251,8 @@ class HealthChecks:
             return
         if count := endpoint.move_calls():
             _LOG.warning(
-                "policy %s: %d calls leave %s, which hangs",
+                "%s %s: %d calls leave %s, which hangs",
+                patient.record.kind,
                 patient.record.name,
                 count,
                 endpoint.url.shown,

@@ -1,4 +1,4 @@
-"""What an endpoint is asked to find out how it is, each time on a connection of its own."""
+"""Probes of an endpoint's health, each on a new connection."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import aiohttp
 import orjson
 
 from gym.model_client.routing.endpoint import Endpoint, Finding, request_headers
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 
 _NO_SUCH_PATH = frozenset({404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What was found; `text` is for people and names no secret."""
+    """Failed probe; `text` is for display and contains no secret."""
 
     finding: Finding
     text: str
 
 
 async def trouble_by_its_account(
-    session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint
+    session: aiohttp.ClientSession, record: ServedModel, endpoint: Endpoint
 ) -> Trouble | None:
-    """What `GET /health` says, or `/v1/models` where a server has no such path; waits for ever where it is silent.
+    """Probe `GET /health`, or `/v1/models` if the server has no such path. Waits without limit.
 
-    Any answer below 500 will do: a server that wants another key, or knows neither path, lives.
+    Any status below 500 passes: a server that wants another key, or has neither path, is alive.
     """
     status = 404
     for url in (endpoint.url.health, endpoint.url.models):
@@ -41,9 +41,9 @@ async def trouble_by_its_account(
 
 
 async def trouble_with_a_token(
-    session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint
+    session: aiohttp.ClientSession, record: ServedModel, endpoint: Endpoint
 ) -> Trouble | None:
-    """What comes of asking for one token, an answer of any kind being one; waits for ever where it is silent."""
+    """Probe with a request for one token; any answer passes. Waits without limit."""
     try:
         await status_of_a_token(session, record, endpoint)
     except (aiohttp.ClientError, ValueError) as error:
@@ -51,8 +51,8 @@ async def trouble_with_a_token(
     return None
 
 
-async def status_of_a_token(session: aiohttp.ClientSession, record: PolicyRecord, endpoint: Endpoint) -> int:
-    """The status that a request for one token is answered with. Raises aiohttp.ClientError."""
+async def status_of_a_token(session: aiohttp.ClientSession, record: ServedModel, endpoint: Endpoint) -> int:
+    """Return the status that a request for one token is answered with. Raises aiohttp.ClientError."""
     url = endpoint.url.chat
     body = {"model": record.spec.model, "messages": [{"role": "user", "content": "."}], "max_tokens": 1}
     if record.spec.api == "responses":
@@ -68,6 +68,6 @@ async def status_of_a_token(session: aiohttp.ClientSession, record: PolicyRecord
 
 
 def _trouble(error: aiohttp.ClientError | ValueError) -> Trouble:
-    """A refused connection is the end of a process; anything else may be the network's."""
+    """Classify an error: a refused connection means a dead process, any other error may be the network's."""
     refused = isinstance(getattr(error, "os_error", None), ConnectionRefusedError)
     return Trouble("dead" if refused else "ill", f"failed a health check: {error or type(error).__name__}")

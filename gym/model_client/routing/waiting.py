@@ -1,4 +1,4 @@
-"""One call's part in the queue of a policy whose endpoints are full."""
+"""Place of a call in the queue of a policy whose endpoints are full."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gym.model_client.routing.endpoint_pool import EndpointPool
 
 
 class QueueTicket:
-    """One call's part in this: it takes a place when it must, and leaves when it is sent or ends."""
+    """Ticket of one call: joins the queue on demand, and leaves it when the call is sent or ends."""
 
     __slots__ = ("_pool", "place")
 
@@ -18,7 +18,7 @@ class QueueTicket:
         self.place: QueuePlace | None = None
 
     async def turn(self, pool: EndpointPool, *, deadline: float, on_held: Callable[[], None] | None) -> None:
-        """Wait in the line of a pool for a while; `on_held` hears of it."""
+        """Wait in the queue of a pool for a limited time, then call `on_held`."""
         if self.place is None:
             self._pool, self.place = pool, pool.line.join()
         await self.place.turn(deadline=deadline)
@@ -26,13 +26,13 @@ class QueueTicket:
             on_held()
 
     def leave(self) -> None:
-        """Give the place up, if there is one."""
+        """Leave the queue, if the call has joined it."""
         if self._pool is not None and self.place is not None:
             self._pool.leave_line(self.place)
             self._pool = self.place = None
 
     def told(self) -> str:
-        """What a call that waited until its deadline says of it."""
+        """Return the error text about the queue for a call that waited until its deadline."""
         if self._pool is None:
             return ""
         return (

@@ -1,14 +1,14 @@
-"""Token ids and log-probabilities of a call: what to ask the server for, and how to read what it gives.
+"""Token ids and log-probabilities of a call: request fields and readers.
 
 In order of preference: `return_token_ids` (vLLM from 0.10.2) gives the ids of prompt and answer; `logprobs` with
 `return_tokens_as_token_ids` gives those of the answer as texts `token_id:N`, and the prompt's come from a second call
-to `/tokenize`, marked `source="tokenize"`. What an endpoint can do is learned from its first answer.
+to `/tokenize`, marked `source="tokenize"`. An endpoint's capability is learned from its first answer.
 
-A caller who wants alternatives to each token is not to read `token_id:N` in them, and vLLM gives no way back to their
-texts: such a call asks for those texts only where nothing else has given ids.
+A caller that wants alternatives to each token must not get `token_id:N` in them, and vLLM offers no way back to their
+texts. Such a call requests those texts only if no other field has given ids.
 
-Invariant: ids are the server's or there are none. Whatever does not fit together (lengths, counts, a missing value)
-gives None for the turn. Cost is linear in the tokens; ids are kept in arrays of 4 bytes each.
+Invariant: ids are the server's, or the turn has none. Inconsistent data (lengths, counts, a missing value) gives None
+for the turn. Cost is linear in the tokens; ids are kept in arrays of 4 bytes each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ASKS: dict[Level, JsonObject] = {
     "none": {},
 }
 _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
-# what of a chat request decides how its prompt is tokenised
+# fields of a chat request that determine how its prompt is tokenised
 _TEMPLATE_FIELDS = (
     "messages",
     "tools",
@@ -48,7 +48,7 @@ _TEMPLATE_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class GeneratedTokens:
-    """What the answer itself says of its tokens; `prompt_ids` is None where the server keeps them to itself."""
+    """Tokens that an answer contains; `prompt_ids` is None if the server does not return them."""
 
     prompt_ids: array[int] | None
     token_ids: array[int]
@@ -57,18 +57,18 @@ class GeneratedTokens:
     text: bytes | None = None
 
     def with_prompt(self, prompt_ids: array[int]) -> TurnTokens:
-        """The turn, with a prompt that the server tokenised in another call."""
+        """Return the turn, with a prompt that the server tokenised in another call."""
         return TurnTokens(prompt_ids, self.token_ids, self.logprobs, source="tokenize", ended=self.ended)
 
     def complete(self) -> TurnTokens | None:
-        """The turn, if the server gave all of it; no prompt is without tokens."""
+        """Return the turn if the server gave all of it; a prompt without tokens counts as missing."""
         if not self.prompt_ids:
             return None
         return TurnTokens(self.prompt_ids, self.token_ids, self.logprobs, ended=self.ended, text=self.text)
 
 
 class Capture:
-    """What one endpoint can say of tokens, as far as it is known."""
+    """Known token capability of one endpoint."""
 
     __slots__ = ("level", "tokenizes")
 
@@ -77,7 +77,7 @@ class Capture:
         self.tokenizes = True
 
     def read(self, completion: JsonObject, *, asked: Level) -> GeneratedTokens | None:
-        """The tokens of an answer to a request that asked for them; learns from what is there."""
+        """Read the tokens of an answer, and learn the endpoint's capability from it."""
         if asked == "none":
             return None
         generated, level = read_generated(completion)
@@ -90,7 +90,7 @@ class Capture:
         return generated
 
     def refused(self, refusal: Refusal, *, asked: Level) -> bool:
-        """Whether a server refused to be asked for tokens; it is not asked again then."""
+        """Return whether a server refused the token fields; then they are not sent again."""
         if asked == "none":
             return False
         named = refusal.param in _ASKS["unknown"] or "return_token" in refusal.message
@@ -100,14 +100,14 @@ class Capture:
 
 
 def with_asks(body: JsonObject, level: Level) -> JsonObject:
-    """The chat request with what is asked for at a level."""
+    """Add the token fields of a level to a chat request."""
     if level == "unknown" and body.get("top_logprobs"):
         level = "native"
     return body | _ASKS[level]
 
 
 def read_generated(completion: JsonObject) -> tuple[GeneratedTokens | None, Level | None]:
-    """The tokens in a chat completion of one choice, and the level that their being there shows."""
+    """Read the tokens of a chat completion with one choice, and the level that they prove."""
     choice = completion["choices"][0]
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
@@ -133,14 +133,14 @@ def read_generated(completion: JsonObject) -> tuple[GeneratedTokens | None, Leve
 
 
 def _counted(completion: JsonObject, tokens: int) -> bool:
-    """Whether the server counted as many tokens; a stream may have left some out. A server that counts none agrees."""
+    """Return whether the server's token count agrees, if it has one; a stream may have left tokens out."""
     usage = completion.get("usage")
     count = usage.get("completion_tokens") if isinstance(usage, dict) else None
     return not isinstance(count, int) or count == tokens
 
 
 def _has_alternatives(completion: JsonObject) -> bool:
-    """Whether the caller had asked for alternatives."""
+    """Return whether the caller had asked for alternatives."""
     try:
         return any(entry["top_logprobs"] for entry in completion["choices"][0]["logprobs"]["content"])
     except _UNREADABLE:
@@ -148,7 +148,7 @@ def _has_alternatives(completion: JsonObject) -> bool:
 
 
 def _ids_of_texts(content: list[Any]) -> array[int] | None:
-    """Ids out of `token_id:N`; None where there are none, or where the tokens are shown as their texts."""
+    """Return the ids in `token_id:N`; None if there are none, or if the tokens are shown as texts."""
     if not content or not content[0]["token"].startswith(ID_MARK):
         return None
     start = len(ID_MARK)
@@ -156,13 +156,13 @@ def _ids_of_texts(content: list[Any]) -> array[int] | None:
 
 
 def tokenize_request(body: JsonObject) -> JsonObject:
-    """The body of `/tokenize` for the prompt of a chat request."""
+    """Return the body of `/tokenize` for the prompt of a chat request."""
     request = {name: body[name] for name in _TEMPLATE_FIELDS if name in body}
     return {"model": body["model"], "add_generation_prompt": True} | request
 
 
 def read_tokenized(answer: Any, completion: JsonObject) -> array[int] | None:
-    """The ids that `/tokenize` gave, if they are as many as the server counted for the prompt itself."""
+    """Return the ids of `/tokenize`, if their number equals the prompt's token count in `usage`."""
     try:
         ids = array("i", answer["tokens"])
         return ids if ids and len(ids) == completion["usage"]["prompt_tokens"] else None

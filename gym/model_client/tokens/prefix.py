@@ -1,14 +1,14 @@
-"""`required_prefix_token_ids`: a chat server is told the exact tokens that the next prompt must begin with.
+"""Field `required_prefix_token_ids`: the exact tokens that the next prompt of a chat server must begin with.
 
-NeMo RL's vLLM server takes it and puts these tokens where its chat template would have written the turns before, so
-that a conversation is one segment (nemo_rl/models/generation/vllm/vllm_worker_async.py). A stock vLLM ignores it.
+NeMo RL's vLLM server puts these tokens in place of the earlier turns that its chat template would have written. So a
+conversation is one segment (nemo_rl/models/generation/vllm/vllm_worker_async.py). A stock vLLM ignores the field.
 
-What an endpoint does with it is learned. One that refuses the field is not sent it again. One whose prompts do not
-begin with what was required is sent it no more after `MOST_MISSES`, so that a server that ignores it does not cost the
-sending of every conversation's tokens; single misses beside many hits do not count. A server whose template keeps
-history as it was is sent it for good: that cannot be told from one that takes it.
+The support of an endpoint is learned. After a refusal the field is not sent again. If prompts do not begin with the
+required tokens, it is not sent after `MOST_MISSES`, which saves sending every conversation's tokens to a server that
+ignores them; single misses beside many hits do not count. A server whose template keeps history unchanged always gets
+the field: it looks like one that supports it.
 
-Invariant: this only ever asks. What the prompt was is read from the answer.
+Invariant: the field is only a request. The actual prompt is read from the answer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gym.trajectory import TurnTokens
 
 FIELD = "required_prefix_token_ids"
 MOST_MISSES = 3
-MISS_SHARE = 0.1  # of the answers, from which on misses count
+MISS_SHARE = 0.1  # minimum share of the answers at which misses count
 
 
 class PrefixSupport:
-    """What one endpoint does with the field, as far as it is known."""
+    """Known support of one endpoint for the field."""
 
     __slots__ = ("hits", "misses", "refused")
 
@@ -40,11 +40,11 @@ class PrefixSupport:
 
     @property
     def given_up(self) -> bool:
-        """Whether it is sent no more where the policy does not insist."""
+        """Whether the field is no longer sent, unless the policy requires it."""
         return self.refused or (self.misses >= MOST_MISSES and self.misses >= MISS_SHARE * (self.hits + self.misses))
 
     def asks(self, spec: PolicySpec, body: JsonObject, earlier: TurnTokens | None) -> JsonObject:
-        """What a chat request for a turn that follows `earlier` carries in addition."""
+        """Return the extra fields of a chat request for the turn after `earlier`."""
         if earlier is None or spec.api != "chat" or not spec.token_ids or FIELD in body or self.refused:
             return {}
         if spec.required_prefix is False or (spec.required_prefix is None and self.given_up):
@@ -53,7 +53,7 @@ class PrefixSupport:
         return {FIELD: prefix_of(earlier).tolist() if text is None else orjson.Fragment(b"[%b]" % text)}
 
     def learn(self, earlier: TurnTokens, prompt_ids: Sequence[int]) -> None:
-        """What the prompt was of a call that carried the prefix."""
+        """Count whether the prompt of a call with the field began with the prefix."""
         prefix = prefix_of(earlier)
         if array("i", prompt_ids[: len(prefix)]) == prefix:
             self.hits += 1
@@ -61,13 +61,13 @@ class PrefixSupport:
             self.misses += 1
 
     def learn_refusal(self, refusal: Refusal, *, sent: bool) -> bool:
-        """Whether a server refused the request for the field's sake."""
+        """Return whether a server refused the request because of the field."""
         named = sent and (refusal.param == FIELD or FIELD in refusal.message)
         self.refused = self.refused or named
         return named
 
     def describe(self) -> str:
-        """For people: unknown, accepted, refused or ignored."""
+        """Return the support for display: unknown, accepted, refused or ignored."""
         if self.refused:
             return "refused"
         if self.given_up:
@@ -76,5 +76,5 @@ class PrefixSupport:
 
 
 def prefix_of(turn: TurnTokens) -> array[int]:
-    """The tokens of the conversation up to the end of a turn."""
+    """Return the tokens of the conversation up to the end of a turn."""
     return array("i", turn.prompt_ids) + array("i", turn.token_ids)

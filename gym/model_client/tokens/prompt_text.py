@@ -1,10 +1,10 @@
-"""Token ids of a prompt as the server wrote them, so that a turn reads and sends its own part only. Pure.
+"""JSON text of a prompt's token ids, so that each turn parses and serialises only its own part. Pure.
 
-A chat server gives all ids of its prompt with each answer, and may be sent all of them with each request. To make
-numbers of them and text again at every turn costs more than all else of a long conversation. So their text is kept
-beside them: where the next prompt's text begins with that of the tokens so far, only what follows is read.
+A chat server returns all ids of its prompt with each answer, and may get all of them with each request. Parsing and
+serialising them at every turn dominates the cost of a long conversation. So their text is kept beside them: if the next
+prompt's text begins with it, only the rest is parsed.
 
-Invariant: what is read is what a JSON parser would read in the whole answer; where that is not certain nothing is cut.
+Invariant: the result equals that of a JSON parser on the whole answer; in case of doubt nothing is cut.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from gym.model_client.tokens.prefix import prefix_of
 from gym.trajectory import TurnTokens
 
 FIELD = b'"prompt_token_ids":'
-MARK = secrets.token_hex(16)  # stands where a list was cut out; no server can write it
-SHORT_BYTES = 2048  # of an answer, for which a parser is as fast
+MARK = secrets.token_hex(16)  # placeholder of a list that was cut out; unknown to servers
+SHORT_BYTES = 2048  # up to this size of an answer a parser is as fast
 _SPACE = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class PromptIds:
-    """A prompt, and the text between the brackets of its list."""
+    """Token ids of a prompt, and the text between the brackets of their list."""
 
     ids: array[int]
     text: bytes
 
     def continued(self, token_ids: array[int]) -> bytes:
-        """The text of the prompt and of what was generated after it, as the same server would write it."""
+        """Return the text of the prompt and the generated tokens, as the same server would write it."""
         more = orjson.dumps(token_ids.tolist())[1:-1]
         if not more:
             return self.text
@@ -42,10 +42,10 @@ class PromptIds:
 
 
 def cut_prompt(raw: bytes, earlier: TurnTokens | None) -> tuple[bytes, PromptIds | None]:
-    """An answer without its prompt's ids, in whose place `MARK` stands, and the ids; else the answer as it is.
+    """Replace the prompt's ids in an answer by `MARK`, and return them; else return the answer unchanged.
 
-    `earlier` are the tokens of the turn before. A quote within a JSON text is escaped, so the field is a key for
-    certain; whether it is that of the answer itself is for the caller to see, by the mark.
+    `earlier` are the tokens of the previous turn. A quote within a JSON string is escaped, so the field is certainly a
+    key. The caller checks by the mark that it is the key of the answer itself.
     """
     place = raw.find(FIELD) if len(raw) > SHORT_BYTES else -1
     if place < 0 or raw.find(FIELD, place + len(FIELD)) >= 0:

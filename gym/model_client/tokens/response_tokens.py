@@ -1,11 +1,11 @@
-"""Token ids and log-probabilities of a call in the Responses API, as far as a server gives them.
+"""Token ids and log-probabilities of a call in the Responses API.
 
 vLLM gives the ids of prompt and answer with `enable_response_messages` (`input_messages`, `output_messages`, one of
-each), and a log-probability for each generated token on the text of the answer, with `include`. An answer without a
-text, one of calls alone, has none; nor has all of a streamed one, whose last token shows nothing (seen in 0.32). Such a
-turn has no tokens here. OpenAI's servers refuse the first; gpt-oss on vLLM refuses the second.
+each), and with `include` a log-probability for each generated token on the text of the answer. An answer of tool calls
+alone has none, and a streamed one lacks that of its last token (seen in 0.32): such a turn has no tokens here. OpenAI's
+servers refuse the first field; gpt-oss on vLLM refuses the second.
 
-Invariant: ids are the server's, and each has its own log-probability, or there are none for the turn.
+Invariant: ids are the server's, and each has its log-probability; otherwise the turn has no tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError, OverflowError)
 
 
 class ResponseCapture:
-    """What one endpoint can say of the tokens of such calls, as far as it is known."""
+    """Known token capability of one endpoint for Responses calls."""
 
     __slots__ = ("level",)
 
@@ -33,7 +33,7 @@ class ResponseCapture:
         self.level: Level = "unknown"
 
     def read(self, completion: JsonObject, *, asked: Level) -> GeneratedTokens | None:
-        """The tokens of an answer to a request that asked for them; learns from what is there."""
+        """Read the tokens of an answer, and learn the endpoint's capability from it."""
         if asked == "none":
             return None
         response = completion[RESPONSE]
@@ -44,7 +44,7 @@ class ResponseCapture:
         return read_response_tokens(response)
 
     def refused(self, refusal: Refusal, *, asked: Level) -> bool:
-        """Whether a server refused to be asked for tokens; it is not asked again then."""
+        """Return whether a server refused the token fields; then they are not sent again."""
         if asked == "none":
             return False
         named = refusal.param.startswith(_PARAMS) or ASKED in refusal.message or LOGPROBS in refusal.message
@@ -54,7 +54,7 @@ class ResponseCapture:
 
 
 def with_asks(body: JsonObject, level: Level) -> JsonObject:
-    """The Responses request with what is asked for at a level."""
+    """Add the token fields of a level to a Responses request."""
     if level == "none":
         return body
     wanted = body.get("include") or []
@@ -62,7 +62,7 @@ def with_asks(body: JsonObject, level: Level) -> JsonObject:
 
 
 def read_response_tokens(response: JsonObject) -> GeneratedTokens | None:
-    """The tokens of a response; None where it does not name them all with their log-probabilities."""
+    """Read the tokens of a response; None unless all of them have log-probabilities."""
     prompt_ids, token_ids = _tokens(response.get("input_messages")), _tokens(response.get("output_messages"))
     if prompt_ids is None or token_ids is None:
         return None
@@ -78,7 +78,7 @@ def read_response_tokens(response: JsonObject) -> GeneratedTokens | None:
 
 
 def _tokens(messages: Any) -> array[int] | None:
-    """The ids of what was said, where all of it is one message of tokens."""
+    """Return the ids of a message list that is a single message of tokens, else None."""
     try:
         [message] = messages
         return array("i", message["tokens"])

@@ -1,23 +1,23 @@
-"""A prompt that goes on from the exact tokens of the turn before, whatever the chat template does to history. Pure.
+"""Splicing of a prompt that continues the exact tokens of the previous turn, for any chat template. Pure.
 
-A template may write an earlier turn otherwise than the model did: it drops reasoning, or text comes back as other
-tokens. Its prompt then no longer begins with the tokens so far. The prompt made here does: the tokens of the turn
-before as they were, and behind them what the template puts behind that turn's end: end mark, tool results, the
-next user's words, the generation prompt.
+A template may render an earlier turn differently from the model's tokens: it drops reasoning, or text is tokenised
+differently. Its prompt then no longer begins with the tokens so far. The spliced prompt does: it is the unchanged
+tokens of the previous turn, followed by the template's output after that turn: end token, tool results, the next user
+message, the generation prompt.
 
-The place of that end is found without knowing the template. The conversation is rendered twice, the second time with
-the last assistant message altered (`altered`): its content, or the arguments of its last call, are a marker. With
+The end of the turn is found without knowing the template. The conversation is rendered twice, the second time with the
+last assistant message altered (`altered`): its content, or the arguments of its last call, are a marker. With
 
-    whole   = start + what the message is rendered to  + tail        tail the longest common end,
-    altered = start + what the marker is rendered to   + tail        start the longest common beginning of the rest,
+    whole   = start + rendered message  + tail        tail the longest common end,
+    altered = start + rendered marker   + tail        start the longest common beginning of the rest,
 
-the end of the turn stands behind the marker. Its mark is known, the model wrote it as the last token of the turn. Where
-the marker's part does not hold it, its first place in the tail is the turn's end, and what follows is what is new. A
-turn that a limit or a stop text cut has no end mark: without calls the whole tail follows, so that the template closes
-it; with calls the tail begins inside of a call.
+the end of the turn follows the marker. Its end token is known: the model sampled it as the last token of the turn. If
+the rendered marker does not contain it, its first position in the tail is the turn's end, and the rest is new. A turn
+cut by a limit or a stop text has no end token: without calls the whole tail follows, so that the template closes the
+turn; with calls the tail begins inside a call.
 
-No splice is made where the marker is not in the rendering, the marker's part holds the end mark (the alteration changed
-more than one message), or the tail does not hold it (the template closes turns with another token than the model).
+There is no splice if the marker is missing in the rendering, if the rendered marker contains the end token (more than
+one message changed), or if the tail lacks it (the template closes turns with another token than the model).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ARGUMENTS = '{"end": "of this call~"}'
 
 
 def altered(messages: Sequence[JsonObject]) -> tuple[list[JsonObject], bool] | None:
-    """The conversation with a marker in its last assistant message, and whether that calls tools; None without one."""
+    """Put a marker into the last assistant message; also return whether that calls tools. None without one."""
     place = next((i for i in range(len(messages) - 1, -1, -1) if messages[i].get("role") == "assistant"), None)
     if place is None:
         return None
@@ -48,17 +48,17 @@ def altered(messages: Sequence[JsonObject]) -> tuple[list[JsonObject], bool] | N
 
 
 def begins_with(ids: array[int], earlier: array[int]) -> bool:
-    """Whether a prompt goes on from the tokens before it, with at least one more."""
+    """Return whether a prompt continues the earlier tokens with at least one more."""
     return len(ids) > len(earlier) and ids[: len(earlier)] == earlier
 
 
 def spliced(
     earlier: array[int], whole: array[int], altered: array[int], *, ended: bool | None, called: bool
 ) -> array[int] | None:
-    """The prompt, or None where it cannot be made safely.
+    """Return the spliced prompt, or None if there is no safe splice.
 
-    `earlier` are prompt and answer of the turn before. `ended` is whether its last token is an end mark that the model
-    wrote, None where that is not known; `called` is whether it called tools.
+    `earlier` are prompt and answer of the previous turn. `ended`: its last token is an end token that the model
+    sampled, None if unknown. `called`: it called tools.
     """
     tail = whole[len(whole) - _common_end(whole, altered) :]
     marker_end = len(altered) - len(tail)
@@ -78,12 +78,10 @@ def spliced(
 
 
 def _common_start(one: array[int], other: array[int]) -> int:
-    """How many tokens two lists begin with in common."""
     lengths = range(1, min(len(one), len(other)) + 1)
     return bisect_left(lengths, True, key=lambda length: one[:length] != other[:length])
 
 
 def _common_end(one: array[int], other: array[int]) -> int:
-    """How many tokens two lists end with in common."""
     lengths = range(1, min(len(one), len(other)) + 1)
     return bisect_left(lengths, True, key=lambda length: one[-length:] != other[-length:])

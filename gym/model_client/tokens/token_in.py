@@ -1,21 +1,21 @@
-"""A chat completion made of token ids: rendered, continued, generated from ids, parsed here (`api: tokens`).
+"""Chat completion from token ids (`api: tokens`): rendered by the server, spliced, generated from ids, parsed here.
 
 For a vLLM with `--enable-scale-out`, seen in 0.32. `/v1/chat/completions/render` gives the prompt's ids and the
 sampling parameters as the server understands them, `/inference/v1/generate` generates from ids; `gym.wire.parsers`
-reads calls and reasoning out of the text. What comes out has the shape of a chat completion with token ids, so that
-everything behind it is that of the chat path.
+reads calls and reasoning out of the text. The result has the shape of a chat completion with token ids, so that later
+stages are those of the chat path.
 
-A turn that follows another one is generated from that turn's exact tokens (`gym.model_client.tokens.splice`), so that a
-trajectory is one segment. How its prompt came about is counted:
+A later turn is generated from the exact tokens of the previous one (`gym.model_client.tokens.splice`), so that a
+trajectory is one segment. The ways in which prompts are made are counted:
 
     first     there were no earlier tokens
-    kept      the rendered prompt begins with them as it is: no second rendering
-    spliced   earlier tokens, and behind them what is new
-    broken    no safe splice; the rendered prompt is taken as it is, and a new segment begins
+    kept      the rendered prompt already begins with them: no second rendering
+    spliced   earlier tokens followed by the new ones
+    broken    no safe splice; the rendered prompt is used unchanged, and a new segment begins
 
-An answer that is its text is streamed to a caller who wants that; one that parsers read comes as one chunk at its end.
+An answer that needs no parser can be streamed; a parsed answer is sent as one chunk at its end.
 
-Invariant: ids that were generated are never tokenised again, and nothing is taken for an end of turn that is none.
+Invariant: generated ids are never tokenised again, and only a true end of turn is treated as one.
 Images and audio are placed by the server in its own rendering only, so a prompt with them is never spliced.
 """
 
@@ -46,7 +46,7 @@ from gym.wire.parsers import finish_reason, is_read_as_it_is, parse_reply
 Prompt = Literal["first", "kept", "spliced", "broken"]
 Post = Callable[[URL, JsonObject], Awaitable[Answered]]
 
-IN_PLACE_CHARS = 16_384  # of a text that is parsed on the event loop
+IN_PLACE_CHARS = 16_384  # longest text that is parsed on the event loop
 MOST_TEXT_CHARS = 8 * 2**20
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _STREAM = ("stream", "stream_options")
@@ -55,10 +55,10 @@ _UNREADABLE = (KeyError, IndexError, TypeError, ValueError, OverflowError, Attri
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCall:
-    """One call to one endpoint. `body` is the chat request as the policy wants it.
+    """Call to one endpoint. `body` is the chat request with the policy's settings.
 
-    `earlier` are the tokens of the turn whose answer is the last assistant message in it; None begins anew.
-    `reply_id` makes the ids of its tool calls.
+    `earlier` are the tokens of the turn whose answer is the last assistant message in it; None starts a new segment.
+    The ids of tool calls derive from `reply_id`.
     """
 
     spec: PolicySpec
@@ -69,7 +69,7 @@ class TokenCall:
 
 
 class RefusedExchange(Exception):
-    """One of the exchanges was refused; it says what a refused chat completion would say."""
+    """Refusal of one of the exchanges; treated as the refusal of the chat completion."""
 
     def __init__(self, answered: Answered) -> None:
         super().__init__(f"answered {answered[0]}")
@@ -77,7 +77,10 @@ class RefusedExchange(Exception):
 
 
 async def complete(post: Post, call: TokenCall, streamed: StreamSink | None = None) -> tuple[JsonObject, Prompt]:
-    """The chat completion, and how its prompt came about. Raises NotAnswered, BadCompletion, ModelRejected."""
+    """Return the chat completion and how its prompt was made.
+
+    Raises RefusedExchange, BadCompletion, ModelRejected.
+    """
     tools = _offered_tools(call)
     rendered = await _asked(post, call.url.render, _render_request(call.body))
     try:
@@ -107,7 +110,7 @@ async def complete(post: Post, call: TokenCall, streamed: StreamSink | None = No
 
 
 async def _streamed(post: Post, call: TokenCall, streamed: StreamSink, request: JsonObject) -> JsonObject:
-    """A completion that has been handed on as it came."""
+    """Return a completion whose chunks have been passed on while it was generated."""
     head = {"id": f"chatcmpl-{call.reply_id}", "created": 0, "model": call.spec.model}
     reply = await generate_streamed(streamed, call.url.generate, request, head)
     if reply.refused is not None:
@@ -128,7 +131,7 @@ async def _streamed(post: Post, call: TokenCall, streamed: StreamSink, request: 
 async def _continued(
     post: Post, call: TokenCall, turn: TurnTokens, whole: array[int], has_media: bool
 ) -> tuple[array[int], Prompt]:
-    """The prompt that begins with the tokens of the turn before."""
+    """Return the prompt that continues the tokens of the previous turn, if possible, and how it was made."""
     earlier = prefix_of(turn)
     if begins_with(whole, earlier):
         return whole, "kept"
@@ -155,7 +158,7 @@ async def _asked(post: Post, url: URL, body: JsonObject) -> JsonObject:
 
 
 def _offered_tools(call: TokenCall) -> list[JsonObject]:
-    """The tools that may be called. Calls that nobody reads would look like a model that makes none."""
+    """Return the tools that may be called. Raises ModelRejected without a parser: calls would go unnoticed."""
     tools: list[JsonObject] = call.body.get("tools") or []
     if tools and call.spec.tool_parser is None and call.body.get("tool_choice") != "none":
         raise ModelRejected(
@@ -166,14 +169,14 @@ def _offered_tools(call: TokenCall) -> list[JsonObject]:
 
 
 def _render_request(body: JsonObject) -> JsonObject:
-    """The chat request without what only concerns its answer."""
+    """Return the chat request without the fields that only concern its answer."""
     return {name: value for name, value in body.items() if name not in _STREAM}
 
 
 def _generate_request(call: TokenCall, rendered: JsonObject, prompt_ids: array[int]) -> JsonObject:
-    """What `/render` answered, with the prompt and the limit that are meant.
+    """Return the answer of `/render` with the actual prompt and token limit.
 
-    The rendered `max_tokens` is the room that the rendered prompt leaves; without one the server takes what is left.
+    The rendered `max_tokens` is the room after the rendered prompt; without one the server uses all remaining room.
     """
     sampling = dict(rendered["sampling_params"])
     sampling.pop("max_tokens", None)
@@ -181,7 +184,7 @@ def _generate_request(call: TokenCall, rendered: JsonObject, prompt_ids: array[i
     if limit is not None:
         sampling["max_tokens"] = limit
     if call.spec.tool_parser is not None or call.spec.reasoning_parser is not None:
-        sampling["skip_special_tokens"] = False  # the marks that parsers look for may be such
+        sampling["skip_special_tokens"] = False  # the markers that parsers look for may be special tokens
     request = {name: value for name, value in rendered.items() if value is not None and name != "token_offsets"}
     changes = {"token_ids": prompt_ids.tolist(), "sampling_params": sampling, "output_mode": "text", "stream": False}
     return request | changes
@@ -201,14 +204,14 @@ def _thinks(call: TokenCall) -> bool:
 
 
 def _ended(choice: JsonObject, body: JsonObject) -> bool:
-    """Whether the last token is the model's own end of turn, not a limit's, a stop text's or a stop token's."""
+    """Return whether the model itself ended the turn, not a limit, a stop text or a stop token."""
     reason = choice.get("stop_reason")
     asked = body.get("stop_token_ids") or ()
     return choice["finish_reason"] == "stop" and not isinstance(reason, str) and reason not in asked
 
 
 async def _detokenized(post: Post, url: EndpointUrl, choice: JsonObject, *, ended: bool) -> str:
-    """The text, of a server that generates tokens only; without what ended it."""
+    """Return the text from a server that generates tokens only, without the end token or stop text."""
     ids = choice["token_ids"]
     answer = await _asked(post, url.detokenize, {"tokens": ids[:-1] if ended else ids})
     text: str = answer["prompt"]
@@ -217,7 +220,7 @@ async def _detokenized(post: Post, url: EndpointUrl, choice: JsonObject, *, ende
 
 
 async def _parsed(call: TokenCall, text: str, tools: list[JsonObject]) -> JsonObject:
-    """The message that a text is; a long one is read in a thread, and none that is longer than any context."""
+    """Parse a text into a message; a long one in a thread. Raises ValueError above `MOST_TEXT_CHARS`."""
     if len(text) > MOST_TEXT_CHARS:
         raise ValueError(f"its text has {len(text)} characters, more than the {MOST_TEXT_CHARS} that are read")
     parse = partial(
@@ -242,9 +245,9 @@ def _completion(
     *,
     ended: bool,
 ) -> JsonObject:
-    """What a chat server would have answered, with `ended` beside vLLM's own additions to a choice.
+    """Build the answer of a chat server, with `ended` beside vLLM's additions to a choice.
 
-    Other than there, an answer that a limit cut finishes with `length` though calls could be read out of it.
+    Unlike there, an answer cut by a limit finishes with `length` even if calls could be read from it.
     """
     stopped = choice["finish_reason"]
     tool_choice = call.body.get("tool_choice")

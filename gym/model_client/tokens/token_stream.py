@@ -1,6 +1,6 @@
-"""A generation from token ids, streamed: vLLM's chunks become those of a chat completion, handed on as they come.
+"""Streamed generation from token ids: converts vLLM's chunks to those of a chat completion as they arrive.
 
-Only for an answer that is its text: where a parser has to read calls or reasoning out of it, it is not streamed.
+Only for answers that need no parser; an answer with calls or reasoning to parse is not streamed.
 Source: vLLM 0.32, `entrypoints/scale_out/token_in_token_out/serving.py` (serve_tokens_stream_generator).
 """
 
@@ -18,14 +18,14 @@ from gym.wire.chat.stream import CUT
 from gym.wire.errors import BadCompletion
 
 Answered = tuple[int, str | None, bytes]  # status, `Retry-After`, body
-Stream = Callable[[URL, JsonObject, OnChunks], Awaitable[Answered]]  # the body is empty where events were handed on
+Stream = Callable[[URL, JsonObject, OnChunks], Awaitable[Answered]]  # the body is empty if events were passed on
 
 _OPTIONS = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSink:
-    """How a request is sent for a stream, and who gets its chunks."""
+    """Sender of a streamed request and receiver of its chunks."""
 
     send: Stream
     on_chunks: OnChunks
@@ -33,9 +33,9 @@ class StreamSink:
 
 @dataclass(slots=True)
 class StreamedReply:
-    """What came of it; `refused` where nothing did. Without `texts` the server gave tokens only: nothing was handed on.
+    """Result of a streamed generation, or `refused`. Without `texts` the server gave only tokens; no chunk was sent.
 
-    `completion` lacks what only the caller knows: the prompt, and whether the model itself ended its turn.
+    `completion` lacks facts that only the caller knows: the prompt, and whether the model itself ended its turn.
     """
 
     completion: JsonObject
@@ -44,7 +44,7 @@ class StreamedReply:
 
 
 async def generate_streamed(streamed: StreamSink, url: URL, request: JsonObject, head: JsonObject) -> StreamedReply:
-    """Generate. `head` is what all chunks have in common. Raises BadCompletion for a stream that breaks."""
+    """Generate; `head` are the fields that all chunks share. Raises BadCompletion if the stream breaks."""
     whole, reply = ChatAccumulator(), StreamedReply({}, texts=True)
     first: list[JsonObject] = [_chunk(head, {"delta": {"role": "assistant", "content": ""}})]
 

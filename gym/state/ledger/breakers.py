@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
 from gym.state.batch_spec import SPEC_FIELD, read_spec
 from gym.state.ledger.judging import waiting_of
@@ -198,7 +198,7 @@ def read_breaker(name: bytes, text: bytes) -> Breaker:
 
 def policy_key(policy: str | PolicySpec | None) -> BreakerKey:
     """Return the key of a batch's policy."""
-    name = inline_record(policy).name if isinstance(policy, PolicySpec) else policy or ""
+    name = inline_model(policy).name if isinstance(policy, PolicySpec) else policy or ""
     return BreakerKey(BreakerKind.POLICY, name)
 
 

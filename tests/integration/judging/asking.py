@@ -12,7 +12,7 @@ from gym.trajectory import Trajectory
 
 
 class AskingRow(Row):
-    """Whom to ask, in this order; `odd` makes a reward that cannot be stored."""
+    """Names of the judges to ask, in order; `odd` makes a reward that cannot be stored."""
 
     asks: list[str]
     odd: bool = False

@@ -98,7 +98,7 @@ class FragileJudge:
 
 @dataclass(frozen=True, slots=True)
 class JudgedFarm:
-    """A farm with its judges, and what tests do with it."""
+    """Farm with its judges, and the actions of tests."""
 
     farm: LocalFarm
     judge: JudgeModel
@@ -127,7 +127,7 @@ class JudgedFarm:
 
     @staticmethod
     def until(done: Callable[[], Any], timeout_s: float = WAIT_S) -> Any:
-        """What `done` returns once it is true."""
+        """Wait until `done` returns a true value, and return it."""
         give_up_at = time.monotonic() + timeout_s
         while not (found := done()):
             assert time.monotonic() < give_up_at, "it did not come to pass in time"
@@ -136,7 +136,7 @@ class JudgedFarm:
 
     @staticmethod
     def row(said: str, expected: str, **extra: Any) -> dict[str, Any]:
-        """A task that the policy answers with `said`; `expected` is what the judge reads behind it."""
+        """A task that the policy answers with `said`; `expected` is the text that the judge reads after it."""
         return {
             "responses_create_params": {"input": [{"role": "user", "content": f"[[say {said}]]"}]},
             "environment": "equivalence",

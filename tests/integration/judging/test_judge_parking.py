@@ -1,4 +1,4 @@
-"""A judge that is away is left alone but for probes: its rollouts are parked, and nobody else's wait."""
+"""A judge that is away is left alone but for probes: its rollouts are parked, and no others wait."""
 
 from __future__ import annotations
 

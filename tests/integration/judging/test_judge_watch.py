@@ -1,4 +1,4 @@
-"""What a judge worker tells the breakers of judges, against a real Redis."""
+"""Reports of a judge worker to the circuit breakers of judges, against a real Redis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from gym.batch import BatchSpec
 from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, RolloutError
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.policy import PolicySpec
 from gym.state.ledger.breakers import Breaker, BreakerKey, Breakers, judge_key
 from gym.state.ledger.judging import JudgeClaim
@@ -28,7 +28,7 @@ SPEC = BatchSpec()
 
 
 class Desk:
-    """Notes what it is told; judges answer when a test says so."""
+    """Recorder of reports; judges answer when a test allows it."""
 
     def __init__(self) -> None:
         self.answers: dict[str, float] = {}
@@ -49,9 +49,9 @@ class Replicas:
 
     revision = 1
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         spec = PolicySpec(base_urls=["http://127.0.0.1:9"], model="m")
-        return PolicyRecord(name=name, spec=spec, revision=self.revision, paused=None, version=None)
+        return ServedModel(kind="judge", name=name, spec=spec, revision=self.revision, paused=None, version=None)
 
 
 class Worker:

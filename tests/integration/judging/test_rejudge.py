@@ -8,7 +8,7 @@ EQUAL, DIFFERENT = "[[say Verdict: EQUAL]]", "[[say Verdict: DIFFERENT]]"
 
 
 def model_calls(judged_farm: Any) -> int:
-    """How many calls the policy has had."""
+    """Return the number of calls to the policy."""
     import httpx
 
     return int(httpx.get(f"{judged_farm.farm.model_url}/admin/stats").json()["requests"])

@@ -21,7 +21,7 @@ from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelS
 
 
 class Farm:
-    """What a test needs: model servers, policies, captures, and proxies to talk to."""
+    """Parts of a test: model servers, policies, captures and proxies."""
 
     def __init__(self, redis_url: str, stack: AsyncExitStack) -> None:
         self.redis_url = redis_url

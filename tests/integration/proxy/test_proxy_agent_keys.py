@@ -51,7 +51,7 @@ class Running:
         return claim
 
     async def claim_again(self) -> Claim:
-        """What a worker claims after a failed attempt."""
+        """Claim the retry of a failed attempt, as a worker does."""
         self.claim = await self._claim(self.store)
         return self.claim
 

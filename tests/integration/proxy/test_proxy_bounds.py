@@ -1,4 +1,4 @@
-"""What strangers and mistakes may cost the proxy: bodies without end, and policies that lead back to it."""
+"""Bounds of the proxy against abuse and mistakes: endless bodies, and policies that lead back to it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_a_compressed_body_is_415(proxy, http):
 
 
 async def _raw(proxy: str, path: str, rest: bytes) -> tuple[int, dict[str, Any]]:
-    """Send a request as it is and read the answer, whatever of the request is still to come."""
+    """Send a request as it is and read the answer, even if the request is incomplete."""
     url = httpx.URL(proxy)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     try:

@@ -1,4 +1,4 @@
-"""The official clients, unmodified, run a tool loop; what is captured is what the library records."""
+"""The official clients, unmodified, run a tool loop; the capture equals the library's record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gym.model_client.settings import ModelSettings
 from gym.state.policies import PolicyCache
 from gym.testing.episodes import play
 from gym.testing.scripted_policy.tokenizer import decode
-from gym.trajectory import Trajectory
+from gym.trajectory import ModelCall, Trajectory
 
 pytestmark = pytest.mark.anyio
 
@@ -193,13 +193,14 @@ async def test_a_captured_tool_loop_equals_what_the_library_records(farm, model,
     assert captured.items == recorded.items
     assert captured.segments.segments == recorded.segments.segments
     assert len(captured.segments.segments) == 1
-    timeless = {"started_s": 0.0, "duration_s": 0.0}
     # outside the Responses API a client need not send reasoning back, so a request may have an item less
-    if loop is not responses_loop:
-        timeless["request_items"] = 0
-    assert [dataclasses.replace(call, **timeless) for call in captured.calls] == [
-        dataclasses.replace(call, **timeless) for call in recorded.calls
-    ]
+    ignored = {} if loop is responses_loop else {"request_items": 0}
+
+    def timeless(call: ModelCall) -> ModelCall:
+        facts = dataclasses.replace(call.facts, started_s=0.0, duration_s=0.0)
+        return dataclasses.replace(call, facts=facts, **ignored)
+
+    assert [timeless(call) for call in captured.calls] == [timeless(call) for call in recorded.calls]
     assert captured.tool_calls == recorded.tool_calls
     assert captured.usage == recorded.usage
     assert captured.tokens_complete
@@ -260,7 +261,7 @@ async def test_a_turn_goes_on_from_the_tokens_that_another_process_recorded(farm
 
 
 def _runs(mask: bytearray) -> list[tuple[int, int]]:
-    """Where the mask is 1."""
+    """Return the positions where the mask is 1."""
     edges = [place for place in range(len(mask) + 1) if bytes([0, *mask, 0])[place : place + 2] in (b"\0\1", b"\1\0")]
     return list(zip(edges[::2], edges[1::2], strict=True))
 

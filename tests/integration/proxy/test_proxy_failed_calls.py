@@ -1,4 +1,4 @@
-"""What fails is kept with its request, its error and its time, adds no tokens, and is told in the caller's terms."""
+"""Failed calls are recorded with request, error and time, add no tokens, and are reported in the caller's dialect."""
 
 from __future__ import annotations
 

@@ -86,8 +86,8 @@ async def test_the_official_client_runs_a_tool_loop_that_is_captured(farm, passe
     said = [] if question == QUESTION else ["reasoning", "message"]
     assert kinds == [*said, "function_call", "function_call_output", "message"]
     assert [call.turn for call in trajectory.calls] == [0, 1]
-    assert all(call.usage.output_tokens for call in trajectory.calls)
-    assert {(call.version_before, call.version_after) for call in trajectory.calls} == {(3, 3)}
+    assert all(call.facts.usage.output_tokens for call in trajectory.calls)
+    assert {(call.facts.version_before, call.facts.version_after) for call in trajectory.calls} == {(3, 3)}
     # a turn of a call alone has no log-probabilities, nor has a whole stream
     assert [call.has_tokens for call in trajectory.calls] == [not stream and bool(said), not stream]
     assert not trajectory.tokens_complete or (not stream and said)
@@ -220,7 +220,7 @@ async def test_a_conversation_that_no_longer_fits_is_an_overflow(farm, http, str
     answer = await http.post(f"{proxy}/rollouts/r/v1/responses", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     [call] = (await farm.captures.trajectory("r")).calls
-    assert call.finish == "context_overflow"
+    assert call.facts.finish == "context_overflow"
 
 
 async def test_a_client_that_leaves_in_mid_stream_ends_the_call_to_the_server(passed, proxy, http, eventually):
@@ -238,7 +238,7 @@ async def test_a_stream_comes_token_by_token(passed, proxy, http):
     times = []
     async with http.stream("POST", f"{proxy}/v1/responses", json={**ASKED, "stream": True}) as answer:
         async for _ in answer.aiter_bytes():
-            times.append(asyncio.get_running_loop().time())  # noqa: PERF401  the time of each is what counts
+            times.append(asyncio.get_running_loop().time())  # noqa: PERF401  the time of each matters
     assert len(times) >= 4
     assert times[-1] - times[0] >= 0.1
 

@@ -1,4 +1,4 @@
-"""What calls under way are answered when the proxy is told to end."""
+"""Answers to calls in progress when the proxy shuts down."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Ending:
         self.server, self.shutdown, self.url, self.task = server, shutdown, url, task
 
     async def end(self) -> None:
-        """As SIGTERM does."""
+        """Begin the shutdown, as SIGTERM does."""
         self.server.should_exit = True
         self.server._signalled.set()
         await self.task

@@ -31,7 +31,7 @@ from gym.state.repair.audit import MOST_BACKLOG, MOST_LIVE, Audits
 from gym.state.repair.recall import Recalled, recall
 from gym.state.repair.recount import recount
 from gym.task import MAX_SAMPLES, RowHeader
-from gym.trajectory import Usage
+from gym.trajectory import CallFacts, Usage
 from tests.integration.state.metered import Metered
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
@@ -288,8 +288,11 @@ async def a_model_call_has_very_many_messages(bench: Bench) -> None:
     messages: list[JsonObject] = [{"role": "user", "content": str(number)} for number in range(50_000)]
     reply: JsonObject = {"role": "assistant", "content": "yes"}
     answer = CallAnswer(
-        completion={"choices": [{"message": reply}]}, overflow=None, created_at=0.0, finish="stop", usage=Usage(),
-        tokens=None, version_before=None, version_after=None, endpoint="http://model", duration_s=0.1, attempts=1,
+        completion={"choices": [{"message": reply}]}, overflow=None, created_at=0.0, tokens=None,
+        facts=CallFacts(
+            endpoint="http://model", finish="stop", usage=Usage(), version_before=None, version_after=None,
+            duration_s=0.1, attempts=1,
+        ),
     )  # fmt: skip
     asked = [messages, [*messages, reply, {"role": "user", "content": "why?"}]]
     for turn, conversation in enumerate(asked):

@@ -1,4 +1,4 @@
-"""What the proxy process has to load, and need not have installed."""
+"""Imports of the proxy process: required modules, and packages that it does not need."""
 
 import subprocess
 import sys

@@ -20,15 +20,15 @@ from gym.environments.registry import environment_type
 from gym.jsontypes import JsonObject
 from gym.limits import Limits
 from gym.model_client.client import ModelReply, ModelRequest
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
 from gym.task import Task
-from gym.trajectory import Trajectory, TurnTokens, Usage
+from gym.trajectory import CallFacts, Trajectory, TurnTokens, Usage
 
 pytestmark = pytest.mark.anyio
 TURNS = 5
-POLICY = inline_record(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="m"))
+POLICY = inline_model(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="m"))
 
 
 class Dice(Environment[Row]):
@@ -75,14 +75,16 @@ class Model:
         sampled = array("i", range(first + 10 * (turn + 1), first + 10 * (turn + 1) + 5))
         return ModelReply(
             items=[call] if turn < TURNS - 1 else [message],
-            finish="stop",
-            usage=Usage(len(prompt), 5, 1, 2),
             tokens=TurnTokens(prompt, sampled, array("f", [-0.5] * 5), ended=True) if self.tokens else None,
-            version_before=turn,
-            version_after=turn + 1,
-            endpoint="http://server",
-            duration_s=0.25,
-            attempts=1,
+            facts=CallFacts(
+                endpoint="http://server",
+                finish="stop",
+                usage=Usage(len(prompt), 5, 1, 2),
+                version_before=turn,
+                version_after=turn + 1,
+                duration_s=0.25,
+                attempts=1,
+            ),
         )
 
 
@@ -119,7 +121,9 @@ def content(episode: Episode) -> dict[str, Any]:
         "tool_calls": trajectory.tool_calls,
         "usage": trajectory.usage,
         "segments": trajectory.segments.segments,
-        "calls": [dataclasses.replace(call, started_s=0.0) for call in trajectory.calls],
+        "calls": [
+            dataclasses.replace(call, facts=dataclasses.replace(call.facts, started_s=0.0)) for call in trajectory.calls
+        ],
     }
 
 
@@ -146,10 +150,10 @@ async def test_a_replayed_call_keeps_its_time_and_counts_as_model_time() -> None
     replay = unpack(kept, attempt=1, model=second)
     assert replay is not None
     assert replay.elapsed_s == 3.0
-    earlier = [each.call.started_s for each in replay.calls]
+    earlier = [each.call.facts.started_s for each in replay.calls]
     episode = await begin(replay)
     await ToolLoop().run(episode)
-    assert [call.started_s for call in episode.trajectory.calls[:3]] == earlier
+    assert [call.facts.started_s for call in episode.trajectory.calls[:3]] == earlier
     assert episode.model_s >= 0.75
 
 

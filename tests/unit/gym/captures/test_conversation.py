@@ -110,6 +110,7 @@ def record(place: int, packed: Any, parent: int | None = None) -> dict[str, Any]
         "endpoint": "http://e",
         "started_s": 0.0,
         "duration_s": 0.1,
+        "attempts": 1,
         "finish": "stop",
         "version_before": place,
         "version_after": place,

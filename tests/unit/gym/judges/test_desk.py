@@ -15,7 +15,7 @@ from gym.errors import JudgeParked, JudgeRefused, JudgeUnreachable, VerdictUnrea
 from gym.judges.base import Ask, Question, Verdict
 from gym.judges.desk import Desk
 from gym.judges.settings import JudgeSettings
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.testing.model_server.server import ScriptedModelServer
 from workers.judge_server.app import JudgeServer
 from workers.judge_server.item import Item
@@ -30,11 +30,13 @@ class Fixed:
 
     def __init__(self, judges: dict[str, Any]) -> None:
         self._records = {
-            name: PolicyRecord(name=name, spec=each.policy(each.base_urls), revision=1, paused=None, version=None)
+            name: ServedModel(
+                kind="judge", name=name, spec=each.spec(each.base_urls), revision=1, paused=None, version=None
+            )
             for name, each in judges.items()
         }
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         return self._records.get(name)
 
 
@@ -66,7 +68,7 @@ async def ask(desk: Desk, judge: str, answer: str, reference: str = "", **option
 
 
 class Lengths:
-    """A model that scores an answer by its length; what is longer than 10 characters it cannot score."""
+    """A model that scores an answer by its length; it cannot score more than 10 characters."""
 
     model, version = "lengths", "v7"
 
@@ -246,7 +248,7 @@ class Nobody:
 
     looks = 0
 
-    def get(self, name: str) -> PolicyRecord | None:
+    def get(self, name: str) -> ServedModel | None:
         self.looks += 1
         return None
 

@@ -1,4 +1,4 @@
-"""A judge's words: which of them are a verdict, and which are none."""
+"""Detection of the verdict in a judge's answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verdict is found in 200 KB of a degenerate answer in a moment, whatever form it has."""
+"""Verdicts of all forms are found quickly in 200 KB of a degenerate answer."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from gym.model_client.client import ModelRequest, PolicyClient
-from gym.model_client.routing.policy_record import PolicyRecord
+from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
 
@@ -39,7 +39,7 @@ def error(status: int, message: str = "broken", **fields: Any) -> web.Response:
 class StubServer:
     """Answers by script, then with a plain completion. A step is a status, an answer, a body, HANG or DISCONNECT.
 
-    `default` is the step when the script has come to its end; `health` is what `GET /health` answers, or HANG.
+    `default` is the step after the end of the script; `health` is what `GET /health` answers, or HANG.
     """
 
     def __init__(self) -> None:
@@ -118,17 +118,17 @@ class StubServer:
         return web.Response(body=body, content_type="application/json")
 
 
-class Policies(dict[str, PolicyRecord]):
+class Policies(dict[str, ServedModel]):
     """The records that a process would keep fresh from Redis."""
 
-    def put(self, name: str, urls: list[str], **fields: Any) -> PolicyRecord:
-        """Register a policy; what is not a field of the record is one of its spec."""
-        names = {field.name for field in dataclasses.fields(PolicyRecord)}
+    def put(self, name: str, urls: list[str], **fields: Any) -> ServedModel:
+        """Register a policy; a field that is not the model's is one of its spec."""
+        names = {field.name for field in dataclasses.fields(ServedModel)}
         own = {key: fields.pop(key) for key in names & fields.keys()}
         before = self.get(name)
         spec = PolicySpec(base_urls=urls, model=fields.pop("model", "m"), **fields)
         values = {"paused": None, "version": None, "revision": before.revision + 1 if before else 1} | own
-        self[name] = PolicyRecord(name=name, spec=spec, **values)
+        self[name] = ServedModel(name=name, spec=spec, **values)
         return self[name]
 
     def change(self, name: str, **fields: Any) -> None:
@@ -179,7 +179,7 @@ async def client(clients: Callable[..., Any]) -> PolicyClient:
     return made
 
 
-def request(policy: PolicyRecord, *, within_s: float = 20.0, **fields: Any) -> ModelRequest:
+def request(policy: ServedModel, *, within_s: float = 20.0, **fields: Any) -> ModelRequest:
     """A model call on a short conversation."""
     values: dict[str, Any] = {
         "params": {"input": "hi"},
@@ -211,7 +211,7 @@ def ask() -> Callable[..., ModelRequest]:
 
 @pytest.fixture
 def shapes() -> Any:
-    """What tests write scripts with; test modules do not import each other."""
+    """Return the shapes of answers for scripts; test modules do not import each other."""
 
     class Shapes:
         HANG = HANG
@@ -224,7 +224,7 @@ def shapes() -> Any:
 
 @pytest.fixture
 async def dead_url() -> str:
-    """A base URL where nobody listens."""
+    """Return a base URL that refuses connections."""
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     server.close()

@@ -10,7 +10,7 @@ import pytest
 
 from gym.errors import BadRow, ModelUnreachable, Stage
 from gym.model_client.client import PolicyClient
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.model_client.settings import ModelSettings
 from gym.policy import PolicySpec
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
@@ -31,7 +31,7 @@ async def test_a_call_is_translated_and_its_answer_too(server, client, policies,
     reply = await client.respond(ask(policies.put("p", [server.url], model="served"), params=params))
     assert [item["type"] for item in reply.items] == ["reasoning", "function_call"]
     assert reply.items[1]["call_id"] == "call_1"
-    assert (reply.finish, reply.usage.input_tokens, reply.usage.output_tokens) == ("stop", 3, 2)
+    assert (reply.facts.finish, reply.facts.usage.input_tokens, reply.facts.usage.output_tokens) == ("stop", 3, 2)
     body = server.bodies[0]
     assert (body["model"], body["max_tokens"], body["tools"][0]["function"]["name"]) == ("served", 9, "add")
     assert "stream" not in body
@@ -53,26 +53,26 @@ async def test_sampling_overrides_win_over_what_is_asked(server, client, policie
 async def test_an_answer_cut_at_its_limit_says_so(server, client, policies, ask, shapes):
     server.script = [shapes.completion(choice={"finish_reason": "length"})]
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert (reply.finish, reply.items[-1]["status"]) == ("max_tokens", "incomplete")
+    assert (reply.facts.finish, reply.items[-1]["status"]) == ("max_tokens", "incomplete")
 
 
 async def test_token_ids_come_from_the_server_that_names_them(client, ask):
     async with ScriptedModelServer() as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         segments = Segments()
         for turn in range(2):
             reply = await client.respond(ask(policy, turn=turn))
             assert reply.tokens is not None
-            assert len(reply.tokens.prompt_ids) == reply.usage.input_tokens
-            assert len(reply.tokens.token_ids) == reply.usage.output_tokens
-            segments.add_turn(reply.tokens, reply.version_after)
+            assert len(reply.tokens.prompt_ids) == reply.facts.usage.input_tokens
+            assert len(reply.tokens.token_ids) == reply.facts.usage.output_tokens
+            segments.add_turn(reply.tokens, reply.facts.version_after)
         assert client.load()[policy.name]["endpoints"][0]["token_ids"] == "native"
 
 
 async def test_a_server_that_names_ids_in_its_texts_only_is_asked_for_the_prompt(client, ask):
     async with ScriptedModelServer() as server, ScriptedModelServer(ScriptedModelOptions(token_ids=False)) as older:
         replies = [
-            await client.respond(ask(inline_record(PolicySpec(base_urls=[url], model="any"))))
+            await client.respond(ask(inline_model(PolicySpec(base_urls=[url], model="any"))))
             for url in (server.url, older.url)
         ]
     newer_tokens, older_tokens = (reply.tokens for reply in replies)
@@ -145,19 +145,19 @@ async def test_a_long_conversation_keeps_its_ids_in_four_bytes_each(server, clie
 async def test_versions_are_those_announced_before_and_after_the_call(server, client, policies, ask, shapes):
     server.script = [lambda _: policies.change("p", version=8) or shapes.completion()]
     reply = await client.respond(ask(policies.put("p", [server.url], version=7)))
-    assert (reply.version_before, reply.version_after) == (7, 8)
+    assert (reply.facts.version_before, reply.facts.version_after) == (7, 8)
 
 
 async def test_a_version_that_the_server_reports_wins(server, client, policies, ask, shapes):
     server.script = [shapes.completion(weight_version="step-12")]
     reply = await client.respond(ask(policies.put("p", [server.url], version=7)))
-    assert (reply.version_before, reply.version_after) == (12, 12)
+    assert (reply.facts.version_before, reply.facts.version_after) == (12, 12)
 
 
 async def test_an_inline_policy_needs_no_source(server, client, ask):
-    policy = inline_record(PolicySpec(base_urls=[server.url], model="m", version=3))
+    policy = inline_model(PolicySpec(base_urls=[server.url], model="m", version=3))
     reply = await client.respond(ask(policy))
-    assert (reply.version_before, reply.version_after) == (3, 3)
+    assert (reply.facts.version_before, reply.facts.version_after) == (3, 3)
     assert policy.name in client.load()
 
 
@@ -179,7 +179,7 @@ async def test_a_paused_policy_holds_calls_until_it_is_resumed(server, client, p
     assert (load["held"], load["in_flight"], len(server.requests)) == (3, 0, 0)
     policies.change("p", paused=None, version=2)
     replies = await asyncio.gather(*calls)
-    assert [reply.version_before for reply in replies] == [2, 2, 2]
+    assert [reply.facts.version_before for reply in replies] == [2, 2, 2]
     assert client.load()["p"]["held"] == 0
 
 
@@ -190,7 +190,7 @@ async def test_a_call_in_flight_when_its_policy_is_paused_ends_as_it_would_have(
     policies.change("p", paused="drain")
     assert client.load()["p"]["in_flight"] == 1
     server.release.set()
-    assert (await call).finish == "stop"
+    assert (await call).facts.finish == "stop"
     assert client.load()["p"]["in_flight"] == 0
 
 
@@ -202,7 +202,7 @@ async def test_a_retry_is_held_too(server, client, policies, ask):
     assert client.load()["p"]["held"] == 1
     assert len(server.requests) == 1
     policies.change("p", paused=None)
-    assert (await call).attempts == 2
+    assert (await call).facts.attempts == 2
 
 
 async def test_a_held_call_ends_at_its_deadline(server, client, policies, ask):
@@ -235,9 +235,9 @@ async def test_a_held_call_can_be_cancelled(server, client, policies, ask):
 async def test_a_scripted_server_with_faults_loses_no_call(client, ask):
     options = ScriptedModelOptions(error_rate=0.2, rate_limit_rate=0.1, retry_after_s=0.0, seed=3)
     async with ScriptedModelServer(options) as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         replies = await asyncio.gather(*(client.respond(ask(policy, rollout_id=f"b:{n}")) for n in range(60)))
-    assert max(reply.attempts for reply in replies) > 1
+    assert max(reply.facts.attempts for reply in replies) > 1
 
 
 @pytest.mark.parametrize(("limit", "finish"), [(2, "max_tokens"), (3, "stop"), (None, "stop")])
@@ -251,26 +251,26 @@ async def test_a_call_that_used_up_its_limit_was_cut_whatever_the_server_says(
     reply = await client.respond(
         ask(policies.put("p", [server.url]), params={"input": "hi", "max_output_tokens": limit})
     )
-    assert reply.finish == finish
+    assert reply.facts.finish == finish
     assert reply.items[-1]["status"] == ("completed" if finish == "stop" else "incomplete")
 
 
 async def test_a_context_overflow_of_the_scripted_server_is_recognised(client, ask):
     async with ScriptedModelServer(ScriptedModelOptions(max_model_len=64)) as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         reply = await client.respond(ask(policy, params={"input": "word " * 200, "max_output_tokens": 8}))
-    assert reply.finish == "context_overflow"
+    assert reply.facts.finish == "context_overflow"
 
 
 async def test_policies_that_come_and_go_are_forgotten(server, policies, ask):
     async with PolicyClient(ModelSettings(), policies, most_pools=3) as client:
         for number in range(8):
-            await client.respond(ask(inline_record(PolicySpec(base_urls=[server.url], model=f"m{number}"))))
+            await client.respond(ask(inline_model(PolicySpec(base_urls=[server.url], model=f"m{number}"))))
         assert len(client.load()) <= 4
 
 
 async def test_arguments_that_a_server_cannot_decode_cost_no_rollout(server, client, policies, ask, shapes):
-    """As vLLM up to 0.25: the arguments of earlier calls are decoded, and malformed ones are a 400."""
+    """Behave as vLLM up to 0.25: the arguments of earlier calls are decoded, and malformed ones are a 400."""
 
     def decodes(_):
         for message in server.bodies[-1]["messages"]:

@@ -1,4 +1,4 @@
-"""What is sent, sent again, and given up, against a real server on loopback."""
+"""Calls that are sent, retried and given up, against a real server on loopback."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ pytestmark = pytest.mark.anyio
 async def test_a_call_answered_by_a_passing_fault_is_sent_again(server, client, policies, ask, status):
     server.script = [status]
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert reply.attempts == 2
+    assert reply.facts.attempts == 2
     assert reply.items[0]["content"][0]["text"] == "hello"
 
 
 async def test_a_call_whose_connection_breaks_is_sent_again(server, client, policies, ask, shapes):
     server.script = [shapes.DISCONNECT, shapes.DISCONNECT]
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert reply.attempts == 3
+    assert reply.facts.attempts == 3
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"choices": []}', b'{"object": "error", "message": "no"}'])
 async def test_an_answer_that_is_no_completion_is_asked_for_again(server, client, policies, ask, body):
     server.script = [body]
-    assert (await client.respond(ask(policies.put("p", [server.url])))).attempts == 2
+    assert (await client.respond(ask(policies.put("p", [server.url])))).facts.attempts == 2
 
 
 async def test_an_answer_that_the_server_aborted_is_asked_for_again(server, client, policies, ask, shapes):
     server.script = [shapes.completion(choice={"finish_reason": "abort"})]
-    assert (await client.respond(ask(policies.put("p", [server.url])))).attempts == 2
+    assert (await client.respond(ask(policies.put("p", [server.url])))).facts.attempts == 2
 
 
 async def test_a_call_is_sent_no_more_often_than_allowed(server, clients, policies, ask):
@@ -76,7 +76,7 @@ async def test_retry_after_is_waited_for_where_there_is_no_other_endpoint(server
 
     server.script = [busy]
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert reply.duration_s >= 0.3
+    assert reply.facts.duration_s >= 0.3
 
 
 async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(server, client, policies, ask, shapes):
@@ -121,7 +121,7 @@ async def test_a_call_that_takes_too_long_is_tried_on_another_endpoint(servers, 
     first, second = await servers(), await servers()
     first.script = second.script = [shapes.HANG]  # whichever is asked first
     reply = await client.respond(ask(policies.put("p", [first.url, second.url])))
-    assert reply.attempts == 2
+    assert reply.facts.attempts == 2
     assert {len(first.requests), len(second.requests)} == {1}
 
 
@@ -151,7 +151,7 @@ async def test_cancelling_a_call_closes_its_connection(server, client, policies,
 async def test_a_dead_endpoint_is_ejected_and_the_others_take_its_calls(server, client, policies, ask, dead_url):
     policy = policies.put("p", [dead_url, server.url])
     replies = await asyncio.gather(*(client.respond(ask(policy, sticky_key=f"g{n}")) for n in range(24)))
-    assert all(reply.endpoint == f"{server.url}/v1" for reply in replies)
+    assert all(reply.facts.endpoint == f"{server.url}/v1" for reply in replies)
     states = {endpoint["url"]: endpoint["state"] for endpoint in client.load()["p"]["endpoints"]}
     assert states == {f"{dead_url}/v1": "ejected", f"{server.url}/v1": "healthy"}
 
@@ -160,8 +160,8 @@ async def test_a_call_waits_for_its_only_endpoint_to_come_back(server, clients, 
     client = await clients(max_retries=4)
     server.script = [503] * 3
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert reply.attempts == 4
-    assert reply.duration_s > 0.9  # the back-off of an ejected endpoint
+    assert reply.facts.attempts == 4
+    assert reply.facts.duration_s > 0.9  # the back-off of an ejected endpoint
     assert client.load()["p"]["endpoints"][0]["state"] == "healthy"
 
 
@@ -222,7 +222,7 @@ async def test_each_attempt_has_an_id_of_its_own(server, client, policies, ask):
 @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
 async def test_a_base_url_may_or_may_not_end_in_v1(server, client, policies, ask, suffix):
     reply = await client.respond(ask(policies.put("p", [server.url + suffix])))
-    assert reply.endpoint == f"{server.url}/v1"
+    assert reply.facts.endpoint == f"{server.url}/v1"
 
 
 async def test_a_long_conversation_is_sent_whole(server, client, policies, ask):
@@ -239,10 +239,10 @@ async def test_a_list_of_urls_is_replaced_while_a_call_is_in_flight(servers, cli
     await first.hanging.wait()
     policies.put("p", [second.url])
     reply = await client.respond(ask(policy))  # the caller's record is old, the call is not
-    assert reply.endpoint == f"{second.url}/v1"
+    assert reply.facts.endpoint == f"{second.url}/v1"
     assert [endpoint["url"] for endpoint in client.load()["p"]["endpoints"]] == [f"{second.url}/v1"]
     first.release.set()
-    assert (await call).endpoint == f"{first.url}/v1"
+    assert (await call).facts.endpoint == f"{first.url}/v1"
     assert client.load()["p"]["in_flight"] == 0
 
 
@@ -255,14 +255,19 @@ async def test_a_retry_goes_to_the_urls_that_are_listed_by_then(servers, client,
 
     first.script = [moved]
     reply = await client.respond(ask(policies.put("p", [first.url])))
-    assert (reply.endpoint, reply.attempts) == (f"{second.url}/v1", 2)
+    assert (reply.facts.endpoint, reply.facts.attempts) == (f"{second.url}/v1", 2)
 
 
 async def test_a_context_overflow_is_an_outcome_and_not_an_error(server, client, policies, ask, shapes):
     message = "This model's maximum context length is 64 tokens. However, your request has 99 input tokens."
     server.script = [shapes.error(400, message, type="BadRequestError")]
     reply = await client.respond(ask(policies.put("p", [server.url], version=4)))
-    assert (reply.finish, reply.items, reply.tokens, reply.version_before) == ("context_overflow", [], None, 4)
+    assert (reply.facts.finish, reply.items, reply.tokens, reply.facts.version_before) == (
+        "context_overflow",
+        [],
+        None,
+        4,
+    )
     assert client.load()["p"]["endpoints"][0]["failed"] == 0
 
 
@@ -280,3 +285,19 @@ async def test_many_calls_through_a_server_that_fails_one_in_three_all_get_an_an
     ]
     replies = await asyncio.gather(*(client.respond(ask(policy, rollout_id=f"b:{n}")) for n in range(50)))
     assert len(replies) == 50
+
+
+@pytest.mark.parametrize("kind", ["policy", "judge"])
+async def test_errors_name_the_model_by_its_kind(server, client, policies, ask, kind):
+    model = policies.put("m", [server.url], kind=kind)
+    server.script = [403]
+    with pytest.raises(ModelRejected) as refused:
+        await client.respond(ask(model))
+    server.script = [503] * 100
+    with pytest.raises(ModelUnreachable) as given_up:
+        await client.respond(ask(model, within_s=1.0))
+    del policies["m"]
+    with pytest.raises(ModelUnreachable) as gone:
+        await client.respond(ask(model))
+    for error in (refused, given_up, gone):
+        assert error.value.message.startswith(f"{kind} 'm'")

@@ -1,4 +1,4 @@
-"""Calls in the Responses API itself: what is the policy's in them, tokens as far as they are named, faults."""
+"""Calls in the Responses API itself: settings of the policy, token ids, faults."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_call_goes_as_it_came_but_for_what_is_the_policys(server, client
     assert reply.items == [{**WHOLE["output"][0], "content": [{**text_part(), "logprobs": []}]}]
     assert (list(reply.tokens.prompt_ids), list(reply.tokens.token_ids)) == ([1, 2, 3], [4, 5])
     assert list(reply.tokens.logprobs) == [-1.0, -2.0]
-    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (3, 2)
+    assert (reply.facts.usage.input_tokens, reply.facts.usage.output_tokens) == (3, 2)
 
 
 def test_no_stream_options_without_a_stream_and_none_of_them_lost_with_one():
@@ -159,7 +159,7 @@ async def test_a_failed_response_is_sampled_again(server, client, policies, ask)
     server.script = [{**WHOLE, "status": "failed", "error": {"message": "out of memory"}}]
     server.default = WHOLE
     reply = await client.respond(ask(policies.put("p", [server.url], api="responses")))
-    assert (reply.attempts, reply.finish) == (2, "stop")
+    assert (reply.facts.attempts, reply.facts.finish) == (2, "stop")
 
 
 async def test_an_answer_that_is_no_response_is_the_servers_fault(server, clients, policies, ask, shapes):
@@ -188,7 +188,7 @@ async def test_no_room_left_is_an_overflow_unless_the_caller_leaves_none(server,
     server.default = lambda request: shapes.error(400, told, param="max_tokens")
     call = ask(policies.put("p", [server.url], api="responses"), params={"input": "x", "max_output_tokens": limit})
     if limit is None:
-        assert (await client.respond(call)).finish == "context_overflow"
+        assert (await client.respond(call)).facts.finish == "context_overflow"
     else:
         with pytest.raises(ModelRejected, match="at least 1"):
             await client.respond(call)

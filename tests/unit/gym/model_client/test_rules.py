@@ -11,7 +11,7 @@ from gym.errors import ModelUnreachable
 from gym.model_client.http.urls import EndpointUrl
 from gym.model_client.retry import UNHEALTHY_WAIT_S, AttemptFailure, CallProgress, retry_after_s
 from gym.model_client.routing.endpoint_pool import EndpointPool
-from gym.model_client.routing.policy_record import inline_record, newest
+from gym.model_client.routing.served_model import inline_model, newest
 from gym.model_client.sampling import pinned
 from gym.model_client.versions import reported_versions
 from gym.policy import PolicySpec
@@ -95,7 +95,7 @@ def test_retry_after_is_seconds_or_a_date(header, seconds):
 
 def progress(pool: EndpointPool, *, deadline: float = 1000.0, max_retries: int = 20) -> CallProgress:
     assert pool.endpoints
-    return CallProgress("p", began=0.0, deadline=deadline, max_retries=max_retries)
+    return CallProgress("policy 'p'", began=0.0, deadline=deadline, max_retries=max_retries)
 
 
 def pool_of(count: int) -> EndpointPool:
@@ -150,8 +150,8 @@ def test_the_wait_for_an_endpoint_is_bounded():
 
 
 def test_an_inline_policy_is_named_after_its_contents():
-    first = inline_record(PolicySpec(base_urls=["http://h"], model="m", sampling_overrides={"a": 1, "b": 2}))
-    same = inline_record(PolicySpec(base_urls=["http://h/"], model="m", sampling_overrides={"b": 2, "a": 1}))
-    other = inline_record(PolicySpec(base_urls=["http://h"], model="m", api_key="k"))
+    first = inline_model(PolicySpec(base_urls=["http://h"], model="m", sampling_overrides={"a": 1, "b": 2}))
+    same = inline_model(PolicySpec(base_urls=["http://h/"], model="m", sampling_overrides={"b": 2, "a": 1}))
+    other = inline_model(PolicySpec(base_urls=["http://h"], model="m", api_key="k"))
     assert first.name == same.name != other.name
     assert newest({}, other) is other  # type: ignore[arg-type]  # a dict gives records too

@@ -10,8 +10,10 @@ from typing import Any
 import psutil
 import pytest
 from aiohttp import web
+from pydantic import ValidationError
 
-from gym.environments.adapters.nemo_gym import NemoGym
+from gym.environments.adapters.nemo_gym import NemoGym, NemoGymOptions
+from gym.environments.adapters.nemo_gym_servers import Bounds, Servers
 from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, RolloutError, Stage, VerifierFailed
 from gym.jsontypes import JsonObject
 from gym.testing.answers import Answers, called
@@ -318,3 +320,41 @@ async def test_a_cancelled_rollout_leaves_its_session() -> None:
 def test_options_that_cannot_be_meant_are_refused(options: JsonObject) -> None:
     with pytest.raises(ValueError, match="urls"):
         NemoGym.configured("counter", options)
+
+
+def secret_url(server: Server) -> str:
+    return f"http://ann:pass-word@127.0.0.1:{server.port}?key=secret-key"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("watch", [True, False])
+async def test_errors_show_a_server_without_its_credentials(watch: bool) -> None:
+    said: list[RolloutError] = []
+    async with servers() as [server]:
+        replicas = Servers((secret_url(server),), Bounds(connect_s=10, most_bytes=2000), watch=watch, tell_close=False)
+        session = await replicas.seed(row())
+        with pytest.raises(EnvironmentUnavailable) as hung:
+            await session.post("hang", b"{}", within_s=0.2)
+        with pytest.raises(EnvironmentFailed) as large:
+            await session.post("increment_counter", b'{"count": "%s"}' % (b"x" * 9000), within_s=30)
+        said += [hung.value, large.value]
+        assert list(replicas.load()) == [session.shown_url]
+        await server.stop()
+        with pytest.raises(EnvironmentUnavailable) as ended:
+            await session.post("get_counter_value", b"{}", within_s=30)
+        await session.close()
+        with pytest.raises(EnvironmentUnavailable) as away:
+            await replicas.seed(row())
+        said += [ended.value, away.value]
+
+    for error in said:
+        assert f"127.0.0.1:{server.port}" in error.message
+        assert "pass-word" not in error.message
+        assert "secret-key" not in error.message
+
+
+@pytest.mark.parametrize("url", ["ftp://ann:pass-word@host", "http://ann:pass-word@host", "http://host?key=pass-word"])
+def test_a_refused_url_is_shown_without_its_credentials(url: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        NemoGymOptions.model_validate({"urls": [url]})
+    assert "pass-word" not in refused.value.errors()[0]["msg"]

@@ -1,4 +1,4 @@
-"""Which addresses a process connects to for those who may register policies, whatever their names stand for."""
+"""Addresses that a process connects to for users who register policies, also behind names."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_a_name_is_looked_at_when_it_is_connected_to(server, policies, ask
         with pytest.raises(ModelRejected, match="no address that may be called"):
             await client.respond(ask(named))
     async with PolicyClient(ModelSettings(), policies, hosts=HostRules(patterns=("localhost",))) as client:
-        assert (await client.respond(ask(named))).attempts == 1
+        assert (await client.respond(ask(named))).facts.attempts == 1
     assert len(server.requests) == 1
 
 

@@ -161,8 +161,8 @@ async def test_a_compressed_answer_is_refused_at_once_and_not_unpacked(floods, c
 async def test_nonsense_in_the_usage_costs_no_answer(server, client, policies, ask, shapes, usage):
     server.script = [shapes.completion("fine", usage=usage)]
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert reply.attempts == 1
-    counts = reply.usage
+    assert reply.facts.attempts == 1
+    counts = reply.facts.usage
     assert 0 <= counts.cached_tokens <= counts.input_tokens < 2**40
     assert counts.output_tokens == 0
 
@@ -171,7 +171,7 @@ async def test_nonsense_in_the_usage_costs_no_answer(server, client, policies, a
 async def test_a_version_that_is_no_number_of_sense_costs_no_answer(server, client, policies, ask, shapes, version):
     server.script = [shapes.completion("fine", weight_version=version)]
     reply = await client.respond(ask(policies.put("p", [server.url])))
-    assert (reply.attempts, reply.version_before) == (1, None)
+    assert (reply.facts.attempts, reply.facts.version_before) == (1, None)
 
 
 @pytest.mark.parametrize("header", ["inf", "-1", "1e400", "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT", "soon"])
@@ -182,7 +182,7 @@ async def test_nonsense_in_retry_after_does_not_end_a_call(server, client, polic
         return answer
 
     server.script = [busy]
-    assert (await client.respond(ask(policies.put("p", [server.url])))).attempts == 2
+    assert (await client.respond(ask(policies.put("p", [server.url])))).facts.attempts == 2
 
 
 def _call(policy: Any, *, stream: bool = False) -> ChatCall:

@@ -18,7 +18,7 @@ from gym.model_client.http.connection_pool import ConnectFailed, Connections, Ht
 pytestmark = pytest.mark.anyio
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-CERTIFICATE = Path(__file__).parent / "localhost.pem"  # of nobody, for 127.0.0.1, until 2126
+CERTIFICATE = Path(__file__).parent / "localhost.pem"  # of no authority, for 127.0.0.1, until 2126
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

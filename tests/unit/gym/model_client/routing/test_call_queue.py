@@ -35,7 +35,7 @@ async def test_no_endpoint_has_more_calls_than_it_may(servers, client, policies,
     for server in both:
         server.release.set()
     replies = await asyncio.gather(*calls)
-    assert {reply.attempts for reply in replies} == {1}
+    assert {reply.facts.attempts for reply in replies} == {1}
     assert waiting(client) == 0
 
 
@@ -142,7 +142,7 @@ async def test_calls_in_the_line_get_their_room_where_an_endpoint_dies(servers, 
     await eventually(lambda: waiting(client) == 6)
     await first.stop()
     second.release.set()
-    assert {reply.endpoint for reply in await asyncio.gather(*calls)} <= {f"{second.url}/v1", f"{first.url}/v1"}
+    assert {reply.facts.endpoint for reply in await asyncio.gather(*calls)} <= {f"{second.url}/v1", f"{first.url}/v1"}
     assert len(second.requests) >= 7
 
 

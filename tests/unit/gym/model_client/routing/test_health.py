@@ -1,4 +1,4 @@
-"""What active checks find out about endpoints, and what becomes of the calls there."""
+"""Findings of active health checks, and their effect on the calls in flight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelS
 
 pytestmark = pytest.mark.anyio
 
-HANG = "hang"  # what a stub server does
+HANG = "hang"  # behaviour of a stub server
 SOON_S = 0.4  # between checks here; a busy machine still answers within it
 
 
@@ -24,7 +24,7 @@ def states(client: Any, name: str = "p") -> dict[str, str]:
 async def home_of(client: Any, ask: Any, policy: Any, servers: list[Any]) -> tuple[Any, list[Any]]:
     """The server that the calls of these tests stick to, and the others."""
     reply = await client.respond(ask(policy))
-    home = next(server for server in servers if reply.endpoint.startswith(server.url))
+    home = next(server for server in servers if reply.facts.endpoint.startswith(server.url))
     return home, [server for server in servers if server is not home]
 
 
@@ -38,7 +38,7 @@ async def test_a_dead_endpoint_is_out_before_a_call_fails_and_in_again_soon_afte
     await home.stop()
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "ejected")
     reply = await client.respond(ask(policy))
-    assert (reply.attempts, reply.endpoint) == (1, f"{other.url}/v1")
+    assert (reply.facts.attempts, reply.facts.endpoint) == (1, f"{other.url}/v1")
     home.release.clear()
     await home.start()
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "healthy")
@@ -53,7 +53,7 @@ async def test_the_only_endpoint_is_waited_for_when_it_is_dead(server, clients, 
     call = asyncio.create_task(client.respond(ask(policy)))
     await asyncio.sleep(0)
     await server.start()
-    assert (await call).attempts == 1
+    assert (await call).facts.attempts == 1
 
 
 async def test_calls_leave_an_endpoint_that_accepts_and_answers_nothing(servers, clients, policies, ask, eventually):
@@ -64,8 +64,8 @@ async def test_calls_leave_an_endpoint_that_accepts_and_answers_nothing(servers,
     home.health = home.default = HANG
     calls = [asyncio.create_task(client.respond(ask(policy))) for _ in range(3)]
     replies = await asyncio.wait_for(asyncio.gather(*calls), 15)
-    assert {reply.endpoint for reply in replies} <= {f"{server.url}/v1" for server in others}
-    assert {reply.attempts for reply in replies} == {2}
+    assert {reply.facts.endpoint for reply in replies} <= {f"{server.url}/v1" for server in others}
+    assert {reply.facts.attempts for reply in replies} == {2}
     assert states(client)[f"{home.url}/v1"] == "ejected"
     home.health, home.default = 200, None
     home.release.set()
@@ -81,7 +81,7 @@ async def test_calls_leave_an_endpoint_that_is_well_by_its_own_account_and_answe
     home, [other] = await home_of(client, ask, policy, [first, second])
     home.default = HANG
     replies = await asyncio.wait_for(asyncio.gather(*(client.respond(ask(policy)) for _ in range(4))), 15)
-    assert {(reply.endpoint, reply.attempts) for reply in replies} == {(f"{other.url}/v1", 2)}
+    assert {(reply.facts.endpoint, reply.facts.attempts) for reply in replies} == {(f"{other.url}/v1", 2)}
     seen = len(home.checks)
     await asyncio.sleep(2 * SOON_S)
     assert states(client)[f"{home.url}/v1"] == "ejected"  # although /health would pass
@@ -102,7 +102,7 @@ async def test_calls_stay_where_all_endpoints_are_as_slow(servers, clients, poli
     assert set(states(client).values()) == {"healthy"}
     first.release.set()
     second.release.set()
-    assert {reply.attempts for reply in await asyncio.gather(*calls)} == {1}
+    assert {reply.facts.attempts for reply in await asyncio.gather(*calls)} == {1}
 
 
 async def test_a_long_answer_stays_where_another_question_is_answered(servers, clients, policies, ask, eventually):
@@ -114,7 +114,7 @@ async def test_a_long_answer_stays_where_another_question_is_answered(servers, c
     call = asyncio.create_task(client.respond(ask(policy)))
     await eventually(lambda: len(home.bodies) >= 1 + 1 + 2)  # it has been asked twice
     home.release.set()
-    assert (await call).attempts == 1
+    assert (await call).facts.attempts == 1
 
 
 async def test_an_endpoint_that_says_it_is_ill_is_left_where_there_is_another(
@@ -126,7 +126,7 @@ async def test_an_endpoint_that_says_it_is_ill_is_left_where_there_is_another(
     home, [other] = await home_of(client, ask, policy, [first, second])
     home.health = 503
     await eventually(lambda: states(client)[f"{home.url}/v1"] == "ejected")
-    assert (await client.respond(ask(policy))).endpoint == f"{other.url}/v1"
+    assert (await client.respond(ask(policy))).facts.endpoint == f"{other.url}/v1"
     other.health = 503
     policies.put("p", [first.url, second.url])
     await eventually(lambda: len(other.checks) > 3)
@@ -156,7 +156,7 @@ async def test_a_stream_leaves_a_hanging_endpoint_only_before_it_has_begun(clien
         await eventually(lambda: first.stats["in_flight"] + second.stats["in_flight"] == 1 and bool(pieces) == begun)
         for endpoint in client._pools["p"][1].endpoints:
             endpoint.move_calls()
-        assert (await asking).attempts == (1 if begun else 2)
+        assert (await asking).facts.attempts == (1 if begun else 2)
 
 
 async def test_a_call_without_another_try_stays_where_it_is(server, clients, policies, ask):
@@ -167,7 +167,7 @@ async def test_a_call_without_another_try_stays_where_it_is(server, clients, pol
     [endpoint] = client._pools["p"][1].endpoints
     assert endpoint.move_calls() == 1
     server.release.set()
-    assert (await call).attempts == 1
+    assert (await call).facts.attempts == 1
     assert endpoint.moves == set()
 
 
@@ -195,7 +195,7 @@ async def test_what_calls_have_ejected_for_long_is_tried_soon_after_it_is_well(
     await eventually(lambda: len(server.bodies) >= 3)
     assert states(client)[f"{server.url}/v1"] == "ejected"  # it has been asked, and is not well
     server.default = None
-    assert (await client.respond(ask(policy, within_s=30))).attempts == 1
+    assert (await client.respond(ask(policy, within_s=30))).facts.attempts == 1
 
 
 async def test_only_policies_used_lately_are_looked_at(servers, clients, policies, ask, eventually):

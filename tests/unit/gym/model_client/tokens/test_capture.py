@@ -1,4 +1,4 @@
-"""Token ids and log-probabilities out of what servers answer."""
+"""Token ids and log-probabilities read from answers of servers."""
 
 from __future__ import annotations
 

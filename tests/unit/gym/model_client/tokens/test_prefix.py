@@ -1,4 +1,4 @@
-"""`required_prefix_token_ids`: who is sent it, what is learned from the answers, and that it keeps one segment."""
+"""Field `required_prefix_token_ids`: its receivers, learning from answers, and one segment per conversation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gym.agents.base import Episode
 from gym.errors import ModelRejected
 from gym.model_client.http.refusal import Refusal
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.model_client.tokens.prefix import FIELD, MOST_MISSES, PrefixSupport
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
@@ -103,7 +103,7 @@ async def forgetful(**options: Any) -> AsyncIterator[ScriptedModelServer]:
         yield started
 
 
-async def counted(client: Any, policy: PolicyRecord) -> tuple[Episode, StopReason, float]:
+async def counted(client: Any, policy: ServedModel) -> tuple[Episode, StopReason, float]:
     """A tool loop of four turns."""
     params: dict[str, Any] = {"input": [{"role": "user", "content": "add 1 then add 2 then get the count"}]}
     row = {
@@ -116,7 +116,7 @@ async def counted(client: Any, policy: PolicyRecord) -> tuple[Episode, StopReaso
     return played.episode, played.reason, played.reward
 
 
-def support_of(client: Any, policy: PolicyRecord) -> str:
+def support_of(client: Any, policy: ServedModel) -> str:
     [endpoint] = client.load()[policy.name]["endpoints"]
     return str(endpoint["required_prefix"])
 
@@ -135,7 +135,7 @@ def support_of(client: Any, policy: PolicyRecord) -> str:
 )
 async def test_a_tool_loop_is_one_segment_where_the_server_honours_the_prefix(client, mode, fields, segments, learned):
     async with forgetful(required_prefix=mode) as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any", **fields))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any", **fields))
         episode, reason, reward = await counted(client, policy)
     assert (reason, reward) == (StopReason.COMPLETED, 1.0)
     trajectory = episode.trajectory
@@ -152,7 +152,7 @@ async def test_a_tool_loop_is_one_segment_where_the_server_honours_the_prefix(cl
 async def test_a_refusal_costs_no_retry_and_no_call(clients):
     client = await clients(max_retries=0)
     async with forgetful(required_prefix="refuse") as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         episode, reason, _ = await counted(client, policy)
         assert reason is StopReason.COMPLETED
         assert server.stats["requests"] == len(episode.trajectory.calls) + 1
@@ -161,7 +161,7 @@ async def test_a_refusal_costs_no_retry_and_no_call(clients):
 @pytest.mark.anyio
 async def test_a_refusal_of_what_the_caller_himself_required_is_final(client, ask):
     async with forgetful(required_prefix="refuse") as server:
-        policy = inline_record(PolicySpec(base_urls=[server.url], model="any"))
+        policy = inline_model(PolicySpec(base_urls=[server.url], model="any"))
         with pytest.raises(ModelRejected, match="Extra inputs are not permitted"):
             await client.respond(ask(policy, params={"input": "x", FIELD: [1, 2]}))
         assert server.stats["requests"] == 1
@@ -173,7 +173,7 @@ async def test_a_prompt_that_only_tokenize_gives_is_asked_for_with_the_prefix(cl
     entries = [{"token": "token_id:5", "logprob": -0.5}]
     answer = shapes.completion(choice={"logprobs": {"content": entries}})
     server.script, server.tokens = [answer, answer], [7, 8, 9]
-    policy = inline_record(PolicySpec(base_urls=[server.url], model="m"))
+    policy = inline_model(PolicySpec(base_urls=[server.url], model="m"))
     first = await client.respond(ask(policy))
     assert first.tokens is not None
     await client.respond(ask(policy, prefix=first.tokens))

@@ -18,7 +18,7 @@ from gym.limits import Limits
 from gym.model_client.client import ModelReply, ModelRequest, PolicyClient
 from gym.model_client.forward import ChatCall
 from gym.model_client.http.urls import EndpointUrl
-from gym.model_client.routing.policy_record import PolicyRecord, inline_record
+from gym.model_client.routing.served_model import ServedModel, inline_model
 from gym.model_client.tokens.token_in import TokenCall, complete
 from gym.policy import PolicySpec
 from gym.rollout import StopReason
@@ -26,7 +26,7 @@ from gym.task import Task
 from gym.testing.episodes import play
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
 from gym.testing.scripted_policy.tokenizer import END_ID, decode
-from gym.trajectory import Segments, Trajectory, TurnTokens, Usage
+from gym.trajectory import CallFacts, Segments, Trajectory, TurnTokens, Usage
 from gym.wire.errors import BadCompletion
 
 pytestmark = pytest.mark.anyio
@@ -44,13 +44,13 @@ async def forgetful(anyio_backend: str) -> AsyncIterator[ScriptedModelServer]:
         yield server
 
 
-def policy_at(server: ScriptedModelServer, **fields: Any) -> PolicyRecord:
+def policy_at(server: ScriptedModelServer, **fields: Any) -> ServedModel:
     spec = {"api": "tokens", "tool_parser": "hermes", "reasoning_parser": "qwen3"} | fields
-    return inline_record(PolicySpec(base_urls=[server.url], model="any", **spec))
+    return inline_model(PolicySpec(base_urls=[server.url], model="any", **spec))
 
 
-def chat_at(server: ScriptedModelServer) -> PolicyRecord:
-    return inline_record(PolicySpec(base_urls=[server.url], model="any"))
+def chat_at(server: ScriptedModelServer) -> ServedModel:
+    return inline_model(PolicySpec(base_urls=[server.url], model="any"))
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
 
 
 async def run(
-    policy: PolicyRecord, client: PolicyClient, environment: str, text: str
+    policy: ServedModel, client: PolicyClient, environment: str, text: str
 ) -> tuple[Episode, StopReason, Recorder, float]:
     """An episode of the tool loop, with its reward."""
     params: dict[str, Any] = {"input": [{"role": "user", "content": text}]}
@@ -77,7 +77,7 @@ async def run(
 
 
 async def talk(
-    ask: Callable[..., Any], client: PolicyClient, policy: PolicyRecord, turns: int = 3, **params: Any
+    ask: Callable[..., Any], client: PolicyClient, policy: ServedModel, turns: int = 3, **params: Any
 ) -> tuple[Segments, list[ModelReply]]:
     """A conversation without tools."""
     items: list[dict[str, Any]] = []
@@ -131,7 +131,7 @@ async def test_an_answer_in_tokens_is_the_one_that_chat_gives(client, ask):
         assert [record.path for record in server.records[3:]] == [RENDER, GENERATE] * 3, "rendered once where it fits"
     assert tokens.segments == chat.segments
     assert of_tokens.items == of_chat.items
-    assert (of_tokens.finish, of_tokens.usage) == (of_chat.finish, of_chat.usage)
+    assert (of_tokens.facts.finish, of_tokens.facts.usage) == (of_chat.facts.finish, of_chat.facts.usage)
     assert client.load()[policy.name]["prompts"] == {"first": 1, "kept": 2}
 
 
@@ -166,7 +166,7 @@ async def test_tokens_that_nothing_can_go_on_from_begin_a_segment_and_are_counte
 
 async def test_a_turn_cut_by_its_limit_is_closed_and_gone_on_from(forgetful, client, ask):
     segments, replies = await talk(ask, client, policy_at(forgetful), max_output_tokens=2)
-    assert [reply.finish for reply in replies] == ["max_tokens"] * 3
+    assert [reply.facts.finish for reply in replies] == ["max_tokens"] * 3
     [segment] = segments.segments
     for before, after in pairwise(replies):
         so_far = [*before.tokens.prompt_ids, *before.tokens.token_ids]
@@ -180,7 +180,7 @@ async def test_a_call_that_cannot_be_read_is_plain_text(forgetful, client, ask):
     reply = await client.respond(ask(policy_at(forgetful), params=params))
     [_, message] = reply.items
     assert message["content"][0]["text"] == '<tool_call>{"name": "note", "arguments": {not json}</tool_call>'
-    assert reply.finish == "stop"
+    assert reply.facts.finish == "stop"
     assert reply.tokens.ended is True
 
 
@@ -189,21 +189,21 @@ async def test_a_stop_text_ends_a_turn_without_an_end_mark(client, ask):
         policy = policy_at(server, reasoning_parser=None)
         reply = await client.respond(ask(policy, params={"input": "What is 4 + 3 =", "stop": ["</answer>"]}))
         assert reply.items[0]["content"][0]["text"] == "<answer>7"
-        assert (reply.finish, reply.tokens.ended) == ("stop", False)
+        assert (reply.facts.finish, reply.tokens.ended) == ("stop", False)
 
 
 async def test_an_answer_that_a_limit_cut_is_cut_though_a_call_was_read(client, ask):
     async with ScriptedModelServer() as server:
         params = {"input": 'Go. [[call note {"a": 1}]] [[finish length]]', "tools": [NOTE]}
         reply = await client.respond(ask(policy_at(server), params=params))
-    assert reply.finish == "max_tokens"
+    assert reply.facts.finish == "max_tokens"
     assert (reply.items[-1]["type"], reply.items[-1]["status"]) == ("function_call", "incomplete")
 
 
 async def test_a_prompt_that_does_not_fit_is_an_overflow(client, ask):
     async with ScriptedModelServer(ScriptedModelOptions(max_model_len=64)) as server:
         reply = await client.respond(ask(policy_at(server), params={"input": "word " * 100}))
-        assert (reply.finish, reply.items, reply.tokens) == ("context_overflow", [], None)
+        assert (reply.facts.finish, reply.items, reply.tokens) == ("context_overflow", [], None)
 
 
 async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fits(client, ask):
@@ -212,10 +212,10 @@ async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fi
         policy = policy_at(server)
         thinking = f"[[reason {'so ' * 70}]] [[say yes]]"
         first = await client.respond(ask(policy, params={"input": [{"role": "user", "content": "hm " + thinking}]}))
-        assert first.finish == "max_tokens"
+        assert first.facts.finish == "max_tokens"
         items = [{"role": "user", "content": "hi"}, *first.items, {"role": "user", "content": "And now?"}]
         second = await client.respond(ask(policy, params={"input": items}, turn=1, prefix=first.tokens))
-        assert second.finish == "context_overflow"
+        assert second.facts.finish == "context_overflow"
         assert server.records[-1].path == GENERATE
 
 
@@ -223,7 +223,7 @@ async def test_tokens_that_do_not_fit_are_an_overflow_though_what_is_rendered_fi
 async def test_a_server_that_is_away_for_a_moment_is_asked_again(forgetful, client, ask, failures):
     forgetful.behave(fail_next=failures, fail_status=503, retry_after_s=0.0)
     reply = await client.respond(ask(policy_at(forgetful)))
-    assert (reply.finish, reply.attempts) == ("stop", failures + 1)
+    assert (reply.facts.finish, reply.facts.attempts) == ("stop", failures + 1)
     assert [record.path for record in forgetful.records] == [RENDER] * (failures + 1) + [GENERATE]
 
 
@@ -248,7 +248,7 @@ async def test_tools_that_no_parser_reads_are_refused_before_anything_is_sent(fo
 async def test_the_versions_are_those_of_the_generation(forgetful, client, ask):
     forgetful.weight_version = "7"
     reply = await client.respond(ask(policy_at(forgetful)))
-    assert (reply.version_before, reply.version_after) == (7, 7)
+    assert (reply.facts.version_before, reply.facts.version_after) == (7, 7)
 
 
 async def test_a_streamed_call_gets_its_answer_in_one_chunk(forgetful, client):
@@ -388,14 +388,16 @@ class Fixed:
         self.prefixes.append(request.prefix)
         values: dict[str, Any] = {
             "items": [{"type": "message", "role": "assistant", "content": "x"}],
-            "finish": "stop",
-            "usage": Usage(),
+            "facts": CallFacts(
+                endpoint="e",
+                finish="stop",
+                usage=Usage(),
+                version_before=None,
+                version_after=None,
+                duration_s=0.0,
+                attempts=1,
+            ),
             "tokens": TurnTokens([1], [2], [0.0], ended=True),
-            "version_before": None,
-            "version_after": None,
-            "endpoint": "e",
-            "duration_s": 0.0,
-            "attempts": 1,
         }
         return ModelReply(**(values | self.fields))
 

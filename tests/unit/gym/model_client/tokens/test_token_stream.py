@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gym.errors import ModelRejected, ModelUnreachable
 from gym.model_client.forward import ChatCall
 from gym.model_client.http.urls import EndpointUrl
-from gym.model_client.routing.policy_record import inline_record
+from gym.model_client.routing.served_model import inline_model
 from gym.model_client.tokens.token_stream import StreamSink, generate_streamed
 from gym.policy import PolicySpec
 from gym.testing.model_server.server import ScriptedModelOptions, ScriptedModelServer
@@ -26,7 +26,7 @@ NOTE = {"type": "function", "function": {"name": "note", "parameters": {"type": 
 
 
 class Heard:
-    """What a caller got, in the pieces in which it came."""
+    """Chunks that a caller received, in the batches in which they arrived."""
 
     def __init__(self) -> None:
         self.pieces: list[list[dict[str, Any]]] = []
@@ -45,7 +45,7 @@ def call(server: ScriptedModelServer, heard: Heard | None, *, stop: str | None =
     body: dict[str, Any] = {"messages": MESSAGES, "stream": True, **({"stop": stop} if stop else {})}
     if spec.pop("tools", False):
         body["tools"] = [NOTE]
-    policy = inline_record(PolicySpec(base_urls=[server.url], model="any", api="tokens", **spec))
+    policy = inline_model(PolicySpec(base_urls=[server.url], model="any", api="tokens", **spec))
     deadline = asyncio.get_running_loop().time() + 20
     return ChatCall(policy=policy, body=body, sticky_key="g", deadline=deadline, request_id="r-1-0", on_chunks=heard)
 
@@ -67,7 +67,7 @@ async def test_text_comes_as_it_is_generated_and_is_recorded_as_if_it_came_whole
         assert completion["usage"] == whole.completion["usage"]
     assert streamed.tokens == whole.tokens
     assert streamed.tokens.ended is (stop is None)
-    assert (streamed.version_before, streamed.version_after) == (7, 7)
+    assert (streamed.facts.version_before, streamed.facts.version_after) == (7, 7)
     [of_stream], [of_whole] = streamed.completion["choices"], whole.completion["choices"]
     assert of_stream == {name: value for name, value in of_whole.items() if value is not None}
 
@@ -123,7 +123,7 @@ async def test_a_stream_that_breaks_after_its_beginning_is_not_begun_anew(client
         async with asyncio.timeout(20):
             while not heard.pieces:  # noqa: ASYNC110  what is waited for has no event
                 await asyncio.sleep(0.01)
-    with pytest.raises(ModelUnreachable, match="a part of the answer had been handed on"):
+    with pytest.raises(ModelUnreachable, match="a part of the answer had been passed on"):
         await asking
     assert server.stats["requests"] == 2  # one rendering, one generation
 
