@@ -1,4 +1,4 @@
-"""What is particular to clients that come through Redis; that all else is as over HTTP, the other tests show."""
+"""Behaviour specific to clients over Redis; the other tests run over both transports."""
 
 from __future__ import annotations
 

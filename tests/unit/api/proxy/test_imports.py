@@ -1,4 +1,4 @@
-"""What the proxy process has to load, and need not have installed."""
+"""Packages that the proxy process must import, and those that it must not need."""
 
 import subprocess
 import sys
