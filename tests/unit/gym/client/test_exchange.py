@@ -159,5 +159,5 @@ def test_a_client_that_asks_again_says_so_once_it_has_taken_a_while(caplog: pyte
     assert caplog.text == ""
     until_given_up(LOST, RetryPolicy(clock=clock, budget_s=30), clock)
     assert len(caplog.records) == 1
-    assert "asking the farm again for up to" in caplog.text
+    assert "retrying the request for up to" in caplog.text
     assert "lost" in caplog.text
