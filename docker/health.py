@@ -56,7 +56,7 @@ def missing_in_redis(role: str) -> str:
             mine = f"{socket.gethostname()}-".encode()
             return "" if any(name.startswith(mine) for name in alive) else "no worker of this host holds a lease"
         key = keys.dispatcher if role == "dispatcher" else keys.judge_pool
-        return "" if redis.exists(key) else f"the key {key} is missing"
+        return "" if redis.exists(key) else f"no key {key} in Redis"
 
 
 def read_settings() -> Settings:
