@@ -1,4 +1,4 @@
-"""The REST head: puts the parts together. Stateless, so any number of processes may stand behind one address."""
+"""The ASGI application of the REST api. It is stateless: any number of processes may serve one address."""
 
 from __future__ import annotations
 
@@ -63,14 +63,20 @@ RELAY_START_S = 1.0
 END_AGAIN_S = 5.0  # longer than the relay takes to let its calls end
 _LOG = logging.getLogger(__name__)
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorAnswer, "description": "Invalid; the details name the field, and the row where there is one."},
-    "4XX": {"model": ErrorAnswer, "description": "What was sent or asked cannot be done."},
-    503: {"model": ErrorAnswer, "description": "Something the farm needs is away; `Retry-After` says when to retry."},
+    422: {
+        "model": ErrorAnswer,
+        "description": "The request is invalid; `details` names the field, and the row if there is one.",
+    },
+    "4XX": {"model": ErrorAnswer, "description": "The request cannot be fulfilled."},
+    503: {
+        "model": ErrorAnswer,
+        "description": "A service that the farm needs is unavailable; `Retry-After` says when to retry.",
+    },
 }
 
 
 def create_app(settings: Settings, shutdown: Shutdown | None = None) -> FastAPI:
-    """The ASGI app. It connects when it starts up, and then waits for nobody: without Redis it answers 503."""
+    """Return the ASGI app. At startup it connects without waiting: without Redis it answers 503."""
     app = FastAPI(
         title="Rollout farm",
         version=version("rollout-farm"),
@@ -167,7 +173,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _relay(settings: Settings, redis_url: str, app: FastAPI) -> RelayServer | None:
-    """Return what answers clients over Redis, where the settings want it."""
+    """Return the server for clients over Redis, if the settings enable it."""
     if not settings.redis.clients:
         return None
     channels = farm_channels(redis_url, settings.redis.prefix)
@@ -191,7 +197,7 @@ def _complain(task: asyncio.Task[None]) -> None:
 
 
 async def _keep_registering(services: Services) -> None:
-    """Until Redis is there."""
+    """Register the policies of the settings, retrying until Redis answers."""
     registered = False
     while not registered:
         await asyncio.sleep(REGISTER_AGAIN_S)
@@ -199,9 +205,9 @@ async def _keep_registering(services: Services) -> None:
 
 
 async def _register_policies(services: Services) -> bool:
-    """Register the policies of the settings, where they changed; false where Redis is away.
+    """Register the policies of the settings that changed. Return False if Redis is unavailable.
 
-    What a trainer registered under the same name since then stands: a restart does not take it back.
+    A policy that a trainer has registered under the same name since then is kept: a restart does not revert it.
     """
     seen = services.store.keys.configured_policies
     for name, spec in services.settings.policies.items():

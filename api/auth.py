@@ -1,7 +1,7 @@
-"""Who may call what: the check of `api.keys`, as plain ASGI middleware in front of the app.
+"""Authorization: the check of `api.keys`, as plain ASGI middleware in front of the app.
 
-Without keys in the settings there is no check, which `gym.config` allows on loopback only. Calls that came through
-Redis have no key: Redis itself has checked who may use their channel, which names the scope.
+Without keys in the settings there is no check; `gym.config` allows that on loopback only. Calls through Redis carry no
+key: Redis itself checks which user may use which channel, and the channel determines the scope.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from gym.errors import Forbidden, RequestError
 from gym.relay.call import EXTENSION
 from gym.relay.frames import Asker
 
-# Probes have no keys, and what the API looks like is no secret.
+# health probes have no keys, and the API description is not secret
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 
 
 class ApiKeyAuth:
-    """Lets a request through, or answers 401 or 403 for it."""
+    """Middleware that lets a request through or answers 401 or 403."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[ApiKey]) -> None:
         self._app = app
         self._keys = KeyRing(keys) if keys else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check one request, then pass it on."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
                 self._check(scope)
@@ -51,14 +51,14 @@ def _check_asker(asker: Asker, method: str) -> None:
     if needed == "submit" and asker.scope != "submit":
         raise Forbidden(
             "forbidden",
-            f"the Redis user {asker.name} may read; the call needs the scope {needed}, which "
-            f"`farm redis-acl {asker.name}` gives",
+            f"the Redis user {asker.name} has the scope read; this call needs the scope {needed}, which "
+            f"`farm redis-acl {asker.name}` grants",
             {"scope": needed},
         )
 
 
 def caller_of(scope: Scope) -> bytes | None:
-    """What tells one caller from another: the key, or the Redis user; `None` where there is neither."""
+    """Return an identifier of the caller (the key or the Redis user), or None if the caller has neither."""
     asker = _asker(scope)
     return f"redis:{asker.name}".encode() if asker is not None else given_key(scope["headers"])
 

@@ -1,4 +1,4 @@
-"""Bodies of requests: read within their limit, unpacked, and parsed by orjson. And answers as JSON.
+"""Request bodies, read within a size limit, decompressed, and parsed by orjson; and JSON responses.
 
 Memory is bounded by the limits of the settings, whatever a client sends or a gzip stream unpacks to.
 """
@@ -24,14 +24,14 @@ JSON_TYPES = frozenset({"application/json"})
 NDJSON_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 BODY_STALL_S = 60.0
 PIECE_BYTES = 256 * 1024
-# gzip packs at most 1032:1; only a body made to be a bomb comes near
+# gzip compresses at most 1032:1; only a decompression bomb comes near that
 MAX_EXPANSION = 200
 FREE_EXPANSION_BYTES = 64 * 2**20
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def check_content_type(request: Request, accepted: frozenset[str]) -> None:
-    """Raises UnsupportedMedia. A body without a content type is taken for what the call takes."""
+    """Raise UnsupportedMedia for a wrong content type. A body without one is assumed to have the expected type."""
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given and given not in accepted:
         wanted = min(accepted, key=len) if accepted is JSON_TYPES else "application/x-ndjson"
@@ -43,9 +43,9 @@ def check_content_type(request: Request, accepted: frozenset[str]) -> None:
 
 
 async def body_stream(request: Request, *, stall_s: float = BODY_STALL_S) -> AsyncGenerator[bytes]:
-    """The pieces of a body, unpacked where it is gzip.
+    """Yield a body in pieces, decompressed if it is gzip.
 
-    Raises UnsupportedMedia, TooLarge, or Malformed, also where nothing comes for `stall_s`.
+    Raises UnsupportedMedia, TooLarge, or Malformed; Malformed too if no data arrives for `stall_s`.
     """
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
@@ -71,13 +71,13 @@ async def _received(request: Request, stall_s: float) -> AsyncGenerator[bytes]:
             return
         except TimeoutError:
             raise Malformed(
-                "body_stalled", f"nothing of the body came for {stall_s:g} s; nothing was stored, send it again"
+                "body_stalled", f"no data of the body arrived for {stall_s:g} s; nothing was stored, send it again"
             ) from None
         yield piece
 
 
 async def _gunzipped(received: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    """Members of a gzip file (RFC 1952), unpacked in bounded pieces."""
+    """Decompress the members of a gzip file (RFC 1952) in bounded pieces."""
     unpack = zlib.decompressobj(wbits=31)
     size = unpacked = 0
     async for received_piece in received:
@@ -97,11 +97,11 @@ async def _gunzipped(received: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
             if piece:
                 yield piece
     if size and not unpack.eof:
-        raise Malformed("malformed_gzip", "the gzip body ends in the middle; send it again whole")
+        raise Malformed("malformed_gzip", "the gzip body is truncated; send the whole body again")
 
 
 async def read_body(request: Request, limit: int) -> bytearray:
-    """A whole body. Raises TooLarge before it holds more than the limit."""
+    """Read a whole body. Raises TooLarge before it holds more than the limit."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit:
         raise _body_too_large(limit)
@@ -124,20 +124,20 @@ def _body_too_large(limit: int) -> TooLarge:
 
 
 def parse_object(body: bytes | bytearray, *, what: str) -> JsonObject:
-    """A JSON object. Raises Malformed with the position, TooLarge, or Invalid where it is another JSON value."""
+    """Parse a JSON object. Raises Malformed with the position, TooLarge, or Invalid if it is another JSON value."""
     try:
         value = json_bounds.loads(body)
     except json_bounds.TooManyContainers as error:
-        raise TooLarge("too_many_values", f"{what} cannot be taken: {error}; stream rows as NDJSON") from None
+        raise TooLarge("too_many_values", f"{what} cannot be accepted: {error}; stream rows as NDJSON") from None
     except orjson.JSONDecodeError as error:
         raise malformed_json(error, where="the body") from None
     if not isinstance(value, dict):
-        raise Invalid("invalid_request", f"{what} is a JSON object; this is {type(value).__name__}", {"field": ""})
+        raise Invalid("invalid_request", f"{what} must be a JSON object; got {type(value).__name__}", {"field": ""})
     return value
 
 
 def malformed_json(error: orjson.JSONDecodeError, *, where: str, **details: Any) -> Malformed:
-    """The error for a text that is not JSON; positions count characters from 0."""
+    """Return the error for text that is not JSON; positions count characters from 0."""
     return Malformed(
         "malformed_json",
         f"{where} is not JSON in UTF-8: {error}; fix it and send the whole request again",
@@ -146,17 +146,17 @@ def malformed_json(error: orjson.JSONDecodeError, *, where: str, **details: Any)
 
 
 def too_deep(**details: Any) -> Invalid:
-    """The error for JSON that cannot be written again, such as more than 254 levels of nesting."""
+    """Return the error for JSON that cannot be serialized again, such as more than 254 levels of nesting."""
     return Invalid(
         "invalid_request",
-        "the body is nested deeper than 250 levels or holds a number of more than 64 bits; send it flatter, and such "
-        "numbers as texts",
+        "the body is nested deeper than 250 levels or holds a number of more than 64 bits; send "
+        "it flatter, and such numbers as strings",
         {"field": "", **details},
     )
 
 
 async def read_model(request: Request, model: type[ModelT], *, limit: int, code: str, what: str) -> ModelT:
-    """A JSON body by its model. Raises RequestError of every kind that a body can earn."""
+    """Read a JSON body into a model. Raises RequestError for every fault that a body can have."""
     check_content_type(request, JSON_TYPES)
     body = await read_body(request, limit)
     data = parse_object(body or b"{}", what=what)
@@ -164,10 +164,10 @@ async def read_model(request: Request, model: type[ModelT], *, limit: int, code:
 
 
 def check_model(model: type[ModelT], data: JsonObject, *, code: str, what: str) -> ModelT:
-    """Raises Invalid, also for what could be read but not be stored."""
+    """Validate a value with a model. Raises Invalid, also for a value that can be read but not stored."""
     try:
         checked = model.model_validate(data)
-        orjson.dumps([[[[checked.model_dump(mode="json")]]]])  # room for what it is stored and shown in
+        orjson.dumps([[[[checked.model_dump(mode="json")]]]])  # levels for the envelope that is stored
     except ValidationError as error:
         raise invalid_body(error, code=code, what=what) from None
     except (orjson.JSONEncodeError, RecursionError, ValueError):
@@ -176,5 +176,5 @@ def check_model(model: type[ModelT], data: JsonObject, *, code: str, what: str) 
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    """An answer."""
+    """Return a JSON response."""
     return Response(orjson.dumps(value), status_code=status, media_type="application/json")

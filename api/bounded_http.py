@@ -1,11 +1,12 @@
-"""HTTP/1.1 connections to the api and the proxy, bounded before a key is looked at.
+"""HTTP/1.1 connections to the api and the proxy, bounded before authentication.
 
-uvicorn on httptools joins the pieces of a header without a bound, waits for ever for the rest of a head, and takes any
-number of connections. Here a head has `HEAD_BYTES`, `HEADERS` and `HEAD_S`; what comes between two pieces of a body
-(chunk extensions, trailers) has `HEAD_BYTES` too, and trailers are dropped; a refused body is drained for `DRAIN_S`.
+uvicorn on httptools joins the pieces of a header without a bound, waits forever for the rest of a head, and accepts any
+number of connections. Here a head is limited to `HEAD_BYTES`, `HEADERS` and `HEAD_S`. The data between two pieces of a
+body (chunk extensions, trailers) is limited to `HEAD_BYTES` too, and trailers are dropped. A refused body is drained
+for `DRAIN_S`.
 
-Invariant: a connection without a request under way never keeps another out: when the process has as many as it takes,
-the one that has been idle longest is closed.
+Invariant: an idle connection never keeps another one out. When the process has reached its limit of connections, the
+connection that has been idle longest is closed.
 """
 
 from __future__ import annotations
@@ -21,37 +22,40 @@ HEAD_BYTES = 64 * 1024
 HEADERS = 128
 HEAD_S = 10.0
 DRAIN_S = 10.0
-LINGER_S = 0.5  # in which a refused client may still send, so that it reads why
+LINGER_S = 0.5  # in which a refused client may still send, so that it reads the reason
 PIPELINED = 16
 RETRY_AFTER_S = 2
-OTHER_FILES = 256  # that a process has open beside its connections
+OTHER_FILES = 256  # files that a process has open beside its connections
 
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large", 503: b"Service Unavailable"}
 
 
 class Refused(Exception):
-    """The connection has been refused; ends the parser's work on what came."""
+    """Raised to stop the parser once the connection has been refused."""
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """One connection; `bounded_http` makes the class of a server. `idle` are those without a request under way."""
+    """One connection; `bounded_http` makes the class of a server.
+
+    `idle` holds the connections without a request under way.
+    """
 
     most_connections: ClassVar[int]
-    idle: ClassVar[dict[BoundedHttp, None]]  # in the order in which they became so
+    idle: ClassVar[dict[BoundedHttp, None]]  # in the order in which they became idle
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._state: Literal["between", "head", "body"] = "between"
         self._refused = False
-        self._moved = False  # a message or a piece of its body has begun with the bytes at hand
+        self._moved = False  # the received bytes began a message or a piece of its body
         self._overhead_bytes = 0
         self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    # what the event loop calls
+    # callbacks of the event loop
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Take the connection, or refuse it where the process has as many as it takes."""
+        """Accept the connection, or refuse it if the process has reached its limit."""
         if len(self.connections) >= self.most_connections and not self._close_idle_one():
             self.transport = transport
             self._refused = True
@@ -63,13 +67,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Remove the connection from the records."""
         self._stop_timer()
         self.idle.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse within the bounds."""
+        """Parse received bytes within the bounds."""
         if self._refused:
             return
         self._moved = False
@@ -82,27 +86,27 @@ class BoundedHttp(HttpToolsProtocol):
         elif self._timer is None and (self._state == "head" or (self._state == "between" and not self._moved)):
             self._expect_head()
 
-    # what the parser calls
+    # callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """Start the limits of a new request at its first byte."""
         self._moved, self._state = True, "head"
         self._head_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the target."""
+        """Add a piece of the target."""
         self._count_head(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; trailers are dropped, since nobody looks for a header that late."""
+        """Add a header. Trailers are dropped: no application reads a header that late."""
         if self._state == "head":
             self._count_head(len(name) + len(value) + 4)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The request begins."""
+        """Hand the request to the application."""
         self._moved, self._state = True, "body"
         self._stop_timer()
         self.idle.pop(self, None)
@@ -113,22 +117,22 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Add a piece of the body."""
         self._moved = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of the request, whose answer may have gone before."""
+        """Note the end of the request; its response may already have been sent."""
         self._state, self._moved = "between", True
         self._stop_timer()
         super().on_message_complete()
         if self.cycle.response_complete:
             self.idle[self] = None
 
-    # what uvicorn calls
+    # callbacks of uvicorn
 
     def on_response_complete(self) -> None:
-        """The end of the answer. The rest of a body that was not wanted is drained for a while."""
+        """Finish a response. The rest of an unread body is drained for a while."""
         super().on_response_complete()
         if self.transport.is_closing() or self.pipeline:
             return
@@ -138,7 +142,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._timer = self.loop.call_later(DRAIN_S, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, where nothing has been answered."""
+        """Answer 400 to bytes that are not HTTP, unless a response has begun."""
         if not self._refused:
             super().send_400_response(msg)
 
@@ -169,7 +173,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer and close; at once where another answer is on its way."""
+        """Send an error and close; close at once if another response has begun."""
         self._refused = True
         self._stop_timer()
         self.idle.pop(self, None)
@@ -182,7 +186,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.abort)
 
     def _close_idle_one(self) -> bool:
-        """Make room; false where every connection has a request under way."""
+        """Close the connection idle longest. Return False if every connection has a request under way."""
         oldest = next(iter(self.idle), None)
         if oldest is None:
             return False
@@ -193,14 +197,14 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def bounded_http(most_connections: int) -> type[BoundedHttp]:
-    """Return the protocol class of one server, as `uvicorn.Config(http=…)` takes it."""
+    """Return the protocol class of one server, as `uvicorn.Config(http=…)` accepts it."""
     return type("BoundedHttpOfServer", (BoundedHttp,), {"most_connections": most_connections, "idle": {}})
 
 
 def connections_possible(wanted: int) -> int:
-    """Return how many connections this process may take, of those wanted; raises its limit of open files if it can.
+    """Return how many of the wanted connections this process may accept; raise its limit of open files if possible.
 
-    Each may need a second descriptor, to a model server.
+    Each connection may need a second descriptor, to a model server.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * wanted + OTHER_FILES

@@ -1,6 +1,6 @@
-"""The page `/docs`: Swagger UI of one version, allowed to load that and to call this api, and nothing else.
+"""The page `/docs`: one pinned version of Swagger UI, which may load its own script and call this api only.
 
-Its script comes from a CDN; where the network is closed the page says where the plain document is.
+The script comes from a CDN. If the network is closed, the page links to the plain document.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from api.auth import OPEN_PATHS
 CDN = "https://cdn.jsdelivr.net"
 SWAGGER_UI = f"{CDN}/npm/swagger-ui-dist@5.17.14"  # an exact version, whose files the CDN never changes
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
-_CLOSED = "<p>Without a way to the CDN this page stays empty: read <a href='/openapi.json'>/openapi.json</a>.</p>"
+_CLOSED = "<p>Without access to the CDN this page stays empty: read <a "
+"href='/openapi.json'>/openapi.json</a>.</p>"
 
 
 def add_docs_page(app: FastAPI) -> None:
-    """Serve the page."""
+    """Add the page to the app."""
     page = get_swagger_ui_html(
         openapi_url="/openapi.json",
         title=f"{app.title} - API",
@@ -51,7 +52,7 @@ def add_docs_page(app: FastAPI) -> None:
 
 
 def describe_keys(document: dict[str, Any]) -> None:
-    """Say how a key is sent, for /docs and generated clients; a farm without keys asks for none."""
+    """Describe API keys for /docs and generated clients; a farm without keys declares none."""
     document["components"]["securitySchemes"] = {
         "key": {"type": "http", "scheme": "bearer", "description": "a key of `api.keys`"},
     }

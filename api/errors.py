@@ -1,7 +1,7 @@
-"""Every error as the API shows it: one JSON shape, a status, and `Retry-After` where it helps.
+"""Error responses of the API: one JSON shape, a status, and `Retry-After` where a retry helps.
 
-Invariant: what a client sent never ends in a 500, and an answer never carries more than the error's own text. What
-Redis cannot do for now is a 503; a submission that no longer fits its memory is a 429.
+Invariant: no client input causes a 500, and a response never carries more than the error's own text. If Redis is
+unavailable, the answer is 503; if a submission does not fit its memory, 429.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ _HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def error_response(error: RequestError) -> Response:
-    """The answer that stands for an error."""
+    """Return the response for an error."""
     return _response(
         error.status, error.code, error.message, error.details, _retry_headers(error.retry_after_s) | _challenge(error)
     )
 
 
 def invalid_body(error: ValidationError, *, code: str, what: str) -> Invalid:
-    """The error for a body that its model refuses; `what` names the body, such as "the batch"."""
+    """Return the error for a body that its model refuses; `what` names the body, such as "the batch"."""
     return _invalid(code, what, error.errors(include_url=False, include_input=False), skip=0)
 
 
 def redis_error(error: RedisError, *, submitting: bool) -> RequestError | None:
-    """What an error of redis-py means for a client, `None` where it is a fault of the farm's."""
+    """Translate an error of redis-py for a client; None if it is a bug in the farm."""
     text = str(error)
     if isinstance(error, OutOfMemoryError) or text.startswith("OOM"):
         kind = Overloaded if submitting else Unavailable
         return kind(
             "redis_full",
-            "Redis is out of memory; nothing was stored. Wait until results have been read and old batches have gone, "
-            "or give Redis more memory",
+            "Redis is out of memory; nothing was stored. Wait until results have been read and "
+            "old batches have expired, or give Redis more memory",
             retry_after_s=10 * REDIS_RETRY_S,
         )
     if not will_pass(error):
         return None
     return Unavailable(
         "redis_unavailable",
-        "the farm cannot reach its Redis or Redis cannot serve for now; send the same request again later",
+        "the farm cannot reach its Redis, or Redis cannot serve at the moment; send the same request again later",
         {"reason": type(error).__name__},
         retry_after_s=REDIS_RETRY_S,
     )
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Give every error its shape."""
+    """Register a handler for every kind of error."""
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -77,7 +77,7 @@ async def _on_request_error(_request: Request, error: Exception) -> Response:
 
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
-    """FastAPI's own checks: parameters of the path and the query."""
+    """Handle FastAPI's own checks: path and query parameters."""
     assert isinstance(error, RequestValidationError)  # noqa: S101  as above
     return error_response(_invalid("invalid_request", "the request", error.errors(), skip=1))
 
@@ -86,8 +86,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  as above
     path = request.url.path[:200]
     message = {
-        404: f"there is no {path} here; GET /openapi.json lists every call",
-        405: f"{path} does not take {request.method}; the header Allow says what it takes",
+        404: f"there is no path {path}; GET /openapi.json lists every call",
+        405: f"{path} does not support {request.method}; the header Allow lists the methods",
     }.get(error.status_code, str(error.detail))
     code = _HTTP_CODES.get(error.status_code, f"http_{error.status_code}")
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
@@ -97,7 +97,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """Every method of a path; the router names those of its first route only."""
+    """Return every method of a path; the router reports those of its first route only."""
     routes: Sequence[APIRoute] = request.app.state.routes
     found = {method for route in routes if route.path_regex.match(request.url.path) for method in route.methods or ()}
     return ", ".join(sorted(found))
@@ -108,20 +108,20 @@ async def _on_redis_error(request: Request, error: Exception) -> Response:
     known = redis_error(error, submitting=request.method == "POST")
     if known is None:
         raise error
-    # an error of a pipeline repeats the command, with what a client sent in it
+    # an error of a pipeline repeats the command, including client input
     reason = type(error).__name__
     _LOG.warning("%s %s: %s", request.method, request.url.path, reason, extra={"action": "redis_unavailable"})
     return error_response(known)
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    """Nobody reads it; the server wants an answer all the same."""
+    """Answer a client that has disconnected: the server still requires a response."""
     return Response(status_code=400)
 
 
 async def _on_fault(_request: Request, _error: Exception) -> Response:
-    """A fault of the farm's own; the server logs it after this answer."""
-    return _response(500, "internal", "the farm made a mistake that its log describes; report it", {}, {})
+    """Handle a bug of the farm; the server logs it after this response."""
+    return _response(500, "internal", "internal error of the farm; its log has the details, please report it", {}, {})
 
 
 def _invalid(code: str, what: str, errors: Sequence[Any], *, skip: int) -> Invalid:
@@ -149,7 +149,7 @@ def _response(status: int, code: str, message: str, details: dict[str, Any], hea
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong."""
+    """Description of one error."""
 
     code: str
     message: str
@@ -157,6 +157,6 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The shape of every error."""
+    """Body of every error response."""
 
     error: ErrorDetail

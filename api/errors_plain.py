@@ -1,4 +1,4 @@
-"""An error as a whole answer over plain ASGI, for what stands in front of both the api and the proxy."""
+"""Error responses over plain ASGI, for middleware in front of both the api and the proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gym.errors import RequestError
 
 
 async def send_error(error: RequestError, send: Send) -> None:
-    """Answer with the error in the API's shape, and close the connection: nothing has read the body."""
+    """Send the error in the API's shape and close the connection, since the body has not been read."""
     body = orjson.dumps({"error": {"code": error.code, "message": error.message, "details": error.details}})
     headers = [
         (b"content-type", b"application/json"),

@@ -1,7 +1,7 @@
-"""Rows on their way in: lines cut from a stream, rows read and checked, then staged in slices.
+"""Ingestion of rows: a stream is split into lines, rows are read and checked, then staged in slices.
 
-Invariant: nothing is visible before the whole request has been read and checked; what was staged for a request that
-fails is forgotten. Memory is bounded by one slice and one row, however long the stream.
+Invariant: nothing is visible before the whole request has been read and checked; rows staged for a request that fails
+are discarded. Memory is bounded by one slice and one row, however long the stream.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from gym.task import bad_row, read_header
 
 SLICE_ROWS = 1000
 SLICE_BYTES = 4 * 2**20
-# orjson writes 254 levels; two are kept for what a row is put into
+# orjson writes 254 levels; two are reserved for the envelope of a row
 MAX_ROW_DEPTH = 252
 
 
 class LineSplitter:
-    """Cuts a stream of pieces into lines; holds at most one line, of at most `max_bytes`."""
+    """Splitter of a stream into lines; holds at most one line, of at most `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -41,7 +41,7 @@ class LineSplitter:
         self._line = 1
 
     def feed(self, piece: bytes) -> Iterator[tuple[int, bytes]]:
-        """The lines that a piece completes, stripped, with their numbers from 1; empty ones are skipped.
+        """Return the lines that a piece completes, stripped, numbered from 1; empty lines are skipped.
 
         Raises TooLarge, naming the line, as soon as a line is over the limit.
         """
@@ -53,7 +53,7 @@ class LineSplitter:
             self._hold(other)
 
     def end(self) -> Iterator[tuple[int, bytes]]:
-        """The last line, where the stream does not end with a line end."""
+        """Return the last line if the stream does not end with a newline."""
         yield from self._take()
 
     def _hold(self, part: bytes) -> None:
@@ -78,7 +78,7 @@ class LineSplitter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
-    """Reads and checks rows; the defaults are the batch's, for rows that name none themselves.
+    """Reader that checks rows; the batch's defaults apply to rows that do not set a value.
 
     `api` is that of the batch's policy.
     """
@@ -93,13 +93,13 @@ class RowReader:
     api: Api = "chat"
 
     def read_line(self, raw: bytes, *, row: int, line: int) -> StagedRow:
-        """A row from one line of NDJSON, kept as it was sent. Raises Malformed or Invalid, naming line and field."""
+        """Read a row from one line of NDJSON, kept as sent. Raises Malformed or Invalid, naming line and field."""
         try:
             data = json_bounds.loads(raw)
         except json_bounds.TooManyContainers as error:
             raise TooLarge(
                 "too_many_values",
-                f"line {line} cannot be taken: {error}; nothing of the request was added",
+                f"line {line} cannot be accepted: {error}; nothing of the request was added",
                 {"line": line},
             ) from None
         except orjson.JSONDecodeError as error:
@@ -109,7 +109,7 @@ class RowReader:
         return self._read(data, raw, row=row, line=line)
 
     def read_value(self, data: object, *, row: int) -> StagedRow:
-        """A row that came inside a larger body. Raises Invalid or TooLarge, naming row and field."""
+        """Read a row that came inside a larger body. Raises Invalid or TooLarge, naming row and field."""
         raw = _encode([[data]], row=row, line=None)[2:-2]
         if len(raw) > self.max_row_bytes:
             raise TooLarge(
@@ -168,7 +168,7 @@ def row_reader(
 
 
 def check_defaults(registry: Registry, environment: str | None, agent: str | None) -> None:
-    """Check what a batch names for rows that name none. Raises Invalid."""
+    """Check the batch's defaults for its rows. Raises Invalid."""
     if environment is not None and environment not in registry.names():
         raise unknown_environment(registry, environment, {})
     if agent is not None and agent not in registry.agents:
@@ -184,7 +184,7 @@ def _known(registry: Registry) -> str:
 
 
 def unknown_environment(registry: Registry, name: str, where: JsonObject) -> Invalid:
-    """The error for an environment that there is not; `where` says in which row or line, nothing for the batch."""
+    """Return the error for an unknown environment; `where` names the row or line, and is empty for the batch."""
     try:
         registry.get(name)
         message = f"environment `{name}` cannot be used"
@@ -205,21 +205,21 @@ def _encode(value: object, *, row: int, line: int | None) -> bytes:
 
 @asynccontextmanager
 async def staging(store: Store, batch_id: str) -> AsyncIterator[Staging]:
-    """Rows on their way in, forgotten where the block fails.
+    """Context in which rows are staged; they are discarded if the block fails.
 
-    Publish outside of the block: where the answer to publishing gets lost, the rows may be in use already.
+    Publish outside of the block: if the reply to publishing is lost, the rows may already be in use.
     """
     staged = Staging(store, batch_id)
     try:
         yield staged
     except BaseException:
-        with suppress(RedisError):  # the dispatcher sweeps what is left
+        with suppress(RedisError):  # the dispatcher deletes the rest
             await staged.abort()
         raise
 
 
 async def check_values(reader: RowReader, rows: list[object]) -> list[StagedRow]:
-    """All rows of a body, checked; lets others run in between."""
+    """Check all rows of a body, yielding to other tasks in between."""
     checked: list[StagedRow] = []
     for number, data in enumerate(rows):
         checked.append(reader.read_value(data, row=number))
@@ -262,14 +262,14 @@ async def stage_lines(reader: RowReader, staged: Staging, pieces: AsyncIterator[
 
 
 class _Slice:
-    """Rows to be staged in one go, bounded in number and size."""
+    """Rows to be staged in one call, bounded in number and size."""
 
     def __init__(self) -> None:
         self._rows: list[StagedRow] = []
         self._size = 0
 
     def add(self, row: StagedRow) -> bool:
-        """Whether it is full now."""
+        """Add a row. Return whether the slice is now full."""
         self._rows.append(row)
         self._size += len(row.raw)
         return len(self._rows) >= SLICE_ROWS or self._size >= SLICE_BYTES

@@ -1,4 +1,4 @@
-"""API keys and what each may do, whoever asks for them: the API's middleware, or the model proxy.
+"""API keys and their scopes, for the API's middleware and the model proxy.
 
 `GET` needs `read`, everything else `submit`: a trainer registers its policies with the key that it submits with.
 `admin` covers everything.
@@ -15,30 +15,30 @@ from gym.errors import Forbidden, Unauthorized
 
 
 class KeyRing:
-    """The keys of the settings; kept as digests."""
+    """The keys of the settings, stored as digests."""
 
     def __init__(self, keys: Sequence[ApiKey]) -> None:
         self._keys = [(_digest(key.key.encode()), frozenset(key.scopes)) for key in keys]
 
     def check(self, method: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """Whether a request may be made. Raises Unauthorized, Forbidden."""
+        """Check whether a request is permitted. Raises Unauthorized, Forbidden."""
         needed = needed_scope(method)
         scopes = self._scopes(given_key(headers))
         if scopes is None:
             raise Unauthorized(
                 "unauthorized",
-                "no API key, or one that the farm does not know; send one of the setting api.keys as "
+                "the API key is missing or unknown; send one of the setting api.keys as "
                 "`Authorization: Bearer KEY` or `x-api-key: KEY`",
             )
         if needed not in scopes and "admin" not in scopes:
             raise Forbidden(
                 "forbidden",
-                f"this key may {', '.join(sorted(scopes)) or 'do nothing'}; the call needs the scope {needed}",
+                f"the scopes of this key: {', '.join(sorted(scopes)) or 'none'}; the call needs the scope {needed}",
                 {"scope": needed},
             )
 
     def _scopes(self, given: bytes | None) -> frozenset[str] | None:
-        """The scopes of a key, `None` for an unknown one; always compared with every key."""
+        """Return the scopes of a key, None if unknown. Every key is compared, so that timing reveals nothing."""
         if given is None:
             return None
         digest = _digest(given)
@@ -50,12 +50,12 @@ class KeyRing:
 
 
 def needed_scope(method: str) -> Scope:
-    """The scope that a method needs."""
+    """Return the scope that a method needs."""
     return "read" if method in ("GET", "HEAD", "OPTIONS") else "submit"
 
 
 def given_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
-    """The key that a request carries, `None` where there is none."""
+    """Return the key that a request carries, or None."""
     for name, value in headers:
         if name in (b"x-api-key", b"x-goog-api-key"):
             return value.strip()
@@ -67,5 +67,5 @@ def given_key(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def _digest(key: bytes) -> bytes:
-    """Keys are compared by digests of one length, so the time taken says nothing of the key."""
+    """Digest of a key. Equal lengths make comparison time independent of the key."""
     return hashlib.sha256(key).digest()

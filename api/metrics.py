@@ -1,6 +1,6 @@
-"""Prometheus metrics: the farm as Redis has it at the moment of the scrape, and this process's own requests.
+"""Prometheus metrics: the farm's state in Redis at the time of the scrape, and this process's own requests.
 
-Nothing here is global, so that several apps can live in one process.
+There are no globals, so several apps can run in one process.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FarmNumbers:
-    """The farm at one moment; `up` is false where Redis did not answer."""
+    """State of the farm at one moment; `up` is False if Redis did not answer."""
 
     up: bool
     active_batches: int = 0
     states: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerKey] = field(default_factory=list)
-    ends: Counter[str] = field(default_factory=Counter)  # as `gym.state.ledger.ends` names them
+    ends: Counter[str] = field(default_factory=Counter)  # by the names of `gym.state.ledger.ends`
     totals: dict[str, float] = field(default_factory=dict)
     workers: int = 0
     slots: int = 0
     hung: int = 0
     dispatcher: bool = False
-    alarms: dict[str, int] = field(default_factory=dict)  # that stand, by kind
+    alarms: dict[str, int] = field(default_factory=dict)  # active ones, by kind
 
 
 async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
-    """The numbers of now."""
+    """Read the current state of the farm."""
     try:
         batches, breakers = await active_counters(store)
         ends = await read_ends(store, dict(batches))
@@ -58,7 +58,9 @@ async def read_farm(store: Store, leases: Leases) -> FarmNumbers:
         dispatcher = await leases.dispatcher()
         standing = await Alarms(store).standing()
     except RedisError as error:
-        _LOG.warning("metrics without the farm: %s", type(error).__name__, extra={"action": "redis_unavailable"})
+        _LOG.warning(
+            "Redis could not be read for the metrics: %s", type(error).__name__, extra={"action": "redis_unavailable"}
+        )
         return FarmNumbers(up=False)
     states = {name: sum(counters[name] for _, counters in batches) for name in (*COUNTERS, "parked")}
     return FarmNumbers(
@@ -90,7 +92,7 @@ def _alive(workers: Iterable[WorkerStatus]) -> list[WorkerStatus]:
 
 
 class _Snapshot(Collector):
-    """Shows numbers that were read before."""
+    """Collector of numbers that were read before."""
 
     def __init__(self, farm: FarmNumbers) -> None:
         self._farm = farm
@@ -102,52 +104,55 @@ class _Snapshot(Collector):
             return
         states = GaugeMetricFamily(
             "farm_rollouts_active",
-            "Rollouts of active batches; those dispatched are also queued, those parked are also queued or judging.",
+            "Rollouts of active batches; dispatched ones are also counted as queued, parked ones "
+            "also as queued or judging.",
             labels=["state"],
         )
         for state, number in farm.states.items():
             states.add_metric([state], number)
         yield states
         breakers = GaugeMetricFamily(
-            "farm_breaker_open", "What keeps failing, so that its rollouts are parked.", labels=["kind", "name"]
+            "farm_breaker_open",
+            "Policies, environments and judges with an open circuit breaker, whose rollouts are parked.",
+            labels=["kind", "name"],
         )
         for key in farm.breakers:
             breakers.add_metric([key.kind, key.name], 1)
         yield breakers
         yield from _ends(farm.ends)
-        events = CounterMetricFamily("farm_events", "What else happened to rollouts.", labels=["event"])
+        events = CounterMetricFamily("farm_events", "Other events of rollouts.", labels=["event"])
         alarms = CounterMetricFamily("farm_alarms", "Alarms that were raised.", labels=["kind"])
         for name, value in sorted(farm.totals.items()):
             kind, _, outcome = name.partition(":")
             if kind == "alarm":
                 alarms.add_metric([outcome], value)
-            elif kind != "rollouts":  # of an earlier release
+            elif kind != "rollouts":  # alarm of an earlier release
                 events.add_metric([name], value)
         yield events
         yield alarms
-        standing = GaugeMetricFamily("farm_alarms_standing", "Alarms that stand now.", labels=["kind"])
+        standing = GaugeMetricFamily("farm_alarms_standing", "Alarms that are active now.", labels=["kind"])
         for kind, number in sorted(farm.alarms.items()):
             standing.add_metric([kind], number)
         yield standing
         yield GaugeMetricFamily("farm_batches_active", "Batches that have not ended.", value=farm.active_batches)
         yield GaugeMetricFamily("farm_workers", "Worker processes with a lease.", value=farm.workers)
-        yield GaugeMetricFamily("farm_slots", "Rollouts that the workers can run at a time.", value=farm.slots)
+        yield GaugeMetricFamily("farm_slots", "Rollouts that the workers can run at the same time.", value=farm.slots)
         yield GaugeMetricFamily(
             "farm_environment_calls_hung",
             "Environment calls that outlast their rollout.",
             value=farm.hung,
         )
-        yield GaugeMetricFamily("farm_dispatcher_up", "Whether a dispatcher leads.", value=farm.dispatcher)
+        yield GaugeMetricFamily("farm_dispatcher_up", "Whether a dispatcher is the leader.", value=farm.dispatcher)
 
 
 def _ends(ends: Counter[str]) -> Iterable[Metric]:
     ended = CounterMetricFamily(
         "farm_rollouts",
-        "Rollouts that ended, once more each time that they ran or were judged again.",
+        "Rollouts that ended; a rollout that ran or was judged again counts again.",
         labels=["outcome"],
     )
     again = CounterMetricFamily(
-        "farm_rollouts_taken_back", "Outcomes taken back by a requeue or a rejudging.", labels=["outcome"]
+        "farm_rollouts_taken_back", "Outcomes that a requeue or a rejudging took back.", labels=["outcome"]
     )
     for outcome in Outcome:
         ended.add_metric([outcome], ends[outcome])
@@ -157,7 +162,7 @@ def _ends(ends: Counter[str]) -> Iterable[Metric]:
 
 
 class HttpMetrics:
-    """Counts this process's requests, by method, route and status."""
+    """Counters of this process's requests, by method, route and status."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -166,14 +171,14 @@ class HttpMetrics:
         )
         self._seconds = Histogram(
             "farm_http_request_seconds",
-            "From the request to the start of its answer.",
+            "Seconds from the request to the start of its response.",
             ["method", "route"],
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count an answer."""
+        """Count a response."""
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(seconds)
 
@@ -186,7 +191,7 @@ class MeasureRequests:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Measure one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -194,7 +199,7 @@ class MeasureRequests:
 
         async def measured_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # templates only: a path of a client's choice must not become a label
+                # route templates only: a path that the client chose must not become a label
                 route = getattr(scope.get("route"), "path", UNMATCHED)
                 method = scope["method"] if scope["method"] in _METHODS else "OTHER"
                 self._metrics.observe(method, route, message["status"], time.perf_counter() - began)
@@ -207,7 +212,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 def exposition(http: HttpMetrics, farm: FarmNumbers) -> bytes:
-    """The text of a scrape."""
+    """Return the text of a scrape."""
     snapshot = CollectorRegistry()
     snapshot.register(_Snapshot(farm))
     return generate_latest(snapshot) + generate_latest(http.registry)

@@ -1,4 +1,4 @@
-"""What the routes work with; made once by `api.app` and handed to each request."""
+"""Shared objects of the routes; made once by `api.app` and passed to each request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BACKLOG_AGE_S = 1.0
 
 
 class Backlog:
-    """How many rollouts wait in all, read from Redis at most once a second."""
+    """Number of queued rollouts, read from Redis at most once a second."""
 
     def __init__(self, store: Store, most: int) -> None:
         self._store = store
@@ -43,17 +43,17 @@ class Backlog:
         self._lock = asyncio.Lock()
 
     async def check_room(self, rollouts: int) -> None:
-        """Raises Overloaded where so many more would be over the limit."""
+        """Raise Overloaded if adding this many rollouts would exceed the limit."""
         queued = await self._current()
         if queued + rollouts <= self._most:
             return
         if rollouts > self._most:
-            advice = "one submission is over the limit; submit fewer rollouts at a time, or raise api.max_backlog"
+            advice = "one submission exceeds the limit; submit fewer rollouts at a time, or raise api.max_backlog"
         else:
             advice = "wait until some have run, then send the same request again"
         raise Overloaded(
             "backlog_full",
-            f"{queued} rollouts are queued and {rollouts} more would be over the limit of {self._most}; {advice}",
+            f"{queued} rollouts are queued, and {rollouts} more would exceed the limit of {self._most}; {advice}",
             {"queued": queued, "limit": self._most},
             retry_after_s=10,
         )
@@ -67,15 +67,15 @@ class Backlog:
         return self._queued
 
 
-MOVING = ("queued", "running", "judging", "dispatched")  # what is dispatched is also queued
+MOVING = ("queued", "running", "judging", "dispatched")  # dispatched rollouts are also queued
 COUNTERS = (*MOVING, "succeeded", "failed", "cancelled", "expired")
 _READ = tuple(dict.fromkeys((*COUNTERS, *FIELDS)))
 
 
 async def active_counters(store: Store) -> tuple[list[tuple[str, dict[str, int]]], list[Breaker]]:
-    """The counters of each batch that has not ended, oldest first, with what is `parked` of it; and the breakers.
+    """Return the counters of each active batch, oldest first, including its `parked` rollouts; and the breakers.
 
-    `gym.state.ledger.ends.FIELDS` are among them.
+    They include `gym.state.ledger.ends.FIELDS`.
     """
     pipeline = store.redis.pipeline(transaction=False)
     pipeline.zrange(store.keys.active, 0, -1)
@@ -102,7 +102,7 @@ def _counters(values: list[bytes | None]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """The parts of one api process."""
+    """Parts of one api process."""
 
     settings: Settings
     store: Store

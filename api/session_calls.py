@@ -1,6 +1,6 @@
-"""The api's end of environment sessions: which worker gets one, and who waits for which answer.
+"""The api's side of environment sessions: placement of a session on a worker, and replies for waiting calls.
 
-Answers come back over one list for each api process, read by one task that runs while anybody waits.
+Replies come back over one Redis list for each api process. One task reads it while any call waits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FAULTS: dict[int, type[RequestError]] = {404: NotFound, 422: Invalid, 503: Unav
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedSession:
-    """What a client asks for; `owner` is whose cap it counts against."""
+    """A requested session; it counts against the limit of `owner`."""
 
     session_id: str | None
     environment: str
@@ -44,12 +44,12 @@ class WantedSession:
 
     @property
     def digest(self) -> str:
-        """The same for the same request."""
+        """Digest of the request: equal requests have equal digests."""
         return canonical_digest([self.environment, self.row, self.seed])
 
 
 class SessionCalls:
-    """One for each api process."""
+    """Session calls of one api process."""
 
     def __init__(
         self, store: Store, leases: Leases, settings: SessionSettings, shutdown: Shutdown | None = None
@@ -68,14 +68,13 @@ class SessionCalls:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for a worker's answer."""
+        """Return how many calls wait for a worker's reply."""
         return len(self._waiting)
 
     async def open(self, wanted: WantedSession) -> tuple[SessionRecord, JsonObject, bool]:
-        """A session, what its worker says of it, and whether it is new: the same id and body is the same session.
+        """Return a session, the worker's reply, and whether it is new: the same id and body is the same session.
 
-        Raises Overloaded, Conflict where the id is taken by another, Invalid, or Unavailable where no worker can hold
-        it.
+        Raises Overloaded, Conflict if another session has the id, Invalid, or Unavailable if no worker can hold it.
         """
         worker = await self._worker_for(wanted.environment)
         session_id = wanted.session_id or new_id("session")
@@ -95,7 +94,7 @@ class SessionCalls:
             call = {"do": "open", "record": dataclasses.asdict(record), "row": wanted.row, "seed": wanted.seed}
             return record, await self._ask(worker, call), True
         except BaseException:
-            # it may have been made after all
+            # it may have been created despite the error
             await self.books.call(worker, {"do": "close", "session_id": session_id, "call": "", "asker": self._asker})
             await self.books.strike([record])
             raise
@@ -111,17 +110,17 @@ class SessionCalls:
         return record, await self._ask(record.worker, {"do": "describe", "session_id": session_id}), False
 
     async def ask(self, session_id: str, do: str, **fields: Any) -> JsonObject:
-        """What a session's worker answers. Raises NotFound, Invalid or Unavailable."""
+        """Return the reply of a session's worker. Raises NotFound, Invalid or Unavailable."""
         record = await self.books.get(session_id)
         return await self._ask(record.worker, {"do": do, "session_id": session_id, **fields})
 
     async def close(self) -> None:
-        """End the reader."""
+        """Stop the reader."""
         if self._reader is not None:
             await end_tasks([self._reader])
 
     async def _worker_for(self, environment: str) -> str:
-        """The live worker with the fewest sessions that knows the environment."""
+        """Return the live worker with the fewest sessions that knows the environment."""
         async with self._looking:
             await self._look()
         able = [worker for worker in self._loads if environment in self._able.get(worker, ())]
@@ -130,7 +129,7 @@ class SessionCalls:
         return min(able, key=self._loads.__getitem__)
 
     async def _look(self) -> None:
-        """Who is there and how full, at most once a second."""
+        """Read live workers and their load, at most once a second."""
         loop = asyncio.get_running_loop()
         if loop.time() - self._loads_at > LOADS_AGE_S:
             workers = [worker for worker in await self._leases.workers() if worker.lease_ends_in_s > 0]
@@ -159,14 +158,14 @@ class SessionCalls:
         return answer
 
     async def _wait(self, answered: asyncio.Future[JsonObject], worker: str, call: JsonObject) -> JsonObject:
-        """The answer; a look at the worker's lease now and then tells that none will come."""
+        """Wait for the reply; check the worker's lease now and then, since a dead worker sends none."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._settings.call_timeout_s + SPARE_S
         while loop.time() < ends_at:
             await self._shutdown.bounded(_within(answered, LOOK_AFTER_S))
             if answered.done():
                 return answered.result()
-            if self._shutdown.has_begun():  # most answers come at once, the others are for another process
+            if self._shutdown.has_begun():  # most replies come at once; the others are for another process
                 await _within(answered, ANSWER_S)
                 if answered.done():
                     return answered.result()
@@ -181,7 +180,7 @@ class SessionCalls:
             try:
                 answers = await self.books.answers(self._asker, wait_s=LISTEN_S)
             except RedisError as error:
-                _LOG.warning("no session answers: %s", error, extra={"action": "redis_unavailable"})
+                _LOG.warning("session replies cannot be read: %s", error, extra={"action": "redis_unavailable"})
                 await asyncio.sleep(AGAIN_S)
                 continue
             for answer in answers:

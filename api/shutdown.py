@@ -1,7 +1,7 @@
-"""The graceful shutdown of an api or proxy process.
+"""Graceful shutdown of an api or proxy process.
 
-Invariants: once the shutdown has begun, no request waits for something to happen; what is left when its grace is over
-is answered 503 with `Retry-After`. A stream ends at the end of a chunk, never inside one.
+Invariants: once the shutdown has begun, no request waits for an event. When its grace period is over, remaining
+requests are answered 503 with `Retry-After`. A stream ends at the end of a chunk, never inside one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Shutdown:
 
     @property
     def requests(self) -> int:
-        """How many requests are under way."""
+        """Return how many requests are under way."""
         return len(self._requests)
 
     async def wait(self) -> None:
@@ -51,7 +51,7 @@ class Shutdown:
         await self._event.wait()
 
     def begin(self) -> None:
-        """End every wait now, and every request when the grace is over. Runs on the event loop."""
+        """End every wait now, and every request when the grace period is over. Runs on the event loop."""
         if self.has_begun():
             return
         self._event.set()
@@ -61,11 +61,11 @@ class Shutdown:
         asyncio.get_running_loop().call_later(self._grace_s, self._cut)
 
     def serve(self) -> None:
-        """Forget an earlier shutdown, for an app that is started again."""
+        """Reset an earlier shutdown, for an app that is started again."""
         self._event.clear()
 
     async def bounded(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """Return what `work` returns, or `None` as soon as the shutdown begins."""
+        """Return the result of `work`, or None as soon as the shutdown begins."""
         if self.has_begun():
             work.close()
             return None
@@ -82,7 +82,10 @@ class Shutdown:
                 self._abandon(task)
 
     def attend(self, request: asyncio.Task[Any]) -> Callable[[], None]:
-        """Cancel a request's task when the grace is over, until the returned function is called."""
+        """Register a request's task, to be cancelled when the grace period is over.
+
+        Return a function that unregisters it.
+        """
         self._requests.add(request)
         return lambda: self._requests.discard(request)
 
@@ -125,7 +128,7 @@ class EndRequests:
 
 
 class _Answer:
-    """What of a response has been sent, and a valid end for it."""
+    """Record of the response sent so far, and how to end it validly."""
 
     def __init__(self, send: Callable[[Message], Awaitable[None]]) -> None:
         self._send = send
@@ -135,7 +138,7 @@ class _Answer:
 
     @property
     def can_end(self) -> bool:
-        """Whether a valid end can still be sent."""
+        """Return whether a valid end can still be sent."""
         return not self._ended and not (self._started and self._has_length)
 
     async def send(self, message: Message) -> None:

@@ -1,10 +1,10 @@
-"""Rows that come one by one over `POST /run`, gathered into one batch for each job, and awaited one by one.
+"""Rows that arrive one by one over `POST /run`, gathered into one batch for each job, and awaited one by one.
 
-NeMo Gym's collector knows no jobs: it asks the head server for its configuration, then posts rows, and posts a row
-again whenever its connection breaks. So each reading of the configuration begins a job for the address that asks, and
-within a job a row with the same indices and content is the same rollout, whichever api process is asked.
+NeMo Gym's collector has no notion of jobs: it asks the head server for its configuration, then posts rows, and posts a
+row again whenever its connection breaks. So each reading of the configuration begins a job for the caller's address.
+Within a job, a row with the same indices and content is the same rollout, whichever api process is asked.
 
-One reader for each batch and process follows the completion log and wakes those who wait; it ends when nobody does.
+One reader for each batch and process follows the completion log and wakes waiting requests; it ends when none is left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Reader:
-    """Follows one batch for those in `waiting`, by member; what ends once `began` is set is not missed."""
+    """Reader of one batch for the requests in `waiting`, by member. Results after `began` is set are not missed."""
 
     waiting: dict[str, list[asyncio.Event]]
     began: asyncio.Event
@@ -45,7 +45,7 @@ class _Reader:
 
 
 class SingleRows:
-    """One for each api process; `close` ends its readers."""
+    """Single rows of one api process; `close` ends its readers."""
 
     def __init__(self, store: Store, results: ResultLog, batches: Batches) -> None:
         self._store = store
@@ -54,7 +54,7 @@ class SingleRows:
         self._readers: dict[str, _Reader] = {}
 
     async def begin_job(self, address: str) -> str:
-        """A new job for an address; its last one takes no more rows."""
+        """Start a new job for an address; its previous job accepts no more rows."""
         key = self._store.keys.row_job(address)
         job = new_id("job")
         pipeline = self._store.redis.pipeline(transaction=True)
@@ -67,7 +67,7 @@ class SingleRows:
         return job
 
     async def job_of(self, address: str) -> str:
-        """The job that an address is in; one begins where there is none."""
+        """Return the current job of an address; start one if it has none."""
         key = self._store.keys.row_job(address)
         job = await self._store.redis.get(key)
         if job is None:
@@ -76,9 +76,9 @@ class SingleRows:
         return "job-none" if job is None else str(job.decode())
 
     async def submit(self, job: str, policy: str, row: StagedRow) -> RolloutRef:
-        """Add a row with a task id to the job's batch, or find it there: the same id is the same rollout.
+        """Add a row with a task id to the job's batch. The same id is the same rollout.
 
-        Raises Conflict where the batch takes no more rows.
+        Raises Conflict if the batch accepts no more rows.
         """
         batch_id, task_id = _batch_id(job), row.header.task_id or ""
         tasks = self._store.keys.batch(batch_id).tasks
@@ -91,12 +91,12 @@ class SingleRows:
                 await self._append(batch_id, row)
             known = await self._store.redis.hget(tasks, task_id)
         if known is None:
-            raise Conflict("row_lost", f"the row {task_id} of batch {batch_id} has gone; send it again")
+            raise Conflict("row_lost", f"the row {task_id} of batch {batch_id} has expired; send it again")
         return RolloutRef(batch_id, int(known.partition(b" ")[0]), 0)
 
     async def _append(self, batch_id: str, row: StagedRow) -> None:
         staged = Staging(self._store, batch_id)
-        await staged.add([row])  # what is left of a row that was not published is swept
+        await staged.add([row])  # an unpublished row is deleted later
         await staged.publish(create=None, seal=False)
 
     async def _create(self, batch_id: str, policy: str) -> None:
@@ -105,14 +105,14 @@ class SingleRows:
         await Staging(self._store, batch_id).publish(create=new, seal=False)
 
     async def result(self, rollout: RolloutRef, *, wait_s: float) -> JsonObject | None:
-        """The result with everything in it (`view=full`), None where it is not there within `wait_s`."""
+        """Return the full result (`view=full`), or None if it is not available within `wait_s`."""
         reader = self._reader(rollout.batch_id)
         ended = asyncio.Event()
         waiting = reader.waiting[rollout.member]
         waiting.append(ended)
         try:
             async with asyncio.timeout(wait_s):
-                await reader.began.wait()  # what ends from here on is seen
+                await reader.began.wait()  # results from here on are seen
                 shown = await self._results.get(rollout, View.FULL)
                 while shown.get("outcome") is None:
                     await ended.wait()
@@ -144,7 +144,7 @@ class SingleRows:
                     await self._results.wait(batch_id, after=after, timeout_s=IDLE_S)
                     page = await self._results.page(batch_id, after=after, limit=PAGE, view=View.LIGHT)
                 except RedisError as error:
-                    _LOG.warning("batch %s not read: %s", batch_id, error, extra={"action": "redis_unavailable"})
+                    _LOG.warning("batch %s cannot be read: %s", batch_id, error, extra={"action": "redis_unavailable"})
                     await asyncio.sleep(READ_AGAIN_S)
                     continue
                 except LogWentBack as error:
@@ -156,10 +156,10 @@ class SingleRows:
                     for ended in reader.waiting.get(rollout.member if rollout is not None else "", ()):
                         ended.set()
         except NotFound:
-            _LOG.info("batch %s has gone", batch_id, extra={"action": "batch_gone"})
+            _LOG.info("batch %s no longer exists", batch_id, extra={"action": "batch_gone"})
         finally:
             self._readers.pop(batch_id, None)
-            for events in reader.waiting.values():  # each looks for itself, and nobody is forgotten
+            for events in reader.waiting.values():  # each checks again by itself, and none is left out
                 for ended in events:
                     ended.set()
 
@@ -168,7 +168,7 @@ class SingleRows:
         return newest[0][0].decode() if newest else "0-0"
 
     async def close(self) -> None:
-        """End the readers."""
+        """Stop the readers."""
         tasks = [reader.task for reader in self._readers.values() if reader.task is not None]
         await end_tasks(tasks)
 

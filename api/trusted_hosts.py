@@ -1,10 +1,10 @@
-"""Which names a farm without API keys answers to: plain ASGI middleware at the edge of a server process.
+"""Check of host names for a farm without API keys: plain ASGI middleware at the edge of a server process.
 
-Without keys the farm trusts whatever reaches its loopback address, and a web page that somebody opens there does: by a
-name of its own that it lets resolve to 127.0.0.1 (DNS rebinding), or by requests from another site. So `Host` has to be
-a loopback name or one of `api.trusted_hosts`, and a request that a browser sends for another site is refused.
+Without keys the farm trusts every request on its loopback address, and web pages in a browser on the machine can send
+some: by a host name that resolves to 127.0.0.1 (DNS rebinding), or by cross-site requests. So `Host` must be a loopback
+name or one of `api.trusted_hosts`, and a request that a browser sends for another site is refused.
 
-With keys there is no check: a browser adds no key by itself. What comes through Redis never passes here.
+With keys there is no check: a browser adds no key by itself. Calls through Redis never pass here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class TrustedHosts:
-    """Lets a request through, or answers 421 for its `Host` or 403 for where it comes from."""
+    """Middleware that lets a request through, or answers 421 for its `Host` or 403 for its origin."""
 
     def __init__(self, app: ASGIApp, trusted: Iterable[str]) -> None:
         self._app = app
         self._trusted = frozenset(_plain(name) for name in trusted)
-        self._seen: set[bytes] = set()  # values of Host that are known to be good
+        self._seen: set[bytes] = set()  # values of Host that have passed the check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check one request, then pass it on."""
         if scope["type"] == "http":
             try:
                 self.check(scope["headers"])
@@ -43,12 +43,12 @@ class TrustedHosts:
         await self._app(scope, receive, send)
 
     def check(self, headers: Headers) -> None:
-        """Raises Misdirected, Forbidden."""
+        """Raise Misdirected or Forbidden for a request that must not pass."""
         if not self._is_plain(headers):
             self._look(headers)
 
     def _is_plain(self, headers: Headers) -> bool:
-        """Whether a request is no browser's and has a Host that has been seen to be good."""
+        """Return whether a request has no browser headers and a Host that has passed before."""
         good = 0
         for name, value in headers:
             if name == b"host":
@@ -75,14 +75,14 @@ class TrustedHosts:
             )
         origins = found.get(b"origin", [])
         site, mode = (found.get(name, [""])[0] for name in (b"sec-fetch-site", b"sec-fetch-mode"))
-        # a browser sends no Origin with the GET of an image or a script, but says that it is for another site
+        # a browser sends no Origin with the GET of an image or a script, but marks it as cross-site
         embedded = not origins and site == "cross-site" and mode != "navigate"
         if embedded or not all(self._knows(_host_of(origin)) for origin in origins):
             shown = ", ".join(origins)[:200] or "another site"
             raise Forbidden(
                 "origin_not_trusted",
-                f"a web page of {shown} asks: without API keys the farm serves pages of loopback names and of "
-                "api.trusted_hosts only",
+                f"the request comes from a web page of {shown}: without API keys the farm serves pages of loopback "
+                "names and of api.trusted_hosts only",
                 {"origin": shown},
             )
         if len(self._seen) < MOST_SEEN:
@@ -93,7 +93,7 @@ class TrustedHosts:
 
 
 def trusted_hosts(app: ASGIApp, settings: Settings) -> ASGIApp:
-    """Return the app behind the check, or the app itself where there are keys."""
+    """Return the app behind the check, or the app itself if there are keys."""
     if settings.api.keys:
         return app
     own = () if settings.proxy.url is None else (_host_of(settings.proxy.url) or "",)
@@ -101,7 +101,7 @@ def trusted_hosts(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 def _host_of(url: str) -> str | None:
-    """The host of a URL as it is compared, `None` where there is none."""
+    """Return the host of a URL in normal form, or None."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -113,7 +113,7 @@ def _host_of(url: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """A name in lower case, an address in its one spelling."""
+    """Normalize a host: a name in lower case, an address in its canonical spelling."""
     bare = name.strip().strip("[]").lower().rstrip(".")
     try:
         return str(ipaddress.ip_address(bare))

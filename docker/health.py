@@ -1,11 +1,11 @@
-"""The health check of the images: whether the role that a container runs is alive, or ready. Exit status 0 or 1.
+"""Health check of the images: liveness and readiness of the container's role. Exit status 0 or 1.
 
     health.py [--live | --ready] [ROLE]
 
 `--live` asks the process alone: api, proxy and Flower answer HTTP at their settings' port, the others answer on a
-socket of their own. `--ready` asks Redis: a worker or judge worker of this host holds a lease, some dispatcher leads, a
-judge pool tells how it is. Without either, `--live` comes first and then `--ready`. The role is the argument, else the
-command of process 1. Ports given as `--port` and not in FARM_… or FARM_CONFIG are not seen.
+separate socket. `--ready` asks Redis: a worker or judge worker of this host holds a lease, some dispatcher leads, a
+judge pool reports its state. By default `--live` is checked first, then `--ready`. The role is the argument, else the
+command of process 1. Ports given as `--port` instead of FARM_… or FARM_CONFIG are unknown here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAIT_S = 4.0
 
 
 def check_live(role: str) -> None:
-    """Return where the process answers. Raises OSError, NotAliveError."""
+    """Raise OSError or NotAliveError unless the process answers."""
     if role in ("api", "proxy", "flower"):
         settings = read_settings()
         ports = {"api": settings.api.port, "proxy": settings.proxy.port, "flower": settings.flower.port}
@@ -37,8 +37,8 @@ def check_live(role: str) -> None:
     check_liveness(role, timeout_s=WAIT_S)
 
 
-def what_is_not_ready(role: str) -> str:
-    """Return what Redis lacks of the role, empty where nothing. Raises RedisError."""
+def missing_in_redis(role: str) -> str:
+    """Return the entry that the role lacks in Redis, or an empty text. Raises RedisError."""
     if role in ("api", "proxy", "flower"):
         return ""
     from redis import Redis
@@ -56,7 +56,7 @@ def what_is_not_ready(role: str) -> str:
             mine = f"{socket.gethostname()}-".encode()
             return "" if any(name.startswith(mine) for name in alive) else "no worker of this host holds a lease"
         key = keys.dispatcher if role == "dispatcher" else keys.judge_pool
-        return "" if redis.exists(key) else f"nothing lies under {key}"
+        return "" if redis.exists(key) else f"no key {key} in Redis"
 
 
 def read_settings() -> Settings:
@@ -68,7 +68,7 @@ def read_settings() -> Settings:
 
 
 def main() -> int:
-    """Check, say, and return the exit status."""
+    """Run the check, print its result and return the exit status."""
     options = {word for word in sys.argv[1:] if word in ("--live", "--ready")} or {"--live", "--ready"}
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     words = words or Path("/proc/1/cmdline").read_bytes().decode().split("\0")
@@ -81,10 +81,10 @@ def main() -> int:
         if "--live" in options:
             check_live(role)
         if "--ready" in options:
-            wrong = what_is_not_ready(role)
+            wrong = missing_in_redis(role)
     except NotAliveError as error:
         wrong = str(error)
-    except Exception as error:  # noqa: BLE001  whatever it is, this container is not well
+    except Exception as error:  # noqa: BLE001  any error means that this container is not healthy
         wrong = f"{type(error).__name__}: {error}"
     sys.stdout.write(f"{role}: {wrong or 'alive'}\n")
     return 1 if wrong else 0

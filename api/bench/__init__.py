@@ -1,1 +1,1 @@
-"""`farm bench`: the figures of the README, each measured by a command, against a limit measured in the same run."""
+"""`farm bench`: the figures of the README, each measured by a command, beside a baseline measured in the same run."""

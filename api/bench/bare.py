@@ -1,7 +1,7 @@
-"""The limit: a bare asyncio and aiohttp loop that makes the same model calls, and nothing else.
+"""Baseline: a bare asyncio and aiohttp loop that makes the same model calls and does nothing else.
 
-Run as a program of its own, so that what it costs is not mixed with what measures it. Each rollout is two chat
-completions with a tool call between them, as the environment `weather` has it. Prints JSON: CPU and wall seconds of the
+It runs as a separate program, so that its costs are not mixed with those of the measurement. Each rollout is two chat
+completions with a tool call between them, as in the environment `weather`. Prints JSON: CPU and wall seconds of the
 loop, without the imports.
 """
 

@@ -1,4 +1,4 @@
-"""The measurements, one function each: what is done, and which figures come of it.
+"""Measurements, one function each, with the figures that each produces.
 
 Targets are those of the project; they are compared, never enforced.
 """
@@ -34,7 +34,7 @@ Repeats = int
 
 
 def two_calls_one_tool(lab: Lab, repeats: Repeats, *, rollouts: int = 2000) -> list[Figure]:
-    """W1: 2 model calls and 1 tool call, no latency: CPU per rollout over all processes, and over the bare loop's."""
+    """W1: two model calls and one tool call, no latency: CPU per rollout over all processes, and over the bare loop."""
     costs: list[float] = []
     bare: list[float] = []
     rates: list[float] = []
@@ -57,7 +57,7 @@ def two_calls_one_tool(lab: Lab, repeats: Repeats, *, rollouts: int = 2000) -> l
 
 
 def start_to_ready(repeats: Repeats) -> list[Figure]:
-    """From `farm up` to its `ready` line, with warm files and an empty data directory."""
+    """Time from `farm up` to its `ready` line, with warm files and an empty data directory."""
     command = [sys.executable, "-m", "api.cli.main", "up", "--api-port", "0", "--proxy-port", "0", "--flower-port", "0"]
     times: list[float] = []
     for _ in range(repeats):
@@ -78,7 +78,7 @@ def start_to_ready(repeats: Repeats) -> list[Figure]:
 
 
 def idle(lab: Lab, repeats: Repeats) -> list[Figure]:
-    """A farm that has nothing to do: memory (PSS) and CPU."""
+    """Memory (PSS) and CPU of an idle farm."""
     time.sleep(SETTLE_S)
     cores: list[float] = []
     for _ in range(repeats):
@@ -95,9 +95,9 @@ def idle(lab: Lab, repeats: Repeats) -> list[Figure]:
 
 
 def latency_bound(lab: Lab, repeats: Repeats, *, rollouts: int = 1000) -> list[Figure]:
-    """1,000 rollouts of two 1 s calls, all in flight at once: the ideal time over that between first and last call.
+    """1,000 rollouts of two 1 s calls, all in flight at once: ideal time over the time from the first to the last call.
 
-    Beside it what a bare loop reaches, which shares the same cores with the model server.
+    The bare loop shares the same cores with the model server and is measured beside it.
     """
     shares: list[float] = []
     bare: list[float] = []
@@ -119,10 +119,10 @@ def latency_bound(lab: Lab, repeats: Repeats, *, rollouts: int = 1000) -> list[F
 
 
 def conversation(lab: Lab, repeats: Repeats) -> list[Figure]:
-    """One rollout of 100 turns and about 50k tokens with its tokens captured: CPU, and the size of its result.
+    """One rollout of 100 turns and about 50k tokens with captured tokens: CPU, and the size of its result.
 
-    The CPU of its last ten turns is that of 100 turns without that of 90. By wall clock a turn takes the time from one
-    answer of the model to the next call, in a rollout that runs alone; the model server's own share is in that.
+    The CPU of its last ten turns is that of 100 turns minus that of 90. The wall time of a turn is the time from one
+    answer of the model to the next call, in a rollout that runs alone; it includes the model server's own share.
     """
     together, limits = 8, {"max_turns": 128}
     costs: list[float] = []
@@ -158,14 +158,14 @@ def conversation(lab: Lab, repeats: Repeats) -> list[Figure]:
 
 
 def _long_row(turns: int) -> JsonObject:
-    """A row of so many turns, each of 500 tokens."""
+    """Return a row with this many turns, each of 500 tokens."""
     argument = "word " * 100
     prompt = f'[[repeat-calls {turns - 1} get_weather {{"city": "{argument}"}}]]'
     return {"responses_create_params": {"input": [{"role": "user", "content": prompt}]}}
 
 
 def first_call(lab: Lab, repeats: Repeats, *, samples: int = 50) -> list[Figure]:
-    """From the submission of one rollout to its first model call, on an idle farm."""
+    """Time from the submission of one rollout to its first model call, on an idle farm."""
     halves: list[float] = []
     tails: list[float] = []
     for _ in range(repeats):
@@ -185,7 +185,7 @@ def first_call(lab: Lab, repeats: Repeats, *, samples: int = 50) -> list[Figure]
 
 
 def read_results(lab: Lab, repeats: Repeats, *, rollouts: int = 10_000) -> list[Figure]:
-    """10,000 light results read by cursor."""
+    """Reading of 10,000 light results by cursor."""
     batch_id = lab.submit(weather_rows(rollouts))
     lab.follow(batch_id)
     times = []
@@ -211,15 +211,22 @@ def submit_stream(lab: Lab, repeats: Repeats, *, rows: int = 100_000) -> list[Fi
         grown.append((lab.tree.rss_bytes("api") - before) / MB)
         _cancel(lab, batch_id)
     return [
-        Figure(case="submit", name="100,000 rows, one request", unit="s", repeats=tuple(times), target=20.0),
+        Figure(
+            case="submit",
+            name="Submission of 100,000 rows in one streamed request, to a "
+            "batch that cannot run; the api's memory before and after.",
+            unit="s",
+            repeats=tuple(times),
+            target=20.0,
+        ),
         Figure(case="submit", name="api memory grown", unit="MB", repeats=tuple(grown)),
     ]
 
 
 def backlog(lab: Lab, repeats: Repeats, *, sizes: Sequence[int] = (1000, 10_000, 100_000)) -> list[Figure]:
-    """CPU per rollout while 1k, 10k and 100k wait, by turns: of some 4,000 rollouts behind the first few.
+    """CPU per rollout while 1k, 10k and 100k wait, in turns: over some 4,000 rollouts after the first few.
 
-    Small backlogs are measured several times over, so that each figure is of as many rollouts.
+    Small backlogs are measured several times, so that each figure covers as many rollouts.
     """
     costs: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(repeats):
@@ -245,7 +252,7 @@ def backlog(lab: Lab, repeats: Repeats, *, sizes: Sequence[int] = (1000, 10_000,
 
 
 def _until_ended(lab: Lab, batch_id: str, wanted: int) -> int:
-    """How many rollouts of a batch have ended, once it is so many. Raises RuntimeError."""
+    """Return how many rollouts of a batch have ended, once enough have. Raises RuntimeError."""
     ends_at = time.monotonic() + WAIT_S
     while time.monotonic() < ends_at:
         ledger = lab.http.get(f"/v1/batches/{batch_id}").raise_for_status().json()["ledger"]
@@ -257,7 +264,7 @@ def _until_ended(lab: Lab, batch_id: str, wanted: int) -> int:
 
 
 def large_results(repeats: Repeats, *, rollouts: int = 1000) -> list[Figure]:
-    """1,000 finished rollouts with 64 KB of tokens each: Redis's memory for ten times that, and the feed's rate."""
+    """1,000 finished rollouts with 64 KB of tokens each: Redis's memory for ten times that, and the reading rate."""
     prompt = f"[[say {'token ' * 2700}]]"
     row = {"responses_create_params": {"input": [{"role": "user", "content": prompt}]}, "agent": "single_turn"}
     with laboratory() as lab:
@@ -283,7 +290,7 @@ def large_results(repeats: Repeats, *, rollouts: int = 1000) -> list[Figure]:
 def fair_share(lab: Lab, repeats: Repeats) -> list[Figure]:
     """A batch of 100 behind one of 50,000 at equal priority: its time over its time alone, medians of five each.
 
-    The first of the five comes right behind the large one, the others while that is at full speed.
+    The first of the five follows right after the large one, the others while that runs at full speed.
     """
     small = 5
     ratios = []
@@ -329,7 +336,7 @@ def _proxy_load(lab: Lab, body: bytes, headers: dict[str, str], calls: int) -> N
 
 
 def _read_packed(lab: Lab, batch_id: str) -> int:
-    """The bytes of a batch's training results as msgpack."""
+    """Read a batch's training results as msgpack and return the number of bytes."""
     import msgpack
 
     size = 0
@@ -346,7 +353,7 @@ def _read_packed(lab: Lab, batch_id: str) -> int:
 
 
 def _add_rows(lab: Lab, batch_id: str, rows: int) -> None:
-    """In one streamed request."""
+    """Add rows in one streamed request."""
     headers = {"content-type": "application/x-ndjson"}
     lab.http.post(f"/v1/batches/{batch_id}/rows", content=_lines(rows), headers=headers).raise_for_status()
 
@@ -386,4 +393,4 @@ ON_THEIR_OWN: dict[str, Callable[[Repeats], list[Figure]]] = {
     "judges": judges,
 }
 ON_DEMAND: dict[str, Callable[[Repeats], list[Figure]]] = {"profile": profile, "scale": scale}
-"""Not measured unless they are named."""
+"""Measured only if named."""

@@ -1,7 +1,7 @@
-"""What a call of a tiny tool costs, and a session, by where the environment works: the farm's own classes, no farm.
+"""Cost of a call of a tiny tool, and of a session, by place of the environment: the farm's classes without a farm.
 
-Calls are made one at a time. CPU is that of this process and of all that it started: the environment's process, the
-sandbox, the server on the other side.
+Calls are made one at a time. CPU covers this process and all processes that it started: the environment's process, the
+sandbox, the server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gym.sandbox.base import SandboxUnavailable
 
 @dataclass(frozen=True, slots=True)
 class TimeSpent:
-    """Milliseconds: the wall time of each one, and the CPU of all of them together."""
+    """Milliseconds: the wall time of each operation, and the CPU of all of them together."""
 
     walls: tuple[float, ...]
     cpu: float
@@ -28,7 +28,7 @@ class TimeSpent:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the calls and the sessions of a place came to."""
+    """Measured cost of calls and sessions in one place."""
 
     calls: TimeSpent
     sessions: TimeSpent
@@ -66,7 +66,7 @@ def _figures(place: HostingPlace, costs: Sequence[Cost]) -> Iterator[Figure]:
 async def _measured(place: HostingPlace, most: int) -> Cost:
     meter = CpuMeter()
     async with place.open() as opened:
-        await _sessions(opened, meter, 1)  # what is imported and connected once
+        await _sessions(opened, meter, 1)  # warm up imports and connections
         calls = await _calls(opened, meter, min(place.calls, most))
         sessions = await _sessions(opened, meter, min(place.sessions, most))
     return Cost(calls, sessions)

@@ -1,4 +1,4 @@
-"""What a measurement came to. Medians over repeats; nothing here fails because a machine is slow."""
+"""Figures of a measurement: medians over repeats. A slow machine is never a failure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gym.jsontypes import JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One measured quantity. `target` is what it should reach, and `better` on which side of it.
+    """One measured quantity. `target` is the value to reach, and `better` the direction.
 
-    `value` is the median of `repeats`; `detail` are numbers beside it, such as the split by process. Where nothing can
-    be measured here, `repeats` is empty and `missing` says why.
+    `value` is the median of `repeats`; `detail` holds further numbers, such as the split by process. If the quantity
+    cannot be measured here, `repeats` is empty and `missing` gives the reason.
     """
 
     case: str
@@ -30,18 +30,18 @@ class Figure:
 
     @property
     def value(self) -> float:
-        """The median; NaN where nothing was measured."""
+        """Return the median; NaN if there are no repeats."""
         return statistics.median(self.repeats) if self.repeats else math.nan
 
     @property
     def reached(self) -> bool | None:
-        """Whether the median reaches the target; None without one."""
+        """Return whether the median reaches the target; None without a target."""
         if self.target is None or not self.repeats:
             return None
         return self.value <= self.target if self.better == "lower" else self.value >= self.target
 
     def as_dict(self) -> JsonObject:
-        """For `--json`."""
+        """Return the figure for `--json`."""
         return {
             "case": self.case,
             "name": self.name,
@@ -59,7 +59,7 @@ class Figure:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which that share of them lies, by the nearest rank; 0 of nothing."""
+    """Return a percentile by the nearest rank; 0 for no values."""
     if not values:
         return 0.0
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]

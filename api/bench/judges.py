@@ -1,8 +1,8 @@
-"""What it costs to ask a judge through the farm, over asking the same server bare. As a program: the bare calls.
+"""Cost of asking a judge through the farm, over asking the same server directly. As a program: the direct calls.
 
-The pool path is all of it: the judging queue, the judge worker, the pool on Ray, the server. What the same rollouts
-cost without a judge is taken off, what the bare calls cost their server and their client, and what farm and Ray use of
-the time that judging takes though nothing is asked of them, as measured beside the bare calls.
+The pool path includes the judging queue, the judge worker, the pool on Ray, and the server. Three costs are subtracted:
+that of the same rollouts without a judge, that of the direct calls (server and client), and the idle use of farm and
+Ray during the judging, as measured during the direct calls.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ from gym.jsontypes import JsonObject
 JUDGE = "similarity"
 REFERENCE = "Bread rises slowly."
 CONCURRENCY = 64
-NOBODY = {"kind": "remote", "model": "none", "base_urls": ["http://127.0.0.1:9"]}  # `equivalence` wants it, never asks
+NOBODY = {
+    "kind": "remote",
+    "model": "none",
+    "base_urls": ["http://127.0.0.1:9"],
+}  # `equivalence` requires a judge and never asks this one
 
 
 def judges(repeats: int, *, rollouts: int = 1000) -> list[Figure]:
-    """Rollouts scored by a judge on the farm's own Ray: CPU over bare calls of that server; batch sizes.
+    """Rollouts scored by a judge on the farm's own Ray: CPU over direct calls of that server; batch sizes.
 
-    The target is held against the classifier, whose own work is small: an embedding takes ten times the overhead, and
-    its scatter alone is as much as that.
+    The target is checked against the classifier, whose own work is small: an embedding takes ten times the overhead,
+    and its scatter alone is as large as the overhead.
     """
     return [*_over_bare("reward_model", repeats, rollouts, target=1.5), *_over_bare("embedding", repeats, rollouts)]
 
@@ -86,7 +90,7 @@ def _over_bare(kind: str, repeats: int, rollouts: int, *, target: float | None =
 
 
 def _run(lab: Lab, rows: Sequence[JsonObject]) -> tuple[dict[str, float], float]:
-    """CPU seconds by role, and how long it took, s."""
+    """Return CPU seconds by role, and the duration in seconds."""
     began = time.monotonic()
     with lab.cpu() as used:
         lab.follow(lab.submit(rows, environment=rows[0]["environment"]))
@@ -98,7 +102,7 @@ def _row(said: str, **task: str) -> JsonObject:
 
 
 def _replica(lab: Lab) -> str:
-    """Where the judge's replica answers, once it does."""
+    """Return the URL of the judge's replica, once it is published."""
     ends_at = time.monotonic() + WAIT_S
     while time.monotonic() < ends_at:
         for judge in lab.http.get("/v1/judges").raise_for_status().json()["items"]:
@@ -106,7 +110,7 @@ def _replica(lab: Lab) -> str:
                 if replica["state"] == "ready":
                     return str(replica["url"])
         time.sleep(0.2)
-    raise RuntimeError(f"the judge's replica did not get ready within {WAIT_S:g} s")
+    raise RuntimeError(f"the judge's replica did not become ready within {WAIT_S:g} s")
 
 
 def _counters(url: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A farm to measure on: started with a mock model, warmed up, and asked over its REST API as a user would."""
+"""A farm to measure: started with a mock model, warmed up, and used over its REST API as a client would."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Lab:
         self.tree = ProcessTree(farm.process.pid)
 
     def submit(self, rows: Sequence[JsonObject], **options: Any) -> str:
-        """A sealed batch; returns its id."""
+        """Submit a sealed batch and return its id."""
         body = {"environment": "weather", **options, "rows": rows}
         answer = self.http.post("/v1/batches", content=orjson.dumps(body), headers={"content-type": "application/json"})
         batch_id: str = answer.raise_for_status().json()["batch_id"]
         return batch_id
 
     def follow(self, batch_id: str, *, view: str = "light") -> list[JsonObject]:
-        """Read the feed to its end; every rollout must have succeeded. Raises RuntimeError."""
+        """Read all results; raise RuntimeError unless every rollout succeeded."""
         found: list[JsonObject] = []
         after: dict[str, str] = {}
         ends_at = time.monotonic() + WAIT_S
@@ -58,27 +58,27 @@ class Lab:
 
     @contextmanager
     def cpu(self) -> Iterator[dict[str, float]]:
-        """CPU seconds by role, spent in the block; filled when it ends."""
+        """Measure CPU seconds by role, spent in the block; filled when it ends."""
         used: dict[str, float] = {}
         before = self.tree.cpu_s()
         yield used
         used.update({role: value - before.get(role, 0.0) for role, value in self.tree.cpu_s().items()})
 
     def bare_loop(self, rollouts: int, *, concurrency: int = 256) -> dict[str, float]:
-        """What the same model calls cost a bare loop: `cpu_s` and `wall_s`."""
+        """Return the cost of the same model calls in a bare loop: `cpu_s` and `wall_s`."""
         url = f"{self.farm.model_url}/v1/chat/completions"
         return run_program("api.bench.bare", url, str(rollouts), str(concurrency))
 
     def model_behaves(self, **behaviour: float) -> None:
-        """Change the mock model while it runs."""
+        """Change the mock model's behaviour while it runs."""
         httpx.post(f"{self.farm.model_url}/admin/behaviour", json=behaviour, timeout=30).raise_for_status()
 
     def newest_call(self) -> int:
-        """The number of the last call that the mock model remembers, 0 where there is none."""
+        """Return the number of the last call that the mock model remembers, 0 if there is none."""
         return max((call["number"] for call in self.model_calls()), default=0)
 
     def model_calls(self, after: int = 0) -> Iterator[JsonObject]:
-        """The calls that the mock model remembers, in order, from the one after a number on."""
+        """Return the calls that the mock model remembers, in order, from the one after a number on."""
         with httpx.Client(base_url=self.farm.model_url, timeout=30) as model:
             while page := model.get("/admin/requests", params={"after": after}).json()["items"]:
                 yield from page
@@ -86,7 +86,7 @@ class Lab:
 
 
 def run_program(module: str, *arguments: str) -> dict[str, float]:
-    """What a module says that is run as a program of its own; its costs are not mixed with this one's."""
+    """Run a module as a separate program and return its output, so that its costs are not mixed with this one's."""
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, capture_output=True, check=True, timeout=WAIT_S)  # noqa: S603 - this program
     said: dict[str, float] = orjson.loads(done.stdout)
@@ -95,7 +95,7 @@ def run_program(module: str, *arguments: str) -> dict[str, float]:
 
 @contextmanager
 def laboratory(*options: str, settings: dict[str, str] | None = None, warm_up: bool = True) -> Iterator[Lab]:
-    """A farm with two workers of 512 slots, in a temporary directory; `options` are those of `farm up`."""
+    """Run a farm with two workers of 512 slots, in a temporary directory; `options` are those of `farm up`."""
     given = ["--workers", "2", "--concurrency", "512", *options]
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -109,5 +109,5 @@ def laboratory(*options: str, settings: dict[str, str] | None = None, warm_up: b
 
 
 def weather_rows(count: int, *, seed: int = 1) -> list[JsonObject]:
-    """Rows of two model calls and a tool call each."""
+    """Return rows of two model calls and a tool call each."""
     return Weather.demo_rows(count, seed)

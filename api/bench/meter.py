@@ -1,4 +1,4 @@
-"""CPU of this process and of all below it, to the nanosecond, for work that takes microseconds."""
+"""CPU of this process and its descendants, to the nanosecond, for work that takes microseconds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ _CPUCLOCK_SCHED = 2
 
 
 class CpuMeter:
-    """Readings only grow: a process that has ended counts with what it had used when it was last looked at.
+    """Meter of CPU time. Readings only grow: a process that has ended counts with its use at the last reading.
 
-    So look before something is killed. What a live process has reaped counts in 10 ms steps.
+    So read before a process is killed. Reaped children of a live process count in 10 ms steps.
     """
 
     def __init__(self) -> None:
         self._me = psutil.Process()
         self._used: dict[psutil.Process, float] = {}
-        self._own = 0.0  # of looking, which takes milliseconds where a machine has many processes
+        self._own = 0.0  # time of reading, which takes milliseconds on a machine with many processes
 
     def read_s(self) -> float:
-        """Seconds of user and system time so far, without what reading takes."""
+        """Return the seconds of user and system time so far, without the time of reading."""
         began = time.process_time()
         for process in self._me.children(recursive=True):
             with suppress(psutil.Error, OSError):
@@ -35,5 +35,5 @@ class CpuMeter:
 
 
 def cpu_of_s(pid: int) -> float:
-    """User and system time of a live process, by its own clock, as clock_getcpuclockid(3) finds it. Raises OSError."""
+    """Return user and system time of a live process, by its clock, as clock_getcpuclockid(3) does. Raises OSError."""
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)

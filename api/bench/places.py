@@ -1,6 +1,6 @@
-"""Where an environment can work: in the worker, its threads, a process, a sandbox, behind HTTP or a WebSocket.
+"""Places of an environment: the worker, its threads, a process, a sandbox, behind HTTP or a WebSocket.
 
-Sessions are made as a worker makes them; servers are the farm's stand-ins, each a process of its own.
+Sessions are made as a worker makes them; servers are the farm's stand-ins, each in its own process.
 """
 
 from __future__ import annotations
@@ -58,31 +58,31 @@ class BlockingCounter(StatefulCounter):
 
 
 class Boxed(SandboxedEnvironment[Row]):
-    """`python_exec` and `bash`, with the sandbox taken in `setup` so that it shows there."""
+    """`python_exec` and `bash`, with the sandbox taken in `setup` so that its cost shows there."""
 
     name = "boxed"
 
     async def setup(self) -> None:
-        """Take it."""
+        """Take a sandbox."""
         await self.sandbox()
 
     def verify(self, trajectory: Trajectory) -> float:  # noqa: ARG002  nothing is scored
-        """Nothing."""
+        """Return no reward."""
         return 0.0
 
     @classmethod
     def example_row(cls) -> JsonObject:
-        """A row has nothing of its own."""
+        """Return a row without fields of its own."""
         return {"responses_create_params": {"input": "x"}}
 
 
 async def _nothing() -> None:
-    """Where nothing has to be waited for."""
+    """Do nothing, in places without a delay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPlace:
-    """A kind of place, ready for sessions: how one is made, what one call is, and what to wait for between steps.
+    """A kind of place, ready for sessions: functions that make one, make one call, and wait between steps.
 
     With `ends` a process ends with each session, and its CPU is read before that.
     """
@@ -95,7 +95,7 @@ class OpenPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostingPlace:
-    """Where an environment works, and how many calls and sessions of it are measured."""
+    """A place of an environment, and how many calls and sessions of it are measured."""
 
     name: str
     open: Callable[[], AbstractAsyncContextManager[OpenPlace]]
@@ -119,7 +119,7 @@ async def _execute(session: EnvironmentSession, *, name: str, arguments: str) ->
 async def _in_worker(
     entry: EnvironmentEntry, *, keep: int = 2, row: JsonObject | None = None
 ) -> AsyncIterator[OpenPlace]:
-    """A session as a worker makes it, in its process or in one of its own."""
+    """Make a session as a worker does, in its process or in a separate one."""
     kind = load_source(entry)
     if kind.cls is None:
         raise RuntimeError(f"{kind.name}: {kind.error}")
@@ -138,7 +138,7 @@ async def _in_worker(
 
 @asynccontextmanager
 async def _boxed(name: str, arguments: str, *, warm: int) -> AsyncIterator[OpenPlace]:
-    """A session with a sandbox of the pool. Raises SandboxUnavailable."""
+    """Make a session with a sandbox of the pool. Raises SandboxUnavailable."""
     settings = SandboxSettings(warm=warm)
     find_provider(settings)
     configure_loop_pool(settings)
@@ -164,7 +164,7 @@ async def _boxed(name: str, arguments: str, *, warm: int) -> AsyncIterator[OpenP
 
 @asynccontextmanager
 async def _server(module: str, path: str) -> AsyncIterator[str]:
-    """The address of a stand-in for a server, as a process of its own."""
+    """Run a stand-in for a server as a separate process and yield its address."""
     port = free_port()
     process = await start_process([sys.executable, "-m", module, "--port", str(port)], environment=os.environ)
     url = f"http://127.0.0.1:{port}"

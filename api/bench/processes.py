@@ -14,13 +14,13 @@ ROLES = ("up", "api", "proxy", "dispatcher", "worker", "flower", "judge", "judge
 
 
 class ProcessTree:
-    """A process and all below it."""
+    """A process and all its descendants."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU seconds so far, by role."""
+        """Return CPU seconds so far, by role."""
         used: dict[str, float] = defaultdict(float)
         for process in self._all():
             with suppress(psutil.Error, OSError):
@@ -28,7 +28,7 @@ class ProcessTree:
         return used
 
     def pss_bytes(self) -> dict[str, float]:
-        """Proportional set size, by role: pages that processes share are counted once."""
+        """Return the proportional set size, by role: shared pages are counted once."""
         used: dict[str, float] = defaultdict(float)
         for process in self._all():
             with suppress(psutil.Error):
@@ -36,19 +36,19 @@ class ProcessTree:
         return used
 
     def rss_bytes(self, role: str) -> int:
-        """Resident memory of the processes of one role."""
+        """Return the resident memory of the processes of one role."""
         return sum(process.memory_info().rss for process in self._of(role))
 
     def pids(self, role: str) -> list[int]:
-        """The processes of one role."""
+        """Return the processes of one role."""
         return [process.pid for process in self._of(role)]
 
     def count(self) -> int:
-        """How many processes there are."""
+        """Return the number of processes."""
         return len(self._all())
 
     def _of(self, role: str) -> Iterator[psutil.Process]:
-        """Those of one role, but for what has ended just now, such as what Redis forks to write its file anew."""
+        """Return the processes of one role, without those that have just ended, such as Redis's rewriting fork."""
         for process in self._all():
             with suppress(psutil.Error):
                 if _role(process) == role:

@@ -1,8 +1,8 @@
-"""`farm bench profile`: the top costs of each role, while a farm runs W1, as py-spy samples them.
+"""`farm bench profile`: the top costs of each role, while a farm runs W1, sampled by py-spy.
 
-py-spy (`pip install py-spy`) must be allowed to look into the farm's processes: root, or `kernel.yama.ptrace_scope` 0.
-Sampling slows what is sampled, so read shares here and absolute costs from `farm bench w1`. Redis is not Python; of it
-the time by command is shown, as it counts it itself.
+py-spy (`pip install py-spy`) must be permitted to inspect the farm's processes: root, or `kernel.yama.ptrace_scope` 0.
+Sampling slows the sampled process: read shares here, and absolute costs from `farm bench w1`. Redis is not Python; its
+time by command is shown, as it counts it itself.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ SAMPLED = ("worker", "dispatcher", "api")
 RATE_HZ = 200
 ATTACH_S = 3.0
 TOP = 12
-# leaves that py-spy takes for work although their thread waits
+# leaves that py-spy counts as work although their thread waits
 _WAITING = ("Condition.wait ", "_worker (", "EpollSelector.select ", "_epoll.poll ", "Future.result ", "Runner.run (")
 _PLACE = re.compile(r"\S*/site-packages/|:\d+\)$")
 
 
 def profile(repeats: int, *, rollouts: int = 3000) -> list[Figure]:
-    """Where time goes under W1: of worker, dispatcher and api by function, of Redis by command."""
+    """Time under W1: of worker, dispatcher and api by function, of Redis by command."""
     py_spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if py_spy is None:
         raise SettingsError("`farm bench profile` needs py-spy: pip install py-spy")
@@ -89,9 +89,9 @@ def _top(role: str, files: Iterable[Path]) -> list[Figure]:
 
 
 def top_costs(lines: Sequence[str]) -> list[tuple[str, float, float]]:
-    """(function, its share with what it calls, its own share) out of py-spy's raw lines, the most costly first.
+    """Return (function, share with callees, own share) from py-spy's raw lines, the most costly first.
 
-    Frames that nearly every sample has, such as `main`, say nothing and are left out.
+    Frames that are in nearly every sample, such as `main`, are left out.
     """
     whole: Counter[str] = Counter()
     own: Counter[str] = Counter()
@@ -111,7 +111,7 @@ def top_costs(lines: Sequence[str]) -> list[tuple[str, float, float]]:
 
 
 def _commands(stats: dict[str, dict[str, float]]) -> list[Figure]:
-    """The commands within scripts count with `evalsha` too."""
+    """Return Redis's commands by cost; commands within scripts are counted under `evalsha` too."""
     total = sum(each["usec"] for name, each in stats.items() if name in ("cmdstat_evalsha", "cmdstat_eval"))
     slowest = sorted(stats.items(), key=lambda item: -item[1]["usec"])[:TOP]
     return [

@@ -1,7 +1,7 @@
-"""`farm bench scale`: what a large farm needs of Redis, dispatcher and api, reckoned from what one machine measures.
+"""`farm bench scale`: Redis, dispatcher and api needs of a large farm, extrapolated from one machine.
 
-The model is linear: what a rollout costs, and what it costs while it runs, do not depend on how many there are
-(`farm bench backlog` and `w1` are its check). Costs are CPU seconds, so that a busy machine distorts them little.
+The model is linear: the cost of a rollout, and of a second of running it, do not depend on how many there are (`farm
+bench backlog` and `w1` check this). Costs are CPU seconds, so that a busy machine distorts them little.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gym.state.redis.driver import Redis
 
 NODES = 64
 CONCURRENT = 64 * 1024
-ROLLOUT_S = 120.0  # how long a rollout takes in the large farm: what its model takes for its turns
+ROLLOUT_S = 120.0  # duration of a rollout in the large farm: the time of its model for its turns
 SLOTS = 512  # of a worker process
 HELD = 800
 HELD_CALL_S = 20.0
@@ -26,7 +26,7 @@ ROLES = ("redis", "dispatcher", "api", "worker")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """CPU seconds: of a rollout from submission to its result, of one running for a second, of an idle second."""
+    """CPU seconds: of a rollout from submission to result, of a second of a running rollout, of an idle second."""
 
     rollout_s: Mapping[str, float]
     held_s: Mapping[str, float]
@@ -35,18 +35,18 @@ class Costs:
     network_bytes: float  # of a rollout, in and out of Redis
 
     def cores(self, role: str, *, concurrent: float, rollout_s: float) -> float:
-        """What a role needs of a core; work is linear, so of workers it is all of them together."""
+        """Return the cores that a role needs; work is linear, so for workers it is the sum over all."""
         rate = concurrent / rollout_s
         return self.idle_s[role] + rate * self.rollout_s[role] + concurrent * self.held_s[role]
 
     def most_concurrent(self, role: str, *, rollout_s: float) -> float:
-        """How many may run before a role needs more than one core, which is all that one process of it has."""
+        """Return how many rollouts may run before a role needs more than one core, the most for one process."""
         each = self.rollout_s[role] / rollout_s + self.held_s[role]
         return (1.0 - self.idle_s[role]) / each if each > 0 else float("inf")
 
 
 def scale(repeats: int) -> list[Figure]:
-    """A rollout's cost in Redis, dispatcher and api, and from it the needs of 64 nodes with 64k rollouts at once."""
+    """A rollout's cost in Redis, dispatcher and api, and from it the needs of 64 nodes with 64k concurrent rollouts."""
     with laboratory() as lab, Redis.from_url(lab.farm.redis_url) as redis:
         return _figures(_measure(lab, redis, rollouts=1000 * repeats))
 
@@ -76,7 +76,7 @@ def _measure(lab: Lab, redis: Redis, *, rollouts: int) -> Costs:
 
 
 def _spent(lab: Lab, seconds: float) -> dict[str, float]:
-    """Cores by role, while nothing is asked of the farm from here."""
+    """Return the cores used by role, while no request is sent to the farm."""
     began = time.perf_counter()
     with lab.cpu() as used:
         time.sleep(seconds)

@@ -17,18 +17,17 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("bench")(bench)
 
 
 def bench(
     cases: Annotated[
-        list[str] | None, typer.Argument(help="Which measurements; left out, all but `profile` and `scale`.")
+        list[str] | None, typer.Argument(help="Names of measurements. [all but `profile` and `scale`]")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, max=50, help="The median of so many is given.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, max=50, help="Number of repeats; the median is reported.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the farm on this machine: starts what it needs, warms up, repeats, gives medians and spread."""
+    """Measure the farm on this machine: start it, warm up, repeat, print medians and spread."""
     from api.bench.cases import ON_DEMAND, ON_ONE_FARM, ON_THEIR_OWN
     from api.bench.lab import laboratory
     from api.cli.options import console, print_json, progress_console
@@ -38,13 +37,13 @@ def bench(
     known = [*alone, *ON_ONE_FARM]
     wanted = cases or [*ON_THEIR_OWN, *ON_ONE_FARM]
     if unknown := sorted(set(wanted) - set(known)):
-        raise SettingsError(f"there is no measurement {', '.join(unknown)}; there are {', '.join(known)}")
+        raise SettingsError(f"there is no measurement {', '.join(unknown)}; known are {', '.join(known)}")
     progress = progress_console()
     figures: list[Figure] = []
     failed: list[str] = []
 
     def measure(name: str, case: Callable[[], list[Figure]]) -> None:
-        """What one case finds must not be lost with another that fails."""
+        """Run one case; a failure is printed and does not lose the figures of the others."""
         progress.print(f"{name}: {(alone | ON_ONE_FARM)[name].__doc__}", soft_wrap=True)
         try:
             figures.extend(case())

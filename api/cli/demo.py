@@ -1,4 +1,4 @@
-"""`farm demo`: a farm on free ports, a mock model, real rows of every built-in environment, and what came of them."""
+"""`farm demo`: run a farm on free ports, a mock model, and real rows of every built-in environment."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RUN = "demo"
 
 
 def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
-    """Run the demo; 0 when every rollout ran to its end.
+    """Run the demo; return 0 if every rollout completed.
 
-    The results stay in `data_dir/results.jsonl`; the farm's own state is kept only when something went wrong.
+    The results stay in `data_dir/results.jsonl`; the farm's own state is kept only after a failure.
     """
     progress = progress_console()
     make_private(data_dir)
@@ -45,10 +45,10 @@ def run(*, rows: int, num_samples: int, data_dir: Path, seed: int) -> int:
 
 
 def demo_tasks(count: int, seed: int) -> list[JsonObject]:
-    """`count` rows of each built-in environment, but for those that need a judge, or a sandbox where there is none.
+    """Return `count` rows of each built-in environment that can run here without a judge.
 
-    Raises SettingsError where another one cannot be loaded.
-    Those that need a package of their own come last, since its import takes a worker seconds.
+    Raises SettingsError if an environment cannot be loaded for another reason than a missing sandbox. Environments that
+    need an extra package come last, since importing it takes a worker seconds.
     """
     tasks: list[JsonObject] = []
     later: list[JsonObject] = []
@@ -70,7 +70,7 @@ def demo_tasks(count: int, seed: int) -> list[JsonObject]:
 
 
 def _submit_and_follow(farm: LocalFarm, tasks: list[JsonObject], num_samples: int, results_file: Path) -> bool:
-    """Whether every rollout succeeded."""
+    """Submit the rows and follow the batch. Return whether every rollout succeeded."""
     summary = Summary()
     with client(farm.url, None) as connected, create_private(results_file) as out:
         batch = connected.submit(tasks, run=RUN, num_samples=num_samples)

@@ -1,17 +1,17 @@
-"""A process that has imported the farm's modules once and forks the farm's processes: `python -m api.cli.fork_server`.
+"""Fork server: imports the farm's modules once and forks its processes: `python -m api.cli.fork_server`.
 
-`farm up` starts one and orders its children from it (`api.local.forking`), which so start in the time of a fork and
-share the memory of what is imported. It is single-threaded, has no loop, and imports for a role what that needs when
-the role is ordered first; the workers' modules at once.
+`farm up` starts one and orders its children from it (`api.local.forking`). They start in the time of a fork and share
+the memory of imported modules. It is single-threaded, has no event loop, and imports the modules of a role when that is
+first ordered; the workers' modules at once.
 
-A child is forked twice, so that its parent is `farm up` itself, by then the reaper of what it ordered: it is waited for
-and signalled as if it had been started there, and the end of this process means nothing to it. From there on it is what
-`farm ROLE` is, down to its command line.
+A child is forked twice, so that its parent is `farm up` itself, the subreaper of orphaned descendants. The parent waits
+for it and signals it as if it had started it; the end of the fork server does not affect it. From then on it is the
+process `farm ROLE`, down to its command line.
 
-On standard input comes a datagram for each order, with three descriptors: the order (JSON: `arguments` of `farm`,
-`environment`, `parent`, `orphan_signal`, `niceness`), where output goes, and what to wait for before going on: a byte
-there means go, its end means that nobody wants this child any more. The answer is `ready` once all is imported; the
-next datagram says to fork, and the answer to that, the child's id, comes from the child.
+Each order is a datagram on standard input with three descriptors: the order (JSON: `arguments` of `farm`,
+`environment`, `parent`, `orphan_signal`, `niceness`), the output, and a pipe to wait on before continuing: a byte means
+go, end of file means that the child is no longer wanted. The reply is `ready` once all modules are imported. The next
+datagram says to fork, and the reply to it, the child's id, comes from the child.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ MODULES = {
     "api": (*_COMMANDS, *_SERVER, *_ENVIRONMENTS, "api.app"),
     "flower": (*_COMMANDS, *_CELERY, "api.local.dashboard", "flower.app", "flower.urls", "celery.events.receiver"),
 }
-"""What is imported before a role is forked. A role that is not here cannot be ordered."""
+"""Modules to import before a role is forked. A role that is not listed cannot be ordered."""
 
 
 def serve(control: socket.socket) -> list[str]:
-    """Fork what is ordered. Returns in a child, with the arguments for `farm`; ends this process with `farm up`."""
+    """Fork as ordered. Return the arguments for `farm` in a child; end this process with `farm up`."""
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 16, MOST_DESCRIPTORS)
         if not descriptors:
@@ -93,7 +93,7 @@ def serve(control: socket.socket) -> list[str]:
 
 
 def preload(role: str) -> None:
-    """Import what a role needs; what cannot be imported is for the child to complain of."""
+    """Import the modules of a role; a failing import is left for the child to report."""
     gc.disable()
     for name in MODULES[role]:
         with contextlib.suppress(Exception):
@@ -103,7 +103,7 @@ def preload(role: str) -> None:
 
 
 def _fork_twice() -> bool:
-    """Whether this is the child; here the process between has ended by then."""
+    """Fork twice. Return True in the child. In the parent, the intermediate process has then ended."""
     between = os.fork()
     if between:
         os.waitpid(between, 0)
@@ -114,7 +114,7 @@ def _fork_twice() -> bool:
 
 
 def _become(order: dict[str, Any], control: socket.socket, output: int, go: int) -> None:
-    """Turn a fork into what was ordered, or end it."""
+    """Turn a fork into the ordered process, or end it."""
     _show([sys.executable, "-m", "api.cli.main", *order["arguments"]])
     parent = int(order["parent"])
     give_up_at = time.monotonic() + ADOPTED_WITHIN_S
@@ -140,7 +140,7 @@ def _become(order: dict[str, Any], control: socket.socket, output: int, go: int)
 
 
 def _show(words: list[str]) -> None:
-    """Let the kernel show another command line for this process; what is left over are slashes before its program."""
+    """Make the kernel show another command line for this process; slashes before its program fill the rest."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
         begins, ends = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5), counted behind the name
@@ -152,7 +152,7 @@ def _show(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Until `farm up` ends; in a child, until that ends."""
+    """Run until `farm up` ends; in a child, until that ends."""
     control = socket.socket(fileno=os.dup(0))
     preload("worker")
     arguments = serve(control)

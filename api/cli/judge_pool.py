@@ -1,4 +1,4 @@
-"""`farm judge`: the pool of judges that Ray places, and what is asked of a running one."""
+"""`farm judge`: run the pool of judges that Ray places, and query a running one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from api.cli.options import AsJson, ConfigFile, print_json, settings_from
 if TYPE_CHECKING:
     from gym.state.redis.driver import Redis
 
-DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="The farm's, to find its Redis.")]
-RedisUrl = Annotated[str | None, typer.Option(help="The farm's Redis, where it is not its own.")]
+DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="The farm's settings, to find its Redis.")]
+RedisUrl = Annotated[str | None, typer.Option(help="The farm's Redis, if it is not the embedded one.")]
 Name = Annotated[str, typer.Argument(help="A judge of the pool.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    family = typer.Typer(help="Judges that Ray places on GPUs: run the pool, or ask a running one.")
+    family = typer.Typer(help="Run a pool of judges that Ray places on GPUs, or query a running one.")
     family.callback(invoke_without_command=True)(judge)
     for command in (status, drain, scale):
         family.command()(command)
@@ -34,10 +33,10 @@ def judge(
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
     ray_head_node_address: Annotated[
-        str | None, typer.Option(help="HOST:PORT of a Ray head to attach to. [a Ray of its own is started]")
+        str | None, typer.Option(help="HOST:PORT of a Ray head to attach to. [a separate Ray is started]")
     ] = None,
 ) -> None:
-    """Without a command: run the pool in the foreground; SIGTERM drains it, a second one kills it."""
+    """Run the pool in the foreground, if no command is given; SIGTERM drains it, a second one kills it."""
     if context.invoked_subcommand is not None:
         return
     from workers.judge_pool.orders import plan_file, plan_of
@@ -71,7 +70,7 @@ def judge(
 def status(
     config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None, as_json: AsJson = False
 ) -> None:
-    """The running pool: its Ray, and each judge's replicas with state, load, GPUs and restarts."""
+    """Show the running pool: its Ray, and each judge's replicas with state, load, GPUs and restarts."""
     from workers.judge_pool.orders import read_status
 
     redis, prefix = _redis(config, data_dir, redis_url)
@@ -95,22 +94,22 @@ def status(
 
 
 def drain(name: Name, config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """End a judge's replicas when their calls are answered; its rollouts wait until `farm judge scale` brings some."""
+    """End a judge's replicas when their calls are answered; its rollouts wait until `farm judge scale` adds some."""
     _order(config, data_dir, redis_url, name, {"do": "drain"})
 
 
 def scale(
     name: Name,
-    min_replicas: Annotated[int, typer.Argument(min=0, help="At least so many.")],
-    max_replicas: Annotated[int | None, typer.Argument(min=1, help="At most; as many as at least if left out.")] = None,
+    min_replicas: Annotated[int, typer.Argument(min=0, help="Minimum number of replicas.")],
+    max_replicas: Annotated[int | None, typer.Argument(min=1, help="Maximum number of replicas. [the minimum]")] = None,
     config: ConfigFile = None,
     data_dir: DataDir = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Change a judge's bounds until the pool starts again; one that had failed is tried again."""
+    """Change a judge's bounds until the pool is restarted; a failed judge is tried again."""
     most = max(1, min_replicas) if max_replicas is None else max_replicas
     if most < min_replicas:
-        raise typer.BadParameter(f"at most {most} is fewer than at least {min_replicas}")
+        raise typer.BadParameter(f"the maximum {most} is smaller than the minimum {min_replicas}")
     order = {"do": "scale", "min_replicas": min_replicas, "max_replicas": most}
     _order(config, data_dir, redis_url, name, order)
 
@@ -123,7 +122,7 @@ def _order(
     redis, prefix = _redis(config, data_dir, redis_url)
     with redis:
         order(redis, prefix, judge, wanted)
-    typer.echo(f"{judge}: the pool was told; see `farm judge status`")
+    typer.echo(f"{judge}: sent to the pool; see `farm judge status`")
 
 
 def _redis(config: Path | None, data_dir: Path | None, redis_url: str | None) -> tuple[Redis, str]:

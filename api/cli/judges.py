@@ -1,4 +1,4 @@
-"""Commands on judges: `farm judge-server`, and what other commands read of them."""
+"""Commands on judges: `farm judge-server`, and reading of their settings."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ from api.cli.options import ConfigFile, settings_from
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     app.command("judge-server")(judge_server)
 
 
 def judge_server(
     kind: Annotated[str, typer.Option(help="embedding or reward_model.")],
     model: Annotated[
-        str | None, typer.Option(help="A model's name or folder. [all-minilm-l6-v2, clean-language]")
+        str | None, typer.Option(help="Name or folder of a model. [all-minilm-l6-v2, clean-language]")
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="Publish it in Redis as a replica of this judge of the settings.")
+        str | None, typer.Option(help="Publish the server in Redis as a replica of this judge of the settings.")
     ] = None,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
-    public_url: Annotated[str | None, typer.Option(help="Where others reach it, if not at that address.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts that are scored at a time.")] = 32,
-    batch_wait_s: Annotated[float, typer.Option(min=0.0, max=1.0, help="How long a text waits for others.")] = 0.005,
-    capacity: Annotated[int, typer.Option(min=1, help="Texts in the house; more are answered 429.")] = 1024,
-    threads: Annotated[int, typer.Option(min=1, help="Of the arithmetic; more replicas use cores better.")] = 1,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
+    public_url: Annotated[
+        str | None, typer.Option(help="URL by which others reach the server, if not by that address.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Maximum number of texts in one batch.")] = 32,
+    batch_wait_s: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="How long a text waits for others to form a batch.")
+    ] = 0.005,
+    capacity: Annotated[
+        int, typer.Option(min=1, help="Maximum number of waiting texts; more are answered 429.")
+    ] = 1024,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the model; more replicas use cores better.")] = 1,
     api_key: Annotated[
-        str | None, typer.Option(envvar="FARM_JUDGE_KEY", help="The key that callers give; needed beyond loopback.")
+        str | None, typer.Option(envvar="FARM_JUDGE_KEY", help="Key that callers must send; required beyond loopback.")
     ] = None,
     config: ConfigFile = None,
-    data_dir: Annotated[Path | None, typer.Option(file_okay=False, help="The farm's, to find its Redis.")] = None,
-    redis_url: Annotated[str | None, typer.Option(help="The farm's Redis, where it is not its own.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(file_okay=False, help="The farm's settings, to find its Redis.")
+    ] = None,
+    redis_url: Annotated[str | None, typer.Option(help="The farm's Redis, if it is not the embedded one.")] = None,
 ) -> None:
     """Serve an embedding model or a classifier to judge workers; SIGTERM drains it."""
     from api.local.logs import configure_logging
@@ -44,7 +51,7 @@ def judge_server(
     settings = settings_from(config, data_dir=data_dir, redis={"url": redis_url})
     if judge is not None and settings.judges and judge not in settings.judges:
         raise typer.BadParameter(
-            f"the settings have no judge {judge!r}, they have {', '.join(sorted(settings.judges))}"
+            f"the settings have no judge {judge!r}; they have {', '.join(sorted(settings.judges))}"
         )
     configure_logging(settings.log_level)
     url = settings.redis.url
@@ -71,7 +78,7 @@ def judge_server(
 
 
 def read_judges(path: Path) -> dict[str, Any]:
-    """The judges in a YAML file: a mapping of their names, at the top or under `judges`. Raises SettingsError."""
+    """Read the judges in a YAML file: a mapping by name, at the top level or under `judges`. Raises SettingsError."""
     import yaml
 
     from gym.errors import SettingsError

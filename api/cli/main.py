@@ -1,6 +1,6 @@
-"""The command `farm`: one family of commands per module, errors as one clear line.
+"""The command `farm`: one family of commands per module; an error is one clear line.
 
-Only what the help text needs is imported here; a command imports its own.
+Only the modules that the help text needs are imported here; a command imports its own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FAMILIES = (
 
 
 def build() -> typer.Typer:
-    """The app with all its commands."""
+    """Return the app with all its commands."""
     app = typer.Typer(
         name="farm",
         help="Run reinforcement-learning rollouts for language-model agents as a service.",
@@ -51,15 +51,15 @@ def build() -> typer.Typer:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; ends in SystemExit: 0 done, 1 failed, 2 what was asked cannot be, 130 interrupted."""
-    mask = os.umask(0o077)  # what a command makes is for its user alone: trajectories, keys, logs
+    """Run a command; ends in SystemExit: 0 success, 1 failure, 2 invalid request, 130 interrupted."""
+    mask = os.umask(0o077)  # files are private to the user: trajectories, keys, logs
     try:
         build()(args=list(argv) if argv is not None else None)
     except FarmError as error:
         _complain(str(error))
         sys.exit(exit_code(error))
     except BrokenPipeError:
-        # whoever read our output has seen enough; Python would complain once more while it ends
+        # the reader of our output has closed it; Python would report the broken pipe once more at exit
         sys.stderr.close()
         sys.exit(FAILED)
     finally:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def exit_code(error: FarmError) -> int:
-    """2 where the caller must change something, 1 where trying later may do."""
+    """Return 2 if the caller must change something, 1 if a later retry may succeed."""
     if isinstance(error, SettingsError) or (
         isinstance(error, RequestError) and not isinstance(error, Unavailable | Overloaded)
     ):

@@ -1,4 +1,4 @@
-"""`farm mock-model`: a scripted model server, for trying and testing without a GPU."""
+"""`farm mock-model`: a scripted model server, for trying out and testing without a GPU."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("mock-model")(mock_model)
 
 
 def mock_model(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    latency_s: Annotated[float, typer.Option(min=0.0, help="How long each answer takes.")] = 0.0,
-    error_rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of calls answered 500.")] = 0.0,
-    hang_rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="The share of calls never answered.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="What goes wrong, and when, follows from it.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    latency_s: Annotated[float, typer.Option(min=0.0, help="Latency of each answer.")] = 0.0,
+    error_rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of calls answered 500.")] = 0.0,
+    hang_rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of calls never answered.")] = 0.0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the faults: the same seed and order of calls give the same faults.")
+    ] = 0,
     log_file: Annotated[
         Path | None,
-        typer.Option(dir_okay=False, help="Append each call's beginning and end to this file, as JSON lines."),
+        typer.Option(dir_okay=False, help="Append the start and end of each call to this file, as JSON lines."),
     ] = None,
 ) -> None:
     """Serve a scripted model with vLLM's API: tools, token ids, log-probabilities, streaming."""

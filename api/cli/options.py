@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command gets its settings, its client and its console."""
+"""Options shared by commands, and construction of settings, client and console."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ DEFAULT_URL = "http://127.0.0.1:8700"
 
 Url = Annotated[str, typer.Option("--url", envvar="FARM_URL", help="The farm's address.")]
 ApiKey = Annotated[
-    str | None, typer.Option("--api-key", envvar="FARM_API_KEY", show_envvar=True, help="The key to send, if it asks.")
+    str | None,
+    typer.Option("--api-key", envvar="FARM_API_KEY", show_envvar=True, help="API key, if the farm needs one."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 ConfigFile = Annotated[
@@ -28,7 +29,7 @@ ConfigFile = Annotated[
 
 
 def settings_from(config: Path | None, **overrides: Any) -> Settings:
-    """Load the settings; overrides that are `None`, also inside sections, were not given and change nothing.
+    """Load the settings; overrides that are None, also inside sections, are ignored.
 
         settings_from(config, host=host, api={"port": api_port}, redis={"url": redis_url})
 
@@ -42,7 +43,7 @@ def settings_from(config: Path | None, **overrides: Any) -> Settings:
 def client(url: str, api_key: str | None, *, timeout_s: float = 60.0, retries: int = 5) -> Farm:
     """Return the blocking client that commands use.
 
-    Its retries sit out a restart. An address at which nothing listens is reported within `FIRST_CONTACT_S`, because the
+    Its retries outlast a restart. An address at which nothing listens is reported within `FIRST_CONTACT_S`, because the
     user waits. Raises Unavailable.
     """
     from gym.client import connect_sync
@@ -52,7 +53,7 @@ def client(url: str, api_key: str | None, *, timeout_s: float = 60.0, retries: i
 
 
 def _require_listener(url: str) -> None:
-    """Raise Unavailable unless something accepts connections at an HTTP URL; other URLs are not looked at."""
+    """Raise Unavailable unless a process accepts connections at an HTTP URL; other URLs are not checked."""
     import socket
     import time
     from urllib.parse import urlsplit
@@ -79,7 +80,7 @@ def _require_listener(url: str) -> None:
 
 
 def console() -> Console:
-    """Where tables go; without a terminal nobody needs their lines short."""
+    """Console for tables; without a terminal its lines need not be short."""
     from rich.console import Console
 
     made = Console(highlight=False)
@@ -89,7 +90,7 @@ def console() -> Console:
 
 
 def progress_console() -> Console:
-    """Where progress and remarks go, so that what is piped stays clean."""
+    """Console for progress and remarks, on standard error, so that piped output stays clean."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)

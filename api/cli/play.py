@@ -36,28 +36,27 @@ class NoReplicas:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command()(play)
 
 
 def play(
     environment: Annotated[str, typer.Argument(metavar="ENVIRONMENT", help="Name of the environment.")],
-    row: Annotated[
-        Path | None, typer.Option("--row", help="File whose first row is played; left out, the example row.")
-    ] = None,
+    row: Annotated[Path | None, typer.Option("--row", help="File whose first row is played. [the example row]")] = None,
     policy: Annotated[
         str | None, typer.Option(metavar="NAME|URL", help="A policy of the settings, or the URL of a model server.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name, with a policy URL.")] = None,
-    scripted: Annotated[bool, typer.Option("--scripted", help="Use the scripted model, as without --policy.")] = False,
+    model: Annotated[str | None, typer.Option(help="Model name, with a policy URL.")] = None,
+    scripted: Annotated[
+        bool, typer.Option("--scripted", help="Use the scripted model, the default without --policy.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the environment.")] = 0,
-    debug: Annotated[bool, typer.Option("--pdb", help="Stop in the debugger where the environment raises.")] = False,
+    debug: Annotated[bool, typer.Option("--pdb", help="Stop in the debugger if the environment raises.")] = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run one rollout here, and print its conversation and its reward; exits with 1 where it fails.
+    """Run one rollout in this process, and print its conversation and its reward; exit with 1 if it fails.
 
-    Judges that the environment asks are called directly, as far as the settings give them URLs.
+    Judges that the environment asks are called directly, if the settings give them URLs.
     """
     from api.cli.client.conversation import conversation
 
@@ -80,7 +79,7 @@ def _kind(name: str, settings: Settings) -> EnvironmentType:
 
 
 def _row(environment: str, path: Path | None, settings: Settings) -> JsonObject:
-    """The first row of the file, or the example row. Raises BadParameter where there is none."""
+    """Return the first row of the file, or the example row. Raises BadParameter if there is none."""
     if path is None:
         kind = _kind(environment, settings)
         if kind.cls is None:
@@ -149,7 +148,7 @@ async def _play(
 
 @contextlib.asynccontextmanager
 async def _policy(settings: Settings, policy: str | None, model: str | None) -> AsyncIterator[PolicySpec]:
-    """The policy that was named; without one the scripted model, which is served while this lasts."""
+    """Yield the named policy; without a name the scripted model, served for the duration of the block."""
     from gym.policy import PolicySpec
 
     if policy is None:
@@ -159,7 +158,7 @@ async def _policy(settings: Settings, policy: str | None, model: str | None) -> 
             yield PolicySpec(base_urls=[f"{server.url}/v1"], model="scripted")
     elif "://" in policy:
         if model is None:
-            raise typer.BadParameter("a policy given by its URL needs --model, the name that its server knows it by")
+            raise typer.BadParameter("a policy URL needs --model, the model name on that server")
         yield PolicySpec(base_urls=[policy], model=model)
     elif policy in settings.policies:
         yield settings.policies[policy]
@@ -169,7 +168,7 @@ async def _policy(settings: Settings, policy: str | None, model: str | None) -> 
 
 
 async def _judged(settings: Settings, kind: EnvironmentType, finished: EpisodeResult, within_s: float) -> EpisodeResult:
-    """Ask the judges where the verifier leaves the reward to them. Raises RolloutError."""
+    """Ask the judges if the verifier leaves the reward to them. Raises RolloutError."""
     import dataclasses
 
     from gym.episode import judged_reward
@@ -208,7 +207,7 @@ def _shown(environment: str, params: JsonObject, finished: EpisodeResult) -> Jso
 
 
 def _post_mortem(error: BaseException) -> None:
-    """Open the debugger where the environment raised."""
+    """Open the debugger at the frame in which the environment raised."""
     progress_console().print(f"{type(error).__name__}: {error}", markup=False, style="red")
     debugger: Any = pdb.Pdb(stdout=sys.stderr)
     debugger.reset()

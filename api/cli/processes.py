@@ -1,4 +1,4 @@
-"""The commands that run the farm's processes: all of them (`up`), or one for Procfile, containers and systemd."""
+"""Commands that run the farm's processes: all of them (`up`), or one for a Procfile, containers and systemd."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from gym.config import Settings
 
 
-STOP_S = 20.0  # the grace that Compose or Kubernetes gives api, proxy and dispatcher
+STOP_S = 20.0  # the grace period that Compose or Kubernetes gives api, proxy and dispatcher
 
-DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="Where the farm keeps its state. [farm-data]")]
+DataDir = Annotated[Path | None, typer.Option(file_okay=False, help="Directory of the farm's state. [farm-data]")]
 Host = Annotated[str | None, typer.Option(help="The address to listen on. [127.0.0.1]")]
-RedisUrl = Annotated[str | None, typer.Option(help="A Redis ≥ 6.2 or Valkey of yours, instead of the embedded one.")]
+RedisUrl = Annotated[
+    str | None, typer.Option(help="URL of your own Redis ≥ 6.2 or Valkey, instead of the embedded one.")
+]
 ListenPort = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="The port to listen on.")]
-Concurrency = Annotated[int | None, typer.Option(min=1, help="Rollouts at a time in a worker. [256]")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Rollouts that a worker runs at the same time. [256]")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     for command in (up, demo, api, proxy, dispatcher, worker, judge_worker, flower, redis):
         app.command()(command)
 
@@ -36,24 +37,30 @@ def up(
     config: ConfigFile = None,
     data_dir: DataDir = None,
     host: Host = None,
-    api_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [8700]")] = None,
-    proxy_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [8701]")] = None,
-    flower_port: Annotated[int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [5555]")] = None,
+    api_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the api; 0 takes a free one. [8700]")
+    ] = None,
+    proxy_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the proxy; 0 takes a free one. [8701]")
+    ] = None,
+    flower_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of Flower; 0 takes a free one. [5555]")
+    ] = None,
     redis_url: RedisUrl = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes. [2]")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Number of worker processes. [2]")] = None,
     concurrency: Concurrency = None,
     judges: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="A YAML file with the judges, instead of the settings' own.")
+        Path | None, typer.Option(dir_okay=False, help="A YAML file with the judges, instead of those in the settings.")
     ] = None,
-    no_flower: Annotated[bool, typer.Option("--no-flower", help="Leave Celery's dashboard out.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the processes log.")] = False,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Do not start Flower, Celery's dashboard.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs of the processes.")] = False,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start the processes again when code changes (development).")
+        bool, typer.Option("--reload", help="Restart the processes when code changes (development).")
     ] = False,
 ) -> None:
     """Run the whole farm on this machine, in the foreground; Ctrl-C or SIGTERM drains it, a second one kills it.
 
-    Prints `ready http://…` when a batch can be submitted. State stays in the data directory for the next time.
+    Prints `ready http://…` when a batch can be submitted. The state is kept in the data directory.
     """
     from contextlib import nullcontext
 
@@ -82,12 +89,12 @@ def up(
 def demo(
     rows: Annotated[int, typer.Option(min=1, help="Rows of each environment.")] = 25,
     num_samples: Annotated[int, typer.Option(min=1, help="Rollouts per row.")] = 4,
-    data_dir: Annotated[Path, typer.Option(file_okay=False, help="Where the demo leaves its results.")] = Path(
+    data_dir: Annotated[Path, typer.Option(file_okay=False, help="Directory of the demo's results.")] = Path(
         "farm-data/demo"
     ),
     seed: Annotated[int, typer.Option(help="Which rows.")] = 0,
 ) -> None:
-    """Show it: a farm and a mock model are started, real rows of every environment run, everything is stopped."""
+    """Run a demo: start a farm and a mock model, run real rows of every environment, stop everything."""
     from api.cli.demo import run
 
     raise typer.Exit(run(rows=rows, num_samples=num_samples, data_dir=data_dir, seed=seed))
@@ -100,7 +107,7 @@ def api(
     port: ListenPort = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """The REST head."""
+    """Run the REST api."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, api={"port": port})
     from api.app import create_app
     from api.shutdown import Shutdown
@@ -118,7 +125,7 @@ def proxy(
     port: ListenPort = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """The model proxy, for agents outside the workers."""
+    """Run the model proxy, for agents outside the workers."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, proxy={"port": port})
     from api.proxy.app import create_app
     from api.shutdown import Shutdown
@@ -130,7 +137,7 @@ def proxy(
 
 
 def dispatcher(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """What moves rollouts from the backlog to the workers; a second one stands by."""
+    """Schedule queued rollouts onto workers; run a second one as a hot standby."""
     settings = _process(config, data_dir=data_dir, redis={"url": redis_url})
     from workers.dispatch.dispatcher import run
 
@@ -143,7 +150,7 @@ def worker(
     redis_url: RedisUrl = None,
     concurrency: Concurrency = None,
 ) -> None:
-    """One Celery worker; SIGTERM drains it."""
+    """Run one Celery worker; SIGTERM drains it."""
     settings = _process(config, data_dir=data_dir, redis={"url": redis_url}, worker={"concurrency": concurrency})
     from workers.main import run
 
@@ -151,7 +158,7 @@ def worker(
 
 
 def judge_worker(config: ConfigFile = None, data_dir: DataDir = None, redis_url: RedisUrl = None) -> None:
-    """One Celery worker that takes finished conversations to their judges; SIGTERM drains it."""
+    """Run one Celery worker that has judges score finished conversations; SIGTERM drains it."""
     settings = _process(config, data_dir=data_dir, redis={"url": redis_url})
     from workers.main import run_judging
 
@@ -165,7 +172,7 @@ def flower(
     port: ListenPort = None,
     redis_url: RedisUrl = None,
 ) -> None:
-    """Celery's dashboard."""
+    """Run Flower, Celery's dashboard."""
     settings = _process(config, data_dir=data_dir, host=host, redis={"url": redis_url}, flower={"port": port})
     from api.local.dashboard import run
 
@@ -175,9 +182,9 @@ def flower(
 def redis(
     config: ConfigFile = None,
     data_dir: DataDir = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 0,
 ) -> None:
-    """The embedded Redis server; processes with the same data directory find it."""
+    """Run the embedded Redis server; processes with the same data directory find it."""
     settings = settings_from(config, data_dir=data_dir)
     from gym.state.redis.data_dir import DataDirLock
     from gym.state.redis.embedded import EmbeddedRedis
@@ -197,7 +204,7 @@ def serve(app: Any, settings: Settings, port: int, shutdown: Shutdown) -> int:
     from gym.processes.garbage import collect_garbage_less
 
     collect_garbage_less()
-    # uvicorn hands a signal on to the handler before it once it has shut down; the exit status shall be its own
+    # uvicorn passes a signal on to the previous handler after its shutdown; the exit status must be its own
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     server = QuietServer(
@@ -221,9 +228,9 @@ def serve(app: Any, settings: Settings, port: int, shutdown: Shutdown) -> int:
 
 
 def _process(config: Path | None, **overrides: Any) -> Settings:
-    """The settings of one process, which knows its Redis, and logs.
+    """Configure logging and return the settings of one process, including its Redis.
 
-    Raises SettingsError where they, or that Redis, cannot be used.
+    Raises SettingsError if they, or that Redis, cannot be used.
     """
     from api.local.logs import configure_logging
 

@@ -1,4 +1,4 @@
-"""`farm redis-acl`: the Redis user of a trainer that shares nothing but a Redis with the farm."""
+"""`farm redis-acl`: create the Redis user of a trainer that shares only a Redis with the farm."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ PASSWORD_BYTES = 32
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command("redis-acl")(redis_acl)
 
 
 def redis_acl(
-    name: Annotated[str, typer.Argument(help="The user: letters, digits and _.-")],
+    name: Annotated[str, typer.Argument(help="Name of the user: letters, digits and _.-")],
     scope: Annotated[
-        Literal["submit", "read"], typer.Option(help="`read` may follow batches, `submit` do all that the API does.")
+        Literal["submit", "read"],
+        typer.Option(help="`read` may follow batches, `submit` may do everything that the API offers."),
     ] = ("submit"),
     password: Annotated[
-        str | None, typer.Option(envvar="FARM_CLIENT_PASSWORD", show_envvar=True, help="Left out, one is made.")
+        str | None,
+        typer.Option(envvar="FARM_CLIENT_PASSWORD", show_envvar=True, help="Password of the user. [a generated one]"),
     ] = None,
-    prompt: Annotated[bool, typer.Option("--prompt", help="Ask for the password.")] = False,
+    prompt: Annotated[bool, typer.Option("--prompt", help="Prompt for the password.")] = False,
     config: ConfigFile = None,
 ) -> None:
     """Print the ACL command for a client of `connect("redis://…")`; run it on the Redis server, as in `… | redis-cli`.
 
-    The user may use the client's own channels and not one key. The line holds the password's digest only; a password
-    that is made here is shown once, on standard error.
+    The user may use the client's own channels and no key. The command holds only the password's digest; a generated
+    password is shown once, on standard error.
     """
     import secrets
 

@@ -1,4 +1,4 @@
-"""`farm config show`: the settings as they are resolved."""
+"""`farm config show`: print the resolved settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from api.cli.options import AsJson, ConfigFile, print_json, settings_from
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     config = typer.Typer(help="The settings.", no_args_is_help=True)
     config.command()(show)
     app.add_typer(config, name="config")

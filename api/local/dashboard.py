@@ -1,8 +1,8 @@
-"""Flower in a process of its own, configured by the farm's settings and by nothing else.
+"""Flower in its own process, configured by the farm's settings only.
 
-Without a login it is read-only, since a page that anybody on the machine may open must not stop workers, and it answers
+Without a login it is read-only, since any user of the machine can open it and must not stop workers; it then answers
 loopback names and `api.trusted_hosts` only. It sends no header that would let other web sites read it. `/healthcheck`
-needs no login and says nothing but OK.
+needs no login and returns only OK.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ INSPECT_TIMEOUT_MS = 2000.0
 
 
 def check(settings: Settings) -> None:
-    """Raise SettingsError where Flower would be open to others."""
+    """Raise SettingsError if Flower would be open to other machines."""
     if not is_loopback(settings.host) and settings.flower.basic_auth is None:
         raise SettingsError(
-            f"host is {settings.host}, which others can reach, and Flower has no login: give flower.basic_auth "
+            f"host is {settings.host}, which other machines can reach, and Flower has no login: set flower.basic_auth "
             "(FARM_FLOWER_BASIC_AUTH=user:password), or leave Flower out with --no-flower"
         )
 
 
 def url_prefix(flower: FlowerSettings) -> str:
-    """The path that Flower is served under: empty, or with a leading slash."""
+    """Return the path that Flower is served under: empty, or with a leading slash."""
     stripped = flower.url_prefix.strip("/")
     return f"/{stripped}" if stripped else ""
 
@@ -37,7 +37,7 @@ def url_prefix(flower: FlowerSettings) -> str:
 def run(settings: Settings) -> int:
     """Serve Flower until SIGTERM or SIGINT."""
     check(settings)
-    # What lets programs use Flower's API without a login is read from the environment at each request, and only there.
+    # Flower reads from the environment, at each request, whether programs may use its API without a login.
     os.environ["FLOWER_UNAUTHENTICATED_API"] = "false" if settings.flower.basic_auth else "true"
 
     from flower.app import Flower
@@ -50,7 +50,7 @@ def run(settings: Settings) -> int:
     from workers.process.app import create_celery
 
     class SameOriginOnly(OutputTransform):
-        """Drops the headers by which Flower opens its API to every web site."""
+        """Mixin that drops the headers by which Flower opens its API to every web site."""
 
         def transform_first_chunk(
             self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
@@ -60,7 +60,7 @@ def run(settings: Settings) -> int:
             return super().transform_first_chunk(status_code, headers, chunk, finishing)
 
     class Metrics(monitor.Metrics):  # type: ignore[misc]  # Flower has no types
-        """Flower's figures, which name workers and jobs, behind its login."""
+        """Flower's metrics, which name workers and jobs, behind its login."""
 
         async def get(self) -> None:
             if not self.current_user:
@@ -68,11 +68,11 @@ def run(settings: Settings) -> int:
             await super().get()
 
     class NotTrusted(RequestHandler):
-        """What a name gets that another site may let resolve to this machine."""
+        """Response to a host name that another site could resolve to this machine."""
 
         def prepare(self) -> None:
             self.set_status(421)
-            self.finish("without flower.basic_auth only loopback names and api.trusted_hosts are answered")
+            self.finish("without flower.basic_auth Flower answers loopback names and api.trusted_hosts only")
 
     prefix = url_prefix(settings.flower)
     options.address = settings.host

@@ -1,7 +1,7 @@
-"""Children from the fork server (`api.cli.fork_server`), as the supervisor has them.
+"""Children of the fork server (`api.cli.fork_server`), as the supervisor sees them.
 
-Invariant: a child that was ordered and is not wanted any more ends before it has begun; whatever goes wrong with the
-server, it is given up for good, and children are started the slow way.
+Invariant: a child that was ordered and is no longer wanted ends before it has begun. If the server fails in any way, it
+is abandoned for good, and children are started as new processes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from gym.errors import FarmError
 from gym.processes.process_tree import end_with_parent
 
 ROLES = frozenset({"worker", "judge-worker", "dispatcher", "proxy", "api", "flower"})
-"""The commands of `farm` that the fork server can run; `api.cli.fork_server.MODULES` has what each imports."""
+"""Commands of `farm` that the fork server can run; `api.cli.fork_server.MODULES` lists the imports of each."""
 ORDER_S = 60.0
-"""From an order to its child; the first one of a role waits for the role's imports."""
+"""From an order to its child; the first child of a role waits for the role's imports."""
 END_S = 5.0
 BURY_S = 0.1
-LABEL = "forks-for-farm-up"  # long enough for the command lines that take the place of the server's
+LABEL = "forks-for-farm-up"  # long enough for the command lines that replace the server's
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 class NotForked(FarmError):
-    """There is no fork server any more, or it did not do as it was told."""
+    """There is no fork server any more, or it did not follow its protocol."""
 
 
 class Process(Protocol):
@@ -45,11 +45,11 @@ class Process(Protocol):
     def returncode(self) -> int | None: ...
     async def wait(self) -> int: ...
     def send_signal(self, signal: int, /) -> None:
-        """Raises ProcessLookupError where it has ended."""
+        """Send a signal. Raises ProcessLookupError if the process has ended."""
 
 
 class ForkedProcess:
-    """A child that somebody else forked for us."""
+    """A child that the fork server forked."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -58,11 +58,11 @@ class ForkedProcess:
         _when_ended(pid, self._reap)
 
     async def wait(self) -> int:
-        """The exit status; below 0 it was a signal."""
+        """Return the exit status; a negative one is a signal."""
         return await asyncio.shield(self._ended)
 
     def send_signal(self, sent: int, /) -> None:
-        """Raises ProcessLookupError where it has ended."""
+        """Send a signal. Raises ProcessLookupError if the process has ended."""
         if self.returncode is not None:
             raise ProcessLookupError
         os.kill(self.pid, sent)
@@ -71,12 +71,12 @@ class ForkedProcess:
         try:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:
-            self.returncode = -signal.SIGKILL  # somebody else has reaped it
+            self.returncode = -signal.SIGKILL  # another part of the process has reaped it
         self._ended.set_result(self.returncode)
 
 
 class ForkServer:
-    """One for a supervisor, in its loop."""
+    """Fork server of one supervisor, used from its event loop."""
 
     def __init__(self, control: socket.socket, process: subprocess.Popen[bytes]) -> None:
         self._control: socket.socket | None = control
@@ -85,7 +85,7 @@ class ForkServer:
 
     @classmethod
     def start(cls) -> ForkServer | None:
-        """A server that begins to import, in the main thread; None where the system cannot do it."""
+        """Start a server, which begins to import. Call in the main thread. Return None if the system cannot do it."""
         if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
             return None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -96,7 +96,7 @@ class ForkServer:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # settings come with an order
+                # settings are passed with an order
                 env={name: value for name, value in os.environ.items() if not name.startswith("FARM_")},
                 start_new_session=True,
                 preexec_fn=end_with_parent(signal.SIGKILL),  # noqa: PLW1509 - a system call and nothing else
@@ -105,7 +105,7 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Process id of the server."""
         return self._process.pid
 
     async def fork(
@@ -117,7 +117,7 @@ class ForkServer:
         orphan_signal: signal.Signals,
         niceness: int,
     ) -> ForkedProcess:
-        """`farm ARGUMENTS` as a child of this process, which leads a session. Raises NotForked."""
+        """Start `farm ARGUMENTS` as a child of this process that leads a session. Raises NotForked."""
         order = {
             "arguments": list(arguments),
             "environment": dict(environment),
@@ -127,14 +127,12 @@ class ForkServer:
         }
         async with self._turn:
             if self._control is None:
-                raise NotForked("the fork server has been given up")
+                raise NotForked("the fork server has been abandoned")
             try:
                 return await self._order(self._control, json.dumps(order).encode(), output)
             except (OSError, ValueError, TimeoutError) as error:
                 self.give_up()
-                raise NotForked(
-                    f"the fork server did not answer as it should: {error or type(error).__name__}"
-                ) from None
+                raise NotForked(f"the fork server sent an unexpected reply: {error or type(error).__name__}") from None
             except BaseException:
                 self.give_up()
                 raise
@@ -150,9 +148,9 @@ class ForkServer:
             opened.callback(os.close, go)
             socket.send_fds(control, [b"order"], [text, output, wait])
             if await self._answer(control) != b"ready":
-                raise ValueError("it did not get ready")
+                raise ValueError("the fork server did not become ready")
             before, ours = _children(), set[int]()
-            _adopt_orphans(True)  # from whatever process, so not for longer than this takes
+            _adopt_orphans(True)  # any process may have sent it, so wait no longer than this takes
             try:
                 control.send(b"fork")
                 process = ForkedProcess(int(await self._answer(control)))
@@ -168,7 +166,7 @@ class ForkServer:
         return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(control, 16), ORDER_S)
 
     def give_up(self) -> None:
-        """Order nothing any more."""
+        """Send no more orders."""
         if self._control is not None:
             self._control.close()
             self._control = None
@@ -176,14 +174,14 @@ class ForkServer:
                 self._process.kill()
 
     def stop(self) -> None:
-        """End it; the children are not its own."""
+        """Stop the server; the children are not its own."""
         self.give_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_S)
 
 
 def _children() -> set[int]:
-    """The children of the main thread, which is the one that adopts."""
+    """Return the children of the main thread, which is the one that adopts."""
     try:
         return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
     except OSError:
@@ -191,7 +189,7 @@ def _children() -> set[int]:
 
 
 def _when_ended(pid: int, then: Callable[[], object]) -> None:
-    """Call this in the loop once a process has ended. Raises ProcessLookupError where nobody knows it any more."""
+    """Call a function in the loop once a process has ended. Raises ProcessLookupError if no such process exists."""
     loop = asyncio.get_running_loop()
     descriptor = os.pidfd_open(pid)
 
@@ -204,7 +202,7 @@ def _when_ended(pid: int, then: Callable[[], object]) -> None:
 
 
 def _bury(stray: int) -> None:
-    """Reap a process that came to us by chance, once it has ended; who waits for one of ours has done so by then."""
+    """Reap an adopted process once it has ended; by then, a waiter for one of our own children has been served."""
     loop = asyncio.get_running_loop()
 
     def reap() -> None:
@@ -217,7 +215,7 @@ def _bury(stray: int) -> None:
 
 @contextlib.contextmanager
 def fork_server_running() -> Iterator[ForkServer | None]:
-    """A fork server that ends with the block; None where the system cannot do it."""
+    """Run a fork server for the duration of the block; yield None if the system cannot do it."""
     server = ForkServer.start()
     try:
         yield server
@@ -227,7 +225,7 @@ def fork_server_running() -> Iterator[ForkServer | None]:
 
 
 def _adopt_orphans(whether: bool) -> None:
-    """Become, or cease to be, the parent of what the process between leaves behind. Raises OSError."""
+    """Start or stop adopting orphaned descendants. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, int(whether), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")

@@ -1,4 +1,4 @@
-"""How long a server process of a local farm lets requests under way finish."""
+"""Grace period for requests under way in a server process of a local farm."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ TAIL_LINES = 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalFarm:
-    """Where a farm and its mock model answer. The policy that batches use by default is the mock model."""
+    """Addresses of a farm and its mock model. The default policy of batches is the mock model."""
 
     url: str
     proxy_url: str
@@ -40,16 +40,16 @@ class LocalFarm:
     model_url: str
     data_dir: Path
     process: subprocess.Popen[bytes]
-    """`farm up`."""
+    """The process `farm up`."""
 
     @property
     def redis_url(self) -> str:
-        """The farm's own embedded Redis, with all rights."""
+        """URL of the farm's own embedded Redis, with all rights."""
         return (self.data_dir / "redis" / "url").read_text()
 
     @property
     def policy(self) -> PolicySpec:
-        """The mock model, for a policy of another name."""
+        """Return the mock model as a policy of another name."""
         return mock_policy(self.model_url)
 
 
@@ -63,8 +63,8 @@ def local_farm(
 ) -> Iterator[LocalFarm]:
     """Start both, wait until a batch can be submitted, and stop both at the end.
 
-    `options` are of `farm up`, `model_options` of `farm mock-model`, `settings` are `FARM_…` variables; none are taken
-    from this process. Raises NotReady with what `farm up` said.
+    `options` are arguments of `farm up`, `model_options` of `farm mock-model`, `settings` are `FARM_…` variables; none
+    are inherited from this process. Raises NotReady with the output of `farm up`.
     """
     make_private(data_dir)
     model_port = free_port()
@@ -95,8 +95,9 @@ def local_farm(
 def farm_process(
     command: str, options: Sequence[str], settings: Mapping[str, str], log: Path
 ) -> subprocess.Popen[bytes]:
-    """Start `farm COMMAND` with a session of its own, which ends with this process; `settings` are added to its
-    environment. What it prints is appended to the log, but for `up`, whose standard output is a pipe for the caller.
+    """Start `farm COMMAND` in its own session, which ends with this process; `settings` are added to its environment.
+
+    Its output is appended to the log. Only for `up`, standard output is a pipe for the caller.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     with append_private(log) as errors:
@@ -128,7 +129,7 @@ def _ready_line(up: subprocess.Popen[bytes], log: Path) -> str:
     line = up.stdout.readline().decode() if readable else ""
     word, _, url = line.strip().partition(" ")
     if word != "ready":
-        raise NotReady(f"`farm up` did not get ready:\n{_tail(log)}")
+        raise NotReady(f"`farm up` did not become ready:\n{_tail(log)}")
     return url
 
 
@@ -142,7 +143,7 @@ def _wait_for_model(model: subprocess.Popen[bytes], url: str, log: Path) -> None
 
 
 def mock_policy(model_url: str) -> PolicySpec:
-    """A mock model's policy."""
+    """Return the policy of a mock model."""
     return PolicySpec(base_urls=[f"{model_url}/v1"], model=MODEL_NAME)
 
 
@@ -151,7 +152,7 @@ def _tail(log: Path) -> str:
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
+    """Return a port of this machine that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""How the farm's processes log: one line per event on standard error, with its `action` where it has one."""
+"""Logging of the farm's processes: one line per event on standard error, with its `action` if it has one."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 FORMAT = "%(asctime)s.%(msecs)03dZ %(levelname)-7s %(name)s: %(message)s"
 
 CHATTY = ("httpx", "aiohttp.access", "tornado.access", "celery.worker.strategy", "celery.app.trace")
-"""They write a line per request or job; what goes wrong is still shown."""
+"""Loggers that write a line per request or job; their warnings are still shown."""
 
 
 class _Events(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, ended by `action=…` for those who search."""
+        """Format the line, with `action=…` at the end for searching."""
         line = super().format(record)
         action = getattr(record, "action", None)
         return f"{line} action={action}" if action else line
 
 
 def configure_logging(level: str) -> None:
-    """Send what all libraries log to standard error; called once, by the command that runs a process."""
+    """Send the logs of all libraries to standard error; called once, by the command that runs a process."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Events(FORMAT, "%Y-%m-%dT%H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

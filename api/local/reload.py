@@ -1,6 +1,6 @@
-"""`farm up --reload`: start the farm's processes again when Python code changes.
+"""`farm up --reload`: restart the farm's processes when Python code changes.
 
-For development only. What a worker had in progress is handed back within `RESTART_S` or its lease ends.
+For development only. A worker hands its work back within `RESTART_S`, or its lease expires.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def watched(settings: Settings) -> list[Path]:
-    """Folders of the farm's packages, and files of environments that the settings name by path.
+    """Return the folders of the farm's packages, and the files of environments that the settings name by path.
 
-    Raises SettingsError where the package that watches files is missing.
+    Raises SettingsError if the package that watches files is missing.
     """
     if importlib.util.find_spec("watchfiles") is None:
         raise SettingsError("--reload needs the package watchfiles: `make setup` installs it")

@@ -1,4 +1,4 @@
-"""uvicorn's server for a process that may be idle for hours, and whose requests may wait for a minute."""
+"""uvicorn server for a process that may be idle for hours, with requests that may wait for a minute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ TICKS = 10
 
 
 class QuietServer(uvicorn.Server):
-    """Looks once a second whether it is to end, and at once after a signal; uvicorn's own looks ten times a second."""
+    """Server that checks once a second whether to stop, and at once after a signal.
+
+    uvicorn's own server checks ten times a second.
+    """
 
     _loop: asyncio.AbstractEventLoop | None = None
 
@@ -26,7 +29,7 @@ class QuietServer(uvicorn.Server):
         self._shutdown = shutdown
 
     async def main_loop(self) -> None:
-        """Until a signal."""
+        """Run until a signal."""
         self._loop, self._signalled = asyncio.get_running_loop(), asyncio.Event()
         counter = 0
         while not await self.on_tick(counter):
@@ -36,12 +39,12 @@ class QuietServer(uvicorn.Server):
                     await self._signalled.wait()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The handler of SIGTERM and SIGINT."""
+        """Handle SIGTERM and SIGINT."""
         super().handle_exit(sig, frame)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._signalled.set)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what waits, then let requests under way finish."""
+        """End waiting requests, then let requests under way finish."""
         self._shutdown.begin()
         await super().shutdown(sockets)

@@ -1,14 +1,14 @@
 """A small supervisor: named child processes, started together, restarted when they crash, stopped in order.
 
-Invariant: no child outlives its supervisor. Each child leads a session of its own, so that a Ctrl-C in the terminal
-reaches the supervisor alone, which stops the children stage by stage; the kernel signals them should the supervisor
-die without a word. What it knows of the farm: nothing.
+Invariant: no child outlives its supervisor. Each child leads its own session, so that a Ctrl-C in the terminal reaches
+the supervisor alone, which stops the children stage by stage; the kernel signals them if the supervisor dies. This
+module knows nothing about the farm.
 
 A crashed child is started again, at once after a long life and otherwise after a pause that doubles up to
-`Restarts.longest_pause_s`; there is no last attempt. The exception is a child that has never lived for
-`Restarts.settled_s`: after `Restarts.first_attempts` deaths of its own it cannot work as it is configured, and `failed`
-says why. A SIGKILL comes from outside and is no such death. A first life that ends with one of
-`ChildSpec.final_statuses` is the last.
+`Restarts.longest_pause_s`, without limit. There is one exception, for a child that has never lived for
+`Restarts.settled_s`: after `Restarts.first_attempts` failures its configuration cannot work, and `failed` gives the
+reason. A SIGKILL comes from outside and does not count as a failure. A child whose first life ends with one of
+`ChildSpec.final_statuses` is not started again.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ class ChildFailed(FarmError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
-    """How a child is run, and how it is stopped."""
+    """How to run a child and how to stop it."""
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Set on top of the supervisor's own."""
+    """Added to the supervisor's own environment."""
     dropped: frozenset[str] = frozenset()
     """Variables of the supervisor's environment that the child does not get."""
     stop_stage: int = 0
     """Children of a lower stage are stopped first, those of the same stage together."""
     stop_within_s: float = 10.0
-    """From SIGTERM to SIGKILL."""
+    """Seconds from SIGTERM to SIGKILL."""
     orphan_signal: signal.Signals = signal.SIGTERM
-    """What the child gets when the supervisor dies."""
+    """Signal that the child gets when the supervisor dies."""
     inherited_fds: tuple[int, ...] = ()
     final_statuses: frozenset[int] = frozenset()
-    """Exit statuses that mean, in the first life, however long it took, that it cannot work as it is configured."""
+    """Exit statuses which mean, in the first life, however long, that the configuration cannot work."""
     niceness: int = 0
-    """Above 0: it takes the processor time that the others leave."""
+    """Niceness; above 0, the child uses processor time that the others leave."""
     forked: Sequence[str] = ()
-    """What to order from the fork server, where there is one, instead of running the command."""
+    """Order for the fork server, used if there is one, instead of running the command."""
 
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """When a child that ended is started again."""
+    """Rules for restarting a child that ended."""
 
     first_pause_s: float = 0.5
     longest_pause_s: float = 5.0
@@ -77,14 +77,14 @@ class Restarts:
     first_attempts: int = 5
 
     def pause_s(self, quick_deaths: int) -> float:
-        """The pause before the next start, after so many lives in a row that were shorter than `settled_s`."""
+        """Return the pause before the next start, after this many consecutive lives shorter than `settled_s`."""
         if quick_deaths == 0:
             return 0.0
         return min(self.longest_pause_s, self.first_pause_s * 2.0 ** min(quick_deaths - 1, 30))
 
 
 class LogFile:
-    """Appends lines to a file; a full one is moved to NAME.1, NAME.2, and the oldest is dropped."""
+    """Log file that is rotated when full: it is moved to NAME.1, NAME.2, and the oldest is dropped."""
 
     def __init__(self, path: Path, size_bytes: int = LOG_BYTES, kept: int = OLD_LOGS) -> None:
         self._path = path
@@ -112,7 +112,7 @@ class LogFile:
 
 
 class SupervisedChild:
-    """One child: its present process, its log, and how often it was started."""
+    """One child: its current process, its log, and its number of starts."""
 
     def __init__(self, spec: ChildSpec, log: LogFile) -> None:
         self.spec = spec
@@ -126,11 +126,11 @@ class SupervisedChild:
 
     @property
     def pid(self) -> int | None:
-        """The present process, if one runs."""
+        """Process id of the current process, if one runs."""
         return self.process.pid if self.process is not None and self.process.returncode is None else None
 
     def send(self, sent: signal.Signals) -> None:
-        """Signal the child alone; what it started is for it to end."""
+        """Signal the child alone; it ends its own children."""
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(sent)
@@ -142,13 +142,13 @@ class SupervisedChild:
                 os.killpg(self.process.pid, sent)
 
     def report(self) -> str:
-        """What its last lines were."""
+        """Return its last lines of output."""
         lines = "\n".join(f"  {line}" for line in self.tail) or "  (no output)"
         return f"{self.spec.name} was started {self.starts} times and last said:\n{lines}"
 
 
 class Supervisor:
-    """Runs children from within one event loop, in the main thread.
+    """Supervisor of children, within one event loop in the main thread.
 
     `failed` is set to a ChildFailed when a child cannot be kept running; the caller then stops the others.
     """
@@ -179,7 +179,7 @@ class Supervisor:
             child.task = asyncio.create_task(self._keep(child, output), name=f"keep {spec.name}")
 
     async def stop(self) -> list[str]:
-        """End all children, stage by stage; the names of those that had to be killed.
+        """Stop all children, stage by stage. Return the names of those that had to be killed.
 
         While a stage drains, the children of later stages are still kept running.
         """
@@ -256,7 +256,7 @@ class Supervisor:
                 )
             except NotForked as error:
                 self._fork_server = None
-                self._note(child, f"and others are started without the fork server from now on: {error}")
+                self._note(child, f"children are started without the fork server from now on: {error}")
         return await start_process(
             spec.command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -273,7 +273,7 @@ class Supervisor:
         while child.process is not None:
             started_at = time.monotonic()
             status = await child.process.wait()
-            child.signal_group(signal.SIGKILL)  # what it left behind in its session
+            child.signal_group(signal.SIGKILL)  # other processes left in its session
             await asyncio.wait({output}, timeout=OUTPUT_TIMEOUT_S)
             output.cancel()
             if child.stopping:

@@ -1,8 +1,8 @@
 """`farm up`: the whole farm on one machine, as children of one process in the foreground.
 
-Everything that can be known to be wrong (a taken port, a data directory in use, a Redis that does not answer) is an
-error before anything is started. Redis comes first, the rest together; they end in the order in which work flows: what
-takes work in, then the workers with their drain, then Redis.
+Every fault that can be detected early (a taken port, a data directory in use, a Redis that does not answer) is an error
+before anything is started. Redis is started first, the rest together. They stop in the order in which work flows:
+processes that accept work, then the workers with their drain, then Redis.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ POLL_S = 0.05
 SYNC_EVERY_S = 1.0
 ADDRESSES_FILE = "farm.json"
 POOL_BAD_INPUT = 2
-"""What `farm judge` ends with when what was asked of it cannot be (workers.judge_pool.main)."""
+"""Exit status of `farm judge` if its configuration cannot work (workers.judge_pool.main)."""
 FLOWER_NICENESS = 10  # watching must not cost rollouts
 INTAKE, WORK, STORAGE = range(3)
-"""The stages of a stop."""
+"""Stages of a shutdown."""
 
 Children = Callable[[Settings], Iterable[ChildSpec]]
 
 
 class NotReady(FarmError):
-    """The farm was started and cannot take work."""
+    """The farm was started and cannot accept work."""
 
 
 def run(
@@ -63,9 +63,9 @@ def run(
 ) -> int:
     """Run the farm until a signal; the exit status is 0 after a drain.
 
-    `children` says what runs beside Redis, `children_of` unless a test has stand-ins; the caller has the `fork_server`.
-    `reload` starts the processes again when code changes, and goes without a fork server, which holds the old code.
-    Raises SettingsError before anything is started, NotReady and ChildFailed after everything has been stopped.
+    `children` returns the processes beside Redis (`children_of` except in tests with stand-ins); the caller owns the
+    `fork_server`. `reload` restarts the processes when code changes, and uses no fork server, which would hold the old
+    code. Raises SettingsError before anything is started, NotReady and ChildFailed after everything has been stopped.
     """
     settings = settings.model_copy(update={"data_dir": settings.data_dir.resolve()})
     if settings.flower.enabled:
@@ -87,7 +87,7 @@ def run(
 
 
 def with_ports(settings: Settings) -> Settings:
-    """The settings with a free port in place of each 0. Raises SettingsError naming a port that is taken."""
+    """Return the settings with a free port in place of each 0. Raises SettingsError naming a port that is taken."""
     sections = {"api": "--api-port", "proxy": "--proxy-port"}
     if settings.flower.enabled:
         sections["flower"] = "--flower-port"
@@ -101,12 +101,12 @@ def with_ports(settings: Settings) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The settings as `FARM_…` variables, all that are set, so that a child reads the same values and no file."""
+    """Return all set values as `FARM_…` variables, so that a child reads the same values and no file."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in _variables(settings)}
 
 
 class _Farm:
-    """One life of `farm up`."""
+    """One run of `farm up`."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Farm:
         if supervisor.killed:
             return 128 + asked.result()
         if overdue:
-            self._console.print(f"killed after its time to end: {', '.join(overdue)}")
+            self._console.print(f"killed after the time limit: {', '.join(overdue)}")
         return 0
 
     async def _start(self, supervisor: Supervisor) -> None:
@@ -187,7 +187,7 @@ class _Farm:
             self._beside.append(asyncio.create_task(restart_on_change(supervisor, self._reloaded), name="reload"))
 
     async def _with_redis(self, supervisor: Supervisor) -> Settings:
-        """The settings with the URL of a Redis that answers, the embedded one unless they name one."""
+        """Return the settings with the URL of a Redis that answers: the embedded one unless the settings name one."""
         settings = self._settings
         if settings.redis.url is not None:
             if await asyncio.to_thread(server_state, settings.redis.url) is not ServerState.READY:
@@ -227,18 +227,18 @@ class _Farm:
         if flower:
             self._console.print(f"[bold]Flower[/]  {flower}")
         if not settings.worker.processes:
-            self._console.print("[bold]workers[/] none here; start some with `farm worker`")
+            self._console.print("[bold]workers[/] none on this machine; start some with `farm worker`")
         self._console.print(f"[bold]data[/]    {settings.data_dir}  (logs in {settings.data_dir / 'logs'})")
         if not settings.policies:
-            self._console.print("[bold]policy[/]  none is configured; `farm mock-model` serves one to try with")
+            self._console.print("[bold]policy[/]  none is configured; `farm mock-model` serves one for trying out")
         self._console.print(f"[bold]submit[/]  farm submit ROWS.jsonl --follow{option}", soft_wrap=True)
-        self._console.print("Ctrl-C drains and stops; the state stays.")
+        self._console.print("Ctrl-C drains and stops; the state is kept.")
 
 
 def children_of(settings: Settings) -> Iterator[ChildSpec]:
-    """What runs beside Redis.
+    """Return the child processes beside Redis.
 
-    The workers go first: they set themselves up while the fork server imports what the others need.
+    The workers come first: they initialize while the fork server imports the modules of the others.
     """
     environment = environment_of(settings)
     ours = frozenset(name for name in os.environ if name.startswith("FARM_"))
@@ -276,14 +276,14 @@ def children_of(settings: Settings) -> Iterator[ChildSpec]:
 
 
 async def _keep_synced(redis: EmbeddedRedis) -> None:
-    """Bound what a loss of power costs."""
+    """Synchronize the disk regularly, to bound the loss at a power failure."""
     while True:
         await asyncio.sleep(SYNC_EVERY_S)
         await asyncio.to_thread(redis.sync)
 
 
 async def _until_ready(settings: Settings, give_up_at: float) -> None:
-    """Wait for /readyz; for /healthz where the workers run elsewhere. Raises NotReady with what is missing."""
+    """Wait for /readyz, or for /healthz if the workers run elsewhere. Raises NotReady with the missing parts."""
     path = "/readyz" if settings.worker.processes else "/healthz"
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compared, not listened on
     missing = "the api does not answer"
@@ -302,13 +302,13 @@ async def _until_ready(settings: Settings, give_up_at: float) -> None:
 
 
 async def _get(host: str, port: int, path: str) -> tuple[int, bytes]:
-    """A GET by hand: an HTTP client would cost more to import than the whole start."""
+    """Send a GET by hand: importing an HTTP client would take longer than the whole start."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
         named = f"[{host}]" if ":" in host else host
         writer.write(f"GET {path} HTTP/1.0\r\nHost: {named}\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await reader.read(64 * 1024)).partition(b"\r\n\r\n")
-        _, status, *_ = head.split(maxsplit=2)  # a ValueError where the api died before it had said it
+        _, status, *_ = head.split(maxsplit=2)  # a ValueError if the api died before it had sent the status
         return int(status), body
     finally:
         writer.close()

@@ -1,4 +1,4 @@
-"""Batches as they stand: their lists, status, cancellation, and running failed rollouts again."""
+"""Batches: lists, status, cancellation, and requeueing of failed rollouts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gym.state.repair.recall import Recalled, find_unreadable, recall
 
 MAX_BODY_BYTES = 16 * 2**20
 PAGE = 1000
-# sums that workers keep for each environment; all but the rewards are over rollouts that a worker ended
+# sums that workers keep for each environment; all but the rewards cover rollouts that a worker ended
 MEANS = (
     "turns",
     "tool_calls",
@@ -33,7 +33,7 @@ MEANS = (
     *TIMES,
 )
 BEING_CANCELLED: dict[int | str, dict[str, Any]] = {
-    202: {"model": Cancelled, "description": "Being cancelled: `left` rollouts have not ended yet, and none starts"}
+    202: {"model": Cancelled, "description": "Being cancelled: `left` rollouts have not ended yet; none of them starts"}
 }
 
 router = APIRouter(tags=["batches"])
@@ -47,14 +47,14 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     after: str | None = None,
 ) -> Response:
-    """Batches, newest first."""
+    """List batches, newest first."""
     found, next_after = await farm.batches.list(run=run, state=state, limit=limit, after=after)
     return json_response({"items": [batch_answer(batch) for batch in found], "next_after": next_after})
 
 
 @router.get("/v1/batches/{batch_id}", response_model=BatchAnswer)
 async def get_batch(batch_id: str, farm: Farm) -> Response:
-    """State, options, ledger, and means for each environment."""
+    """Return state, options, ledger, and means for each environment."""
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     return json_response(batch_answer(await farm.batches.status(batch_id)))
@@ -62,10 +62,10 @@ async def get_batch(batch_id: str, farm: Farm) -> Response:
 
 @router.delete("/v1/batches/{batch_id}", response_model=Cancelled, responses=BEING_CANCELLED)
 async def cancel_batch(batch_id: str, farm: Farm) -> Response:
-    """Cancel what has not finished; repeatable, and before the submission it wins over it.
+    """Cancel unfinished rollouts. Idempotent; cancelling before the submission takes precedence over it.
 
-    From now on nothing of the batch starts. 200: everything in it has ended, or a tombstone waits for it. 202: `left`
-    rollouts are still being ended; the batch's status says when they have.
+    From now on no rollout of the batch starts. 200: all of its rollouts have ended, or a tombstone waits for the batch.
+    202: `left` rollouts are still being ended; the batch's status says when they have.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
@@ -83,8 +83,8 @@ async def cancel_batch(batch_id: str, farm: Farm) -> Response:
 async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
     """Run failed and expired rollouts again, as new attempts.
 
-    With `rollout_ids`, or `result_unreadable` among `error_kinds`, also those whose stored result cannot be read,
-    however they ended; their trajectories are read to find out.
+    With `rollout_ids`, or `result_unreadable` among `error_kinds`, this includes rollouts whose stored result cannot be
+    read, however they ended; their trajectories are read to find out.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
@@ -97,7 +97,7 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
     while True:
         try:
             page = await farm.results.page(batch_id, after=after, limit=PAGE, view=View.LIGHT)
-        except LogWentBack as error:  # while this runs
+        except LogWentBack as error:  # during this request
             after = error.resume_after
             continue
         records = [orjson.loads(text) for text in page.records]
@@ -120,12 +120,12 @@ async def requeue(batch_id: str, request: Request, farm: Farm) -> Response:
 
 
 def cancelled_answer(names: JsonObject, done: Cancellation) -> JsonObject:
-    """The answer to a cancellation of what is named."""
+    """Return the response to a cancellation."""
     return {**names, "cancelled": done.stopped, "left": done.left, "tombstone": not done.known}
 
 
 def batch_answer(batch: BatchSnapshot) -> JsonObject:
-    """A batch as the API shows it, without secrets."""
+    """Return a batch as the API shows it, without secrets."""
     options = dict(batch.spec)
     if isinstance(options.get("policy"), dict):
         options["policy"] = policy_shown(options["policy"])
@@ -146,12 +146,12 @@ def batch_answer(batch: BatchSnapshot) -> JsonObject:
 
 
 def parked_answer(parked: ParkedCounts) -> JsonObject:
-    """How many rollouts are parked, of those queued and those judging, and why."""
+    """Return how many queued and judging rollouts are parked, and why."""
     return {"count": parked.count, "reasons": [breaker_answer(breaker) for breaker in parked.reasons]}
 
 
 def breaker_answer(breaker: Breaker) -> JsonObject:
-    """Why rollouts are parked, since when, and when one of them is tried."""
+    """Describe a circuit breaker: the reason, since when it is open, and the time of the next probe."""
     return {
         "kind": breaker.key.kind,
         "name": breaker.key.name,
@@ -162,7 +162,10 @@ def breaker_answer(breaker: Breaker) -> JsonObject:
 
 
 def means(sums: dict[str, float]) -> dict[str, float | None]:
-    """An environment's means from its sums. Rewards are averaged over what was scored, the rest over what ran."""
+    """Compute an environment's means from its sums.
+
+    Rewards are averaged over scored rollouts, the rest over completed ones.
+    """
     scored, ran = sums.get("scored", 0.0), sums.get("run", 0.0)
     return {
         "rollouts": int(sums.get("ended", 0.0)),
@@ -178,7 +181,7 @@ def _ratio(total: float, count: float) -> float | None:
 
 
 def members_ids(batch_id: str, rollout_ids: list[str], *, code: str) -> frozenset[str]:
-    """Raises Invalid for the id of a rollout elsewhere."""
+    """Return member ids. Raises Invalid for a rollout of another batch."""
     for number, rollout_id in enumerate(rollout_ids):
         rollout = parse_rollout_id(rollout_id)
         if rollout is None or rollout.batch_id != batch_id:

@@ -1,4 +1,4 @@
-"""Environments: what can be run."""
+"""Environments that the farm can run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ router = APIRouter(tags=["environments"])
 
 @router.get("/v1/environments", response_model=Items)
 async def list_environments(farm: Farm) -> Response:
-    """Every environment; one that cannot be run here says why in `error`."""
+    """List every environment; one that cannot be run gives the reason in `error`."""
     return json_response({"items": farm.registry.describe()})
 
 
 @router.get("/v1/environments/{name}", response_model=EnvironmentAnswer)
 async def get_environment(name: str, farm: Farm) -> Response:
-    """One environment, with the schema of its rows and an example that runs as it is."""
+    """Return one environment, with the schema of its rows and a runnable example row."""
     return json_response(farm.registry.get(name).describe())

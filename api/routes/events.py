@@ -1,7 +1,7 @@
-"""What happens in a batch, as server-sent events (the WHATWG's HTML standard, section 9.2), until it has ended.
+"""Events of a batch, as server-sent events (WHATWG HTML standard, section 9.2), until it has ended.
 
-Invariant: an event's id is a cursor of the log, on the last event that belongs to that entry, so a client that comes
-back with `Last-Event-ID` misses nothing and may see the last entry's events again.
+Invariant: an event's id is a cursor of the log, on the last event that belongs to that entry. A client that reconnects
+with `Last-Event-ID` misses nothing, and may see the last entry's events again.
 """
 
 from __future__ import annotations
@@ -42,17 +42,20 @@ router = APIRouter(tags=["results"])
 async def stream_events(
     batch_id: str,
     farm: Farm,
-    after: Annotated[str | None, Query(description="the id of an event, to begin after it")] = None,
-    last_event_id: Annotated[str | None, Header(description="as `after`, and wins over it")] = None,
+    after: Annotated[str | None, Query(description="id of the event after which to begin")] = None,
+    last_event_id: Annotated[str | None, Header(description="same as `after`, and takes precedence")] = None,
     wait: Annotated[
-        float | None, Query(ge=0, le=60, allow_inf_nan=False, description="seconds; ends after the first results")
+        float | None,
+        Query(ge=0, le=60, allow_inf_nan=False, description="seconds; the response ends after the first results"),
     ] = None,
 ) -> Response:
-    """Server-sent events: `rollout` (a result, `view=light`), `group` (all of its rollouts have ended), `batch` (its
-    state changed), `ledger` (it changed; at most one a second), `log_went_back` (Redis has lost results: what came
-    after its `resume_after` may come again). The last one is the `batch` event with `ended_at`.
+    """Stream server-sent events.
 
-    With `wait` the answer is short: where the batch stands and what came after the cursor, for clients that poll.
+    `rollout` (a result, `view=light`), `group` (all of its rollouts have ended), `batch` (its state changed), `ledger`
+    (its counts changed; at most one a second), `log_went_back` (Redis has lost results: results after its
+    `resume_after` may come again). The last event is the `batch` event with `ended_at`.
+
+    With `wait` the response is short, for clients that poll: the state of the batch and the events after the cursor.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
@@ -69,13 +72,13 @@ async def stream_events(
 
 
 def _went_back(error: LogWentBack) -> tuple[bytes, LogPage]:
-    """The event that tells of it, and the page from which to go on; its id is where the log and the client agree."""
+    """Return the event for lost results and the page to resume from; its id is the last cursor that is still valid."""
     after = error.resume_after
     return event(LOG_WENT_BACK, orjson.dumps(error.details), event_id=after), LogPage([], [], after, done=False)
 
 
 def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
-    """An event on the wire; JSON as orjson writes it has no line breaks."""
+    """Format an event; JSON written by orjson has no line breaks."""
     named = f"id: {event_id}\n" if event_id else ""
     return f"event: {kind}\n{named}data: ".encode() + data + b"\n\n"
 
@@ -83,7 +86,7 @@ def event(kind: str, data: bytes, *, event_id: str | None = None) -> bytes:
 async def event_lines(
     farm: Services, batch_id: str, page: LogPage, *, lost: bytes = b"", heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
-    """The events from a first page on, with comments where nothing happens; cut short where Redis goes away."""
+    """Yield events from a first page on, with comments while nothing happens; stop early if Redis is lost."""
     yield b"retry: %d\n\n" % RECONNECT_MS + lost
     changes = _Changes(farm, batch_id)
     said_at = time.monotonic()
@@ -104,20 +107,20 @@ async def event_lines(
                         if changes.ended:
                             return
                 if farm.shutdown.has_begun():
-                    return  # the client comes back with the last event's id
-                page = LogPage([], [], page.next_after, done=False)  # rollouts of it were queued again meanwhile
+                    return  # the client reconnects with the last event's id
+                page = LogPage([], [], page.next_after, done=False)  # some of its rollouts were queued again meanwhile
             except LogWentBack as error:
                 lost, page = _went_back(error)
                 yield lost
     except NotFound:
-        return  # kept for as long as the settings say, then gone
+        return  # kept for as long as the settings say, then deleted
     except RedisError as error:
         if redis_error(error, submitting=False) is None:
             raise
 
 
 async def _short(farm: Services, batch_id: str, page: LogPage, *, wait_s: float) -> bytes:
-    """The events of one page, once there is one."""
+    """Yield the events of one page, once it is there."""
     ends_at = time.monotonic() + wait_s
     while not page.records and not page.done and (left_s := ends_at - time.monotonic()) > 0:
         await farm.shutdown.bounded(farm.results.wait(batch_id, after=page.next_after, timeout_s=left_s))
@@ -131,12 +134,12 @@ async def _short(farm: Services, batch_id: str, page: LogPage, *, wait_s: float)
 
 
 async def _all(farm: Services, batch_id: str, changes: _Changes, page: LogPage) -> bytes:
-    """All there is to say with a page."""
+    """Yield all events that belong to a page."""
     return b"".join([*await changes.before(), *await _results(farm, batch_id, page), *await changes.after(page)])
 
 
 async def _results(farm: Services, batch_id: str, page: LogPage) -> list[bytes]:
-    """Results, and the groups that they complete."""
+    """Yield results, and the groups that they complete."""
     groups = await farm.feed.groups_ended(batch_id, page.cursors)
     said = []
     for cursor, record in zip(page.cursors, page.records, strict=True):
@@ -150,7 +153,7 @@ async def _results(farm: Services, batch_id: str, page: LogPage) -> list[bytes]:
 
 
 class _Changes:
-    """What of a batch's state has been said."""
+    """State of a batch that has been reported."""
 
     def __init__(self, farm: Services, batch_id: str) -> None:
         self._farm = farm
@@ -161,14 +164,14 @@ class _Changes:
         self.ended = False
 
     async def before(self) -> list[bytes]:
-        """The batch as it was when the stream began; its end is kept for the end."""
+        """Return the initial state of the batch; its end is reported last."""
         if self._batch:
             return []
         status = await self._farm.batches.status(self._batch_id)
         return [] if status.ended else self._say_batch(status)
 
     async def after(self, page: LogPage) -> list[bytes]:
-        """What changed since; the end only where no result is left to be said."""
+        """Return the changes since then; the end only if no result is left to report."""
         status = await self._farm.batches.status(self._batch_id)
         final = page.done and status.ended
         said = self._say_ledger(status, at_once=final)

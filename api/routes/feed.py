@@ -1,4 +1,4 @@
-"""Results leased and acknowledged, so that a trainer that dies gets again what it had not used up."""
+"""Leased and acknowledged results, so that a restarted trainer gets every result again that it had not used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["results"])
     "/v1/batches/{batch_id}/lease",
     response_model=LeaseAnswer,
     responses={
-        409: {"model": ErrorAnswer, "description": "`log_went_back`: what was handed out since `position` is lost"},
+        409: {"model": ErrorAnswer, "description": "`log_went_back`: results handed out since `position` are lost"},
         200: {"content": {MSGPACK: {"schema": {"type": "string", "format": "binary", "description": "arrays packed"}}}},
     },
     openapi_extra=body_of(LeaseBody),
@@ -39,12 +39,12 @@ async def lease_results(
     wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False, description="seconds to wait for a result")] = 0,
     view: View = View.LIGHT,
 ) -> Response:
-    """Finished results that this consumer has not acknowledged and that are not out to it, oldest first.
+    """Lease finished results, oldest first, that this consumer has neither acknowledged nor leased.
 
-    What it does not acknowledge within `ttl_s` comes back. A call that names its own `lease_id` may be repeated: while
-    the lease lasts it answers with what is out under it, for another `ttl_s`. With a `position` (`0-0`
-    at first) the answer has the next one; 409 `log_went_back` says that Redis has lost results, or their
-    acknowledgements, since the one that was given. Begin at `0-0` again then.
+    Results that are not acknowledged within `ttl_s` are handed out again. A call with its own `lease_id` may be
+    repeated: while the lease lasts it returns the results under that lease, for another `ttl_s`. With a `position`
+    (`0-0` at first) the response has the next one. 409 `log_went_back` says that Redis has lost results, or
+    acknowledgements, since that position: begin at `0-0` again.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
@@ -69,7 +69,7 @@ async def lease_results(
             break
         await farm.shutdown.bounded(farm.feed.wait(batch_id, body.consumer, timeout_s=left_s))
         if farm.shutdown.has_begun() or await request.is_disconnected():
-            break  # before something is handed to nobody
+            break  # before results are leased to a client that has gone
     expires_at = rfc3339(lease.expires_at) if lease.records else None
     rest = {"lease_id": lease.lease_id, "expires_at": expires_at, "done": lease.done}
     if body.position is not None:
@@ -81,10 +81,10 @@ async def lease_results(
 
 @router.post("/v1/batches/{batch_id}/ack", response_model=Acknowledged, openapi_extra=body_of(AckBody))
 async def acknowledge(batch_id: str, request: Request, farm: Farm) -> Response:
-    """Results of a lease, or named ones, will not be handed to this consumer again; repeatable.
+    """Acknowledge results of a lease, or named ones, so that this consumer does not get them again. Idempotent.
 
-    `acknowledged` counts those that were not before. A result that was taken back (requeue) and produced anew is a new
-    one; with both `lease_id` and `rollout_ids`, only what was handed out under that lease is meant.
+    `acknowledged` counts newly acknowledged results. A result that was taken back (requeue) and produced again is a new
+    one. With both `lease_id` and `rollout_ids`, only results handed out under that lease are acknowledged.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)

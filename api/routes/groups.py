@@ -16,9 +16,9 @@ router = APIRouter(tags=["rollouts"])
 
 @router.delete("/v1/groups/{group_id}", response_model=Cancelled, responses=BEING_CANCELLED)
 async def cancel_group(group_id: str, farm: Farm) -> Response:
-    """Cancel what has not finished of a group; repeatable, and before the submission it wins over it.
+    """Cancel the unfinished rollouts of a group. Idempotent; cancelling before the submission takes precedence over it.
 
-    Nothing of it starts any more. 202: `left` rollouts of a large group are still being ended.
+    No rollout of the group starts any more. 202: `left` rollouts of a large group are still being ended.
     """
     group = parse_group_id(group_id)
     if group is None:

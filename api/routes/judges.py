@@ -1,4 +1,4 @@
-"""Judges: what there is and how busy, and results that are judged again."""
+"""Judges: their load, and rejudging of results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ router = APIRouter(tags=["judges"])
 
 @router.get("/v1/judges", response_model=JudgeList)
 async def judges(farm: Farm) -> Response:
-    """The judges of the settings and whoever serves others: replicas, load, how many rollouts wait, who is parked."""
+    """List the judges of the settings and all published ones: replicas, load, waiting rollouts, parked judges."""
     names = [name.decode() for name in await farm.store.redis.zrange(farm.store.keys.active, 0, -1)]
     waiting: Counter[str] = Counter()
     asked: Counter[str] = Counter()
@@ -65,7 +65,7 @@ async def judges(farm: Farm) -> Response:
     "/v1/batches/{batch_id}/rejudge", response_model=Rejudging, openapi_extra=body_of(RejudgeBody, required=False)
 )
 async def rejudge_batch(batch_id: str, request: Request, farm: Farm) -> Response:
-    """Score stored trajectories again; no policy is called. A result keeps its reward until there is a new verdict."""
+    """Score stored trajectories again, without calling a policy. A result keeps its reward until a new verdict."""
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     body = await read_model(request, RejudgeBody, limit=MAX_BODY_BYTES, code="invalid_rejudge", what="the rejudge")
@@ -98,7 +98,7 @@ def _configured(farm: Services, name: str) -> JsonObject:
 
 
 def _replicas(farm: Services, name: str, published: list[PublishedReplica]) -> list[dict[str, Any]]:
-    """What was published; of a judge at a fixed URL, that."""
+    """Return the published replicas, or the fixed URL of a judge that has one."""
     settings = farm.settings.judges.get(name)
     if settings is not None and settings.base_urls:
         return [{"url": EndpointUrl.parse(url).shown, "state": "fixed"} for url in settings.base_urls]

@@ -1,8 +1,8 @@
-"""NeMo Gym's shapes on the farm's port, so that its collector and NeMo RL's rollout path can use the farm unmodified.
+"""NeMo Gym's endpoints on the farm's port, for its unmodified collector and NeMo RL's rollout path.
 
-Their client aborts a whole collection on any answer that is not 2xx, and posts a row again without end when its
-connection breaks. So a row that cannot be run and a rollout that failed are answered 200 with their failure named, a
-full backlog or an absent Redis makes the client wait, and a repeated row is the same rollout.
+Their client aborts a whole collection on any response that is not 2xx, and posts a row again without end when its
+connection breaks. So a row that cannot be run and a rollout that failed are answered 200 with the failure named. A full
+backlog or an unavailable Redis makes the client wait, and a repeated row is the same rollout.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MOST_WAIT_S = 24 * 3600.0
 ROOM_S = 3600.0
 METRICS_BODY_BYTES = 256 * 2**20  # NeMo Gym posts the results of a whole collection at once
 AGAIN_S = 1.0
-_JOB = "the job that the row belongs to; left out, the one that began when this address last read the configuration"
+_JOB = "job of the row; by default the job that began when this address last read the configuration"
 
 router = APIRouter(tags=["nemo gym"])
 
 
 @router.get("/global_config_dict_yaml", response_class=Response)
 async def global_config_dict_yaml(request: Request, farm: Farm) -> Response:
-    """YAML in a JSON text: an agent for each environment, at the address under which this one was asked.
+    """Return YAML in a JSON string: an agent for each environment, at the address of this request.
 
-    Reading it begins a job: rows that this address posts from now on are new ones, whatever their indices.
+    Reading it begins a job: rows that this address posts from now on are new, whatever their indices.
     """
     await farm.single_rows.begin_job(_address(request))
     url = request.url
@@ -54,7 +54,7 @@ async def global_config_dict_yaml(request: Request, farm: Farm) -> Response:
 
 
 def _object(**schema: Any) -> dict[str, Any]:
-    """The documentation of a JSON object whose fields are NeMo Gym's."""
+    """Return the documentation of a JSON object whose fields are NeMo Gym's."""
     content = {"application/json": {"schema": {"type": "object", **schema}}}
     return {"requestBody": {"required": True, "content": content}}
 
@@ -65,16 +65,16 @@ async def run_row(
     farm: Farm,
     x_farm_job: Annotated[str | None, Header(description=_JOB)] = None,
 ) -> Response:
-    """One row in, its verify response out when the rollout has ended.
+    """Run one row; return its verify response when the rollout has ended.
 
-    Repeatable per `_ng_task_index`, `_ng_rollout_index` and `_ng_attempt_index` within a job. A rollout that failed,
-    or a row that cannot be run, is a 200 with `_ng_failure_class` and the reward null.
+    Idempotent per `_ng_task_index`, `_ng_rollout_index` and `_ng_attempt_index` within a job. A rollout that failed, or
+    a row that cannot be run, is a 200 with `_ng_failure_class` and the reward null.
     """
     check_content_type(request, JSON_TYPES)
     row = parse_object(await read_body(request, farm.settings.api.max_body_bytes), what="the row")
     await farm.policies.get(farm.settings.default_policy)
     if x_farm_job is not None and not is_id(x_farm_job):
-        raise Invalid("invalid_job", "header `x-farm-job`: it is not an id ([A-Za-z0-9._:-], 1 to 128 long)")
+        raise Invalid("invalid_job", "header `x-farm-job` is not an id ([A-Za-z0-9._:-], 1 to 128 characters)")
     try:
         staged = await _read(farm, row)
     except (Invalid, TooLarge) as error:
@@ -99,13 +99,13 @@ async def run_row(
 
 @router.post("/aggregate_metrics", response_model=dict[str, Any], openapi_extra=_object(required=["verify_responses"]))
 async def post_aggregate_metrics(request: Request, farm: Farm) -> Response:
-    """Mean, maximum, minimum, median and standard deviation of what verify responses say in numbers."""
+    """Return mean, maximum, minimum, median and standard deviation of the numbers in verify responses."""
     check_content_type(request, JSON_TYPES)
     limit = max(METRICS_BODY_BYTES, farm.settings.api.max_body_bytes)
     body = parse_object(await read_body(request, limit), what="the request")
     responses = body.get("verify_responses")
     if not isinstance(responses, list) or not all(isinstance(response, dict) for response in responses):
-        raise Invalid("invalid_request", "`verify_responses` is a list of objects", {"field": "verify_responses"})
+        raise Invalid("invalid_request", "`verify_responses` must be a list of objects", {"field": "verify_responses"})
     return json_response(await asyncio.to_thread(aggregate_metrics, responses))
 
 
@@ -133,11 +133,11 @@ async def _submit(farm: Services, request: Request, row: StagedRow, job: str | N
         except Conflict:
             if job is not None:
                 raise
-    raise Unavailable("job_ended", "the job ended in between; post the same row again", retry_after_s=1)
+    raise Unavailable("job_ended", "the job ended meanwhile; post the same row again", retry_after_s=1)
 
 
 async def _patiently(farm: Services, call: Callable[[], Awaitable[T]]) -> T:
-    """Asked again while the backlog is full or Redis is away, since the client would give up for good."""
+    """Retry while the backlog is full or Redis is unavailable, since the client would give up for good."""
     ends_at = time.monotonic() + ROOM_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Health, metrics, and what runs where."""
+"""Health, metrics, workers, alarms and queues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/healthz", response_model=dict[str, str])
 async def healthz() -> Response:
-    """The process is alive."""
+    """Liveness: this process is alive."""
     return json_response({"status": "alive"})
 
 
@@ -33,10 +33,13 @@ async def healthz() -> Response:
 async def readyz(
     farm: Farm,
     needs: Annotated[
-        Literal["farm", "redis"], Query(description="`redis`: whether this process can serve, for a load balancer")
+        Literal["farm", "redis"], Query(description="`redis`: only whether this process can serve, for a load balancer")
     ] = "farm",
 ) -> Response:
-    """Redis, at least one worker and the dispatcher are up; else 503 with what is missing. `alarms` if any stand."""
+    """Readiness: Redis, at least one worker and the dispatcher are up.
+
+    Otherwise the answer is 503 with the missing parts. `alarms` lists active alarms.
+    """
     if farm.shutdown.has_begun():
         raise shutting_down()
     missing = await _missing(farm)
@@ -56,14 +59,14 @@ async def readyz(
 
 
 async def _missing(farm: Services) -> dict[str, str]:
-    """Return what is missing, each with why where that is known."""
+    """Return the missing parts, each with the reason if known."""
     try:
         await _ask_redis(farm)
         workers = await farm.leases.workers()
         dispatcher = await farm.leases.dispatcher()
         trouble = await dispatcher_trouble(farm.store)
     except RedisError as error:
-        # an error of a connection holds its address; what the server answered is what its operator must know
+        # a connection error contains the address; a reply of the server is what its operator must see
         return {"redis": type(error).__name__ if isinstance(error, RedisAway) else reason(error)}
     missing = {}
     if not any(worker.lease_ends_in_s > 0 and worker.role == "worker" for worker in workers):
@@ -78,20 +81,20 @@ async def _missing(farm: Services) -> dict[str, str]:
 
 
 async def _ask_redis(farm: Services) -> None:
-    """Raise where this process may not read, write or run scripts; nothing is changed."""
+    """Raise if this process may not read, write or run scripts. Nothing is changed."""
     await farm.store.insist(farm.store.keys.totals, "HDEL", "")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request, farm: Farm) -> Response:
-    """Prometheus text."""
+    """Return metrics in Prometheus text format."""
     http: HttpMetrics = request.app.state.http_metrics
     return Response(exposition(http, await read_farm(farm.store, farm.leases)), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/workers", response_model=Items)
 async def workers(farm: Farm) -> Response:
-    """The worker processes and their load; `alive` is false for one whose lease ran out."""
+    """List worker processes and their load; `alive` is false for a process whose lease expired."""
     items: list[dict[str, Any]] = [
         {
             **worker.info,
@@ -107,17 +110,17 @@ async def workers(farm: Farm) -> Response:
 
 @router.get("/v1/alarms", response_model=Items)
 async def alarms(farm: Farm) -> Response:
-    """What is wrong now (`standing`), and what was raised and cleared, newest first."""
+    """List active alarms (`standing`), and alarms raised and cleared, newest first."""
     standing = list((await farm.alarms.standing()).values())
     return json_response({"items": await farm.alarms.log(), "standing": standing})
 
 
 @router.get("/v1/queues", response_model=Items)
 async def queues(farm: Farm) -> Response:
-    """What waits and runs, for each batch that has not ended.
+    """Return queued and running rollouts of each active batch.
 
-    Of `queued`, `dispatched` are in Celery. Of `queued` and `judging`, `parked` wait until what keeps failing works
-    again: the `breakers`.
+    Of `queued`, `dispatched` are in Celery. Of `queued` and `judging`, `parked` wait for a failing policy, environment
+    or judge to recover: see `breakers`.
     """
     found, breakers = await active_counters(farm.store)
     batches = [(name, {field: counters[field] for field in (*MOVING, "parked")}) for name, counters in found]

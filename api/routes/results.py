@@ -32,7 +32,7 @@ LIGHT_PORTION = 500
 HEAVY_PORTION = 32
 PAGE_BYTES = 32 * 2**20
 HEARTBEAT_S = 10.0
-REDIS_AWAY_S = 60.0  # a stream outlives a restart of Redis, not its end
+REDIS_AWAY_S = 60.0  # a stream outlives a restart of Redis, not a longer outage
 
 router = APIRouter(tags=["results"])
 
@@ -54,19 +54,19 @@ async def get_results(
     batch_id: str,
     request: Request,
     farm: Farm,
-    after: Annotated[str | None, Query(description="`next_after` of an earlier answer")] = None,
+    after: Annotated[str | None, Query(description="`next_after` of an earlier response")] = None,
     limit: Annotated[int, Query(ge=1, le=5000)] = 500,
     wait: Annotated[float, Query(ge=0, le=60, allow_inf_nan=False, description="seconds to wait for a result")] = 0,
     view: View = View.LIGHT,
 ) -> Response:
-    """Results in order of completion; a page may hold fewer than `limit`, `done` says when nothing follows.
+    """Return results in order of completion. A page may hold fewer than `limit`; `done` says that no more follow.
 
-    409 `log_went_back` says that Redis has lost results that came before the cursor: go on after
-    `details.resume_after`; rollouts whose results came after that run again, and their new results follow.
+    409 `log_went_back` says that Redis has lost results before the cursor: continue after `details.resume_after`.
+    Rollouts whose results came after that run again, and their new results follow.
 
     `Accept: application/x-ndjson` streams until the batch is done, with an empty line now and then while nothing
-    happens; `limit` and `wait` do not count there. A farm that is shut down ends the stream with a line
-    `{"next_after": …, "done": false}` instead of a result: go on from that cursor.
+    happens; `limit` and `wait` are ignored. A farm that is shut down ends the stream with a line `{"next_after": …,
+    "done": false}` instead of a result: continue from that cursor.
     """
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
@@ -91,7 +91,7 @@ async def get_results(
 
 
 def answer_type(accept: str) -> str:
-    """The first type of an `Accept` header that this call can give; JSON where there is none."""
+    """Return the first type of an `Accept` header that this call supports; JSON if there is none."""
     for part in accept.lower().split(","):
         name = part.partition(";")[0].strip()
         if name in (JSON, NDJSON, MSGPACK):
@@ -100,7 +100,7 @@ def answer_type(accept: str) -> str:
 
 
 def items_json(records: list[bytes], **rest: object) -> bytes:
-    """`{items, …}` around records that are JSON already."""
+    """Wrap records that are already JSON in `{items, …}`."""
     parts = [b'{"items":[']
     for record in records:
         parts += (b",", record) if len(parts) > 1 else (record,)
@@ -110,7 +110,7 @@ def items_json(records: list[bytes], **rest: object) -> bytes:
 async def _portion(
     results: ResultLog, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool = False
 ) -> LogPage:
-    """As many as may be in memory at once."""
+    """Return as many as may be in memory at once."""
     most = limit if view is View.LIGHT else min(limit, HEAVY_PORTION)
     return await results.page(batch_id, after=after, limit=most, view=view, packed=packed)
 
@@ -118,7 +118,7 @@ async def _portion(
 async def _page(
     results: ResultLog, batch_id: str, *, after: str | None, limit: int, view: View, packed: bool
 ) -> LogPage:
-    """Up to `limit` results, fewer where their trajectories are large."""
+    """Return up to `limit` results, fewer if their trajectories are large."""
     records: list[bytes] = []
     cursors: list[str] = []
     size = 0
@@ -141,11 +141,11 @@ async def result_lines(
     heartbeat_s: float = HEARTBEAT_S,
     shutdown: Shutdown | None = None,
 ) -> AsyncIterator[bytes]:
-    """Every result as a line, from a first page on until the batch is done; an empty line where nothing happens.
+    """Yield every result as a line, from a first page until the batch is done; an empty line while nothing happens.
 
-    At a shutdown the last line is the cursor to go on from, so that the stream does not look complete. Raises
-    redis-py's errors where Redis stays away, and LogWentBack after a last line that says so; the connection is cut
-    then, for the same reason.
+    At a shutdown the last line is the cursor to continue from, so that the stream does not look complete. Raises
+    redis-py's errors if Redis stays unavailable, and LogWentBack after a last line that reports it; the connection is
+    then cut for the same reason.
     """
     shutdown = shutdown or Shutdown()
     said_at = time.monotonic()
@@ -174,10 +174,10 @@ async def portions(
     shutdown: Shutdown,
     wait_s: float = HEARTBEAT_S,
 ) -> AsyncGenerator[LogPage]:
-    """Pages from a first one on until the batch is done or the process is shut down.
+    """Yield pages from a first one until the batch is done or the process is shut down.
 
-    An empty one comes at least every `wait_s` or second. Raises redis-py's errors where Redis stays away for longer
-    than `REDIS_AWAY_S`, or LogWentBack.
+    An empty page comes at least every `wait_s` or second. Raises redis-py's errors if Redis stays unavailable for
+    longer than `REDIS_AWAY_S`, or LogWentBack.
     """
     seen_redis_at = time.monotonic()
     while True:

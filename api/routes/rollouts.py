@@ -1,4 +1,4 @@
-"""One rollout: how it stands, and its cancellation."""
+"""One rollout: its state, and its cancellation."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ router = APIRouter(tags=["rollouts"])
 
 @router.get("/v1/rollouts/{rollout_id}", response_model=ResultAnswer | UnfinishedRollout | CapturedRollout)
 async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Response:
-    """A rollout with its trajectory, attempts and timings; one that has not ended shows its `state` and `worker`.
+    """Return a rollout with its trajectory, attempts and timings; an unfinished one shows its `state` and `worker`.
 
-    While an outside agent is at work on it, `captured` is what it has asked the model so far.
+    While an outside agent works on it, `captured` holds its model calls so far.
 
-    An id of no batch, under which an agent called the model proxy, shows what was captured (`state` is `captured`).
+    An id of no batch, under which an agent called the model proxy, returns the captured calls (`state` is `captured`).
     """
     rollout = parse_rollout_id(rollout_id)
     if rollout is not None:
@@ -37,7 +37,7 @@ async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Re
                 known["captured"] = _captured(rollout_id, *captured, view)
             return json_response(known)
         except NotFound:
-            pass  # of no batch; an agent of its own may have named it
+            pass  # of no batch; an outside agent may have chosen it
     records, failures = await farm.captures.both(rollout_id) if is_id(rollout_id) else ([], [])
     shown = _captured(rollout_id, records, failures, view)
     if shown is None:
@@ -47,7 +47,7 @@ async def get_rollout(rollout_id: str, farm: Farm, view: View = View.FULL) -> Re
 
 @router.delete("/v1/rollouts/{rollout_id}", response_model=Cancelled)
 async def cancel_rollout(rollout_id: str, farm: Farm) -> Response:
-    """Cancel a rollout that has not finished; repeatable, and before the submission it wins over it."""
+    """Cancel an unfinished rollout. Idempotent; cancelling before the submission takes precedence over it."""
     rollout = parse_rollout_id(rollout_id)
     if rollout is None:
         raise rollout_not_found(rollout_id)
@@ -55,7 +55,7 @@ async def cancel_rollout(rollout_id: str, farm: Farm) -> Response:
 
 
 def _captured(rollout_id: str, records: list[JsonObject], failures: list[JsonObject], view: View) -> JsonObject | None:
-    """What was captured of a rollout, as much as the view shows; None where nothing was."""
+    """Return the captured calls of a rollout, as much as the view shows, or None."""
     if not (records or failures):
         return None
     return captured_rollout(

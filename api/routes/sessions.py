@@ -1,7 +1,7 @@
-"""Environment sessions: an environment alone, for a trainer that keeps its own loop.
+"""Environment sessions: an environment alone, for a trainer with its own agent loop.
 
 A session lives on a worker until it is closed or has been idle for `sessions.idle_s`. Calls of one session run one
-after the other; `Idempotency-Key` makes a repeat of the last one harmless.
+after the other; `Idempotency-Key` makes it safe to repeat the last one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Repeat = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
     openapi_extra=body_of(OpenSessionBody),
 )
 async def open_session(name: str, request: Request, farm: Farm) -> Response:
-    """Set an environment up for a row; `seed` makes it the same again, `session_id` names it."""
+    """Set up an environment for a row; `seed` makes it reproducible, `session_id` names it."""
     farm.registry.get(name)
     body = await _body(request, farm, OpenSessionBody, "the session")
     row: JsonObject = {"responses_create_params": {"input": ""}, **body.row}
@@ -62,20 +62,20 @@ async def open_session(name: str, request: Request, farm: Farm) -> Response:
 async def list_sessions(
     farm: Farm, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: str | None = None
 ) -> Response:
-    """Open sessions, those that expire first in front."""
+    """List open sessions, the first to expire first."""
     records, next_after = await farm.sessions.books.page(after=after, limit=limit)
     return json_response({"items": [_shown(record) for record in records], "next_after": next_after})
 
 
 @router.get("/v1/sessions/{session_id}", response_model=SessionShown)
 async def get_session(session_id: str, farm: Farm) -> Response:
-    """One session."""
+    """Return one session."""
     return json_response(_shown(await farm.sessions.books.get(_checked(session_id))))
 
 
 @router.post("/v1/sessions/{session_id}/tools/{tool}", response_model=ToolOutput, openapi_extra=body_of(ToolArguments))
 async def call_tool(session_id: str, tool: str, request: Request, farm: Farm, repeat: Repeat = None) -> Response:
-    """Call a tool as a model would; one that fails is an answer for the model too, with `failed` set."""
+    """Call a tool as a model would; a tool's failure is returned as output for the model, with `failed` set."""
     body = await _body(request, farm, ToolArguments, "the tool call")
     return _answer(
         await farm.sessions.ask(_checked(session_id), "tool", tool=tool, arguments=body.arguments, key=repeat)
@@ -84,14 +84,14 @@ async def call_tool(session_id: str, tool: str, request: Request, farm: Farm, re
 
 @router.post("/v1/sessions/{session_id}/step", response_model=SessionStep, openapi_extra=body_of(ActionBody))
 async def step(session_id: str, request: Request, farm: Farm, repeat: Repeat = None) -> Response:
-    """Act in an environment that is stepped; 422 for one that has tools instead."""
+    """Apply an action to a stepped environment; 422 for an environment with tools."""
     body = await _body(request, farm, ActionBody, "the step")
     return _answer(await farm.sessions.ask(_checked(session_id), "step", action=body.action, key=repeat))
 
 
 @router.post("/v1/sessions/{session_id}/verify", response_model=SessionReward, openapi_extra=body_of(VerifyBody))
 async def verify(session_id: str, request: Request, farm: Farm, repeat: Repeat = None) -> Response:
-    """Score what the policy did. `response` is a Responses API object, its output items, or a text."""
+    """Score the policy's output. `response` is a Responses API object, its output items, or a text."""
     body = await _body(request, farm, VerifyBody, "the verification")
     return _answer(
         await farm.sessions.ask(_checked(session_id), "verify", output=_output_of(body.response), key=repeat)
@@ -100,7 +100,7 @@ async def verify(session_id: str, request: Request, farm: Farm, repeat: Repeat =
 
 @router.delete("/v1/sessions/{session_id}", response_model=SessionClosed)
 async def close_session(session_id: str, farm: Farm) -> Response:
-    """Close a session; repeatable."""
+    """Close a session. Idempotent."""
     try:
         await farm.sessions.ask(_checked(session_id), "close")
     except NotFound:
@@ -120,7 +120,7 @@ def _checked(session_id: str) -> str:
 
 
 def _owner(request: Request) -> str:
-    """A digest, so that no key lies in Redis; empty where there are no keys."""
+    """Return a digest of the caller's key, so that no key is stored in Redis; empty if there are no keys."""
     caller = caller_of(request.scope)
     return hashlib.sha256(caller).hexdigest()[:16] if caller else ""
 

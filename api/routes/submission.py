@@ -1,4 +1,4 @@
-"""How batches come in: created with their rows, filled by NDJSON streams, sealed."""
+"""Submission of batches: created with their rows, filled by NDJSON streams, sealed."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ async def create_batch(request: Request, farm: Farm) -> Response:
     options = {name: value for name, value in body.items() if name != "rows"}
     rows = body.get("rows", [])
     if not isinstance(rows, list):
-        raise Invalid("invalid_batch", f"`rows` is a list of rows, this is {type(rows).__name__}", {"field": "rows"})
+        raise Invalid("invalid_batch", f"`rows` must be a list of rows; got {type(rows).__name__}", {"field": "rows"})
     if options.get("staleness") is not None:
         raise Invalid(
-            "not_built", "field `staleness`: it is reserved and not built yet; leave it out", {"field": "staleness"}
+            "not_built", "field `staleness`: reserved and not implemented yet; leave it out", {"field": "staleness"}
         )
     spec = check_model(BatchSpec, options, code="invalid_batch", what="the batch")
     try:
@@ -96,7 +96,7 @@ async def create_batch(request: Request, farm: Farm) -> Response:
     },
 )
 async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
-    """Append rows to a batch that is not sealed: a stream of any length, taken as a whole or not at all."""
+    """Append rows to an unsealed batch: a stream of any length, accepted as a whole or not at all."""
     check_content_type(request, NDJSON_TYPES)
     spec = await spec_of(farm.store, batch_id) if is_id(batch_id) else None
     if spec is None:
@@ -119,14 +119,14 @@ async def add_rows(batch_id: str, request: Request, farm: Farm) -> Response:
 
 @router.post("/v1/batches/{batch_id}/seal", response_model=BatchAnswer)
 async def seal_batch(batch_id: str, farm: Farm) -> Response:
-    """No more rows; the batch ends when its last rollout does. Repeatable."""
+    """Seal a batch: it accepts no more rows and ends when its last rollout does. Idempotent."""
     if not is_id(batch_id):
         raise batch_not_found(batch_id)
     return json_response(batch_answer(await farm.batches.seal(batch_id)))
 
 
 async def policy_api(farm: Services, policy: str | PolicySpec) -> Api:
-    """The `api` of a batch's policy; where that is not registered any more, the usual one."""
+    """Return the `api` of a batch's policy, the default one if that is no longer registered."""
     if isinstance(policy, PolicySpec):
         return policy.api
     try:

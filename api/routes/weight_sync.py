@@ -18,7 +18,7 @@ router = APIRouter(tags=["policies"])
 
 @router.post("/v1/policies/{name}/pause", response_model=PauseAnswer, openapi_extra=body_of(PauseBody, required=False))
 async def pause(name: str, request: Request, farm: Farm) -> Response:
-    """Keep the policy's new model calls waiting; held calls survive and go on after `resume`."""
+    """Hold the policy's new model calls; held calls continue after `resume`."""
     body = await read_model(request, PauseBody, limit=MAX_BODY_BYTES, code="invalid_pause", what="the pause")
     load = await farm.shutdown.bounded(farm.policies.pause(name, body.mode, timeout_s=body.timeout_s))
     if load is None:
@@ -31,6 +31,6 @@ async def pause(name: str, request: Request, farm: Farm) -> Response:
     "/v1/policies/{name}/resume", response_model=PolicyAnswer, openapi_extra=body_of(ResumeBody, required=False)
 )
 async def resume(name: str, request: Request, farm: Farm) -> Response:
-    """Let held calls go."""
+    """Release held calls."""
     body = await read_model(request, ResumeBody, limit=MAX_BODY_BYTES, code="invalid_resume", what="the resume")
     return json_response(policy_answer(await farm.policies.resume(name, body.version)))

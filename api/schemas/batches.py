@@ -1,7 +1,7 @@
-"""The bodies that the API takes, and the answers that its OpenAPI document describes.
+"""Request bodies of the API, and the responses that its OpenAPI document describes.
 
-Bodies are checked with these models by hand, since they arrive in forms that FastAPI does not read (streams, gzip,
-limits of their own). Answers are written as plain JSON; their models are documentation, kept true by tests.
+Bodies are validated with these models by hand, since they arrive in forms that FastAPI does not read (streams, gzip,
+limits of their own). Responses are written as plain JSON; their models are documentation, which tests keep true.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from gym.errors import ErrorKind
 
 
 class BatchBody(BatchSpec):
-    """A batch with its rows. A row is NeMo Gym's row; `GET /v1/environments` shows each environment's."""
+    """A batch with its rows, in NeMo Gym's row format; `GET /v1/environments` shows the fields of each environment."""
 
     rows: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class RequeueBody(BaseModel):
-    """Which rollouts run again; without either field, all that failed or expired."""
+    """Rollouts to run again; without either field, all that failed or expired."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,7 +30,7 @@ class RequeueBody(BaseModel):
 
 
 class Links(BaseModel):
-    """Where a batch's calls are."""
+    """URLs of a batch's calls."""
 
     self: str
     results: str
@@ -39,7 +39,7 @@ class Links(BaseModel):
 
 
 class BatchCreated(BaseModel):
-    """What came of a submission; `submitted` counts rollouts."""
+    """Result of a submission; `submitted` counts rollouts."""
 
     batch_id: str
     run: str
@@ -70,7 +70,7 @@ class LedgerAnswer(BaseModel):
 
 
 class ParkedReason(BaseModel):
-    """A policy, environment or judge that keeps failing; the probe is one rollout that is let through to try it."""
+    """A policy, environment or judge that keeps failing; `probe` is the one rollout that may try it."""
 
     kind: Literal["policy", "environment", "judge"]
     name: str
@@ -80,14 +80,14 @@ class ParkedReason(BaseModel):
 
 
 class ParkedAnswer(BaseModel):
-    """How many rollouts are parked, of those queued and those judging, and why; no attempts are used up."""
+    """Number of parked rollouts, of those queued and those judging, and why; parking uses up no attempts."""
 
     count: int
     reasons: list[ParkedReason]
 
 
 class BatchAnswer(BaseModel):
-    """A batch as it stands; `environments` holds means by environment, `null` where there is nothing to divide by."""
+    """A batch; `environments` holds means by environment, `null` if there is no rollout to average over."""
 
     batch_id: str
     run: str
@@ -97,23 +97,23 @@ class BatchAnswer(BaseModel):
     ended_at: str | None
     options: dict[str, Any]
     ledger: LedgerAnswer
-    fenced: Annotated[int, Field(description="late or duplicate writers that changed nothing")]
+    fenced: Annotated[int, Field(description="late or duplicate writes that changed nothing")]
     parked: ParkedAnswer
     environments: dict[str, dict[str, float | None]]
-    trouble: Annotated[str | None, Field(description="of one that is `unreadable`: why")] = None
+    trouble: Annotated[str | None, Field(description="for a batch that is `unreadable`: the reason")] = None
 
 
 class BatchList(BaseModel):
-    """Batches, newest first; `next_after` is null when nothing follows. These leave `environments` empty."""
+    """Batches, newest first; `next_after` is null when no more follow. `environments` is empty in a list."""
 
     items: list[BatchAnswer]
     next_after: str | None
 
 
 class Cancelled(BaseModel):
-    """`cancelled` counts rollouts that this call ended, `left` those that are still to be ended.
+    """Number of rollouts that this call ended (`cancelled`), and of those that are still to be ended (`left`).
 
-    A tombstone waits for what has not been submitted yet.
+    A tombstone waits for rollouts that have not been submitted yet.
     """
 
     batch_id: str | None = None
@@ -127,6 +127,6 @@ class Cancelled(BaseModel):
 
 
 class Requeued(BaseModel):
-    """How many rollouts run again."""
+    """Number of rollouts that run again."""
 
     requeued: int

@@ -22,31 +22,33 @@ REF = "#/components/schemas/{model}"
 
 
 class EnvironmentAnswer(BaseModel):
-    """What can be run; `error` says why it cannot."""
+    """An environment; `error` gives the reason if it cannot run."""
 
     name: str
     description: str
     tools: list[dict[str, Any]]
-    judges: Annotated[list[str], Field(description="that the verifier may ask; the settings must have them")] = []
+    judges: Annotated[
+        list[str], Field(description="judges that the verifier may ask; the settings must define them")
+    ] = []
     row_schema: dict[str, Any] | None
     example_row: dict[str, Any] | None
     error: str | None = None
 
 
 class Items(BaseModel):
-    """A list."""
+    """A list of items."""
 
     items: list[dict[str, Any]]
 
 
 def body_of(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
-    """The documentation of a JSON body that a route reads by hand."""
+    """Return the documentation of a JSON body that a route reads by hand."""
     schema = {"$ref": REF.format(model=model.__name__)}
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 def openapi_of(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with the bodies that routes read by hand."""
+    """Return the OpenAPI document, with the bodies that routes read by hand."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         bodies = (AckBody, BatchBody, LeaseBody, PauseBody, PolicySpec, RejudgeBody, RequeueBody, ResumeBody)

@@ -1,4 +1,4 @@
-"""The bodies and answers of the calls on judges, as `api.schemas.batches` has those of the others."""
+"""Bodies and responses of the calls on judges."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class RejudgeBody(BaseModel):
-    """Which results are judged again, all that asked a judge where it is left out, and by whom instead."""
+    """Results to judge again (by default all that were judged), and optionally another judge."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rollout_ids: Annotated[list[str] | None, Field(max_length=100_000)] = None
-    judge: Annotated[str | None, Field(description="asked in place of whom the verifier asked")] = None
+    judge: Annotated[str | None, Field(description="judge to ask instead of the verifier's")] = None
 
 
 class Rejudging(BaseModel):
-    """How many results are judged again, and how many were meant and cannot be: no judge had been asked."""
+    """Number of results to be judged again, and of selected results that cannot be, since no judge had been asked."""
 
     rejudging: int
     skipped: int
 
 
 class ParkedJudge(BaseModel):
-    """A judge that failed so many rollouts in a row that it is left alone but for a probe now and then."""
+    """A judge whose circuit breaker is open after consecutive failures; it gets only a probe now and then."""
 
     kind: Literal["judge"]
     name: str
@@ -35,9 +35,11 @@ class ParkedJudge(BaseModel):
 
 
 class JudgeAnswer(BaseModel):
-    """A judge. `version` is its configuration's; `waiting` and `asked` count rollouts, those with its workers apart.
+    """A judge.
 
-    While it is `parked`, what waits is not sent to it.
+    `version` is that of its configuration; `waiting` and `asked` count rollouts, the latter those at its workers.
+
+    While it is `parked`, waiting rollouts are not sent to it.
     """
 
     judge: str
@@ -53,7 +55,7 @@ class JudgeAnswer(BaseModel):
 
 
 class JudgeList(BaseModel):
-    """The judges by name."""
+    """Judges by name."""
 
     items: list[JudgeAnswer]
     judge_workers: int

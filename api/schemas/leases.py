@@ -1,4 +1,4 @@
-"""The bodies of leasing and acknowledging results."""
+"""Bodies of leasing and acknowledging results."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ from gym.state.ledger.feed import LeaseUnit
 
 
 class LeaseBody(BaseModel):
-    """Who wants how much. `max` counts units; a group is handed out whole, when all of its rollouts have ended."""
+    """Request for leased results. `max` counts units; a group is handed out whole, once all its rollouts have ended."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    consumer: Annotated[Id, Field(description="whose acknowledgements these are")]
+    consumer: Annotated[Id, Field(description="name of the consumer that acknowledges")]
     max: Annotated[int, Field(ge=1, le=5000), IsNumber] = 64
     ttl_s: RequestSeconds = 300.0
     unit: LeaseUnit = LeaseUnit.ROLLOUT
-    lease_id: Annotated[Id | None, Field(description="makes the call repeatable")] = None
+    lease_id: Annotated[Id | None, Field(description="makes the call idempotent")] = None
     position: Annotated[
-        str | None, Field(description="of the answer before, `0-0` at first; 409 `log_went_back` where it is lost")
+        str | None,
+        Field(
+            description="`position` of the previous response, `0-0` at first; 409 "
+            "`log_went_back` if results since then are lost"
+        ),
     ] = None
 
 
 class AckBody(BaseModel):
-    """What has been used up: all of a lease, or rollouts by name (of a group all, or none)."""
+    """Results to acknowledge: a whole lease, or rollouts by name (of a group all, or none)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +45,7 @@ class AckBody(BaseModel):
 class LeaseAnswer(BaseModel):
     """Leased results; `done` is true when the batch has ended and this consumer has acknowledged all of it.
 
-    `expires_at` is null where nothing is leased; `position`, for the next call, is there where one was given.
+    `expires_at` is null if nothing is leased; `position`, for the next call, is present if one was given.
     """
 
     items: list[ResultAnswer]
@@ -52,6 +56,6 @@ class LeaseAnswer(BaseModel):
 
 
 class Acknowledged(BaseModel):
-    """How many results were acknowledged that were not before."""
+    """Number of newly acknowledged results."""
 
     acknowledged: int

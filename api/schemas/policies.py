@@ -1,4 +1,4 @@
-"""Bodies and answers of the calls on policies."""
+"""Bodies and responses of the calls on policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PolicyAnswer(PolicySpec):
 
 
 class PauseBody(BaseModel):
-    """`hold` keeps new model calls waiting; `drain` also waits, up to `timeout_s`, for those in flight."""
+    """Mode of a pause: `hold` holds new model calls; `drain` also waits, up to `timeout_s`, for those in flight."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,7 +28,7 @@ class PauseBody(BaseModel):
 
 
 class ResumeBody(BaseModel):
-    """The version of the weights that are served from now on, where the trainer counts them."""
+    """The version of the weights that are served from now on, if the trainer counts them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +36,7 @@ class ResumeBody(BaseModel):
 
 
 class PauseAnswer(BaseModel):
-    """Calls over all processes; `obeyed` says that each of them has seen the pause."""
+    """Calls over all processes; `obeyed` is true once each process has seen the pause."""
 
     policy: str
     mode: str

@@ -1,4 +1,4 @@
-"""The bodies and the answers of environment sessions."""
+"""Bodies and responses of environment sessions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gym.fields.bounded import IsNumber
 
 
 class OpenSessionBody(BaseModel):
-    """Which task, and how. `row` is a row of the environment; `responses_create_params` may be left out."""
+    """Session to open. `row` is a row of the environment; `responses_create_params` may be left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     row: dict[str, Any]
     seed: Annotated[int | None, IsNumber] = None
-    session_id: Id | None = Field(default=None, description="makes the call repeatable; left out, one is made")
+    session_id: Id | None = Field(default=None, description="makes the call idempotent; generated if left out")
 
 
 class ToolArguments(BaseModel):
-    """What a model would give the tool."""
+    """Arguments of the tool, as a model would give them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +29,7 @@ class ToolArguments(BaseModel):
 
 
 class ActionBody(BaseModel):
-    """What to do, as the environment takes it: a text, a number, an object."""
+    """Action in the environment's own form: a text, a number, an object."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,7 +37,7 @@ class ActionBody(BaseModel):
 
 
 class VerifyBody(BaseModel):
-    """What the policy said: a Responses API object, its output items, or the text of the last message."""
+    """Output of the policy: a Responses API object, its output items, or the text of the last message."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +45,7 @@ class VerifyBody(BaseModel):
 
 
 class SessionShown(BaseModel):
-    """A session in the books."""
+    """An open session."""
 
     session_id: str
     environment: str
@@ -55,14 +55,14 @@ class SessionShown(BaseModel):
 
 
 class SessionAnswer(SessionShown):
-    """A session just opened: the first observation (of a tool environment the task's input), and the tools."""
+    """A session just opened: the first observation (for a tool environment the task's input), and the tools."""
 
     observation: Any
     tools: list[dict[str, Any]]
 
 
 class ToolOutput(BaseModel):
-    """What the model would read."""
+    """Tool output as the model would read it."""
 
     output: str
     failed: bool
@@ -70,7 +70,7 @@ class ToolOutput(BaseModel):
 
 
 class SessionStep(BaseModel):
-    """What an action led to."""
+    """Result of an action."""
 
     observation: Any
     reward: float
@@ -81,7 +81,7 @@ class SessionStep(BaseModel):
 
 
 class SessionReward(BaseModel):
-    """A finite reward and what it was made of."""
+    """A finite reward and its components."""
 
     reward: float
     reward_components: dict[str, float]
@@ -89,7 +89,7 @@ class SessionReward(BaseModel):
 
 
 class SessionClosed(BaseModel):
-    """`closed` is false where there was none."""
+    """Result of closing; `closed` is false if there was no such session."""
 
     session_id: str
     closed: bool

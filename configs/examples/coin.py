@@ -8,7 +8,7 @@ class CoinRow(Row):
 
 
 class Coin(Environment[CoinRow]):
-    """Throw a coin as often as the task says and report how often it fell on heads."""
+    """Throw a coin several times and report the number of heads."""
 
     name = "coin"
     row_model = CoinRow
@@ -18,7 +18,7 @@ class Coin(Environment[CoinRow]):
 
     @tool
     def throw(self) -> str:
-        """Throw the coin once and say how it fell."""
+        """Throw the coin once and return the side."""
         self.fell.append(random.Random(self.seed + len(self.fell)).choice(["heads", "tails"]))
         return self.fell[-1]
 

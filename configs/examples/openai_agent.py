@@ -1,11 +1,11 @@
-"""An agent that knows nothing of the farm: the `openai` SDK and a tool loop of its own.
+"""An agent that is independent of the farm: the `openai` SDK and its own tool loop.
 
-The farm starts it for each rollout where the settings say so, with the task on its standard input:
+The farm starts it for each rollout, with the task on its standard input, if the settings name it:
 
     agents:
       calculator: {kind: command, argv: [python, configs/examples/openai_agent.py]}
 
-`OPENAI_BASE_URL` and `OPENAI_API_KEY` are those of its rollout, so what it asks the model becomes the trajectory.
+`OPENAI_BASE_URL` and `OPENAI_API_KEY` are those of its rollout, so its model calls become the trajectory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOOLS = [
 
 
 def run_tool(name: str, arguments: str) -> str:
-    """What the model is told of its call, also of one that cannot be made."""
+    """Return the output of a call for the model, including an error."""
     try:
         given = json.loads(arguments)
         return str(given["a"] + given["b"]) if name == "add" else f"there is no tool {name}"
@@ -43,7 +43,7 @@ def run_tool(name: str, arguments: str) -> str:
 
 
 def main() -> None:
-    """One task: from standard input to standard output."""
+    """Run one task from standard input and print the answer."""
     messages: list = [
         {"role": "system", "content": "You are careful with numbers; use the tool."},
         {"role": "user", "content": sys.stdin.read()},

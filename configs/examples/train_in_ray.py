@@ -1,4 +1,4 @@
-"""A trainer inside a Ray cluster: the farm is an actor of it, its judges are placed on it, results come as a stream."""
+"""A trainer inside a Ray cluster: the farm and its judges run on the same cluster, and results come as a stream."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ async def main(policy_url: str, config: str) -> None:
         }
         for city in CITIES
     ]
-    # python="/opt/farm/bin/python" where the farm has an environment of its own
+    # python="/opt/farm/bin/python" if the farm has a separate environment
     async with rollout_farm(ray, config=config, options=["--workers", "1"], actor_options={"num_cpus": 1}) as farm:
         await farm.call("PUT", "/v1/policies/policy", {"base_urls": [policy_url], "model": "mock", "version": 7})
         async for result in farm.results(rows, environment="essay_similarity", num_samples=4):

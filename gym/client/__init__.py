@@ -1,11 +1,11 @@
-"""What a trainer imports to use a farm; needs httpx, orjson and pydantic, no server package.
+"""The trainer's client of a farm; it needs httpx, orjson and pydantic, and no server package.
 
     async with connect("http://farm:8700", api_key=…) as farm:
         batch = await farm.submit(rows, run="grpo-a", policy="policy-a", num_samples=8)
         async for result in batch.results(view="training"):
             ...
 
-`connect_sync` gives the same with methods that block. Errors are those of `gym.errors`.
+`connect_sync` returns the same interface with blocking methods. Errors are those of `gym.errors`.
 """
 
 from gym.client.calls import BatchOptions

@@ -48,7 +48,7 @@ PAGE_LIMIT: dict[View, int] = {"light": 500, "full": 50, "training": 50}
 
 
 class BatchOptions(TypedDict, total=False):
-    """The options of a batch, as `gym.batch.BatchSpec` describes them; plain dictionaries do for the models."""
+    """Options of a batch, as in `gym.batch.BatchSpec`; plain dictionaries are accepted in place of models."""
 
     batch_id: str | None
     run: str | None
@@ -66,9 +66,9 @@ class BatchOptions(TypedDict, total=False):
 
 
 def submit(rows: Iterable[JsonObject], options: BatchOptions) -> Flow[Created]:
-    """Create a batch with its rows; more than 1,000 rows travel as NDJSON in requests of their own.
+    """Create a batch with its rows; more than 1,000 rows are sent as NDJSON in separate requests.
 
-    Without a `batch_id` one is made here, so an attempt that is repeated can never become a second batch. When a later
+    Without a `batch_id` one is generated here, so repeating a request can never create a second batch. If a later
     request of a large submission is refused, the batch is cancelled before the error is raised.
     """
     given = {name: value for name, value in options.items() if value is not None}
@@ -102,20 +102,20 @@ def submit(rows: Iterable[JsonObject], options: BatchOptions) -> Flow[Created]:
 def add_rows(batch_id: str, rows: Iterable[JsonObject]) -> Flow[Added]:
     """Append rows to a batch that was submitted with `sealed=False`. Raises Conflict once it is sealed.
 
-    A row without `task_id` is a new task in every call; give ids where your own program may repeat the call.
+    A row without `task_id` is a new task in every call; give ids if your program may repeat the call.
     """
-    # the batch's defaults are the farm's to apply: a stand-in passes the check of rows that name no environment
+    # the farm applies the batch's defaults: a placeholder passes the check of rows that name no environment
     encoded = encode_rows(rows, id_prefix=new_id("row"), environment="default", num_samples=1)
     return (yield from _send_rows(batch_id, encoded))
 
 
 def seal(batch_id: str) -> Flow[None]:
-    """Say that no more rows will come, so that the batch can end."""
+    """Seal the batch: no more rows follow, so that it can end."""
     yield Request(method="POST", path=_path("batches", batch_id, "seal"))
 
 
 def status(batch_id: str) -> Flow[BatchStatus]:
-    """The batch's state and ledger. Raises NotFound."""
+    """Return the batch's state and ledger. Raises NotFound."""
     response = yield Request(method="GET", path=_path("batches", batch_id))
     return read_status(response.json())
 
@@ -123,7 +123,7 @@ def status(batch_id: str) -> Flow[BatchStatus]:
 def wait(
     batch_id: str, timeout_s: float | None = None, *, clock: Callable[[], float] = time.monotonic
 ) -> Flow[BatchStatus]:
-    """Wait until the batch has ended. Raises TimeoutError after `timeout_s`; the batch goes on."""
+    """Wait until the batch has ended. Raises TimeoutError after `timeout_s`; the batch keeps running."""
     ends_at = None if timeout_s is None else clock() + timeout_s
     pause_s = 0.0
     while True:
@@ -145,7 +145,7 @@ def wait(
 def results_page(
     batch_id: str, *, view: View = "light", after: str | None = None, wait_s: float = 0.0, limit: int | None = None
 ) -> Flow[Page]:
-    """A page of the completion log after a cursor; the farm waits up to `wait_s` (≤ 60) until there is something."""
+    """Return a page of the completion log after a cursor; the farm waits up to `wait_s` (≤ 60) for a result."""
     query: dict[str, str | int | float] = {"view": view, "limit": limit or PAGE_LIMIT[view]}
     if after is not None:
         query["after"] = after
@@ -167,11 +167,11 @@ def lease(
     lease_id: str | None = None,
     position: str | None = None,
 ) -> Flow[Lease]:
-    """Take up to `most` results, or whole groups, that this consumer has not acknowledged.
+    """Lease up to `most` results, or whole groups, that this consumer has not acknowledged.
 
-    What it does not acknowledge within `ttl_s` comes back. The farm waits up to `wait_s` (≤ 60) until there is one.
-    Repeating a lease by its id, while it lasts, gives the same results for another `ttl_s`. With the `position` of the
-    lease before ("0-0" at first), Conflict `log_went_back` is raised where Redis has lost what was handed out.
+    Results that are not acknowledged within `ttl_s` are handed out again. The farm waits up to `wait_s` (≤ 60) for one.
+    Repeating a lease by its id, while it lasts, returns the same results for another `ttl_s`. With the `position` of
+    the previous lease ("0-0" at first), Conflict `log_went_back` is raised if Redis has lost results handed out since.
     """
     body: JsonObject = {"consumer": consumer, "max": most, "ttl_s": ttl_s, "unit": unit}
     body["lease_id"] = lease_id or new_id("lease")
@@ -193,7 +193,7 @@ def lease(
 def ack(
     batch_id: str, *, consumer: str, lease_id: str | None = None, rollout_ids: Sequence[str] | None = None
 ) -> Flow[int]:
-    """Say that results were used up, all of a lease or by name: how many were not acknowledged before."""
+    """Acknowledge used results, a whole lease or by name. Return how many were newly acknowledged."""
     asked = {"consumer": consumer, "lease_id": lease_id, "rollout_ids": None if rollout_ids is None else [*rollout_ids]}
     body = orjson.dumps({name: value for name, value in asked.items() if value is not None})
     answer = yield from _json(Request(method="POST", path=_path("batches", batch_id, "ack"), body=[body]))
@@ -201,7 +201,7 @@ def ack(
 
 
 def events_page(batch_id: str, *, after: str | None = None, wait_s: float = 0.0) -> Flow[list[Event]]:
-    """Where the batch stands, and what happened after a cursor; the farm waits up to `wait_s` for something."""
+    """Return the state of the batch and the events after a cursor; the farm waits up to `wait_s` for one."""
     query: dict[str, str | int | float] = {"wait": wait_s}
     if after is not None:
         query["after"] = after
@@ -212,7 +212,7 @@ def events_page(batch_id: str, *, after: str | None = None, wait_s: float = 0.0)
 def requeue(
     batch_id: str, *, error_kinds: Sequence[str] | None = None, rollout_ids: Sequence[str] | None = None
 ) -> Flow[JsonObject]:
-    """Run failed rollouts again as new attempts; left out, all that failed."""
+    """Run failed rollouts again as new attempts; by default all that failed."""
     asked = {"error_kinds": error_kinds, "rollout_ids": rollout_ids}
     body = orjson.dumps({name: list(value) for name, value in asked.items() if value is not None})
     return (
@@ -223,7 +223,7 @@ def requeue(
 
 
 def rejudge(batch_id: str, *, rollout_ids: Sequence[str] | None = None, judge: str | None = None) -> Flow[JsonObject]:
-    """Score stored trajectories again, by another judge where one is named; left out, all that asked a judge."""
+    """Score stored trajectories again, optionally by another judge; by default all that were judged."""
     asked = {"rollout_ids": None if rollout_ids is None else list(rollout_ids), "judge": judge}
     body = orjson.dumps({name: value for name, value in asked.items() if value is not None})
     return (
@@ -234,18 +234,18 @@ def rejudge(batch_id: str, *, rollout_ids: Sequence[str] | None = None, judge: s
 
 
 def cancel_batch(batch_id: str) -> Flow[JsonObject]:
-    """Cancel what has not finished; results that are there remain.
+    """Cancel unfinished rollouts; existing results are kept.
 
-    Nothing of it starts any more. `left` in the answer counts rollouts that are still being ended; the status of the
-    batch says when they have.
+    No rollout of the batch starts any more. `left` in the answer counts rollouts that are still being ended; the status
+    of the batch says when they have.
     """
     return (yield from _json(Request(method="DELETE", path=_path("batches", batch_id))))
 
 
 def cancel(item_id: str, *, kind: Kind | None = None) -> Flow[JsonObject]:
-    """Cancel a batch, group or rollout, told apart by the form of the id (`gym.ids`); answers as `cancel_batch`.
+    """Cancel a batch, group or rollout, distinguished by the form of the id (`gym.ids`); answers as `cancel_batch`.
 
-    Give `kind` where batch ids of your own end in `:NUMBER`.
+    Give `kind` if your own batch ids end in `:NUMBER`.
     """
     if kind is None:
         kind = "rollout" if parse_rollout_id(item_id) else "group" if parse_group_id(item_id) else "batch"
@@ -254,12 +254,12 @@ def cancel(item_id: str, *, kind: Kind | None = None) -> Flow[JsonObject]:
 
 
 def rollout(rollout_id: str, *, view: View = "full") -> Flow[JsonObject]:
-    """One rollout as it stands, with trajectory, attempts and timings; `read_result` reads one that has ended."""
+    """Return a rollout with trajectory, attempts and timings; `read_result` reads one that has ended."""
     return (yield from _json(Request(method="GET", path=_path("rollouts", rollout_id), query={"view": view})))
 
 
 def batches(*, run: str | None = None, state: str | None = None, limit: int = 100) -> Flow[list[BatchStatus]]:
-    """The newest batches, first the latest."""
+    """Return batches, newest first."""
     query: dict[str, str | int | float] = {"limit": limit}
     if run is not None:
         query["run"] = run
@@ -269,50 +269,50 @@ def batches(*, run: str | None = None, state: str | None = None, limit: int = 10
 
 
 def judges() -> Flow[list[JsonObject]]:
-    """The judges with their replicas, their load, and how many rollouts wait for each."""
+    """Return the judges with their replicas, their load, and how many rollouts wait for each."""
     return (yield from _items(Request(method="GET", path="/v1/judges")))
 
 
 def environments() -> Flow[list[EnvironmentInfo]]:
-    """What can be run."""
+    """Return the environments."""
     return [read_environment(item) for item in (yield from _items(Request(method="GET", path="/v1/environments")))]
 
 
 def environment(name: str) -> Flow[EnvironmentInfo]:
-    """One environment. Raises NotFound."""
+    """Return one environment. Raises NotFound."""
     response = yield Request(method="GET", path=_path("environments", name))
     return read_environment(response.json())
 
 
 def put_policy(name: str, policy: PolicySpec | JsonObject) -> Flow[JsonObject]:
-    """Say where a policy is served; takes effect for the next model call."""
+    """Register or replace a policy; takes effect for the next model call."""
     spec = policy if isinstance(policy, PolicySpec) else _checked(PolicySpec, policy, "invalid_policy")
     body = orjson.dumps(spec.model_dump(mode="json", exclude_unset=True))
     return (yield from _json(Request(method="PUT", path=_path("policies", name), body=[body])))
 
 
 def policies() -> Flow[list[JsonObject]]:
-    """The registered policies, without their keys."""
+    """Return the registered policies, without their keys."""
     return (yield from _items(Request(method="GET", path="/v1/policies")))
 
 
 def delete_policy(name: str) -> Flow[None]:
-    """Forget a policy; one that is not there is fine."""
+    """Delete a policy; deleting a missing one is not an error."""
     yield Request(method="DELETE", path=_path("policies", name), accept=frozenset({404}))
 
 
 def workers() -> Flow[list[JsonObject]]:
-    """The workers and their load."""
+    """Return the workers and their load."""
     return (yield from _items(Request(method="GET", path="/v1/workers")))
 
 
 def queues() -> Flow[JsonObject]:
-    """What waits where."""
+    """Return queued and running rollouts of each active batch."""
     return (yield from _json(Request(method="GET", path="/v1/queues")))
 
 
 def ready() -> Flow[Readiness]:
-    """Whether the farm can run rollouts; asked once, since "not yet" is an answer."""
+    """Return whether the farm can run rollouts; requested once, since "not yet" is an answer."""
     response = yield Request(method="GET", path="/readyz", accept=frozenset({503}))
     data = response.json()
     return Readiness(ready=response.status == 200, raw=data if isinstance(data, dict) else {})
@@ -334,7 +334,7 @@ def _send_rows(batch_id: str, encoded: EncodedRows) -> Flow[Added]:
 
 
 def _cancel_quietly(batch_id: str) -> Flow[None]:
-    """Cancel, while a clearer error is on its way to the caller."""
+    """Cancel without raising, while a clearer error is on its way to the caller."""
     try:
         yield Request(method="DELETE", path=_path("batches", batch_id))
     except FarmError:
@@ -342,12 +342,12 @@ def _cancel_quietly(batch_id: str) -> Flow[None]:
 
 
 def _repeat(created: Created, current: BatchStatus, encoded: EncodedRows) -> Created:
-    """A submission that went through before: its rows are there and the farm takes no more."""
+    """Return the result of a repeated submission whose rows are already there."""
     if current.ledger.submitted != encoded.rollouts:
         raise Conflict(
             "batch_conflict",
-            f"batch {created.batch_id} has {current.ledger.submitted} rollouts and takes no more rows, this submission "
-            f"has {encoded.rollouts}; choose another batch_id",
+            f"batch {created.batch_id} has {current.ledger.submitted} rollouts and accepts no more rows, this "
+            f"submission has {encoded.rollouts}; choose another batch_id",
             {"batch_id": created.batch_id},
         )
     return _now(created, current)
@@ -368,7 +368,7 @@ def _json(request: Request) -> Flow[JsonObject]:
 
 
 def _items(request: Request) -> Flow[list[JsonObject]]:
-    """A list answer, bare or as the one list of an object such as `{"workers": […]}`."""
+    """Return the items of a list response, bare or as the one list of an object such as `{"workers": […]}`."""
     response = yield request
     data: Any = response.json()
     if isinstance(data, dict):

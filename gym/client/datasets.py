@@ -1,7 +1,7 @@
-"""Rows from files: JSONL, Parquet, and datasets that Hugging Face's `save_to_disk` wrote; and which of them to take.
+"""Rows from files: JSONL, Parquet, and datasets written by Hugging Face's `save_to_disk`; and selection of rows.
 
-Tables need pyarrow (the extra `datasets`), not the package `datasets`. A table's empty cells are left out, since it has
-every field in every row; a cell of `responses_create_params` may be JSON text. Everything is read into memory.
+Tables need pyarrow (the extra `datasets`), not the package `datasets`. Empty cells are left out, since a table has
+every field in every row. A cell of `responses_create_params` may be JSON text. Everything is read into memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RowT = TypeVar("RowT")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetLine:
-    """What stands on a line (of a table: in a row), counted from 1: a row, or why it is none."""
+    """One line (of a table: one row), counted from 1: a row, or the reason why it cannot be read."""
 
     number: int
     row: Any = None
@@ -33,7 +33,7 @@ class DatasetLine:
 
 @dataclass(frozen=True, slots=True)
 class FileRows:
-    """Rows and the lines that they stand on, counted from 1; empty lines are skipped."""
+    """Rows and their line numbers, counted from 1; empty lines are skipped."""
 
     name: str
     rows: list[Any]
@@ -41,7 +41,7 @@ class FileRows:
 
     @contextlib.contextmanager
     def naming_lines(self) -> Iterator[None]:
-        """An error about a row says which line of the file it is."""
+        """Add the line of the file to an error about a row."""
         try:
             yield
         except Invalid as error:
@@ -52,16 +52,16 @@ class FileRows:
             raise Invalid(error.code, f"{where}: {error.message}", error.details) from None
 
     def taken(self, *, limit: int | None = None, sample: int | None = None, seed: int = 0, repeat: int = 1) -> FileRows:
-        """Some of them, as `take` does."""
+        """Select rows, as `take` does."""
         pairs = take(zip(self.rows, self.lines, strict=True), limit=limit, sample=sample, seed=seed)
         rows = repeated([row for row, _ in pairs], repeat)
         return FileRows(self.name, rows, [line for _, line in pairs] * repeat)
 
 
 def read_rows(path: Path | str, *, split: str | None = None, prompt: str | None = None) -> FileRows:
-    """All rows of a file or folder; `-` reads JSONL from standard input.
+    """Read all rows of a file or folder; `-` reads JSONL from standard input.
 
-    `split` chooses from a folder that has several; `prompt` names the field that becomes the task's input, a text or
+    `split` selects one of a folder's splits; `prompt` names the field that becomes the task's input, a text or
     messages, in rows without `responses_create_params`. Raises Malformed, which names the file and the line.
     """
     rows, lines = [], []
@@ -75,12 +75,12 @@ def read_rows(path: Path | str, *, split: str | None = None, prompt: str | None 
         rows.append(line.row if prompt is None else with_prompt(line.row, prompt))
         lines.append(line.number)
     if not rows:
-        raise Malformed("no_rows", f"{name} holds no row; expected one JSON object per line")
+        raise Malformed("no_rows", f"{name} holds no rows; expected one JSON object per line")
     return FileRows(name, rows, lines)
 
 
 def scan(path: Path | str, *, split: str | None = None) -> Iterator[DatasetLine]:
-    """Every line of a file, or row of a table, the unreadable ones too. Raises Malformed where the file cannot be."""
+    """Read every line of a file, or row of a table, even unreadable ones. Raises Malformed for an unreadable file."""
     path = Path(path)
     if str(path) == "-":
         yield from _json_lines(sys.stdin.buffer.read())
@@ -97,7 +97,7 @@ def scan(path: Path | str, *, split: str | None = None) -> Iterator[DatasetLine]
 
 
 def take(rows: Iterable[RowT], *, limit: int | None = None, sample: int | None = None, seed: int = 0) -> list[RowT]:
-    """The first `limit` rows, and of them `sample` drawn without repetition; the same for the same seed."""
+    """Take the first `limit` rows, and draw `sample` of them without repetition; deterministic for a seed."""
     chosen = list(rows)[:limit]
     if sample is None:
         return chosen
@@ -105,7 +105,7 @@ def take(rows: Iterable[RowT], *, limit: int | None = None, sample: int | None =
 
 
 def repeated(rows: Sequence[JsonObject], times: int) -> list[JsonObject]:
-    """The rows `times` over, as tasks of their own: a copy of a row with a `task_id` gets `-rN` behind it."""
+    """Repeat the rows as separate tasks: a copy of a row with a `task_id` gets the suffix `-rN`."""
     copies = list(rows)
     for number in range(1, times):
         for row in rows:
@@ -115,7 +115,7 @@ def repeated(rows: Sequence[JsonObject], times: int) -> list[JsonObject]:
 
 
 def with_prompt(row: Any, field: str) -> Any:
-    """The row with a field as its input, where it has none."""
+    """Return the row with a field as its input, if it has none."""
     if not isinstance(row, dict) or "responses_create_params" in row or field not in row:
         return row
     return {**row, "responses_create_params": {"input": row[field]}}
@@ -136,14 +136,16 @@ def _json_lines(text: bytes) -> Iterator[DatasetLine]:
 
 
 def _folder(folder: Path, split: str | None) -> Iterator[DatasetLine]:
-    """A saved dataset, one with splits, or a folder of Parquet files."""
+    """Read a saved dataset, a dataset with splits, or a folder of Parquet files."""
     splits = folder / "dataset_dict.json"
     state = folder / "state.json"
     if splits.exists():
         names: list[str] = orjson.loads(splits.read_bytes())["splits"]
         chosen = names[0] if split is None and len(names) == 1 else split
         if chosen is None or chosen not in names:
-            raise Malformed("unknown_split", f"{folder.name} has the splits {', '.join(names)}: give one as --split")
+            raise Malformed(
+                "unknown_split", f"{folder.name} has the splits {', '.join(names)}: choose one with --split"
+            )
         yield from _folder(folder / chosen, None)
     elif split is not None:
         raise Malformed("unknown_split", f"{folder.name} has no splits")
@@ -153,7 +155,9 @@ def _folder(folder: Path, split: str | None) -> Iterator[DatasetLine]:
     else:
         files = sorted(folder.rglob("*.parquet"))
         if not files:
-            raise Malformed("no_rows", f"{folder.name} is neither a saved dataset (state.json) nor holds Parquet files")
+            raise Malformed(
+                "no_rows", f"{folder.name} is not a saved dataset (it has no state.json) and holds no Parquet files"
+            )
         yield from _numbered(_table_rows(files))
 
 
@@ -163,7 +167,7 @@ def _table_rows(files: Sequence[Path]) -> Iterator[JsonObject]:
         import pyarrow.parquet as pq
     except ImportError:
         raise SettingsError(
-            "tables are read with pyarrow, which is not installed: pip install 'rollout-farm[datasets]'"
+            "reading tables needs pyarrow, which is not installed: pip install 'rollout-farm[datasets]'"
         ) from None
     for file in files:
         try:
@@ -176,11 +180,11 @@ def _table_rows(files: Sequence[Path]) -> Iterator[JsonObject]:
                 for batch in _arrow(pa, source):
                     yield from map(_row, batch.to_pylist())
         except pa.ArrowInvalid as error:
-            raise Malformed("unreadable_file", f"{file.name} is no table: {error}") from None
+            raise Malformed("unreadable_file", f"{file.name} is not a table: {error}") from None
 
 
 def _arrow(pa: Any, source: Any) -> Iterator[Any]:
-    """Record batches of the stream format, which `save_to_disk` writes, or of the file format."""
+    """Read record batches of the stream format, which `save_to_disk` writes, or of the file format."""
     try:
         stream = pa.ipc.open_stream(source)
     except pa.ArrowInvalid:

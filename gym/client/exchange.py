@@ -1,10 +1,10 @@
-"""Calls as values: what is asked, what is answered, and when it is asked again. No I/O.
+"""Calls as values: the request, the response, and the rules for retries. No I/O.
 
 A `Flow` is a generator that yields requests, is sent responses and returns the call's result, so each call is written
 once for the async and the sync client. `with_retries` turns a flow into attempts; a transport carries them out.
 
-Invariant: every request is a repeat when it is sent twice (its ids are in it), except those marked
-`repeatable=False`, which are sent again only where the farm has certainly not acted on them.
+Invariant: every request is idempotent (its ids are in it), except those marked `repeatable=False`, which are sent again
+only if the farm has certainly not acted on them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _BY_STATUS: dict[int, type[RequestError]] = {
         Unavailable,
     )
 }
-# errors of the farm's own that a repeat would meet again; every other 5xx passes, also those of a load balancer
+# farm errors that a repeat would meet again; every other 5xx is retried, including those of a load balancer
 _FINAL_CODES = frozenset({"internal"})
 WARN_AFTER_S = 2.0
 _LOG = logging.getLogger(__name__)
@@ -61,11 +61,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of the farm. A transport for another address scheme answers the same requests.
+    """A request to the farm. A transport for another address scheme handles the same requests.
 
-    `key` makes a call whose body has no id a repeat when it is sent again. `body` is sent in order, perhaps again;
-    `wait_s` is how long the farm itself may hold the answer back; `after_s` is a pause before it is sent. `accept`
-    holds statuses beside 2xx that are answers, not errors.
+    `key` is the idempotency key of a call whose body has no id. `body` is sent in order, possibly again. `wait_s` is
+    how long the farm itself may delay the response; `after_s` is a pause before sending. `accept` holds statuses beside
+    2xx that are not errors.
     """
 
     method: str
@@ -82,14 +82,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """The farm's answer, whole. `retry_after` is the header as it came."""
+    """The farm's response, complete. `retry_after` is the unparsed header."""
 
     status: int
     body: bytes
     retry_after: str | None = None
 
     def json(self) -> Any:
-        """The body, decoded. Raises FarmError where it is not JSON."""
+        """Decode the body. Raises FarmError if it is not JSON."""
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -99,7 +99,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected:
-    """No answer came. `sent` is false where the farm cannot have seen the request."""
+    """Failure without a response. `sent` is False if the farm cannot have seen the request."""
 
     reason: str
     sent: bool
@@ -111,10 +111,10 @@ Attempts = Generator[Request, Response | Disconnected, T]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long and how fast a request is asked again: jitter under a doubling ceiling.
+    """Duration and pace of retries: jitter under a doubling ceiling.
 
-    `budget_s` counts from the first failure of a request. The default is longer than a farm takes to drain and to start
-    again. `retries` bounds the number of repeats, too.
+    `budget_s` counts from the first failure of a request. The default is longer than a farm takes to drain and restart.
+    `retries` also bounds the number of retries.
     """
 
     budget_s: float = 150.0
@@ -124,22 +124,22 @@ class RetryPolicy:
     clock: Callable[[], float] = time.monotonic
 
     def left_s(self, attempt: int, failed_at: float) -> float:
-        """Return the time that is left for repeats; none where their number is used up."""
+        """Return the time that is left for retries; 0 if their number is used up."""
         if self.retries is not None and attempt >= self.retries:
             return 0.0
         return self.budget_s - (self.clock() - failed_at)
 
     def pause_s(self, attempt: int, *, retry_after: str | None, chance: random.Random) -> float:
-        """The pause before retry number `attempt`, counted from 0; never shorter than what the farm asked for."""
+        """Return the pause before retry number `attempt`, counted from 0; never shorter than the farm asked for."""
         ceiling = min(self.most_s, self.first_s * 2.0**attempt)
         jittered = chance.uniform(ceiling / 2, ceiling)
         return max(jittered, min(_seconds(retry_after), MAX_RETRY_AFTER_S))
 
 
 def with_retries(flow: Flow[T], policy: RetryPolicy, chance: random.Random) -> Attempts[T]:
-    """The attempts that carry a flow out.
+    """Yield the attempts that carry out a flow.
 
-    Raises the RequestError that an answer stands for; `Unavailable` with code `unreachable` where none came.
+    Raises the RequestError for an error response, or `Unavailable` with code `unreachable` if there was no response.
     """
     try:
         request = next(flow)
@@ -182,7 +182,7 @@ def _exchange(request: Request, policy: RetryPolicy, chance: random.Random) -> A
 
 def _warn(request: Request, answer: Response | Disconnected, left_s: float) -> None:
     error = _error(request, answer, attempts=1)
-    _LOG.warning("asking the farm again for up to %.0f s: %s", left_s, error, extra={"action": "farm_away"})
+    _LOG.warning("retrying the request for up to %.0f s: %s", left_s, error, extra={"action": "farm_away"})
 
 
 def _may_repeat(request: Request, answer: Response | Disconnected) -> bool:
@@ -194,7 +194,7 @@ def _may_repeat(request: Request, answer: Response | Disconnected) -> bool:
 
 
 def _code_of(answer: Response) -> str | None:
-    """The code of the farm's error; `None` where something else answered."""
+    """Return the code of the farm's error; None if another server answered."""
     try:
         return str(orjson.loads(answer.body)["error"]["code"])
     except (orjson.JSONDecodeError, TypeError, KeyError):
@@ -213,7 +213,7 @@ def _error(request: Request, answer: Response | Disconnected, *, attempts: int) 
 
 
 def error_of(response: Response, asked: str) -> RequestError:
-    """The error that an answer stands for, by its status and its `error` object."""
+    """Return the error for a response, by its status and its `error` object."""
     code, message = f"http_{response.status}", ""
     details: JsonObject = {}
     try:
@@ -222,14 +222,14 @@ def error_of(response: Response, asked: str) -> RequestError:
         details = error.get("details") or {}
     except (orjson.JSONDecodeError, TypeError, KeyError):
         start = response.body[:80].decode(errors="replace")
-        message = f"{asked} was answered {response.status} without an error of the farm's, body {start!r}"
+        message = f"{asked} was answered {response.status} without an error object of the farm, body {start!r}"
     kind = _BY_STATUS.get(response.status, Unavailable if response.status >= 500 else RequestError)
     retry_after_s = _seconds(response.retry_after) if response.retry_after is not None else None
     return kind(code, message, details, retry_after_s=retry_after_s)
 
 
 def _seconds(retry_after: str | None) -> float:
-    """Retry-After in seconds (RFC 9110, 10.2.3); the form with a date counts as none."""
+    """Parse Retry-After in seconds (RFC 9110, 10.2.3); the form with a date is ignored."""
     try:
         return max(0.0, float(retry_after or 0.0))
     except ValueError:

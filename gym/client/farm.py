@@ -1,4 +1,4 @@
-"""The farm and its batches as a trainer holds them, for asyncio and for threads.
+"""Farm and batch objects of a trainer, for asyncio and for threads.
 
 Every call is written once, as a flow in `gym.client.calls`; `_awaiting` and `_blocking` make its two methods.
 """
@@ -36,11 +36,11 @@ def connect(
     retry_s: float = DEFAULT_RETRY_S,
     retries: int | None = None,
 ) -> AsyncFarm:
-    """A farm for asyncio; nothing is sent yet.
+    """Return a farm for asyncio; no request is sent yet.
 
-    `timeout_s` bounds each silence of a call. A call is repeated for up to `retry_s` after a lost connection, a 429 or
-    a 5xx that may pass, so that a restart of the farm is not noticed; a warning is logged after 2 s. `retries` bounds
-    the number of repeats, too. Raises Invalid where the address is not one of a farm.
+    `timeout_s` bounds each period of silence in a call. A call is retried for up to `retry_s` after a lost connection,
+    a 429 or a temporary 5xx, so that a restart of the farm is not noticed; a warning is logged after 2 s. `retries`
+    also bounds the number of retries. Raises Invalid if the address cannot be one of a farm.
     """
     policy = RetryPolicy(budget_s=retry_s, retries=retries)
     return AsyncFarm(AsyncTransport(url, api_key=api_key, timeout_s=timeout_s, policy=policy))
@@ -54,18 +54,18 @@ def connect_sync(
     retry_s: float = DEFAULT_RETRY_S,
     retries: int | None = None,
 ) -> Farm:
-    """As `connect`, with methods that block."""
+    """Return a farm with blocking methods; otherwise as `connect`."""
     policy = RetryPolicy(budget_s=retry_s, retries=retries)
     return Farm(SyncTransport(url, api_key=api_key, timeout_s=timeout_s, policy=policy))
 
 
 class ResultPages:
-    """Where a reader of a completion log is.
+    """Position of a reader in a completion log.
 
-    `after` is the cursor before the page in hand until all of it has been taken, so whoever stores it and comes back
-    with it misses nothing, and may see the last page again.
+    `after` is the cursor before the current page until all of it has been taken. A program that stores it and resumes
+    there misses nothing, and may see the last page again.
 
-    Where the log went back behind the cursor (`gym.client.given`), it goes on where the two agree.
+    If the log went back behind the cursor (`gym.client.given`), reading resumes at the last valid position.
     """
 
     def __init__(self, batch_id: str, *, view: View, after: str | None) -> None:
@@ -77,7 +77,7 @@ class ResultPages:
         self._given = Given(batch_id)
 
     def flow(self, wait_s: float) -> Flow[tuple[Result, ...]]:
-        """The next page; it counts as taken when the one after it is asked for, or on `taken`."""
+        """Fetch the next page; a page counts as taken when the next one is requested, or on `taken`."""
         while True:
             try:
                 page = yield from calls.results_page(self._batch_id, view=self._view, after=self.after, wait_s=wait_s)
@@ -92,16 +92,16 @@ class ResultPages:
 
     @property
     def went_back(self) -> int:
-        """How often the log went back behind this reader."""
+        """Number of times that the log went back behind this reader."""
         return self._given.went_back
 
     @property
     def repeated(self) -> int:
-        """Results that came again because of it and were passed over."""
+        """Number of repeated results that were skipped as a consequence."""
         return self._given.repeated
 
     def taken(self) -> None:
-        """Move the cursor behind the page in hand."""
+        """Move the cursor past the current page."""
         next_after, self.done = self._next
         self.after = next_after if next_after is not None else self.after
 
@@ -115,26 +115,26 @@ class AsyncResults:
 
     @property
     def after(self) -> str | None:
-        """The cursor to come back with; see ResultPages."""
+        """Cursor to resume from; see ResultPages."""
         return self._pages.after
 
     @property
     def done(self) -> bool:
-        """Whether nothing will follow."""
+        """Whether no more results follow."""
         return self._pages.done
 
     @property
     def went_back(self) -> int:
-        """How often Redis lost its last writes, and the log went back behind this reader; a warning is logged, too."""
+        """Number of times that Redis lost its last writes behind this reader; each is logged as a warning."""
         return self._pages.went_back
 
     @property
     def repeated(self) -> int:
-        """Results of rollouts given before that came again because of it; they are passed over."""
+        """Number of results that came again for that reason; they are skipped."""
         return self._pages.repeated
 
     async def page(self, wait_s: float = LONG_POLL_S) -> tuple[Result, ...]:
-        """The next page, empty where nothing came within `wait_s`."""
+        """Return the next page, empty if no result came within `wait_s`."""
         items = await self._transport.run(self._pages.flow(wait_s))
         self._pages.taken()
         return items
@@ -155,26 +155,26 @@ class Results:
 
     @property
     def after(self) -> str | None:
-        """The cursor to come back with; see ResultPages."""
+        """Cursor to resume from; see ResultPages."""
         return self._pages.after
 
     @property
     def done(self) -> bool:
-        """Whether nothing will follow."""
+        """Whether no more results follow."""
         return self._pages.done
 
     @property
     def went_back(self) -> int:
-        """How often Redis lost its last writes, and the log went back behind this reader; a warning is logged, too."""
+        """Number of times that Redis lost its last writes behind this reader; each is logged as a warning."""
         return self._pages.went_back
 
     @property
     def repeated(self) -> int:
-        """Results of rollouts given before that came again because of it; they are passed over."""
+        """Number of results that came again for that reason; they are skipped."""
         return self._pages.repeated
 
     def page(self, wait_s: float = LONG_POLL_S) -> tuple[Result, ...]:
-        """The next page, empty where nothing came within `wait_s`."""
+        """Return the next page, empty if no result came within `wait_s`."""
         items = self._transport.run(self._pages.flow(wait_s))
         self._pages.taken()
         return items
@@ -223,7 +223,7 @@ def _blocking_of(call: Callable[Concatenate[str, P], Flow[T]]) -> Callable[Conca
 
 
 class AsyncBatch:
-    """A batch of an AsyncFarm. `created` is the farm's answer to its submission, if this program made it."""
+    """A batch of an AsyncFarm. `created` is the response to its submission, if this program made it."""
 
     def __init__(self, transport: AsyncTransport, batch_id: str, created: JsonObject | None = None) -> None:
         self.transport = transport
@@ -241,16 +241,16 @@ class AsyncBatch:
     rejudge = _awaiting_of(calls.rejudge)
 
     def results(self, *, view: View = "light", after: str | None = None) -> AsyncResults:
-        """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
+        """Return results as they finish, from the start or after a cursor; a lost connection is restored."""
         return AsyncResults(self.transport, ResultPages(self.batch_id, view=view, after=after))
 
     def leased(
         self, consumer: str, *, most: int = 64, ttl_s: float = 300.0, view: View = "light"
     ) -> AsyncGenerator[Result]:
-        """Results that are acknowledged as they are used up; a process that dies leaves its share to the next.
+        """Yield results that are acknowledged as they are used; a process that dies leaves the rest to the next one.
 
-        A result is used up when the next one is asked for. Leased `most` at a time; what is not used up within `ttl_s`
-        is handed out again. Ends when this consumer has acknowledged everything.
+        A result counts as used when the next one is requested. Results are leased `most` at a time; those not used
+        within `ttl_s` are handed out again. Ends when this consumer has acknowledged everything.
         """
         reader = rollout_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
         return each_async(self.transport, reader)
@@ -258,17 +258,17 @@ class AsyncBatch:
     def leased_groups(
         self, consumer: str, *, most: int = 8, ttl_s: float = 300.0, view: View = "light"
     ) -> AsyncGenerator[tuple[Result, ...]]:
-        """As `leased`, whole groups of which every rollout has ended."""
+        """Yield whole groups of which every rollout has ended; otherwise as `leased`."""
         reader = group_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
         return each_async(self.transport, reader)
 
     def events(self, *, after: str | None = None) -> AsyncGenerator[Event]:
-        """What happens in the batch until it has ended, from the start or after an event's cursor."""
+        """Yield the events of the batch until it has ended, from the start or after an event's cursor."""
         return each_async(self.transport, EventReader(self.batch_id, after=after))
 
 
 class Batch:
-    """A batch of a Farm. `created` is the farm's answer to its submission, if this program made it."""
+    """A batch of a Farm. `created` is the response to its submission, if this program made it."""
 
     def __init__(self, transport: SyncTransport, batch_id: str, created: JsonObject | None = None) -> None:
         self.transport = transport
@@ -286,16 +286,16 @@ class Batch:
     rejudge = _blocking_of(calls.rejudge)
 
     def results(self, *, view: View = "light", after: str | None = None) -> Results:
-        """Results as they finish, from the start or after a cursor; a lost connection is taken up again."""
+        """Return results as they finish, from the start or after a cursor; a lost connection is restored."""
         return Results(self.transport, ResultPages(self.batch_id, view=view, after=after))
 
     def leased(
         self, consumer: str, *, most: int = 64, ttl_s: float = 300.0, view: View = "light"
     ) -> Generator[Result, None, None]:
-        """Results that are acknowledged as they are used up; a process that dies leaves its share to the next.
+        """Yield results that are acknowledged as they are used; a process that dies leaves the rest to the next one.
 
-        A result is used up when the next one is asked for. Leased `most` at a time; what is not used up within `ttl_s`
-        is handed out again. Ends when this consumer has acknowledged everything.
+        A result counts as used when the next one is requested. Results are leased `most` at a time; those not used
+        within `ttl_s` are handed out again. Ends when this consumer has acknowledged everything.
         """
         reader = rollout_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
         return each_blocking(self.transport, reader)
@@ -303,12 +303,12 @@ class Batch:
     def leased_groups(
         self, consumer: str, *, most: int = 8, ttl_s: float = 300.0, view: View = "light"
     ) -> Generator[tuple[Result, ...], None, None]:
-        """As `leased`, whole groups of which every rollout has ended."""
+        """Yield whole groups of which every rollout has ended; otherwise as `leased`."""
         reader = group_leases(self.batch_id, consumer, most=most, ttl_s=ttl_s, view=view)
         return each_blocking(self.transport, reader)
 
     def events(self, *, after: str | None = None) -> Generator[Event, None, None]:
-        """What happens in the batch until it has ended, from the start or after an event's cursor."""
+        """Yield the events of the batch until it has ended, from the start or after an event's cursor."""
         return each_blocking(self.transport, EventReader(self.batch_id, after=after))
 
 
@@ -319,9 +319,9 @@ class AsyncFarm:
         self.transport = transport
 
     async def submit(self, rows: Iterable[JsonObject], **options: Unpack[BatchOptions]) -> AsyncBatch:
-        """Submit rows as a batch; see `gym.client.calls.submit`. Repeating it with a `batch_id` changes nothing.
+        """Submit rows as a batch; see `gym.client.calls.submit`. Idempotent with a `batch_id`.
 
-        Raises Invalid, naming row and field, before anything is sent where a row is not JSON.
+        Raises Invalid, naming row and field, before any request if a row cannot be written as JSON.
         """
         created = await self.transport.run(calls.submit(rows, options))
         return AsyncBatch(self.transport, created.batch_id, created.raw)
@@ -329,12 +329,12 @@ class AsyncFarm:
     async def open_session(
         self, environment: str, row: JsonObject, *, seed: int | None = None, session_id: str | None = None
     ) -> AsyncSession:
-        """Open an environment for a loop of your own; see `gym.client.sessions`."""
+        """Open an environment for your own agent loop; see `gym.client.sessions`."""
         opened = await self.transport.run(sessions.open_session(environment, row, seed=seed, session_id=session_id))
         return AsyncSession(self.transport, opened)
 
     def batch(self, batch_id: str) -> AsyncBatch:
-        """A batch that exists; nothing is sent."""
+        """Return an existing batch; no request is sent."""
         return AsyncBatch(self.transport, batch_id)
 
     batches = _awaiting(calls.batches)
@@ -364,15 +364,15 @@ class AsyncFarm:
 
 
 class Farm:
-    """A farm whose methods block: `with connect_sync(url) as farm`."""
+    """A farm with blocking methods: `with connect_sync(url) as farm`."""
 
     def __init__(self, transport: SyncTransport) -> None:
         self.transport = transport
 
     def submit(self, rows: Iterable[JsonObject], **options: Unpack[BatchOptions]) -> Batch:
-        """Submit rows as a batch; see `gym.client.calls.submit`. Repeating it with a `batch_id` changes nothing.
+        """Submit rows as a batch; see `gym.client.calls.submit`. Idempotent with a `batch_id`.
 
-        Raises Invalid, naming row and field, before anything is sent where a row is not JSON.
+        Raises Invalid, naming row and field, before any request if a row cannot be written as JSON.
         """
         created = self.transport.run(calls.submit(rows, options))
         return Batch(self.transport, created.batch_id, created.raw)
@@ -380,12 +380,12 @@ class Farm:
     def open_session(
         self, environment: str, row: JsonObject, *, seed: int | None = None, session_id: str | None = None
     ) -> Session:
-        """Open an environment for a loop of your own; see `gym.client.sessions`."""
+        """Open an environment for your own agent loop; see `gym.client.sessions`."""
         opened = self.transport.run(sessions.open_session(environment, row, seed=seed, session_id=session_id))
         return Session(self.transport, opened)
 
     def batch(self, batch_id: str) -> Batch:
-        """A batch that exists; nothing is sent."""
+        """Return an existing batch; no request is sent."""
         return Batch(self.transport, batch_id)
 
     batches = _blocking(calls.batches)

@@ -1,7 +1,7 @@
-"""Readers that go on from page to page: leases that are acknowledged as they are used up, and events.
+"""Readers that continue from page to page: leases that are acknowledged as they are used, and events.
 
-A reader is flows and the state between them; `each_async` and `each_blocking` carry it out, item by item. An item is
-used up when the one after it is asked for: whoever stops in the middle of one is handed it again.
+A reader is a set of flows and the state between them; `each_async` and `each_blocking` carry it out, item by item. An
+item counts as used when the next one is requested: a program that stops within one gets it again.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ START = "0-0"  # the position before the first lease
 
 
 class Reader(Protocol[T]):
-    """What `each_async` and `each_blocking` carry out."""
+    """Interface that `each_async` and `each_blocking` drive."""
 
     done: bool
 
     def next(self, wait_s: float) -> Flow[Sequence[T]]:
-        """More items, none where nothing came within `wait_s`; those before are used up."""
+        """Fetch more items, none if none came within `wait_s`; the previous ones are used."""
 
     def used(self, item: T) -> None:
-        """An item has been used up."""
+        """Mark an item as used."""
 
     def leave(self) -> Flow[None]:
-        """Stop here."""
+        """Stop reading."""
 
 
 class LeaseReader(Generic[T]):
-    """Leases units, and acknowledges a lease when all of it has been used up, or on leaving the part that was.
+    """Reader that leases units, and acknowledges a lease when all of it has been used, or the used part on leaving.
 
-    What is not used up within `ttl_s` goes to the next that asks, so choose it longer than the use of `most` takes. It
-    ends when this consumer has acknowledged everything of the ended batch, other processes of its name included. What
-    comes again because Redis lost its last writes is acknowledged and passed over, and a warning is logged.
+    Units not used within `ttl_s` go to the next caller, so choose a time longer than the use of `most`. It ends when
+    this consumer, in all its processes, has acknowledged every unit of the ended batch. Units that come again because
+    Redis lost its last writes are acknowledged and skipped, and a warning is logged.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class LeaseReader(Generic[T]):
         self._given = Given(batch_id, acknowledged=True)
 
     def next(self, wait_s: float) -> Flow[Sequence[T]]:
-        """Acknowledge the lease in hand, and take another one."""
+        """Acknowledge the current lease, and take another one."""
         yield from self.leave()
         while True:
             try:
@@ -105,11 +105,11 @@ class LeaseReader(Generic[T]):
         return fresh
 
     def used(self, item: T) -> None:
-        """It is acknowledged with its lease."""
+        """Mark a unit; it is acknowledged with its lease."""
         self._used.append(item)
 
     def leave(self) -> Flow[None]:
-        """Acknowledge what has been used up; the rest of the lease comes back."""
+        """Acknowledge the used units; the rest of the lease is handed out again."""
         lease = self._lease
         if lease is None or not self._used:
             return
@@ -123,7 +123,7 @@ class LeaseReader(Generic[T]):
         self._lease, self._used = None, []
 
     def _named(self) -> Iterator[list[str]]:
-        """The rollouts that have been used up, in portions of whole units."""
+        """Return the used rollouts, in portions of whole units."""
         names: list[str] = []
         for item in self._used:
             more = [result.rollout_id for result in self._results(item)]
@@ -135,7 +135,7 @@ class LeaseReader(Generic[T]):
 
 
 def rollout_leases(batch_id: str, consumer: str, *, most: int, ttl_s: float, view: View) -> LeaseReader[Result]:
-    """A reader of single results."""
+    """Return a reader of single results."""
     return LeaseReader(
         batch_id,
         consumer,
@@ -151,7 +151,7 @@ def rollout_leases(batch_id: str, consumer: str, *, most: int, ttl_s: float, vie
 def group_leases(
     batch_id: str, consumer: str, *, most: int, ttl_s: float, view: View
 ) -> LeaseReader[tuple[Result, ...]]:
-    """A reader of whole groups."""
+    """Return a reader of whole groups."""
     return LeaseReader(
         batch_id,
         consumer,
@@ -165,7 +165,7 @@ def group_leases(
 
 
 class EventReader:
-    """Polls for events; states that it has told already are passed over."""
+    """Reader that polls for events; states that it has already reported are skipped."""
 
     def __init__(self, batch_id: str, *, after: str | None) -> None:
         self.after = after
@@ -175,17 +175,17 @@ class EventReader:
         self._ledger: object = None
 
     def next(self, wait_s: float) -> Flow[Sequence[Event]]:
-        """What happened since the last event that was used up."""
+        """Fetch the events since the last one that was used."""
         events = yield from calls.events_page(self._batch_id, after=self.after, wait_s=wait_s)
         self.done = bool(events) and events[-1].kind == "batch" and events[-1].data["ended_at"] is not None
         return [event for event in events if self._is_new(event)]
 
     def used(self, item: Event) -> None:
-        """Go on from there."""
+        """Move the cursor past the event."""
         self.after = item.after or self.after
 
     def leave(self) -> Flow[None]:
-        """Nothing to do."""
+        """Do nothing."""
         yield from ()
 
     def _is_new(self, event: Event) -> bool:
@@ -199,19 +199,19 @@ class EventReader:
 
 
 async def each_async(transport: AsyncTransport, reader: Reader[T]) -> AsyncGenerator[T]:
-    """Every item, until there are no more."""
+    """Yield every item, until there are no more."""
     try:
         while not reader.done:
             for item in await transport.run(reader.next(LONG_POLL_S)):
                 yield item
                 reader.used(item)
     finally:
-        with suppress(FarmError):  # what is not acknowledged comes again
+        with suppress(FarmError):  # unacknowledged items come again
             await transport.run(reader.leave())
 
 
 def each_blocking(transport: SyncTransport, reader: Reader[T]) -> Generator[T, None, None]:
-    """As `each_async`, in the calling thread."""
+    """Yield every item as `each_async` does, in the calling thread."""
     try:
         while not reader.done:
             for item in transport.run(reader.next(LONG_POLL_S)):

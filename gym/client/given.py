@@ -1,7 +1,7 @@
-"""What a reader was given lately, to know what comes again after the log of its batch went back.
+"""Record of results recently given to a reader, to recognize repeats after the log of its batch went back.
 
-A Redis that lost its last writes has lost results, too; their rollouts run again, and are acknowledged anew. A reader
-is told of it (a warning, `went_back`), and what it was given already is passed over once (`repeated`).
+A Redis that lost its last writes has lost results, too; their rollouts run again, and are acknowledged again. The
+reader learns of it (a warning, `went_back`), and a result that it already has is skipped once (`repeated`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 class Given:
     """The last results of one reader, up to `most`; `went_back` counts how often the log did.
 
-    With `acknowledged`, each was acknowledged before the next were asked for, so none of them comes again by right.
+    With `acknowledged`, each result was acknowledged before the next ones were requested, so none may come again.
     """
 
     def __init__(self, batch_id: str, *, acknowledged: bool = False, most: int = MOST_REMEMBERED) -> None:
@@ -36,7 +36,7 @@ class Given:
         self._used: set[tuple[str, int]] = set()
 
     def note(self, cursor: str | None, results: Sequence[Result]) -> None:
-        """These were given, and the reader stands at this cursor now."""
+        """Record these results, and the reader's new cursor."""
         if cursor is None or not results:
             return
         self._lately.append((cursor, [(result.rollout_id, result.attempt) for result in results]))
@@ -49,7 +49,7 @@ class Given:
             self._used.difference_update(forgotten)
 
     def went_back_to(self, error: Conflict) -> str:
-        """The cursor to go on after; raises the error where it is another one. What was given after it runs again."""
+        """Return the cursor to continue after; raise the error if it concerns another cursor."""
         if error.code != LOG_WENT_BACK:
             raise error
         self.went_back += 1
@@ -63,7 +63,7 @@ class Given:
         return resume_after
 
     def remembered(self, at_once: int) -> Iterator[list[str]]:
-        """The rollouts that were given and that the log still has, in portions; what came together stays together."""
+        """Return the results that were given and that the log still has, in portions; units stay together."""
         portion: list[str] = []
         for _, names in self._lately:
             if portion and len(portion) + len(names) > at_once:
@@ -74,7 +74,7 @@ class Given:
             yield portion
 
     def passes_over(self, results: Sequence[Result]) -> bool:
-        """Whether all of these were given already; what runs again after a loss is passed over once."""
+        """Return whether all of these were given already; after a loss, each repeated result is skipped once."""
         if not self._lost and not self._used:
             return False
         names = [(result.rollout_id, result.attempt) for result in results]

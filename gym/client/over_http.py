@@ -1,4 +1,4 @@
-"""Carries requests out over HTTP, once for asyncio and once for threads."""
+"""Transports over HTTP, one for asyncio and one for threads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 class AsyncHttp:
-    """On the running event loop; any number of requests at a time."""
+    """Transport on the running event loop; any number of requests at the same time."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
         self._client = httpx.AsyncClient(base_url=url, headers=_headers(api_key))
         self._timeout_s = timeout_s
 
     async def send(self, request: Request) -> Response | Disconnected:
-        """The answer, or why there is none."""
+        """Send a request; return the response, or the reason why there is none."""
         content = _pieces(request.body) if len(request.body) > 1 else b"".join(request.body)
         try:
             return _response(
@@ -41,14 +41,14 @@ class AsyncHttp:
 
 
 class SyncHttp:
-    """In the calling thread."""
+    """Transport in the calling thread."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
         self._client = httpx.Client(base_url=url, headers=_headers(api_key))
         self._timeout_s = timeout_s
 
     def send(self, request: Request) -> Response | Disconnected:
-        """The answer, or why there is none."""
+        """Send a request; return the response, or the reason why there is none."""
         content = iter(request.body) if len(request.body) > 1 else b"".join(request.body)
         try:
             return _response(
@@ -79,7 +79,7 @@ def _content_headers(request: Request) -> dict[str, str]:
 
 
 def _timeout(timeout_s: float, request: Request) -> httpx.Timeout:
-    """Bounds for connecting and for each silence; a long poll may be silent for as long as it was asked to wait."""
+    """Bounds for connecting and for each silence; a long poll may be silent for the requested time."""
     return httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), read=timeout_s + request.wait_s)
 
 

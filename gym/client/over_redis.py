@@ -1,7 +1,7 @@
-"""Carries requests out over a Redis (`gym.relay`), once for asyncio and once for threads.
+"""Transports over a Redis (`gym.relay`), one for asyncio and one for threads.
 
-Calls use lines, which are kept for the next call as HTTP connections are; each has a connection of its own. Nothing is
-repeated here: what broke is an answer that did not come, and `exchange` decides whether to ask again.
+Each call uses a relay connection, which is kept for the next call as HTTP connections are; each has its own Redis
+connection. This module does not retry: a failure is reported as a missing response, and `exchange` decides on retries.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ CONNECT_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 15.0
 MAX_LINES = 100
 MAX_IDLE_S = 20.0
-"""A line that rested for longer may have been cut by a firewall unseen, and is not used again."""
+"""A connection that was idle for longer may have been cut unnoticed by a firewall, and is not used again."""
 
 
 class AsyncRedisLines:
-    """On the running event loop; up to `MAX_LINES` requests at a time, more of them wait."""
+    """Transport on the running event loop; up to `MAX_LINES` requests at the same time, further ones wait."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self._address = read_address(url)
-        # the bound of a command is `_do`'s: with a socket timeout redis-py sends inside `asyncio.wait_for`, which
-        # before Python 3.12 may swallow a cancellation
+        # `_do` bounds each command: with a socket timeout redis-py sends inside `asyncio.wait_for`, which before Python
+        # 3.12 may swallow a cancellation
         options = _options(timeout_s) | {"retry": AsyncRetry(NoBackoff(), 0), "socket_timeout": None}
         self._redis: Any = AsyncRedis.from_url(self._address.url, **options)
         self._timeout_s = timeout_s
@@ -56,11 +56,11 @@ class AsyncRedisLines:
         self._idle: list[tuple[float, _AsyncLine]] = []
 
     async def send(self, request: Request) -> Response | Disconnected:
-        """The answer, or why there is none."""
+        """Send a request; return the response, or the reason why there is none."""
         return _said(await self.ask(_ask(request), silence_s=self._timeout_s + request.wait_s))
 
     async def ask(self, ask: RelayRequest, *, silence_s: float) -> RelayAnswer | LostAnswer:
-        """As `send`, for any call of the API."""
+        """Send any call of the API; otherwise as `send`."""
         async with self._room:
             line = await self._take()
             try:
@@ -124,7 +124,7 @@ class _AsyncLine:
 
 
 class SyncRedisLines:
-    """In the calling thread; any number of threads, up to `MAX_LINES` requests at a time."""
+    """Transport in the calling thread; any number of threads, up to `MAX_LINES` requests at the same time."""
 
     def __init__(self, url: str, *, timeout_s: float) -> None:
         self._address = read_address(url)
@@ -135,11 +135,11 @@ class SyncRedisLines:
         self._idle: list[tuple[float, _SyncLine]] = []
 
     def send(self, request: Request) -> Response | Disconnected:
-        """The answer, or why there is none."""
+        """Send a request; return the response, or the reason why there is none."""
         return _said(self.ask(_ask(request), silence_s=self._timeout_s + request.wait_s))
 
     def ask(self, ask: RelayRequest, *, silence_s: float) -> RelayAnswer | LostAnswer:
-        """As `send`, for any call of the API."""
+        """Send any call of the API; otherwise as `send`."""
         with self._room:
             line = self._take()
             try:
@@ -205,7 +205,7 @@ class _SyncLine:
 
 
 def _options(timeout_s: float) -> dict[str, Any]:
-    """Bounds, and nothing at connecting that the ACL of a client does not allow."""
+    """Options of a Redis connection: bounds, and no command at connecting that a client's ACL forbids."""
     nameless: dict[str, Any] = {"lib_name": None, "lib_version": None}
     if importlib.util.find_spec("redis.driver_info") is not None:
         nameless = {"driver_info": None}

@@ -1,4 +1,4 @@
-"""What the farm answers, as records; `raw` is always the JSON as it came.
+"""Responses of the farm as records; `raw` is always the JSON as it came.
 
 Reading is lenient: a field that a newer farm adds stays in `raw`, one that an older farm leaves out takes its default.
 """
@@ -24,7 +24,7 @@ Unit = Literal["rollout", "group"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where a rollout's seconds went; `total_s` leaves the queue out where the farm does."""
+    """Seconds that a rollout spent by phase; `total_s` leaves the queue out if the farm does."""
 
     queued_s: float = 0.0
     environment_s: float = 0.0
@@ -36,7 +36,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutFailure:
-    """Why a rollout failed: the `error` of its result. `kind` is one of `gym.errors.ErrorKind`, or newer than it."""
+    """Failure of a rollout: the `error` of its result. `kind` is one of `gym.errors.ErrorKind`, or a newer one."""
 
     kind: str
     stage: str
@@ -47,7 +47,7 @@ class RolloutFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How one rollout ended. `reward` is `None` unless `outcome` is `succeeded`.
+    """Result of one rollout. `reward` is None unless `outcome` is `succeeded`.
 
     `response` (a Responses API object) comes with view `full`, `segments` with view `training`.
     """
@@ -65,7 +65,7 @@ class Result:
     error: RolloutFailure | None
     reward: float | None
     reward_components: dict[str, float]
-    policy_version: tuple[int, int] | None  # lowest and highest that took part
+    policy_version: tuple[int, int] | None  # lowest and highest version that was used
     usage: Usage
     model_calls: int
     tool_calls: int
@@ -78,29 +78,32 @@ class Result:
 
     @property
     def response(self) -> JsonObject | None:
-        """The conversation, where the view has it. Raises NotFound where it was dropped or cannot be read."""
+        """Conversation, if the view includes it. Raises NotFound if it was dropped or cannot be read."""
         self._check_kept()
         response: JsonObject | None = self.raw.get("response")
         return response
 
     @property
     def verdicts(self) -> tuple[JsonObject, ...]:
-        """What judges said, of each round of judging; the last round that came to a verdict made the reward."""
+        """Verdicts of judges, for each round of judging; the last conclusive round determined the reward."""
         return tuple(self.raw.get("verdicts") or ())
 
     @property
     def segments(self) -> tuple[Segment, ...]:
-        """Tokens for training, where the view has them; decoded at each look.
+        """Tokens for training, if the view includes them; decoded at each access.
 
-        Raises NotFound where the farm has dropped the trajectory, for good (its settings `results.*`), or cannot
-        read it (`error.kind` is `result_unreadable`; a requeue runs the rollout again).
+        Raises NotFound if the farm has dropped the trajectory for good (its settings `results.*`), or cannot read it
+        (`error.kind` is `result_unreadable`; a requeue runs the rollout again).
         """
         self._check_kept()
         return tuple(_segment(item) for item in self.raw.get("segments") or ())
 
     @property
     def steps(self) -> tuple[JsonObject, ...]:
-        """Of a stepped environment, with view `training` or `full`: turn, action, reward, done, truncated of each."""
+        """Steps of a stepped environment: turn, action, reward, done, truncated of each.
+
+        They come with view `training` or `full`.
+        """
         self._check_kept()
         return tuple(self.raw.get("steps") or ())
 
@@ -122,7 +125,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A part of the completion log. `done` is true when nothing will follow."""
+    """A part of the completion log. `done` is true when no more results follow."""
 
     items: tuple[Result, ...]
     next_after: str | None
@@ -131,7 +134,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
-    """Rollouts that wait, queued or judging, until what keeps failing works again; `reasons` say what that is."""
+    """Rollouts, queued or judging, that wait for a failing dependency to recover; `reasons` name it."""
 
     count: int = 0
     reasons: tuple[JsonObject, ...] = ()
@@ -139,10 +142,10 @@ class Parked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Results handed out until `expires_at` (RFC 3339; `None` where there were none), to be acknowledged.
+    """Results handed out until `expires_at` (RFC 3339; None if there are none), to be acknowledged.
 
-    `done` is true when the batch has ended and this consumer has acknowledged all of it. `position` is for the
-    next call, where one was given.
+    `done` is true when the batch has ended and this consumer has acknowledged all of it. `position` is for the next
+    call, if one was given.
     """
 
     lease_id: str
@@ -153,16 +156,16 @@ class Lease:
 
     @property
     def groups(self) -> tuple[tuple[Result, ...], ...]:
-        """The items by group, in the order in which they came; whole ones where groups were leased."""
+        """Return the items by group, in the order in which they came; complete groups if groups were leased."""
         return tuple(tuple(items) for _, items in groupby(self.items, key=lambda item: item.group_id))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened in a batch. `after` is the cursor to come back with, once this has been dealt with.
+    """An event of a batch. `after` is the cursor to resume from once the event has been processed.
 
     `data` is a result (`rollout`, see `read_result`), a group with its `outcomes`, the batch, or its ledger. An event
-    `log_went_back` says that Redis lost its last writes: what came after its `data["resume_after"]` may come again.
+    `log_went_back` says that Redis lost its last writes: results after its `data["resume_after"]` may come again.
     """
 
     kind: str
@@ -172,7 +175,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
-    """A batch as it stands. `state` is `open` until it is sealed; `environments` holds means by environment."""
+    """Status of a batch. `state` is `open` until it is sealed; `environments` holds means by environment."""
 
     batch_id: str
     run: str
@@ -184,13 +187,13 @@ class BatchStatus:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen in it."""
+        """Whether the batch has ended."""
         return self.state != "open" and self.ledger.ended == self.ledger.submitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Created:
-    """What came of creating a batch."""
+    """Result of creating a batch."""
 
     batch_id: str
     run: str
@@ -201,7 +204,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Added:
-    """What came of adding rows: `accepted` and `repeated` count rows, `submitted` the batch's rollouts."""
+    """Result of adding rows: `accepted` and `repeated` count rows, `submitted` the batch's rollouts."""
 
     accepted: int = 0
     repeated: int = 0
@@ -210,7 +213,7 @@ class Added:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentInfo:
-    """What can be run, or, where `error` is set, what cannot and why."""
+    """An environment, or, if `error` is set, the reason why it cannot run."""
 
     name: str
     description: str
@@ -223,14 +226,14 @@ class EnvironmentInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:
-    """Whether the farm can run rollouts, and what is missing where it cannot."""
+    """Readiness of the farm to run rollouts, and the missing parts if it is not ready."""
 
     ready: bool
     raw: JsonObject = field(repr=False)
 
 
 def read_result(data: Any) -> Result:
-    """A result from its JSON. Raises FarmError where what identifies it is missing."""
+    """Read a result from its JSON. Raises FarmError if an identifying field is missing."""
     try:
         version = data.get("policy_version")
         error = data.get("error")
@@ -264,7 +267,7 @@ def read_result(data: Any) -> Result:
 
 
 def read_page(data: Any) -> Page:
-    """A page of the completion log."""
+    """Read a page of the completion log."""
     try:
         return Page(
             items=tuple(read_result(item) for item in data["items"]), next_after=data["next_after"], done=data["done"]
@@ -274,7 +277,7 @@ def read_page(data: Any) -> Page:
 
 
 def read_lease(data: Any) -> Lease:
-    """A lease."""
+    """Read a lease."""
     try:
         return Lease(
             lease_id=data["lease_id"],
@@ -288,7 +291,7 @@ def read_lease(data: Any) -> Lease:
 
 
 def read_events(body: bytes) -> list[Event]:
-    """Server-sent events as the farm writes them, each field on a line of its own; other fields are passed over."""
+    """Read server-sent events as the farm writes them, each field on one line; other fields are ignored."""
     events = []
     for block in body.decode().split("\n\n"):
         fields = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
@@ -301,7 +304,7 @@ def read_events(body: bytes) -> list[Event]:
 
 
 def read_status(data: Any) -> BatchStatus:
-    """A batch's status."""
+    """Read a batch's status."""
     try:
         return BatchStatus(
             batch_id=data["batch_id"],
@@ -317,7 +320,7 @@ def read_status(data: Any) -> BatchStatus:
 
 
 def read_created(data: Any) -> Created:
-    """The answer to a submission."""
+    """Read the response to a submission."""
     try:
         return Created(
             batch_id=data["batch_id"],
@@ -331,12 +334,12 @@ def read_created(data: Any) -> Created:
 
 
 def read_added(data: Any) -> Added:
-    """The answer to added rows."""
+    """Read the response to added rows."""
     return Added(**_known(Added, data))
 
 
 def read_environment(data: Any) -> EnvironmentInfo:
-    """An environment that can be run."""
+    """Read the description of an environment."""
     try:
         return EnvironmentInfo(
             name=data["name"],
@@ -375,11 +378,11 @@ def _segment(data: JsonObject) -> Segment:
 
 
 def _known(record: type, data: Any) -> dict[str, Any]:
-    """The values that a record has a field for."""
+    """Return the values for which a record has a field."""
     if data is None:
         return {}
     if not isinstance(data, Mapping):
-        raise TypeError(f"{record.__name__} is a JSON object, this is {type(data).__name__}")
+        raise TypeError(f"{record.__name__} must be a JSON object; got {type(data).__name__}")
     return {item.name: data[item.name] for item in fields(record) if data.get(item.name) is not None}
 
 

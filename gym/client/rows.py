@@ -1,6 +1,6 @@
-"""Rows on their way out: checked, given ids, encoded, cut into requests. No I/O.
+"""Rows to send: checked, given ids, encoded, split into requests. No I/O.
 
-Invariant: every row that leaves carries a `task_id`, so sending it again is a repeat and never a second task.
+Invariant: every row that is sent carries a `task_id`, so sending it again is idempotent and never makes a second task.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ MAX_DEPTH = 254  # orjson's own limit
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """Rows as JSON texts, one each, without line ends, and how many rollouts they stand for."""
+    """Rows as JSON texts, one each, without newlines, and the number of their rollouts."""
 
     lines: list[bytes]
     rollouts: int
 
     @property
     def fit_one_request(self) -> bool:
-        """Whether they are few and small enough to travel inside the request that creates their batch."""
+        """Return whether they are few and small enough for the request that creates their batch."""
         return len(self.lines) <= MAX_INLINE_ROWS and sum(map(len, self.lines)) <= MAX_INLINE_BYTES
 
     def as_list(self) -> bytes:
-        """A JSON array of the rows."""
+        """Return a JSON array of the rows."""
         return b"[" + b",".join(self.lines) + b"]"
 
     def requests(self) -> Iterator[list[bytes]]:
-        """NDJSON bodies, each cut into pieces for sending; the farm takes or refuses each body as a whole."""
+        """Yield NDJSON bodies, each cut into pieces for sending; the farm accepts or refuses each body as a whole."""
         body: list[bytes] = []
         rows = size = 0
         for line in self.lines:
@@ -57,9 +57,9 @@ class EncodedRows:
 def encode_rows(
     rows: Iterable[JsonObject], *, id_prefix: str, environment: str | None, num_samples: int
 ) -> EncodedRows:
-    """Check and encode all rows; a row without `task_id` is called `PREFIX-NUMBER`, counted from 0.
+    """Check and encode all rows; a row without `task_id` gets the id `PREFIX-NUMBER`, counted from 0.
 
-    Raises Invalid, which names the row and the field, before anything has been sent.
+    Raises Invalid, which names the row and the field, before any request is sent.
     """
     lines: list[bytes] = []
     rollouts = 0
@@ -74,7 +74,7 @@ def encode_rows(
 
 
 def _encode_without_id(row: JsonObject, line: bytes) -> bytes:
-    """The members of a row's JSON text after its opening brace, with no `task_id` among them."""
+    """Return the members of a row's JSON text after its opening brace, with no `task_id` among them."""
     if "task_id" not in row:
         return line[1:]
     return orjson.dumps({name: value for name, value in row.items() if name != "task_id"})[1:]
@@ -86,20 +86,20 @@ def _encode(row: JsonObject, number: int) -> bytes:
     except TypeError as error:
         path, reason = _find_fault(row) or ("", str(error))
         raise bad_row(number, path, reason) from None
-    # orjson writes NaN as null, which would change the row in silence
+    # orjson writes NaN as null, which would silently change the row
     if b"null" in line and (fault := _find_fault(row)) is not None:
         raise bad_row(number, *fault)
     return line
 
 
 def _find_fault(row: object) -> tuple[str, str] | None:
-    """The path and the reason of the first value that JSON has no form for."""
+    """Return path and reason of the first value that JSON cannot represent."""
     return _fault_in(row, "", above=())
 
 
 def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str, str] | None:
     if isinstance(value, float) and not math.isfinite(value):
-        return path, f"{value} has no form in JSON; leave it out or send it as text"
+        return path, f"{value} cannot be written as JSON; leave it out or send it as a string"
     if not isinstance(value, dict | list | tuple):
         try:
             orjson.dumps(value)
@@ -113,7 +113,7 @@ def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str,
     members = value.items() if isinstance(value, dict) else enumerate(value)
     for name, inner in members:
         if isinstance(value, dict) and not isinstance(name, str):
-            return path, f"the key {name!r} is not a text"
+            return path, f"the key {name!r} is not a string"
         inner_path = f"{path}.{name}" if path else str(name)
         if (fault := _fault_in(inner, inner_path, above=(*above, id(value)))) is not None:
             return fault
@@ -121,7 +121,7 @@ def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str,
 
 
 def _pieces(lines: list[bytes]) -> list[bytes]:
-    """An NDJSON body in pieces of about 256 KiB."""
+    """Split an NDJSON body into pieces of about 256 KiB."""
     pieces: list[bytes] = []
     piece: list[bytes] = []
     size = 0
@@ -137,7 +137,7 @@ def _pieces(lines: list[bytes]) -> list[bytes]:
 
 
 def refused(error: Invalid, *, first_row: int) -> Invalid:
-    """An error about a row of one request, with the row counted from the start of the submission."""
+    """Return an error about a row of one request, with the row counted from the start of the submission."""
     row = error.details.get("row")
     if first_row == 0 or not isinstance(row, int):
         return error

@@ -1,11 +1,11 @@
-"""Environment sessions for a trainer that keeps its own loop: the environment alone, no model call by the farm.
+"""Environment sessions for a trainer with its own agent loop: the environment alone, without model calls by the farm.
 
     async with await farm.open_session("stateful_counter", {"initial_count": 3, "expected_count": 5}) as session:
         answer = await session.call_tool("increment_counter", {"count": 2})
         reward = await session.verify("The count is 5.")
 
-Every call carries a key of its own, so that one that is sent again after a lost answer is done once. Calls of one
-session come one after the other.
+Every call carries an idempotency key, so that a call repeated after a lost response is executed once. Calls of one
+session run one after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gym.reward import Reward
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolAnswer:
-    """What a model would read of a tool call; one that failed is an answer too."""
+    """Tool output as a model would read it; the output of a failed call too."""
 
     output: str
     failed: bool
@@ -34,7 +34,7 @@ class ToolAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepAnswer:
-    """What an action led to."""
+    """Result of an action."""
 
     observation: Any
     reward: float
@@ -45,7 +45,7 @@ class StepAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A session just opened: what there is to see at first, and the tools."""
+    """A session just opened: its first observation, and its tools."""
 
     session_id: str
     environment: str
@@ -57,9 +57,9 @@ class Opened:
 def open_session(
     environment: str, row: JsonObject, *, seed: int | None = None, session_id: str | None = None
 ) -> Flow[Opened]:
-    """Set an environment up for a row, whose `responses_create_params` may be left out.
+    """Set up an environment for a row, whose `responses_create_params` may be left out.
 
-    Raises NotFound, Invalid where the row is none, Overloaded where the key has as many sessions as it may.
+    Raises NotFound, Invalid for an invalid row, or Overloaded if the key has reached its limit of sessions.
     """
     body: JsonObject = {"row": row, "session_id": session_id or new_id("session")}
     if seed is not None:
@@ -78,13 +78,13 @@ def open_session(
 
 
 def call_tool(session_id: str, tool: str, arguments: JsonObject | None = None) -> Flow[ToolAnswer]:
-    """Call a tool as a model would. Raises NotFound where the session has ended."""
+    """Call a tool as a model would. Raises NotFound if the session has ended."""
     data = yield from _ask(session_id, f"tools/{quote(tool, safe='')}", {"arguments": arguments or {}})
     return ToolAnswer(output=data["output"], failed=data["failed"])
 
 
 def step(session_id: str, action: Any) -> Flow[StepAnswer]:
-    """Act in a stepped environment. Raises Invalid where the action is none."""
+    """Apply an action to a stepped environment. Raises Invalid if the action is not valid."""
     data = yield from _ask(session_id, "step", {"action": action})
     return StepAnswer(
         observation=data["observation"],
@@ -96,13 +96,13 @@ def step(session_id: str, action: Any) -> Flow[StepAnswer]:
 
 
 def verify(session_id: str, response: JsonObject | list[JsonObject] | str = "") -> Flow[Reward]:
-    """Score: the last message's text, output items, or a Responses API object."""
+    """Score the policy's output: the last message's text, output items, or a Responses API object."""
     data = yield from _ask(session_id, "verify", {"response": response})
     return Reward(data["reward"], data["reward_components"])
 
 
 def close_session(session_id: str) -> Flow[bool]:
-    """Close a session; whether there was one."""
+    """Close a session. Return whether there was one."""
     response = yield Request(method="DELETE", path=f"/v1/sessions/{quote(session_id, safe='')}")
     return bool(response.json()["closed"])
 
@@ -127,15 +127,15 @@ class AsyncSession:
         return await self._transport.run(call_tool(self.session_id, tool, arguments))
 
     async def step(self, action: Any) -> StepAnswer:
-        """Act in a stepped environment."""
+        """Apply an action to a stepped environment."""
         return await self._transport.run(step(self.session_id, action))
 
     async def verify(self, response: JsonObject | list[JsonObject] | str = "") -> Reward:
-        """Score what the policy did."""
+        """Score the policy's output."""
         return await self._transport.run(verify(self.session_id, response))
 
     async def close(self) -> bool:
-        """Close it; repeatable."""
+        """Close the session. Idempotent."""
         return await self._transport.run(close_session(self.session_id))
 
     async def __aenter__(self) -> AsyncSession:
@@ -160,15 +160,15 @@ class Session:
         return self._transport.run(call_tool(self.session_id, tool, arguments))
 
     def step(self, action: Any) -> StepAnswer:
-        """Act in a stepped environment."""
+        """Apply an action to a stepped environment."""
         return self._transport.run(step(self.session_id, action))
 
     def verify(self, response: JsonObject | list[JsonObject] | str = "") -> Reward:
-        """Score what the policy did."""
+        """Score the policy's output."""
         return self._transport.run(verify(self.session_id, response))
 
     def close(self) -> bool:
-        """Close it; repeatable."""
+        """Close the session. Idempotent."""
         return self._transport.run(close_session(self.session_id))
 
     def __enter__(self) -> Session:

@@ -1,6 +1,6 @@
-"""Drives flows, once for asyncio and once for threads, over whatever the farm's address asks for.
+"""Drivers of flows, one for asyncio and one for threads, over the transport of the farm's address.
 
-Nothing here knows a call of the API, or how a request travels: `over_http` and `over_redis` do.
+This module knows neither the calls of the API nor how a request travels: see `over_http` and `over_redis`.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ T = TypeVar("T")
 
 
 class AsyncCarrier(Protocol):
-    """What carries a request to the farm and its answer back."""
+    """Transport of a request to the farm and its response back."""
 
     async def send(self, request: Request) -> Response | Disconnected:
-        """The answer, or why there is none."""
+        """Send a request; return the response, or the reason why there is none."""
 
     async def close(self) -> None:
         """Close the connections."""
 
 
 class SyncCarrier(Protocol):
-    """As AsyncCarrier, in the calling thread."""
+    """Blocking counterpart of AsyncCarrier."""
 
     def send(self, request: Request) -> Response | Disconnected:
-        """The answer, or why there is none."""
+        """Send a request; return the response, or the reason why there is none."""
 
     def close(self) -> None:
         """Close the connections."""
 
 
 def checked_url(url: str) -> str:
-    """An address that this client can speak to, without a trailing slash. Raises Invalid."""
+    """Return an address that this client supports, without a trailing slash. Raises Invalid."""
     parts = urlsplit(url)
     if _over_redis(url) and (parts.hostname or parts.scheme == "unix"):
         return url
@@ -54,7 +54,7 @@ def checked_url(url: str) -> str:
 
 
 class AsyncTransport:
-    """Carries flows out on the running event loop; any number at a time."""
+    """Driver of flows on the running event loop; any number at the same time."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float, policy: RetryPolicy) -> None:
         self._carrier: AsyncCarrier
@@ -89,7 +89,7 @@ class AsyncTransport:
 
 
 class SyncTransport:
-    """Carries flows out in the calling thread."""
+    """Driver of flows in the calling thread."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float, policy: RetryPolicy) -> None:
         self._carrier: SyncCarrier
@@ -124,5 +124,5 @@ class SyncTransport:
 
 
 def _over_redis(url: str) -> bool:
-    """Whether an address is of a Redis; only then is redis-py needed."""
+    """Return whether an address is a Redis URL; only then is redis-py needed."""
     return urlsplit(url).scheme in ("redis", "rediss", "unix")

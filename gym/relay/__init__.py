@@ -1,12 +1,12 @@
-"""The API's calls carried over Redis publish/subscribe, for a trainer and a farm that share nothing but a Redis.
+"""The API's calls over Redis publish/subscribe, for a trainer and a farm that share only a Redis.
 
-A client asks on a channel of its own and is told on another; an api process listens and answers with the very app that
-answers HTTP, so both speak one contract. Nothing is stored: no key is read or written, nothing is left behind, and a
-Redis that is full still carries answers. Who may ask what is the ACL of the channels (`acl`).
+A client sends requests on one channel and receives responses on another. An api process listens and answers with the
+same app that answers HTTP, so both have one contract. Nothing is stored: no key is read or written, and a full Redis
+still carries responses. The ACL of the channels (`acl`) controls which user may send what.
 
     client ──publish──▶ PREFIX:DB:relay:ask:SCOPE:NAME:SERVER    hello, ask, body, more, ping
     client ◀──publish── PREFIX:DB:relay:tell:NAME:LINE           here, answer, part, more, lost
 
-`frames` says what travels, `caller` is a client's side without I/O, `server` the farm's. A publication says how many
-heard it, so either side learns at once that the other is gone; what was under way is then asked again by the client.
+`frames` defines the messages, `caller` is the client's side without I/O, `server` the farm's. Publishing returns the
+number of receivers, so either side learns at once that the other is gone; the client then repeats its calls.
 """

@@ -1,4 +1,4 @@
-"""The ACL of a Redis user that may be a farm's client and nothing else. No I/O."""
+"""ACL of a Redis user that may only be a client of the farm. No I/O."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from gym.relay.frames import NAME, Asker, AskScope, Channels
 
 
 def acl_line(channels: Channels, name: str, *, scope: AskScope, password: str) -> str:
-    """The command that makes the user, with the password as a digest. Raises Invalid for a name that cannot be one.
+    """Return the command that creates the user, with a digest of the password. Raises Invalid for an invalid name.
 
-    It has no key at all: publish/subscribe needs none. `read` may follow batches, `submit` may do what the API does.
+    The user has no keys: publish/subscribe needs none. `read` may follow batches, `submit` may do everything in the
+    API.
     """
     if not NAME.fullmatch(name) or name == "default":
         raise Invalid(
             "invalid_name",
             f"{name!r} cannot be a client's name; use letters, digits and _.- (64 at most), and not `default`, "
-            "which is the user of everyone without a name",
+            "which is the user of connections without a name",
             {"field": "name"},
         )
     digest = hashlib.sha256(password.encode()).hexdigest()

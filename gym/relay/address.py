@@ -1,4 +1,4 @@
-"""Where a farm's Redis is, as a URL says it: redis-py's URLs, and `?prefix=` where the farm's is not `farm`. No I/O."""
+"""The URL of a farm's Redis: redis-py's form, and `?prefix=` if the farm's prefix is not `farm`. No I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_PREFIX = "farm"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisAddress:
-    """A Redis and a farm behind it. `url` is redis-py's, with the secrets; `shown` has none."""
+    """A Redis and the farm that uses it. `url` is redis-py's, with the secrets; `shown` has none."""
 
     url: str = field(repr=False)
     channels: Channels
@@ -22,9 +22,9 @@ class RedisAddress:
 
 
 def read_address(url: str) -> RedisAddress:
-    """Take a client's URL apart. Raises Invalid.
+    """Parse a client's URL. Raises Invalid.
 
-    The database names the farm's channels and is not selected, so that a client needs no right to select one.
+    The database is part of the farm's channel names and is not selected, so a client needs no right to select one.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
@@ -43,7 +43,7 @@ def read_address(url: str) -> RedisAddress:
 
 
 def farm_channels(url: str, prefix: str) -> Channels:
-    """The channels of the farm that has this Redis URL and this prefix. Raises Invalid."""
+    """Return the channels of the farm with this Redis URL and this prefix. Raises Invalid."""
     parts = urlsplit(url)
     database = dict(parse_qsl(parts.query)).get("db", "")
     if parts.scheme != "unix":

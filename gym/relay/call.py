@@ -1,7 +1,7 @@
-"""One call of the relay as an ASGI exchange: the body that comes in pieces, the answer that leaves in pieces.
+"""One call of the relay as an ASGI exchange: the body arrives in pieces, the response leaves in pieces.
 
-Invariant: `MAX_CALLS` aside, what a call holds in Redis is one piece of its body, which a grant allowed, and at most
-`WINDOW` pieces of its answer. Once its client has gone it sees a disconnect and says nothing more.
+Invariant: apart from `MAX_CALLS`, a call holds at most one piece of its body, for which a grant was given, and `WINDOW`
+pieces of its response in Redis. Once its client has gone it sees a disconnect and sends no more.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 
 STALL_S = 30.0
 EXTENSION = "farm.relay"
-"""In the scope's `extensions`: who asks, as an `Asker`."""
-# what HTTP's own connection decides, or what would name another caller
+"""In the scope's `extensions`: the caller, as an `Asker`."""
+# headers that belong to the HTTP connection, or that would name another caller
 _DROPPED = frozenset({"host", "authorization", "x-api-key", "content-length", "transfer-encoding", "connection"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
 _LOG = logging.getLogger(__name__)
 
 
 class RelayCall:
-    """A call under way; `channel` is where its client is told."""
+    """A call under way; `channel` is the client's channel for responses."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class RelayCall:
         self._ended = False
 
     async def run(self, app: App) -> None:
-        """Answer it. Nothing is raised: what goes wrong is the answer, or logged where there is nobody to answer."""
+        """Answer the call. Nothing is raised: an error becomes the response, or is logged if the client has gone."""
         try:
             scope = _scope(self._ask, self.asker)
         except RequestError as error:
@@ -67,7 +67,7 @@ class RelayCall:
             return
         try:
             await app(scope, self._receive, self._send)
-        except Exception:  # noqa: BLE001  the ASGI edge: the app has answered 500 already, or nobody reads it
+        except Exception:  # noqa: BLE001  the ASGI edge: the app has answered 500 already, or its client has gone
             _LOG.exception("%s %s failed", scope["method"], scope["path"], extra={"action": "relay_call_failed"})
         finally:
             self._return_grant()
@@ -75,7 +75,7 @@ class RelayCall:
             await self._tell(Frame("lost", self._ask.call, {}))
 
     async def refuse(self, error: RequestError) -> None:
-        """Answer with an error of the relay's own, in the API's shape."""
+        """Answer with an error of the relay itself, in the API's shape."""
         body = {"error": {"code": error.code, "message": error.message, "details": error.details}}
         headers = [(b"content-type", b"application/json")]
         if error.retry_after_s is not None:
@@ -84,7 +84,7 @@ class RelayCall:
         await self._send({"type": "http.response.body", "body": orjson.dumps(body)})
 
     def hear(self, frame: Frame) -> None:
-        """A further frame of the client's."""
+        """Process a further frame of the client."""
         match frame.kind:
             case "body" if self._granted:
                 self._return_grant()
@@ -94,10 +94,10 @@ class RelayCall:
                     self._window.release()
 
     def leave(self) -> None:
-        """The client has gone, or what was said cannot have reached it."""
+        """End the call: the client has gone, or a message cannot have reached it."""
         if not self._left.is_set():
             self._left.set()
-            self._window.release()  # whoever waits for it finds that it is over
+            self._window.release()  # its waiter finds that it is over
             self._pieces.put_nowait((b"", True))
 
     async def _receive(self) -> Message:
@@ -147,7 +147,7 @@ class RelayCall:
                 self.leave()
         except RedisError as error:
             reason = type(error).__name__
-            _LOG.warning("an answer was lost: %s", reason, extra={"action": "relay_answer_lost"})
+            _LOG.warning("a response was lost: %s", reason, extra={"action": "relay_answer_lost"})
             self.leave()
 
     def _return_grant(self) -> None:
@@ -157,10 +157,10 @@ class RelayCall:
 
 
 def _scope(ask: Frame, asker: Asker) -> Message:
-    """The ASGI scope of a request. Raises Malformed."""
+    """Return the ASGI scope of a request. Raises Malformed."""
     method, path, headers = ask.text("method"), ask.text("path"), ask.head.get("headers")
     if method not in _METHODS or not path.startswith("/") or not path.isascii() or not isinstance(headers, Mapping):
-        raise Malformed("malformed_ask", "a call names its method, a path from / on and its headers")
+        raise Malformed("malformed_ask", "a call has a method, a path that starts with /, and headers")
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

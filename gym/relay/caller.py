@@ -1,7 +1,7 @@
-"""A client's side of the relay, without I/O: what to subscribe, publish and wait for, to have one call answered.
+"""The client's side of the relay, without I/O: which channels to subscribe, publish to and wait on for one call.
 
 A `RelayConnection` is a subscription that carries one call at a time, as a kept HTTP connection does. Its `exchange` is
-a generator of actions, each answered with what came of it; a transport carries them out, blocking or not.
+a generator of actions, each answered with its result; a transport carries them out, blocking or not.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import orjson
 from gym.relay.frames import SCOPES, WINDOW, Asker, Channels, Frame, cut, decode, is_token
 
 PROBE_S = 2.0
-"""How long a line waits in silence before it looks whether its server is still there."""
+"""Seconds of silence after which the client checks whether its server is still there."""
 HELLO_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayRequest:
-    """A request as the API takes it over HTTP; `query` is encoded, header names are in lower case."""
+    """A request in the form that the API accepts over HTTP; `query` is encoded, header names are in lower case."""
 
     method: str
     path: str
@@ -33,7 +33,7 @@ class RelayRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayAnswer:
-    """The API's answer, whole."""
+    """The API's response, complete."""
 
     status: int
     headers: Mapping[str, str]
@@ -42,7 +42,7 @@ class RelayAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LostAnswer:
-    """No answer came. `sent` is false where no server can have seen the request."""
+    """Failure without a response. `sent` is False if no server can have seen the request."""
 
     reason: str
     sent: bool
@@ -50,14 +50,14 @@ class LostAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Subscribe:
-    """Subscribe to a channel and wait for the confirmation; answered with `True` or `RedisFailure`."""
+    """Subscribe to a channel and wait for the confirmation; answered with True or `RedisFailure`."""
 
     channel: str
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Publish; answered with how many heard it, or `RedisFailure`."""
+    """Publish; answered with the number of receivers, or `RedisFailure`."""
 
     channel: str
     data: bytes
@@ -65,14 +65,14 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Receive:
-    """Wait for a message; answered with it, with `None` where none came in time, or `RedisFailure`."""
+    """Wait for a message; answered with it, with None if none came in time, or `RedisFailure`."""
 
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class RedisFailure:
-    """Redis could not do it. `status` is 401 or 403 where it would not: the user is unknown, or may not."""
+    """Failure of Redis. `status` is 401 or 403 if it refused: the user is unknown, or lacks the permission."""
 
     reason: str
     status: int | None = None
@@ -84,7 +84,7 @@ Exchange = Generator[Action, Event, RelayAnswer | LostAnswer]
 
 
 class _OverError(Exception):
-    """The call is over before its answer."""
+    """The call is over before its response."""
 
     def __init__(self, outcome: RelayAnswer | LostAnswer) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class _OverError(Exception):
 
 
 class RelayConnection:
-    """One subscription and the server that it talks to. After a call that was lost or left, throw it away."""
+    """One subscription and its server. After a call that was lost or abandoned, discard it."""
 
     def __init__(self, channels: Channels, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._channels = channels
@@ -104,10 +104,10 @@ class RelayConnection:
         self._server: str | None = None
         self._sent = False
         self.usable = False
-        """Whether the last call was answered in full, so that the line can carry another."""
+        """Whether the last call was answered completely, so that the connection can carry another."""
 
     def exchange(self, ask: RelayRequest, *, silence_s: float) -> Exchange:
-        """Ask, and return the answer. `silence_s` bounds each silence of a server that is there."""
+        """Send a request and return the response. `silence_s` bounds each silence of a live server."""
         self._sent = self.usable = False
         try:
             if not self._subscribed:
@@ -121,13 +121,13 @@ class RelayConnection:
                 self._server = yield from self._find_server(silence_s)
                 if not (yield from self._publish_ask(frame)):
                     self._server = None
-                    return LostAnswer(reason="the farm's process went away", sent=False)
+                    return LostAnswer(reason="the farm's process has gone", sent=False)
             return (yield from self._follow(call, pieces, silence_s))
         except _OverError as over:
             return over.outcome
 
     def _follow(self, call: str, pieces: Iterator[tuple[bytes, bool]], silence_s: float) -> Exchange:
-        """Send the rest of the body as the server takes it, and gather the answer."""
+        """Send the rest of the body as the server grants it, and collect the response."""
         start: Frame | None = None
         parts: list[bytes] = []
         heard_at = self._clock()
@@ -138,7 +138,7 @@ class RelayConnection:
                     return LostAnswer(reason=f"nothing came for {silence_s:g} s", sent=True)
                 if not (yield from self._publish(Frame("ping", call, {"line": self._line}))):
                     self._server = None
-                    return LostAnswer(reason="the farm's process went away before it answered", sent=True)
+                    return LostAnswer(reason="the farm's process ended before it answered", sent=True)
                 continue
             heard_at = self._clock()
             match frame.kind:
@@ -155,9 +155,9 @@ class RelayConnection:
                     if len(parts) % (WINDOW // 2) == 0:
                         yield from self._publish(Frame("more", call, {"pieces": WINDOW // 2}))
                 case "answer" | "part" if frame.number("part") > len(parts):
-                    return LostAnswer(reason="a part of the answer is missing", sent=True)
+                    return LostAnswer(reason="a part of the response is missing", sent=True)
                 case _:
-                    continue  # a part that came twice, or a frame of a newer farm
+                    continue  # a duplicate part, or a frame of a newer farm
 
     def _send_body(self, call: str, pieces: Iterator[tuple[bytes, bool]]) -> Generator[Action, Event, None]:
         found = next(pieces, None)
@@ -169,7 +169,7 @@ class RelayConnection:
         self._subscribed = True
 
     def _find_server(self, silence_s: float) -> Generator[Action, Event, str]:
-        """The first that answers; with the scope that the user's ACL allows."""
+        """Find the first server that answers, with the scope that the user's ACL allows."""
         call = secrets.token_hex(8)
         for scope in SCOPES:
             self._asker = Asker(scope=scope, name=self._name)
@@ -177,28 +177,30 @@ class RelayConnection:
             if not (isinstance(event, RedisFailure) and event.status == 403 and scope != SCOPES[-1]):
                 break
         if not self._expect(event):
-            raise _OverError(LostAnswer(reason="no farm listens there under this prefix and database", sent=False))
+            raise _OverError(
+                LostAnswer(reason="no farm listens on this Redis under this prefix and database", sent=False)
+            )
         give_up_at = self._clock() + min(silence_s, HELLO_S)
         while self._clock() < give_up_at:
             frame = yield from self._receive(call)
             if frame is not None and frame.kind == "here" and is_token(server := frame.text("server")):
                 return server
-        raise _OverError(LostAnswer(reason="a farm listens at this Redis but did not answer", sent=False))
+        raise _OverError(LostAnswer(reason="a farm listens on this Redis but did not answer", sent=False))
 
     def _publish_ask(self, frame: Frame) -> Generator[Action, Event, int]:
-        """As `_publish`; where Redis breaks meanwhile, a server may have heard it."""
+        """Publish a request; if Redis breaks meanwhile, a server may have received it."""
         self._sent = True
         heard = yield from self._publish(frame)
         self._sent = heard > 0
         return heard
 
     def _publish(self, frame: Frame) -> Generator[Action, Event, int]:
-        """How many heard it: 0 where the server is gone."""
+        """Return the number of receivers: 0 if the server is gone."""
         server = self._server or ""
         return int(self._expect((yield Publish(self._channels.ask(self._asker, server), frame.encode()))) or 0)
 
     def _receive(self, call: str) -> Generator[Action, Event, Frame | None]:
-        """The next frame of a call, `None` after a while of nothing."""
+        """Return the next frame of a call, None after some time without one."""
         while True:
             event = self._expect((yield Receive(PROBE_S)))
             if not isinstance(event, bytes):
@@ -222,7 +224,7 @@ def _answer(start: Frame, parts: Sequence[bytes]) -> RelayAnswer:
 
 
 def _refusal(status: int, reason: str, name: str) -> RelayAnswer:
-    """What Redis itself refused, as the API would say it."""
+    """Return the API's form of an error that Redis itself raised."""
     code = "unauthorized" if status == 401 else "forbidden"
     message = f"Redis refuses the user {name} ({reason}); `farm redis-acl {name}` prints the ACL that a client needs"
     error = {"error": {"code": code, "message": message, "details": {"user": name}}}

@@ -1,8 +1,9 @@
-"""What travels over the relay: channels, and frames of a JSON head, a line end and a payload. No I/O.
+"""Messages of the relay: channels, and frames of a JSON head, a newline and a payload. No I/O.
 
 Frames of a client: `hello` (which server listens?), `ask` (a request with the start of its body), `body` (a further
-piece, sent only after `more` allowed it), `more` (so many pieces of the answer were taken), `ping` (is the call still
-known?). Frames of a server: `here`, `answer` (status, headers, start of the body), `part`, `more`, `lost` (it is not).
+piece, sent only after `more` allowed it), `more` (this many pieces of the response were taken), `ping` (is the call
+still known?). Frames of a server: `here`, `answer` (status, headers, start of the body), `part`, `more`, `lost` (it is
+not known).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import orjson
 from gym.jsontypes import JsonObject
 
 PIECE_BYTES = 256 * 1024
-FIRST_BYTES = 64 * 1024  # of an `ask`, which comes unasked
+FIRST_BYTES = 64 * 1024  # of an `ask`, which needs no grant
 MAX_FRAME_BYTES = PIECE_BYTES + 64 * 1024
 WINDOW = 16
-"""Pieces of an answer that may be under way. Redis disconnects a reader with more than 8 MiB waiting for long."""
+"""Pieces of a response in transit. Redis disconnects a reader with more than 8 MiB waiting for long."""
 
 ANY = "any"
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -31,7 +32,7 @@ SCOPES: tuple[AskScope, ...] = ("submit", "read")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
-    """Who asks, as the channel says, on which only that Redis user may publish."""
+    """The caller by its channel, on which only that Redis user may publish."""
 
     scope: AskScope
     name: str
@@ -39,25 +40,25 @@ class Asker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channels:
-    """The channels of one farm. Publish/subscribe knows no databases, so the farm's is in the name."""
+    """The channels of one farm. Publish/subscribe ignores databases, so the farm's is in the name."""
 
     prefix: str
     db: int = 0
 
     def ask(self, asker: Asker, server: str = ANY) -> str:
-        """Where a client asks a server, or all of them."""
+        """Return the channel from a client to one server, or to all."""
         return f"{self.prefix}:{self.db}:relay:ask:{asker.scope}:{asker.name}:{server}"
 
     def asked(self, server: str) -> str:
-        """The pattern of all that is asked of a server."""
+        """Return the pattern of all channels to a server."""
         return f"{self.prefix}:{self.db}:relay:ask:*:*:{server}"
 
     def tell(self, name: str, line: str) -> str:
-        """Where a line of a client is told its answers."""
+        """Return the channel on which one client connection receives its responses."""
         return f"{self.prefix}:{self.db}:relay:tell:{name}:{line}"
 
     def asker(self, channel: str) -> Asker | None:
-        """Who asks on a channel, `None` where it is no channel of a client."""
+        """Return the caller on a channel, None if it is not a client's channel."""
         parts = channel.split(":")
         if len(parts) != 7 or parts[4] not in SCOPES or not NAME.fullmatch(parts[5]):
             return None
@@ -66,7 +67,7 @@ class Channels:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One message; `call` says what it belongs to, `head` holds what its kind needs."""
+    """One message; `call` identifies its call, `head` holds the fields of its kind."""
 
     kind: str
     call: str
@@ -74,22 +75,22 @@ class Frame:
     payload: bytes = b""
 
     def encode(self) -> bytes:
-        """As it is published."""
+        """Encode the frame for publishing."""
         return orjson.dumps({"kind": self.kind, "call": self.call, **self.head}) + b"\n" + self.payload
 
     def text(self, name: str) -> str:
-        """A text of the head, empty where there is none."""
+        """Return a string field of the head, empty if it is missing."""
         value = self.head.get(name)
         return value if isinstance(value, str) else ""
 
     def number(self, name: str) -> int:
-        """A whole number of the head, 0 where there is none."""
+        """Return an integer field of the head, 0 if it is missing."""
         value = self.head.get(name)
         return value if isinstance(value, int) else 0
 
 
 def decode(data: bytes) -> Frame | None:
-    """A frame, `None` for what is none."""
+    """Decode a frame; None for other data."""
     head, _, payload = data.partition(b"\n")
     try:
         fields: Any = orjson.loads(head)
@@ -104,12 +105,12 @@ def decode(data: bytes) -> Frame | None:
 
 
 def is_token(value: object) -> bool:
-    """Whether a value may name a call, a line or a server."""
+    """Return whether a value may name a call, a connection or a server."""
     return isinstance(value, str) and _TOKEN.fullmatch(value) is not None
 
 
 def cut(body: Iterable[bytes], first_bytes: int = FIRST_BYTES) -> Iterator[tuple[bytes, bool]]:
-    """A body in pieces, each with whether it is the last one; at least one piece."""
+    """Split a body into pieces, each with whether it is the last one; at least one piece."""
     held = b""
     limit = first_bytes
     for piece in body:

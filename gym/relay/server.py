@@ -1,7 +1,7 @@
 """The farm's side of the relay: an api process listens here and answers with its own ASGI app.
 
-Invariants: a call is answered by one server; one whose client has gone sees a disconnect, as over HTTP. When this
-server's subscription breaks, it comes back under another name, so that nobody waits for what was missed.
+Invariants: a call is answered by one server. A call whose client has gone sees a disconnect, as over HTTP. If this
+server's subscription breaks, it returns under another name, so that no client waits for missed messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 MAX_CALLS = 1024
 RESERVED_CALLS = 16  # for each client, however many the others have
 MAX_GRANTS = 32
-HEAD_BYTES = 64 * 1024  # of what comes before the body in an `ask`, as over HTTP
+HEAD_BYTES = 64 * 1024  # size of an `ask` before its body, as over HTTP
 PUBLISHING = 64
 WATCH_S = 1.0
 BEAT_EVERY_S = 5.0
@@ -43,12 +43,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class RelayServer:
-    """Answers calls until `serve` is cancelled; while Redis is away it waits for it."""
+    """Server that answers calls until `serve` is cancelled; while Redis is unavailable it waits."""
 
     def __init__(
         self, url: str, channels: Channels, app: App, *, timeout_s: float = 10.0, max_calls: int = MAX_CALLS
     ) -> None:
-        # Nothing is repeated here: whatever breaks is noticed by the client, which asks again. Bounds are ours: with a
+        # No retries here: the client notices a failure and repeats its call. Commands have our own bounds: with a
         # socket timeout redis-py sends inside `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation.
         self._redis: Any = Redis.from_url(
             url,
@@ -62,7 +62,7 @@ class RelayServer:
         self._app = app
         self._max_calls = max_calls
         self._publishing = asyncio.Semaphore(PUBLISHING)
-        # a client's calls and uploads take no room from others (`Shares`), however many it begins and leaves
+        # a client's calls and uploads take no capacity from others (`Shares`), however many it begins and abandons
         self._grants = Shares(total=MAX_GRANTS, each=MAX_GRANTS // 4, reserved=1)
         self._places = Shares(total=max_calls, each=max(1, max_calls // 2), reserved=min(RESERVED_CALLS, max_calls))
         self._calls: dict[str, RelayCall] = {}
@@ -70,12 +70,12 @@ class RelayServer:
         self._subscription: Any = None
         self._retired = False
         self.listening = asyncio.Event()
-        """Set from when clients are heard for the first time."""
+        """Set once the subscription is confirmed for the first time."""
         self.trouble = ""
-        """Why clients are not heard at present, empty where they are or it has not been tried."""
+        """Reason why clients are not served at present; empty if they are or if it has not been tried."""
 
     async def serve(self) -> None:
-        """Listen and answer. When it is cancelled, calls under way get `LEAVE_S` to end."""
+        """Listen and answer. When cancelled, calls under way get `LEAVE_S` to end."""
         pause_s = AGAIN_S
         loop = asyncio.get_running_loop()
         try:
@@ -85,7 +85,7 @@ class RelayServer:
                     await self._session(f"s-{secrets.token_hex(8)}")
                 except* RedisError as errors:
                     reason = self.trouble = type(errors.exceptions[0]).__name__
-                    _LOG.warning("the relay has no Redis: %s", reason, extra={"action": "relay_away"})
+                    _LOG.warning("the relay cannot reach Redis: %s", reason, extra={"action": "relay_away"})
                 for call in self._calls.values():
                     call.leave()
                 self._calls.clear()
@@ -95,16 +95,16 @@ class RelayServer:
             await self._end()
 
     async def retire(self) -> None:
-        """Take no further calls: other servers answer them. Calls under way go on."""
+        """Accept no further calls: other servers answer them. Calls under way continue."""
         self._retired = True
         if self._subscription is not None:
             try:
                 await self._bounded(self._subscription.punsubscribe(self._channels.asked(ANY)))
             except RedisError as error:
-                _LOG.warning("the relay still listens: %s", type(error).__name__, extra={"action": "relay_away"})
+                _LOG.warning("the relay cannot unsubscribe: %s", type(error).__name__, extra={"action": "relay_away"})
 
     async def _end(self) -> None:
-        """Let calls end, then end them; a second cancellation makes it short."""
+        """Let calls end, then cancel them; a second cancellation shortens the wait."""
         try:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=LEAVE_S)
@@ -132,15 +132,15 @@ class RelayServer:
                         elif message["data"] == 2:  # both patterns are confirmed
                             self.listening.set()
                             self.trouble = ""
-                        await asyncio.sleep(0)  # what is there already is read without letting others run
+                        await asyncio.sleep(0)  # reading messages that are already there yields to no other task
                     elif now - heard_at > SILENCE_S:
-                        # the beats of `_watch` come back here, so this is a subscription that broke unseen
+                        # `_watch` publishes beats to this subscription; without one it has broken unnoticed
                         raise RedisConnectionError("the subscription is silent")
         finally:
             await pubsub.aclose()
 
     async def _watch(self, server: str) -> None:
-        """Beat, and find the clients that have gone."""
+        """Publish beats, and detect clients that have gone."""
         beat_at = 0.0
         while True:
             now = asyncio.get_running_loop().time()
@@ -186,7 +186,7 @@ class RelayServer:
             else:
                 full = Unavailable(
                     "relay_busy",
-                    f"{self._max_calls} calls are under way here, or half as many of {asker.name}'s; ask again",
+                    f"{self._max_calls} calls are under way here, or half as many of {asker.name}'s; retry later",
                     retry_after_s=2,
                 )
                 self._start(call.refuse(full), "refusal")
@@ -203,7 +203,9 @@ class RelayServer:
         try:
             await self._publish(channel, frame.encode())
         except RedisError as error:
-            _LOG.warning("a client was not told: %s", type(error).__name__, extra={"action": "relay_answer_lost"})
+            _LOG.warning(
+                "a message to a client failed: %s", type(error).__name__, extra={"action": "relay_answer_lost"}
+            )
 
     async def _publish(self, channel: str, data: bytes) -> int:
         async with self._publishing:

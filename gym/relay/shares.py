@@ -1,7 +1,7 @@
-"""Room in an api process that clients of the relay share, so that none of them can take all of it. No I/O.
+"""Capacity of an api process, shared among clients of the relay so that no client can take all of it. No I/O.
 
-Invariant: a client gets its `reserved` places whatever the others hold, and never more than `each`; above its reserve
-it gets one only while fewer than `total` are taken.
+Invariant: a client gets its `reserved` slots whatever the others hold, and never more than `each`. Above its reserve it
+gets one only while fewer than `total` are taken.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import Counter, deque
 
 
 class Shares:
-    """Places by the name of a client."""
+    """Slots by client name."""
 
     def __init__(self, *, total: int, each: int, reserved: int) -> None:
         self._total = total
@@ -22,7 +22,7 @@ class Shares:
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     def take(self, name: str) -> bool:
-        """Take a place if there is one for this client."""
+        """Take a slot if one is available to this client."""
         held = self._held[name]
         if held < self._each and (held < self._reserved or self._taken < self._total):
             self._held[name] += 1
@@ -33,7 +33,7 @@ class Shares:
         return False
 
     async def wait(self, name: str) -> None:
-        """Take a place, waiting for one; clients are served in the order in which they came, as far as they may."""
+        """Take a slot, waiting for one; clients are served in order of arrival, within their limits."""
         if self.take(name):
             return
         turn = asyncio.get_running_loop().create_future()
@@ -46,7 +46,7 @@ class Shares:
             raise
 
     def give_back(self, name: str) -> None:
-        """Give a place back; it goes to the first that waits and may have it."""
+        """Return a slot; it goes to the first waiting client that may have it."""
         self._taken -= 1
         self._held[name] -= 1
         if not self._held[name]:

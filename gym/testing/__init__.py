@@ -1,6 +1,6 @@
-"""Test doubles for a trained model and for a farm, for tests, trials and the demo; public.
+"""Public test doubles for a trained model and for a farm, for tests, trials and the demo.
 
-`ScriptedModelServer` (in `model_server.server`) stands for a vLLM; `scripted_policy` says what its policy answers.
-`play` (in `episodes`) runs one episode without a farm.
-`FakeFarm` (in `stand_ins.fake_farm`) answers as a farm does, with faults on order, for tests of what talks to one.
+`ScriptedModelServer` (in `model_server.server`) replaces a vLLM; `scripted_policy` determines its answers. `play` (in
+`episodes`) runs one episode without a farm. `FakeFarm` (in `stand_ins.fake_farm`) answers as a farm does, with faults
+on demand, for tests of clients.
 """

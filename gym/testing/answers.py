@@ -1,4 +1,4 @@
-"""A model whose answers are given beforehand, for tests of environments without a server."""
+"""A model with predetermined answers, for tests of environments without a server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CALLS = count()
 
 
 class Answers:
-    """Gives its answers in order, or what a function of the request makes; keeps the requests.
+    """Model that gives its answers in order, or computes them with a function of the request; it records the requests.
 
     An answer is a text, an item of the Responses API, or a list of items.
     """
@@ -32,7 +32,7 @@ class Answers:
         self.requests: list[JsonObject] = []
 
     async def respond(self, request: ModelRequest) -> ModelReply:
-        """The next answer. Raises AssertionError where there is none left."""
+        """Return the next answer. Raises AssertionError if none is left."""
         number = len(self.requests)
         self.requests.append(request.params)
         if callable(self._answers):
@@ -40,7 +40,7 @@ class Answers:
         elif number < len(self._answers):
             answer = self._answers[number]
         else:
-            raise AssertionError(f"the model is asked for answer {number + 1} of {len(self._answers)}")
+            raise AssertionError(f"the model was asked for answer {number + 1}; only {len(self._answers)} were given")
         if isinstance(answer, str):
             answer = said(answer)
         return ModelReply(
@@ -59,11 +59,11 @@ class Answers:
 
 
 def said(text: str) -> JsonObject:
-    """A message of the model."""
+    """Return a message of the model."""
     return {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": text}]}
 
 
 def called(name: str, arguments: JsonObject | str, call_id: str | None = None) -> JsonObject:
-    """A function call of the model; arguments that are a text stand as they are."""
+    """Return a function call of the model; string arguments are used unchanged."""
     text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
     return {"type": "function_call", "call_id": call_id or f"call-{next(_CALLS)}", "name": name, "arguments": text}

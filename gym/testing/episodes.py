@@ -1,4 +1,4 @@
-"""One episode without a farm: an environment, its agent and a model, as a worker puts them together."""
+"""One episode without a farm: an environment, its agent and a model, combined as a worker does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gym.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlayedEpisode:
-    """An episode that is over, why it ended, and its reward. `tools` are those that the model was offered."""
+    """A finished episode: the reason of its end, and its reward. `tools` are those offered to the model."""
 
     episode: Episode
     reason: StopReason
@@ -34,12 +34,12 @@ class PlayedEpisode:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What was recorded."""
+        """Recorded trajectory."""
         return self.episode.trajectory
 
 
 def no_policy() -> ServedModel:
-    """A policy for models that ask nobody, such as `gym.testing.answers.Answers`."""
+    """Policy for models that call no server, such as `gym.testing.answers.Answers`."""
     return inline_model(PolicySpec(base_urls=["http://127.0.0.1:9/v1"], model="none"))
 
 
@@ -55,10 +55,10 @@ async def play(
     group_id: str = "g",
     seed: int = 0,
 ) -> PlayedEpisode:
-    """Run the episode of a row, of the environment that is given or that the row names, and score it.
+    """Run the episode of a row, in the given environment or the one that the row names, and score it.
 
-    Raises NotFound for an unknown environment, Invalid where its verifier asks a judge, else RolloutError as a rollout
-    would fail.
+    Raises NotFound for an unknown environment, Invalid if its verifier asks a judge, otherwise RolloutError as a
+    rollout would fail.
     """
     kind = environment_type(environment) if environment is not None else load_registry().get(row["environment"])
     chosen = (limits or Limits()).model_copy(update={"rollout_timeout_s": within_s})
@@ -77,7 +77,7 @@ async def play(
             state=state,
         )
     if finished.reward is None or state.episode is None:
-        raise Invalid("no_judge", f"the verifier of {kind.name} asks a judge, and no judge is here")
+        raise Invalid("no_judge", f"the verifier of {kind.name} asks a judge, and there is no judge in this test")
     return PlayedEpisode(
         episode=state.episode,
         reason=finished.stop_reason,

@@ -20,15 +20,16 @@ ViewName = Literal["light", "full", "training"]
 SUCCESS_AT = 1.0  # as in api.cli.client.summary, which is imported only where it is used
 
 BatchId = Annotated[str, typer.Argument(metavar="BATCH", help="A batch's id.")]
-View = Annotated[ViewName, typer.Option(help="full adds the conversation, training the tokens.")]
-SuccessAt = Annotated[float, typer.Option(help="The reward from which a rollout counts as solved, for pass@k.")]
-OutFile = Annotated[Path | None, typer.Option(help="Write results here, one JSON object per line; - is the terminal.")]
+View = Annotated[ViewName, typer.Option(help="light, full (with the conversation) or training (with the tokens).")]
+SuccessAt = Annotated[float, typer.Option(help="Reward at which a rollout counts as solved, for pass@k.")]
+OutFile = Annotated[
+    Path | None, typer.Option(help="Write results to this file, one JSON object per line; - is standard output.")
+]
 
-FOLLOW_RETRIES = 12  # about a minute: whoever follows a batch sits out a restart of the farm
+FOLLOW_RETRIES = 12  # about a minute: a command that follows a batch survives a restart of the farm
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     for command in (submit, watch, results, show, cancel, requeue, rejudge):
         app.command()(command)
 
@@ -36,26 +37,30 @@ def register(app: typer.Typer) -> None:
 def submit(
     rows: Annotated[
         Path,
-        typer.Argument(metavar="ROWS.jsonl", help="JSONL, Parquet, or a saved dataset's folder; - is standard input."),
+        typer.Argument(
+            metavar="ROWS.jsonl", help="JSONL or Parquet file, or folder of a saved dataset; - is standard input."
+        ),
     ],
-    environment: Annotated[str | None, typer.Option(help="For rows that name none.")] = None,
-    num_samples: Annotated[int, typer.Option(help="Rollouts per row, for rows that do not say.")] = 1,
+    environment: Annotated[str | None, typer.Option(help="Environment for rows that name none.")] = None,
+    num_samples: Annotated[int, typer.Option(help="Rollouts per row, for rows that do not set it.")] = 1,
     policy: Annotated[
-        str | None, typer.Option(metavar="NAME|URL", help="A registered policy, or where one is served.")
+        str | None, typer.Option(metavar="NAME|URL", help="Name of a registered policy, or URL of a model server.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name, with a policy URL.")] = None,
-    run: Annotated[str | None, typer.Option(help="The training run that it belongs to.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model name, with a policy URL.")] = None,
+    run: Annotated[str | None, typer.Option(help="Training run of the batch.")] = None,
     priority: Annotated[int, typer.Option(help="0 to 9, 9 first.")] = 5,
     batch_id: Annotated[
-        str | None, typer.Option(help="Makes the command repeatable: once is as good as twice.")
+        str | None, typer.Option(help="Idempotency key: resubmitting the same batch id is a no-op.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Take the first N rows.")] = None,
     sample: Annotated[int | None, typer.Option(min=1, help="Draw N rows, after --limit.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same rows.")] = 0,
-    repeat: Annotated[int, typer.Option(min=1, help="Submit every row K times, as tasks of their own.")] = 1,
-    split: Annotated[str | None, typer.Option(help="Of a folder that has several.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The field that is the input, in rows without one.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Stay until it is done, then print figures.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the sample: the same seed draws the same rows.")] = 0,
+    repeat: Annotated[int, typer.Option(min=1, help="Submit every row K times, as separate tasks.")] = 1,
+    split: Annotated[str | None, typer.Option(help="Dataset split to read.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Field to use as the input, in rows without one.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Wait until the batch is done, then print a summary.")
+    ] = False,
     out: OutFile = None,
     view: View = "light",
     success_at: SuccessAt = SUCCESS_AT,
@@ -101,7 +106,7 @@ def watch(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a batch's progress until it is done, then its figures."""
+    """Show a batch's progress until it is done, then its summary."""
     with client(url, api_key, retries=FOLLOW_RETRIES) as farm:
         _follow(farm.batch(batch), out=None, view="light", success_at=success_at, as_json=as_json)
 
@@ -114,7 +119,7 @@ def results(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """The results that are there now; with --json one per line."""
+    """Print the results that are available now; with --json one per line."""
     import orjson
 
     from api.cli.client.tables import results_table
@@ -134,7 +139,7 @@ def results(
             while items := reader.page(wait_s=0):
                 file.writelines(orjson.dumps(result.raw) + b"\n" for result in items)
                 count += len(items)
-    end = "all there will be" if reader.done else "more will come: the batch is not done"
+    end = "complete: the batch is done" if reader.done else "incomplete: the batch is not done"
     progress_console().print(f"{count} results in {out}; {end}")
 
 
@@ -144,7 +149,7 @@ def show(
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """One rollout with its conversation."""
+    """Show one rollout with its conversation."""
     with client(url, api_key) as farm:
         found = farm.rollout(rollout, view="full")
     if as_json:
@@ -157,27 +162,27 @@ def show(
 
 def cancel(
     item: Annotated[
-        str, typer.Argument(metavar="ID", help="A batch, group (BATCH:ROW) or rollout (BATCH:ROW:SAMPLE).")
+        str, typer.Argument(metavar="ID", help="ID of a batch, group (BATCH:ROW) or rollout (BATCH:ROW:SAMPLE).")
     ],
     kind: Annotated[
-        Literal["batch", "group", "rollout"] | None, typer.Option(help="Where the id's form does not say.")
+        Literal["batch", "group", "rollout"] | None, typer.Option(help="Kind of the ID, if its form is ambiguous.")
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Cancel what has not finished; results that are there remain, and nothing starts any more when this returns.
+    """Cancel unfinished rollouts. Existing results are kept, and no rollout starts after this command returns.
 
-    An unknown name is an error and changes nothing.
+    An unknown ID is an error and changes nothing.
     """
     from gym.ids import parse_group_id, parse_rollout_id
 
     part = None if kind == "batch" else parse_rollout_id(item) or parse_group_id(item)
     with client(url, api_key) as farm:
-        farm.batch(part.batch_id if part else item).status()  # a cancellation in advance is for programs
+        farm.batch(part.batch_id if part else item).status()  # cancelling in advance is for programs
         answer = farm.cancel(item, kind=kind)
     if answer.get("tombstone"):
-        console().print(f"there is no {item} yet; it will be cancelled should it be added")
+        console().print(f"there is no {item} yet; it will be cancelled if it is added")
         raise typer.Exit(1)
     if as_json:
         print_json(answer)
@@ -190,7 +195,7 @@ def cancel(
 def requeue(
     batch: BatchId,
     error_kind: Annotated[
-        list[str] | None, typer.Option(help="Only failures of this kind, such as worker_lost; may be repeated.")
+        list[str] | None, typer.Option(help="Requeue only failures of this kind, such as worker_lost; may be repeated.")
     ] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -207,13 +212,13 @@ def requeue(
 
 def rejudge(
     batch: BatchId,
-    judge: Annotated[str | None, typer.Option(help="Ask this judge instead of whom the verifier asked.")] = None,
-    rollout: Annotated[list[str] | None, typer.Option(help="Only this rollout; may be repeated.")] = None,
+    judge: Annotated[str | None, typer.Option(help="Ask this judge instead of the verifier's.")] = None,
+    rollout: Annotated[list[str] | None, typer.Option(help="Judge only this rollout; may be repeated.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have stored trajectories judged again; no policy is called, and rewards stay until there are new ones."""
+    """Judge stored trajectories again. No policy is called, and rewards are kept until the new verdicts."""
     with client(url, api_key) as farm:
         answer = farm.batch(batch).rejudge(rollout_ids=rollout or None, judge=judge)
     if as_json:
@@ -232,8 +237,8 @@ def _follow(batch: Batch, *, out: Path | None, view: ViewName, success_at: float
             status = follow(batch, summary, console=progress_console(), out=file, view=view)
     except KeyboardInterrupt:
         progress_console().print(
-            f"\nthe batch goes on: `farm watch {batch.batch_id}` comes back to it, "
-            f"`farm cancel {batch.batch_id}` ends it"
+            f"\nthe batch is still running: `farm watch {batch.batch_id}` follows it again, "
+            f"`farm cancel {batch.batch_id}` cancels it"
         )
         raise typer.Exit(130) from None
     if as_json:
@@ -246,7 +251,7 @@ def _follow(batch: Batch, *, out: Path | None, view: ViewName, success_at: float
 
 @contextlib.contextmanager
 def _opened(out: Path) -> Iterator[IO[bytes]]:
-    """The file to write, or the terminal for `-`."""
+    """Return the file to write, or standard output for `-`."""
     if str(out) == "-":
         yield sys.stdout.buffer
         sys.stdout.flush()
@@ -262,9 +267,9 @@ def _opened(out: Path) -> Iterator[IO[bytes]]:
 def _policy(policy: str | None, model: str | None) -> str | dict[str, Any] | None:
     is_url = policy is not None and "://" in policy
     if is_url and model is None:
-        raise typer.BadParameter("a policy given by its URL needs --model, the name that its server knows it by")
+        raise typer.BadParameter("a policy URL needs --model, the model name on that server")
     if model is not None and not is_url:
-        raise typer.BadParameter("--model goes with a policy given by its URL; a registered policy has its own")
+        raise typer.BadParameter("--model needs a policy URL; a registered policy has its own model")
     return {"base_urls": [policy], "model": model} if is_url else policy
 
 

@@ -1,4 +1,4 @@
-"""One rollout as people read it. Pure: its JSON in, something rich can print out."""
+"""One rollout formatted for reading. Pure: its JSON in, a rich renderable out."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FACTS = (
 
 
 def conversation(rollout: JsonObject) -> RenderableType:
-    """The facts, what was said in order, and why it failed where it did."""
+    """Return the facts, the conversation in order, and the failure if there is one."""
     shown: list[RenderableType] = [_facts(rollout)]
     params = rollout.get("responses_create_params") or {}
     asked = params.get("input") or []
@@ -46,7 +46,7 @@ def conversation(rollout: JsonObject) -> RenderableType:
 
 
 def _calls(calls: list[JsonObject]) -> Table:
-    """The model calls, one in a line; `saw` and `gave` count items of the conversation above."""
+    """List the model calls, one per line; `saw` and `gave` count items of the conversation above."""
     table = Table(title="model calls", title_justify="left", box=None)
     for name in ("turn", "endpoint", "at s", "took s", "saw", "gave", "in", "out", "finish", "version"):
         table.add_column(name, justify="left" if name in ("endpoint", "finish") else "right")
@@ -70,7 +70,7 @@ def _calls(calls: list[JsonObject]) -> Table:
 
 
 def _call_errors(calls: list[JsonObject]) -> list[RenderableType]:
-    """Why calls failed, equal ones in a row once."""
+    """List the errors of calls, consecutive equal ones once."""
     shown: list[RenderableType] = []
     for (kind, status, message), run in groupby(calls, key=_error_of):
         if kind is None:

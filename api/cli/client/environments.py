@@ -1,7 +1,7 @@
-"""`farm environments`: list what can be run, show one in full, make rows, write a new one.
+"""`farm environments`: list environments, show one in full, generate rows, write a new one.
 
-A running farm answers where there is one. Otherwise the environments of this installation and of `--config` are read,
-so that authors need no farm.
+A running farm answers if there is one. Otherwise the environments of this installation and of `--config` are read, so
+that authors need no farm.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ LOCAL_TRY_S = 2.0
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", envvar="FARM_URL", help="Ask this farm, and fail where none answers."),
+    typer.Option("--url", envvar="FARM_URL", help="Ask this farm, and fail if none answers."),
 ]
 
 
 class _NameOrCommand(TyperGroup):
-    """Read an argument that names no subcommand as the name of an environment: `farm environments weather`."""
+    """Command group that reads an argument which names no subcommand as an environment: `farm environments weather`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--help" in args or "-h" in args:
@@ -39,9 +39,8 @@ class _NameOrCommand(TyperGroup):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
     environments = typer.Typer(
-        cls=_NameOrCommand, help="List what can be run; `farm environments NAME` shows one in full."
+        cls=_NameOrCommand, help="List environments; `farm environments NAME` shows one in full."
     )
     environments.command("list")(list_all)
     environments.command()(show)
@@ -50,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_all(url: Url = None, api_key: ApiKey = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
-    """List the environments that can be run."""
+    """List the available environments."""
     from api.cli.client.tables import environments_table
 
     listed = _from_farm(url, api_key, config) or _installed(config)
@@ -66,8 +65,8 @@ def show(
         list[str] | None,
         typer.Option(
             metavar="DATASET[=WEIGHT][@LEVEL]",
-            help="Print rows of this dataset, one per line; several are mixed by weight. A level is one of "
-            "the dataset's curriculum.",
+            help="Generate rows of this dataset, one per line; several are mixed by weight. LEVEL"
+            " is a curriculum level of the dataset.",
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of rows to generate.")] = 10,
@@ -77,7 +76,7 @@ def show(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show one environment: its tools, the schema of its rows, an example; with --generate, make rows."""
+    """Show one environment: its tools, the schema of its rows, an example; with --generate, generate rows."""
     if generate:
         _generate(name, generate, count, seed)
         return
@@ -95,10 +94,10 @@ def show(
 
 
 def init(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the new environment.")],
-    into: Annotated[Path, typer.Option(help="The folder that gets the package.")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new environment.")],
+    into: Annotated[Path, typer.Option(help="Folder in which to write the package.")] = Path(),
 ) -> None:
-    """Write a package with an environment that runs, and its test."""
+    """Write a package with a working environment and its test."""
     from api.cli.client.authoring import write_package
 
     folder = write_package(name, into)
@@ -108,7 +107,7 @@ def init(
 
 
 def _from_farm(url: str | None, api_key: str | None, config: Path | None) -> list[EnvironmentInfo] | None:
-    """Ask a farm. Return None where no address was given and none answers at the default one, or `config` is given."""
+    """Ask a farm. Return None if `config` is given, or if no URL is given and none answers at the default one."""
     from gym.errors import Unavailable
 
     if url is not None:
@@ -158,7 +157,7 @@ def _generate(name: str, datasets: list[str], count: int, seed: int) -> None:
     import orjson
 
     if name != "reasoning_gym":
-        raise typer.BadParameter("only the environment reasoning_gym makes rows: farm environments reasoning_gym …")
+        raise typer.BadParameter("only the environment reasoning_gym generates rows: farm environments reasoning_gym …")
     from gym.environments.builtin.reasoning_mixture import Mixture, read_source
     from gym.errors import SettingsError
 
@@ -167,6 +166,6 @@ def _generate(name: str, datasets: list[str], count: int, seed: int) -> None:
             sys.stdout.buffer.write(orjson.dumps(row) + b"\n")
     except ImportError as error:
         raise SettingsError(
-            f"{error}; `pip install 'rollout-farm[reasoning]'` installs what makes these rows"
+            f"{error}; `pip install 'rollout-farm[reasoning]'` installs the generator of these rows"
         ) from None
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Follow a batch to its end: progress on the terminal, results into a file, figures at the end."""
+"""Follow a batch to its end: progress on the terminal, results into a file, a summary at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def follow(
 ) -> BatchStatus:
     """Read results as they finish into `summary` and, as JSON lines, into `out`, until the batch is done.
 
-    Returns the batch as it ended. Ctrl-C leaves the batch running.
+    Return the final status of the batch. Ctrl-C leaves the batch running.
     """
     columns = (
         TextColumn("rollouts"),
@@ -57,7 +57,7 @@ def follow(
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """The table per environment, and the failures below it."""
+    """Print the table of environments, and the failures below it."""
     console.print(summary_table(summary.environments()))
     if failures := summary.failures():
         console.print()
@@ -65,7 +65,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
-    """The same figures for programs."""
+    """Return the same figures for programs."""
     return {
         "environments": [
             dataclasses.asdict(line) | {"pass_at": {str(k): value for k, value in line.pass_at.items()}}

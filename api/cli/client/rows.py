@@ -1,4 +1,4 @@
-"""`farm rows check`: what is wrong with a file of rows, before anything is submitted."""
+"""`farm rows check`: find invalid rows in a file before anything is submitted."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ FAILED = 1
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    rows = typer.Typer(help="Look at files of rows.", no_args_is_help=True)
+    rows = typer.Typer(help="Check files of rows.", no_args_is_help=True)
     rows.command()(check)
     app.add_typer(rows, name="rows")
 
     @rows.callback()
     def family() -> None:
-        """Look at files of rows."""
+        """Check files of rows."""
 
 
 @dataclass(slots=True)
 class RowsReport:
-    """What a file holds; `problems` are lines by what is wrong with them, counted from 1."""
+    """Contents of a file; `problems` maps each problem to its lines, counted from 1."""
 
     rows: int = 0
     rollouts: int = 0
@@ -36,11 +35,11 @@ class RowsReport:
     problems: dict[str, list[int]] = field(default_factory=dict)
 
     def note(self, problem: str, line: int) -> None:
-        """One line with a problem."""
+        """Add a line with a problem."""
         self.problems.setdefault(problem, []).append(line)
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the report for `--json`."""
         bad = {line for lines in self.problems.values() for line in lines}
         return {
             "rows": self.rows,
@@ -55,16 +54,19 @@ class RowsReport:
 
 def check(
     rows: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSONL, Parquet, or a saved dataset's folder; - is standard input.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="JSONL or Parquet file, or folder of a saved dataset; - is standard input."
+        ),
     ],
-    environment: Annotated[str | None, typer.Option(help="For rows that name none.")] = None,
+    environment: Annotated[str | None, typer.Option(help="Environment for rows that name none.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings with more environments.")] = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Rollouts per row, for rows that do not say.")] = 1,
-    split: Annotated[str | None, typer.Option(help="Of a folder that has several.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="The field that is the input, in rows without one.")] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Rollouts per row, for rows that do not set it.")] = 1,
+    split: Annotated[str | None, typer.Option(help="Dataset split to read.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Field to use as the input, in rows without one.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check every row against its environment, here, without a farm; exits with 1 where one is bad."""
+    """Check every row against its environment, without a farm; exit with 1 if a row is invalid."""
     report = inspect(rows, environment=environment, config=config, num_samples=num_samples, split=split, prompt=prompt)
     if as_json:
         print_json(report.as_json())
@@ -83,7 +85,7 @@ def inspect(
     split: str | None = None,
     prompt: str | None = None,
 ) -> RowsReport:
-    """Read all of a file and check each row as the farm would. Raises Malformed where it cannot be read at all."""
+    """Read all of a file and check each row as the farm would. Raises Malformed if the file cannot be read."""
     from gym.client.datasets import scan, with_prompt
     from gym.config import load_settings
     from gym.environments.registry import load_registry
@@ -114,13 +116,13 @@ def inspect(
             continue
         if header.task_id is not None:
             if header.task_id in first_lines:
-                report.note("its task_id stands on an earlier line too", line.number)
+                report.note("its task_id is already used on an earlier line", line.number)
             first_lines.setdefault(header.task_id, line.number)
     return report
 
 
 def _problem(message: str) -> str:
-    """The error without the row's number, so that equal ones count together."""
+    """Return the error without the row's number, so that equal ones are counted together."""
     return message.removeprefix("row 0, ")
 
 
@@ -131,7 +133,8 @@ def _show(report: RowsReport, name: str) -> None:
         out.print(f"{len(lines):6}  {problem}  ({_lines(lines)})", style="red", markup=False)
     named = ", ".join(f"{environment} {count}" for environment, count in sorted(report.environments.items()))
     out.print(
-        f"{name}: {report.rows} rows, {found['bad_rows']} of them bad, {report.rollouts} rollouts; {named or 'no row'}",
+        f"{name}: {report.rows} rows, {found['bad_rows']} of them invalid, "
+        f"{report.rollouts} rollouts; {named or 'no row'}",
         markup=False,
     )
 

@@ -1,4 +1,4 @@
-"""What a batch came to: figures per environment, and failures by kind. Pure.
+"""Summary of a batch: figures per environment, and failures by kind. Pure.
 
 pass@k is the unbiased estimate of Chen et al. 2021 (Evaluating Large Language Models Trained on Code, section 2.1):
 with n scored samples of a task, c of them right, `1 - C(n-c, k) / C(n, k)`, averaged over the tasks that have at least
@@ -23,7 +23,7 @@ SUCCESS_AT = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSummary:
-    """A line of the table. `turns`, `tokens` (in and out) and the times in seconds are of rollouts that ran to an end.
+    """Row of the summary table. `turns`, `tokens` (in and out) and the times in seconds are of completed rollouts.
 
     `pass_at` maps k to the estimate, for k = 1 and k = the most samples that a task has.
     """
@@ -54,7 +54,7 @@ class FailureSummary:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """What is kept of a result."""
+    """The fields of a result that the summary needs."""
 
     environment: str
     group_id: str
@@ -68,9 +68,9 @@ class _Entry:
 
 
 class Summary:
-    """Collects results in any order; a rollout that was run again counts as it ended last.
+    """Collector of results in any order; for a rollout that was run again the last result counts.
 
-    `success_at` is the reward from which a rollout counts as solved.
+    `success_at` is the reward at which a rollout counts as solved.
     """
 
     def __init__(self, *, success_at: float = SUCCESS_AT) -> None:
@@ -78,7 +78,6 @@ class Summary:
         self._entries: dict[str, _Entry] = {}
 
     def add(self, result: Result) -> None:
-        """Count a result."""
         error = result.error
         self._entries[result.rollout_id] = _Entry(
             environment=result.environment,
@@ -93,14 +92,14 @@ class Summary:
         )
 
     def environments(self) -> list[EnvironmentSummary]:
-        """A line per environment, by name."""
+        """Return one summary per environment, by name."""
         by_environment: defaultdict[str, list[_Entry]] = defaultdict(list)
         for entry in self._entries.values():
             by_environment[entry.environment].append(entry)
         return [self._line(name, by_environment[name]) for name in sorted(by_environment)]
 
     def failures(self) -> list[FailureSummary]:
-        """A line per environment and kind, the most frequent first."""
+        """Return one summary per environment and kind, the most frequent first."""
         counts: Counter[tuple[str, str]] = Counter()
         examples: dict[tuple[str, str], str] = {}
         for entry in self._entries.values():
@@ -151,7 +150,7 @@ class Summary:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that at least one of k samples drawn from n, of which c are right, is right.
+    """Return the probability that at least one of k samples is right, if c of n samples are right.
 
     Raises ValueError unless 0 ≤ c ≤ n and 1 ≤ k ≤ n.
     """
@@ -161,7 +160,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """Linear between the two nearest ranks, as numpy's default; `None` of nothing."""
+    """Interpolate linearly between the two nearest ranks, as numpy does by default; None for no values."""
     if not values:
         return None
     ordered = sorted(values)

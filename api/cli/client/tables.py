@@ -1,4 +1,4 @@
-"""How figures look in a terminal. Pure: values in, rich tables out."""
+"""Tables of figures for the terminal. Pure: values in, rich tables out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOK = {
 
 
 def summary_table(lines: Sequence[EnvironmentSummary]) -> Table:
-    """A line per environment; pass@1 beside pass@k where tasks have more than one sample."""
+    """Return one row per environment; pass@1 beside pass@k if tasks have more than one sample."""
     ks = sorted({k for line in lines for k in line.pass_at} | {1})
     table = _table()
     table.add_column("environment", no_wrap=True)
@@ -58,7 +58,7 @@ def failures_table(lines: Sequence[FailureSummary]) -> Table:
 
 
 def results_table(results: Iterable[Result]) -> Table:
-    """A line per rollout."""
+    """Return one row per rollout."""
     table = _table()
     for heading in ("rollout", "environment", "outcome"):
         table.add_column(heading, no_wrap=True)
@@ -80,11 +80,11 @@ def results_table(results: Iterable[Result]) -> Table:
 
 
 def environments_table(environments: Iterable[EnvironmentInfo]) -> Table:
-    """A line per environment; one that cannot be loaded says why."""
+    """Return one row per environment; one that cannot be loaded shows the reason."""
     table = _table()
     table.add_column("environment", no_wrap=True)
     table.add_column("tools")
-    table.add_column("what it is")
+    table.add_column("description")
     for each in environments:
         what = Text(f"cannot be loaded: {each.error}", style="red") if each.error else Text(each.description)
         table.add_row(each.name, ", ".join(tool_name(tool) for tool in each.tools), what)
@@ -92,12 +92,12 @@ def environments_table(environments: Iterable[EnvironmentInfo]) -> Table:
 
 
 def _table() -> Table:
-    """Narrow enough for the summary to fit 80 columns."""
+    """Return a table narrow enough for the summary to fit 80 columns."""
     return Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
 
 
 def ledger_text(status: BatchStatus) -> str:
-    """The counts of a ledger that are not 0, in one line; and what is parked of those queued, with what holds it."""
+    """Return the nonzero counts of a ledger in one line, and the parked rollouts with the cause."""
     counts = status.ledger.as_dict()
     counts.pop("submitted")
     shown = [f"{name} {count}" for name, count in counts.items() if count]
@@ -108,18 +108,18 @@ def ledger_text(status: BatchStatus) -> str:
 
 
 def parked_text(reason: Mapping[str, Any]) -> Text:
-    """Why rollouts are parked."""
+    """Explain why rollouts are parked."""
     text = f"rollouts are parked: {reason['kind']} {reason['name']} keeps failing: {reason['error']}"
     return Text(text, style="yellow")
 
 
 def tool_name(tool: dict[str, object]) -> str:
-    """A tool's name, in the Responses or the Chat Completions form."""
+    """Return a tool's name, from the Responses or the Chat Completions form."""
     function = tool.get("function")
     named = function if isinstance(function, dict) else tool
     return str(named.get("name", "?"))
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number for a table; a dash for what there is none of."""
+    """Format a number for a table; a dash if there is none."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -1,1 +1,1 @@
-"""`farm doctor`: checks of this machine and its farm, and what to do about each that fails."""
+"""`farm doctor`: checks of this machine and its farm, with advice on each failure."""

@@ -1,4 +1,4 @@
-"""What `farm doctor` looks at: one small function per check, each with bounded waits, none of which raises."""
+"""Checks of `farm doctor`: one small function per check, each with bounded waits, none of which raises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLDEST_REDIS = (6, 2)
 
 
 class Level(StrEnum):
-    """How a check came out; only `fail` makes the command fail."""
+    """Outcome of a check; only `fail` makes the command fail."""
 
     OK = "ok"
     WARN = "warn"
@@ -35,7 +35,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What was looked at, what was seen, and what to do about it (empty where nothing is)."""
+    """Result of one check: its name, the observation, and advice (empty if none is needed)."""
 
     name: str
     level: Level
@@ -44,7 +44,7 @@ class Check:
 
 
 def check_python() -> Check:
-    """The interpreter's version."""
+    """Check the version of Python."""
     version = ".".join(str(part) for part in sys.version_info[:3])
     if sys.version_info[:2] < OLDEST_PYTHON:
         return _fail("python", version, f"install Python {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or later")
@@ -52,7 +52,7 @@ def check_python() -> Check:
 
 
 def check_packages() -> Check:
-    """What a machine that runs the farm needs beside what the client needs."""
+    """Check for the packages that a farm needs in addition to the client's."""
     missing = [name for name in ("celery", "fastapi", "uvicorn", "aiohttp") if find_spec(name) is None]
     if missing:
         return _warn(
@@ -64,7 +64,7 @@ def check_packages() -> Check:
 
 
 def check_redis(settings: Settings) -> Iterator[Check]:
-    """Whether Redis answers, is new enough, and keeps what it is given."""
+    """Check that Redis answers, is new enough, and is durable."""
     url = settings.redis.url
     if url is None:
         from gym.state.redis.embedded import embedded_url, find_server
@@ -101,7 +101,7 @@ def _redis_at(url: str) -> Iterator[Check]:
         policy = eviction_policy(client)
         info: dict[str, object] | None = client.info()
     except NoPermissionError:
-        yield _warn("redis", f"{where} answers and may not be asked for more", "permit INFO, or ask whoever runs it")
+        yield _warn("redis", f"{where} answers, but the user may not run INFO", "permit INFO, or ask the administrator")
         info = None
     except RedisError as error:
         yield _fail("redis", f"{where} does not answer: {error}", "check redis.url (FARM_REDIS_URL) and its password")
@@ -114,7 +114,7 @@ def _redis_at(url: str) -> Iterator[Check]:
 
 
 def redis_checks(info: dict[str, object], where: str) -> Iterator[Check]:
-    """What a server's INFO says of its version and of what it would lose. Pure."""
+    """Check a server's version and durability by its INFO. Pure."""
     version = str(info.get("valkey_version") or info.get("redis_version") or "?")
     compatible = tuple(int(part) for part in str(info.get("redis_version", "0.0")).split(".")[:2])
     if compatible < OLDEST_REDIS:
@@ -132,18 +132,18 @@ def redis_checks(info: dict[str, object], where: str) -> Iterator[Check]:
 
 
 def memory_check(policy: str | None) -> Check:
-    """What a server does when it is full; `policy` is `None` where it does not say. Pure."""
+    """Check that a full server refuses writes rather than drop keys; `policy` is None if it is unknown. Pure."""
     from gym.state.redis.eviction import NEEDED, explain
 
     if policy is None:
-        return _warn("redis memory", "it does not say its maxmemory-policy", f"see that it is {NEEDED}")
+        return _warn("redis memory", "its maxmemory-policy cannot be read", f"see that it is {NEEDED}")
     if policy == NEEDED:
         return _ok("redis memory", f"{NEEDED}: nothing is dropped when it is full")
     return _fail("redis memory", explain(policy), f"set `maxmemory-policy {NEEDED}`")
 
 
 def check_api(url: str, api_key: str | None) -> Check:
-    """Whether the farm answers and is ready."""
+    """Check that the farm answers and is ready."""
     try:
         with connect_sync(url, api_key=api_key, timeout_s=WAIT_S, retries=0) as farm:
             readiness = farm.ready()
@@ -158,7 +158,7 @@ def check_api(url: str, api_key: str | None) -> Check:
 
 
 def check_environments(settings: Settings, url: str, api_key: str | None) -> Iterator[Check]:
-    """The environments that cannot be loaded, as the running farm sees them, else as this machine does."""
+    """Report environments that cannot be loaded, by the running farm or else on this machine."""
     try:
         with connect_sync(url, api_key=api_key, timeout_s=WAIT_S, retries=0) as farm:
             listed = [(each.name, each.error) for each in farm.environments()]
@@ -177,13 +177,29 @@ def check_environments(settings: Settings, url: str, api_key: str | None) -> Ite
             yield _warn(f"environment {name}", f"{seen_by} has no sandbox for it", "see the check of the sandbox")
             continue
         yield _fail(
-            f"environment {name}", f"{seen_by} cannot load it: {error}", "mend it, or take it out of the settings"
+            f"environment {name}", f"{seen_by} cannot load it: {error}", "fix it, or remove it from the settings"
         )
     yield _ok("environments", f"{seen_by} can load {', '.join(name for name, error in listed if not error) or 'none'}")
 
 
+def check_sandbox(settings: Settings) -> Check:
+    """Check that a sandbox works on this machine."""
+    from gym.sandbox.base import SandboxUnavailable
+    from gym.sandbox.choose import find_provider
+
+    try:
+        provider = find_provider(settings.sandbox)
+    except SandboxUnavailable as error:
+        advice = (
+            "install bubblewrap and allow user namespaces, or provide a Docker engine; "
+            "otherwise code environments are disabled"
+        )
+        return _warn("sandbox", str(error), advice)
+    return _ok("sandbox", f"{provider.name} works")
+
+
 def check_policies(settings: Settings, url: str, api_key: str | None) -> Iterator[Check]:
-    """Whether the endpoints of the policies in the settings and of those registered with the farm answer."""
+    """Check the endpoints of the policies in the settings and of those registered with the farm."""
     endpoints = {
         (name, base_url): policy.api_key for name, policy in settings.policies.items() for base_url in policy.base_urls
     }
@@ -193,11 +209,11 @@ def check_policies(settings: Settings, url: str, api_key: str | None) -> Iterato
                 for base_url in policy.get("base_urls") or ():
                     endpoints.setdefault((str(policy.get("name")), base_url), None)
     except FarmError:
-        pass  # the check of the api says it
+        pass  # reported by the check of the api
     if not endpoints:
         yield _warn(
             "policies",
-            "none is known",
+            "none is configured",
             "register one with PUT /v1/policies/NAME or in the settings; `farm mock-model` serves one to try",
         )
     for (name, base_url), key in endpoints.items():
@@ -205,12 +221,12 @@ def check_policies(settings: Settings, url: str, api_key: str | None) -> Iterato
 
 
 def port_of(parts: SplitResult) -> int:
-    """The TCP port of a URL, its scheme's where it names none. Raises ValueError."""
+    """Return the TCP port of a URL, by default its scheme's. Raises ValueError."""
     return parts.port or HTTP_PORTS.get(parts.scheme, 80)
 
 
 def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
-    """Whether a model server answers: `/health` beside its `/v1`, else `/v1/models`."""
+    """Check that a model server answers: `/health` beside its `/v1`, else `/v1/models`."""
     root = base_url.removesuffix("/").removesuffix("/v1")
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     seen = ""
@@ -231,7 +247,7 @@ def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
 
 
 def check_ports(settings: Settings) -> Iterator[Check]:
-    """Whether the farm's ports are free, or taken by the farm itself."""
+    """Check that the farm's ports are free, or in use by the farm itself."""
     wanted = [("api", settings.api.port, "/healthz"), ("proxy", settings.proxy.port, "/healthz")]
     if settings.flower.enabled:
         wanted.append(("flower", settings.flower.port, f"{settings.flower.url_prefix}/healthcheck"))
@@ -240,7 +256,7 @@ def check_ports(settings: Settings) -> Iterator[Check]:
 
 
 def check_port(name: str, host: str, port: int, path: str) -> Check:
-    """A port is fine when it can be bound, or when what listens there answers as the farm does."""
+    """Check that a port can be bound, or that the process listening there answers as the farm does."""
     title = f"port {name}"
     if port == 0:
         return _ok(title, "any free one")
@@ -257,7 +273,7 @@ def check_port(name: str, host: str, port: int, path: str) -> Check:
 
 
 def local_url(host: str, port: int) -> str:
-    """Where this machine reaches what listens on an address."""
+    """Return the URL by which this machine reaches a listening address."""
     reached = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  compared, not bound
     return f"http://{reached}:{port}"
 

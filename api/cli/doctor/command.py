@@ -1,4 +1,4 @@
-"""`farm doctor`: whether this machine and its farm are well, and what to do where they are not."""
+"""`farm doctor`: check this machine and its farm, and advise on each problem."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ LOOK = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
     app.command()(doctor)
 
 
 def doctor(
     config: ConfigFile = None,
     url: Annotated[
-        str | None, typer.Option("--url", envvar="FARM_URL", help="The farm's address, where it is not the settings'.")
+        str | None,
+        typer.Option("--url", envvar="FARM_URL", help="The farm's address, if it differs from the settings."),
     ] = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look at Python, settings, Redis, api, environments, policies, judges and ports; exit 1 if any of them fails.
+    """Check Python, settings, Redis, api, environments, policies, judges and ports; exit with 1 if a check fails.
 
-    With the --url of a farm on another machine: at the way there, versions, key, policies and clocks.
+    With the --url of a farm on another machine, check the network path, versions, key, policies and clocks.
     """
     out = console()
     found: list[Check] = []
@@ -49,12 +49,10 @@ def doctor(
 
 
 def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterator[Check]:
-    """All checks in order; without usable settings only the first ones."""
+    """Run all checks in order; with unusable settings only the first ones."""
     from api.cli.doctor import checks as look
-    from api.cli.doctor.judge_checks import check_judges
-    from api.cli.doctor.pool_checks import check_clock, check_pool
-    from api.cli.doctor.remote_checks import check_way, is_apart
-    from api.cli.doctor.sandbox_check import check_sandbox
+    from api.cli.doctor.judge_checks import check_judges, check_pool
+    from api.cli.doctor.remote_checks import check_clock, check_way, is_apart
     from gym.errors import SettingsError
 
     yield look.check_python()
@@ -62,7 +60,12 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     try:
         settings = settings_from(config)
     except SettingsError as error:
-        yield look.Check(name="settings", level=look.Level.FAIL, seen=str(error), advice="mend these, then ask again")
+        yield look.Check(
+            name="settings",
+            level=look.Level.FAIL,
+            seen=str(error),
+            advice="fix the settings, then run this command again",
+        )
         return
     yield look.Check(name="settings", level=look.Level.OK, seen=str(config) if config else "defaults and environment")
     if url and is_apart(url):
@@ -75,7 +78,7 @@ def checks(config: Path | None, url: str | None, api_key: str | None) -> Iterato
     yield from look.check_redis(settings)
     yield look.check_api(address, api_key)
     yield from look.check_environments(settings, address, api_key)
-    yield check_sandbox(settings)
+    yield look.check_sandbox(settings)
     yield from look.check_policies(settings, address, api_key)
     yield from check_judges(settings, address, api_key)
     yield from check_pool(settings)

@@ -1,12 +1,14 @@
-"""What `farm doctor --url` looks at on a machine that is not the farm's: the way to the farm, its version and the key.
+"""Checks of `farm doctor --url` on another machine: the network path, version, key and clock of the farm.
 
-The other way, from the farm to the policy's servers, is what `farm doctor` on the farm's machine looks at.
+The opposite direction, from the farm to the policy's servers, is checked by `farm doctor` on the farm's machine.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
@@ -14,17 +16,19 @@ import httpx
 
 from api.cli.doctor.checks import WAIT_S, Check, Level, port_of
 
+CLOCK_S = 5.0
+
 
 def address_of(url: str) -> tuple[str, int]:
-    """Host and port of a URL. Raises ValueError."""
+    """Return host and port of a URL. Raises ValueError."""
     parts = urlsplit(url)
     if parts.hostname is None:
-        raise ValueError(f"{url!r} is no URL such as http://farm:8700")
+        raise ValueError(f"{url!r} is not a URL such as http://farm:8700")
     return parts.hostname, port_of(parts)
 
 
 def is_apart(url: str) -> bool:
-    """Whether what answers there is another machine: none of its addresses can be bound here."""
+    """Return whether the URL is of another machine: none of its addresses can be bound here."""
     try:
         host, _ = address_of(url)
         found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
@@ -34,7 +38,7 @@ def is_apart(url: str) -> bool:
 
 
 def check_way(url: str, proxy_port: int, api_key: str | None) -> Iterator[Check]:
-    """The farm's two ports from here, and behind the first one its version and what it says to the key."""
+    """Check the farm's two ports from here, and through the first one its version and the key."""
     try:
         host, port = address_of(url)
     except ValueError as error:
@@ -49,7 +53,7 @@ def check_way(url: str, proxy_port: int, api_key: str | None) -> Iterator[Check]
 
 
 def check_open(name: str, host: str, port: int, *, needed: bool = True) -> Check:
-    """Whether a TCP port of another machine can be reached from this one."""
+    """Check that a TCP port of another machine can be reached from this one."""
     try:
         with socket.create_connection((host, port), WAIT_S):
             return Check(name=name, level=Level.OK, seen=f"TCP port {port} of {host} is open to this machine")
@@ -62,12 +66,12 @@ def check_open(name: str, host: str, port: int, *, needed: bool = True) -> Check
 
 
 def check_version(url: str) -> Check:
-    """Whether both sides are the same release."""
+    """Check that both sides run the same release."""
     here = version("rollout-farm")
     try:
         there = str(httpx.get(f"{url.rstrip('/')}/openapi.json", timeout=WAIT_S).json()["info"]["version"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        seen = f"{url} does not say which it runs: {type(error).__name__}"
+        seen = f"{url} does not report its version: {type(error).__name__}"
         return Check(name="version", level=Level.WARN, seen=seen, advice="is it the farm's address?")
     if there == here:
         return Check(name="version", level=Level.OK, seen=f"{here} on both sides")
@@ -76,14 +80,14 @@ def check_version(url: str) -> Check:
 
 
 def check_key(url: str, api_key: str | None) -> Check:
-    """Whether the farm takes the key, or asks for none."""
+    """Check that the farm accepts the key, or needs none."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     try:
         status = httpx.get(f"{url.rstrip('/')}/v1/policies", headers=headers, timeout=WAIT_S).status_code
     except httpx.HTTPError as error:
         return Check(name="key", level=Level.FAIL, seen=str(error) or type(error).__name__, advice="ask again")
     if status == 401:
-        seen = "the farm does not know it" if api_key else "the farm asks for one, and none was given"
+        seen = "the key is unknown to the farm" if api_key else "the farm needs a key, and none was given"
         return Check(
             name="key", level=Level.FAIL, seen=seen, advice="give --api-key or FARM_API_KEY, as in FARM_API_KEYS"
         )
@@ -92,7 +96,25 @@ def check_key(url: str, api_key: str | None) -> Check:
         return Check(name="key", level=Level.FAIL, seen="its scopes do not cover reading policies", advice=advice)
     if status != 200:
         return Check(name="key", level=Level.FAIL, seen=f"{url} answers {status}", advice="is it the farm's address?")
-    return Check(name="key", level=Level.OK, seen="the farm takes it" if api_key else "the farm asks for none")
+    return Check(name="key", level=Level.OK, seen="the farm accepts it" if api_key else "the farm needs none")
+
+
+def check_clock(url: str) -> Check:
+    """Compare this machine's clock with the farm's, to the second that HTTP's `Date` has."""
+    try:
+        stamp = httpx.get(f"{url}/healthz", timeout=WAIT_S).headers.get("date", "")
+        offset_s = time.time() - parsedate_to_datetime(stamp).timestamp()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError):
+        return Check(name="clock", level=Level.OK, seen="not compared: the farm does not answer or gives no date")
+    return clock_check(offset_s)
+
+
+def clock_check(offset_s: float) -> Check:
+    """Check a clock offset in seconds. Pure."""
+    if abs(offset_s) > CLOCK_S:
+        advice = "synchronize both by NTP: otherwise timestamps of results and of training do not match"
+        return Check(name="clock", level=Level.WARN, seen=f"{offset_s:+.0f} s from the farm's", advice=advice)
+    return Check(name="clock", level=Level.OK, seen=f"within {CLOCK_S:.0f} s of the farm's")
 
 
 def _is_here(family: int, where: tuple[object, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""How the scripted server behaves: its options, what can be changed while it runs, and what goes wrong when."""
+"""Behaviour of the scripted server: its options, settings that can change while it runs, and its faults."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FaultKind = Literal["error", "rate_limit", "hang"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedModelOptions:
-    """Everything about a scripted model server that is set before it starts.
+    """Options of a scripted model server that are set before it starts.
 
     Rates are shares of the calls, drawn in the order in which they arrive, so that the same seed and order give the
-    same faults. `served_model` left out, every model name is accepted; vLLM refuses all but its own.
+    same faults. Without `served_model`, every model name is accepted; vLLM refuses all but its own.
     """
 
-    latency_s: float = 0.0  # before the first token
-    token_latency_s: float = 0.0  # for each token, streamed or not
+    latency_s: float = 0.0  # seconds before the first token
+    token_latency_s: float = 0.0  # seconds for each token, streamed or not
     error_rate: float = 0.0  # answered 500
     rate_limit_rate: float = 0.0  # answered 429 with Retry-After
     retry_after_s: float = 1.0
@@ -30,19 +30,17 @@ class ScriptedModelOptions:
     seed: int = 0
     served_model: str | None = None
     max_model_len: int = 131_072
-    lowers_limit: bool = True  # to what the prompt leaves, as vLLM from 0.32 on; False: such a call is refused
+    lowers_limit: bool = True  # to the rest of the context, as vLLM from 0.32 on; False: such a call is refused
     weight_version: str = "default"
     token_ids: bool = True  # False: a server that does not know `return_token_ids` and ignores it
     generates_text: bool = True  # False: `/inference/v1/generate` of a server that does not know `output_mode`
     history: History = "keep"
     required_prefix: RequiredPrefix = "ignore"  # `required_prefix_token_ids`: a stock vLLM, NeMo RL's, a strict one
     always_reason: bool = False  # reasoning in every turn
-    reasoning_field: Literal["reasoning", "reasoning_content"] = "reasoning"  # the second is what older servers call it
+    reasoning_field: Literal["reasoning", "reasoning_content"] = "reasoning"  # older servers use the second name
     api_key: str | None = None
-    log_size: int = 10_000  # calls that `/admin/requests` remembers
-    log_file: Path | None = (
-        None  # to which each call's beginning and end are appended, see `gym.testing.model_server.request_log`
-    )
+    log_size: int = 10_000  # number of calls that `/admin/requests` remembers
+    log_file: Path | None = None  # file of each call's start and end, see `gym.testing.model_server.request_log`
 
     def __post_init__(self) -> None:
         """Check the rates and times."""
@@ -51,9 +49,9 @@ class ScriptedModelOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """What can be changed while the server runs. `status` answers every call with that HTTP error.
+    """Settings that can change while the server runs. `status` answers every call with that HTTP error.
 
-    `fail_next` answers so many of the next calls with `fail_status`, then all is well again.
+    `fail_next` answers this many of the next calls with `fail_status`; later calls succeed.
     """
 
     latency_s: float = 0.0
@@ -67,11 +65,11 @@ class Behaviour:
     fail_status: int = 503
 
     def __post_init__(self) -> None:
-        """Check. Raises ValueError."""
+        """Check the values. Raises ValueError."""
         for name in ("error_rate", "rate_limit_rate", "hang_rate"):
             _check_number(name, getattr(self, name), high=1.0)
         if self.error_rate + self.rate_limit_rate + self.hang_rate > 1.0:
-            raise ValueError("error_rate, rate_limit_rate and hang_rate are together more than 1")
+            raise ValueError("error_rate, rate_limit_rate and hang_rate add up to more than 1")
         for name in ("latency_s", "token_latency_s", "retry_after_s", "fail_next"):
             _check_number(name, getattr(self, name), high=1e6)
         for name in ("status", "fail_status"):
@@ -81,12 +79,12 @@ class Behaviour:
 
     @classmethod
     def of(cls, options: ScriptedModelOptions) -> Behaviour:
-        """The behaviour that a server starts with. Raises ValueError."""
+        """Return the initial behaviour of a server. Raises ValueError."""
         shared = {field.name for field in fields(options)} & {field.name for field in fields(cls)}
         return cls(**{name: getattr(options, name) for name in shared})
 
     def changed(self, changes: dict[str, Any]) -> Behaviour:
-        """The same with some fields set. Raises ValueError for an unknown field or a bad value."""
+        """Return a copy with some fields set. Raises ValueError for an unknown field or a bad value."""
         unknown = changes.keys() - {field.name for field in fields(self)}
         if unknown:
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
@@ -94,13 +92,13 @@ class Behaviour:
 
 
 class Faults:
-    """Draws what goes wrong with each call, in order of arrival."""
+    """Faults of calls, drawn in order of arrival."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def draw(self, behaviour: Behaviour) -> FaultKind | None:
-        """The fault of the next call; without rates nothing is drawn."""
+        """Draw the fault of the next call; without rates nothing is drawn."""
         if not (behaviour.error_rate or behaviour.rate_limit_rate or behaviour.hang_rate):
             return None
         value = self._random.random()

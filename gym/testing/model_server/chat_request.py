@@ -1,6 +1,6 @@
-"""Chat requests as the scripted server reads them, refused in vLLM's words where vLLM refuses them.
+"""Parsing of chat requests by the scripted server, with vLLM's refusals and their texts.
 
-Source: vLLM 0.32, `entrypoints/openai/chat_completion/protocol.py`. Fields that it does not know are ignored, as there.
+Source: vLLM 0.32, `entrypoints/openai/chat_completion/protocol.py`. Unknown fields are ignored, as in vLLM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ToolChoice = Literal["none", "auto", "required", "named"]
 
 
 class Refused(Exception):
-    """A request that gets an error answer, as {"error": {message, type, param, code}}."""
+    """A request that gets an error response, {"error": {message, type, param, code}}."""
 
     def __init__(self, status: int, message: str, *, kind: str = "BadRequestError", param: str | None = None) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """What of a chat request matters here. `shape` is {"schema": …} or {"choice": […]} that content must fit."""
+    """The relevant parts of a chat request. `shape` is {"schema": …} or {"choice": […]} that content must fit."""
 
     model: str | None
     messages: list[JsonObject]
@@ -50,7 +50,7 @@ class ChatRequest:
 
 
 def read_json(raw: bytes) -> JsonObject:
-    """The body as an object. Raises Refused."""
+    """Read the body as an object. Raises Refused."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -101,7 +101,7 @@ def read_chat_request(body: JsonObject) -> ChatRequest:
 
 
 def read_max_tokens(value: Any) -> int | None:
-    """A token limit. Raises Refused."""
+    """Read a token limit. Raises Refused."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
@@ -112,7 +112,7 @@ def read_max_tokens(value: Any) -> int | None:
 
 
 def read_stop(value: Any) -> tuple[str, ...]:
-    """Stop texts, one or a list. Raises Refused."""
+    """Read stop texts, one or a list. Raises Refused."""
     if not value:
         return ()
     words = [value] if isinstance(value, str) else value
@@ -128,7 +128,7 @@ def _read_seed(value: Any) -> int | None:
 
 
 def _check_message(message: JsonObject, field: str) -> None:
-    """What reading a message relies on. Raises Refused."""
+    """Check the fields of a message that later code relies on. Raises Refused."""
     content, calls = message.get("content"), message.get("tool_calls")
     parts = content if isinstance(content, list) else []
     readable = content is None or isinstance(content, str | list)
@@ -146,7 +146,7 @@ def _is_call(value: Any) -> bool:
 
 
 def read_logprobs(body: JsonObject) -> tuple[bool, int]:
-    """Whether log-probabilities are wanted, and how many alternatives. Raises Refused."""
+    """Read whether log-probabilities are wanted, and how many alternatives. Raises Refused."""
     wanted = bool(body.get("logprobs"))
     top = body.get("top_logprobs") or 0
     if not isinstance(top, int):
@@ -163,7 +163,7 @@ def read_logprobs(body: JsonObject) -> tuple[bool, int]:
 
 
 def _invalid(message: str, parameter: str, value: Any = None) -> Refused:
-    # vLLM's validation errors carry the parameter in their text too
+    # vLLM's validation errors repeat the parameter in their text
     extra = f"parameter={parameter}" + ("" if value is None else f", value={value}")
     return Refused(400, f"{message} ({extra})", param=parameter)
 

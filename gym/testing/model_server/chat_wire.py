@@ -1,8 +1,8 @@
-"""Answers in vLLM 0.32's shapes: whole and streamed chat completions, plain completions.
+"""Responses in vLLM 0.32's shapes: whole and streamed chat completions, plain completions.
 
-Field positions: prompt ids stand at the top of a chat answer and in its first chunk, generated ids in the choice; in a
-plain completion both stand in the choice. `auto` and `required` calls finish with `tool_calls`, a named one with
-`stop`. Fields that vLLM gives as null are null here too.
+Field positions: in a chat response, prompt ids are at the top level and in the first chunk, generated ids in the
+choice; in a plain completion both are in the choice. `auto` and `required` calls finish with `tool_calls`, a named one
+with `stop`. Fields that vLLM gives as null are null here too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gym.testing.scripted_policy.tokenizer import token_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedAnswer:
-    """What an answer is made from. `token_ids` is whether this server gives token ids at all."""
+    """Inputs of a response. `token_ids` is whether this server returns token ids at all."""
 
     id: str
     created: int
@@ -30,7 +30,7 @@ class ScriptedAnswer:
     reasoning_field: Literal["reasoning", "reasoning_content"]
 
     def chat(self, request: ChatRequest, generation: Generation) -> JsonObject:
-        """A whole chat completion."""
+        """Return a whole chat completion."""
         read = generation.message()
         message: JsonObject = {
             "role": "assistant",
@@ -80,7 +80,7 @@ class ScriptedAnswer:
         }
 
     def chat_chunks(self, request: ChatRequest, generation: Generation) -> Iterator[JsonObject]:
-        """A chat completion as chunks: the role, one for each token that shows something, the usage if wanted."""
+        """Return a chat completion as chunks: the role, one for each visible token, the usage if wanted."""
         with_ids = request.return_token_ids and self.token_ids
         first = self._chunk({"role": "assistant", "content": ""}, None)
         first["prompt_token_ids"] = generation.prompt_ids if with_ids else None
@@ -105,7 +105,7 @@ class ScriptedAnswer:
             yield {**self._chunk({}, None), "choices": [], "usage": usage(generation)}
 
     def completion(self, generation: Generation, *, logprobs: int | None, return_token_ids: bool) -> JsonObject:
-        """A plain completion."""
+        """Return a plain completion."""
         with_ids = return_token_ids and self.token_ids
         choice = {
             "index": 0,
@@ -140,7 +140,7 @@ class ScriptedAnswer:
         return "tool_calls" if called and generation.finish == "stop" else generation.finish
 
     def _deltas(self, generation: Generation) -> Iterator[JsonObject | None]:
-        """What each token adds to the message; None where it adds nothing that is shown."""
+        """Return the addition of each token to the message; None if it adds nothing visible."""
         regions = generation.regions
         shown = len(generation.text)
         at = 0
@@ -189,11 +189,11 @@ class ScriptedAnswer:
         return entries
 
     def _alternatives(self, token_id: int, logprob: float, count: int, *, as_ids: bool) -> list[JsonObject]:
-        """The token itself, then single letters, less likely one by one."""
+        """Return the token itself, then single letters, less likely one by one."""
         others = [letter for letter in range(ord("a"), ord("z") + 1) if letter != token_id]
         found = []
         for rank, other in enumerate([token_id, *others[: count - 1]]):
-            token, _ = _shown(other, as_ids)  # the bytes of an alternative are those of what is shown
+            token, _ = _shown(other, as_ids)  # the bytes of an alternative are those of its text
             found.append({"token": token, "logprob": logprob - rank, "bytes": list(token.encode())})
         return found
 
@@ -218,7 +218,7 @@ def _shown(token_id: int, as_id: bool) -> tuple[str, list[int]]:
 
 
 def usage(generation: Generation, *, completed: int | None = None) -> dict[str, Any]:
-    """The usage of a generation, or of its first `completed` tokens."""
+    """Return the usage of a generation, or of its first `completed` tokens."""
     prompt = len(generation.prompt_ids)
     count = len(generation.token_ids) if completed is None else completed
     return {

@@ -1,7 +1,7 @@
-"""What the scripted model generates for a request: token ids, and which part of their text is what.
+"""Generation of the scripted model for a request: token ids, and the parts of their text.
 
-A generation is text with marks, as a real model's is; `regions` says where in it reasoning, content and tool calls
-stand, so that a streamed answer and a whole one are cut from the same text.
+A generation is text with marks, as a real model's is. `regions` locates reasoning, content and tool calls in it, so
+that a streamed answer and a whole one are cut from the same text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RegionKind = Literal["reasoning", "content", "name", "arguments", "call_end"]
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A part [start, end) of the generated text; `call` is the tool call's place."""
+    """A part [start, end) of the generated text; `call` is the index of the tool call."""
 
     kind: RegionKind
     start: int
@@ -53,7 +53,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """One generation. `text` is what is shown of it, without the end mark; `finish` is the engine's reason."""
+    """One generation. `text` is its visible text, without the end mark; `finish` is the engine's reason."""
 
     prompt_ids: list[int]
     token_ids: list[int]
@@ -65,7 +65,7 @@ class Generation:
     cached_tokens: int
 
     def message(self) -> Message:
-        """What a parser reads from the text; a call that is cut short leaves the text as plain content."""
+        """Parse the text into a message; a truncated call leaves the text as plain content."""
         shown = len(self.text)
         if not self.regions or shown >= self.regions[-1].end:
             return {
@@ -85,11 +85,11 @@ class Generation:
 
     @property
     def reasoning_tokens(self) -> int:
-        """How many tokens the reasoning took, its marks left out."""
+        """Count the tokens of the reasoning, without its marks."""
         return len(encode(self.reply.reasoning)) if self.reply.reasoning else 0
 
     def call_id(self, call: int) -> str:
-        """The id of a tool call, the same for the same prompt and generation."""
+        """Return the id of a tool call, the same for the same prompt and generation."""
         check = zlib.crc32(array("i", self.prompt_ids[-64:] + self.token_ids))
         return f"chatcmpl-tool-{len(self.prompt_ids):08x}{check:08x}{call:04x}"
 
@@ -104,7 +104,7 @@ def generate(
     always_reason: bool,
     prompt_ids: list[int] | None = None,
 ) -> Generation:
-    """Work out the reply to a chat request, or to a prompt that says the same. Raises Refused as vLLM would answer."""
+    """Generate the reply to a chat request, or to the equivalent prompt. Raises Refused as vLLM would."""
     text = render(request.messages, request.tools, history=history) if prompt_ids is None else decode(prompt_ids)
     if prompt_ids is None:
         prompt_ids = encode(text)
@@ -128,7 +128,7 @@ def complete(
     max_model_len: int,
     lowers_limit: bool,
 ) -> Generation:
-    """Work out the reply to a plain completion: what the policy answers to a user who says the prompt."""
+    """Generate a plain completion: the policy's answer to a user message with the text of the prompt."""
     prompt_ids = encode(prompt) if isinstance(prompt, str) else list(prompt)
     limit = token_limit(len(prompt_ids), max_tokens, max_model_len, lowers_limit=lowers_limit)
     said = prompt if isinstance(prompt, str) else decode(prompt_ids)
@@ -138,9 +138,10 @@ def complete(
 
 
 def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int, *, lowers_limit: bool) -> int:
-    """How many tokens may be generated. Raises Refused, in vLLM's words, where the context is too short.
+    """Return how many tokens may be generated. Raises Refused, with vLLM's text, if the context is too short.
 
-    vLLM 0.32 refuses a prompt that leaves nothing, and lowers a limit that does not fit; those before refused that too.
+    vLLM 0.32 refuses a prompt that leaves no space, and lowers a limit that does not fit; earlier versions refused that
+    too.
     """
     wanted = max_tokens or 0
     if wanted > max_model_len:
@@ -154,7 +155,7 @@ def token_limit(prompt_tokens: int, max_tokens: int | None, max_model_len: int, 
     if lowers_limit:
         _refuse_long(prompt_tokens, max_model_len)
     elif prompt_tokens > room or prompt_tokens >= max_model_len:
-        # the prompt is tokenised up to one token beyond what fits, so that its true length is not known
+        # the prompt is tokenised up to one token beyond the limit, so that its true length is not known
         seen = room + 1
         raise Refused(
             400,
@@ -182,7 +183,7 @@ def _refuse_long(prompt_tokens: int, max_model_len: int) -> None:
 
 
 def token_logprob(token_id: int, place: int, seed: int) -> float:
-    """A log-probability that follows from the token, its place and the seed: in (-1, 0]."""
+    """Return a log-probability determined by the token, its position and the seed: in (-1, 0]."""
     mixed = (token_id * 2_654_435_761 + place * 2_246_822_519 + seed * 3_266_489_917) & 0xFFFFFFFF
     return -((mixed >> 12) & 0xFFFF) / 65_536
 
@@ -215,7 +216,7 @@ def _minimal_call(tools: Sequence[dict[str, Any]], wanted: str | None) -> Script
 
 
 def _shaped(content: str, shape: dict[str, Any]) -> str:
-    """The content where it is JSON already, as a directive may say it, else the smallest that fits the shape."""
+    """Return the content if it is already JSON, as a directive may set it, else the smallest value of the shape."""
     if "choice" in shape:
         return content if content in shape["choice"] else str(shape["choice"][0])
     try:
@@ -226,7 +227,7 @@ def _shaped(content: str, shape: dict[str, Any]) -> str:
 
 
 def _write(reply: ScriptedReply) -> tuple[str, tuple[Region, ...]]:
-    """The text that a model writes for a reply."""
+    """Return the text that a model writes for a reply."""
     if not reply.tool_calls and not reply.reasoning:
         return reply.content, (Region("content", 0, len(reply.content)),)
     parts: list[str] = []
@@ -265,7 +266,7 @@ def _cut(
     stop: tuple[str, ...],
     cached: int,
 ) -> Generation:
-    """Apply stop texts and the token limit, in the order in which tokens come."""
+    """Apply stop texts and the token limit, in the order of the tokens."""
     ids = encode(text)
     finish: Literal["stop", "length"] = "length" if reply.finish_reason == "length" else "stop"
     stop_reason: str | None = None
@@ -295,7 +296,7 @@ def _cut(
 
 
 def _covering(ids: list[int], end: int) -> list[int]:
-    """The first tokens whose text reaches to `end`."""
+    """Return the first tokens, whose text reaches to `end`."""
     length = 0
     for count, token_id in enumerate(ids, 1):
         length += len(token_text(token_id))
@@ -305,7 +306,7 @@ def _covering(ids: list[int], end: int) -> list[int]:
 
 
 def _cached(text: str, prompt_tokens: int) -> int:
-    """The tokens that an earlier turn of the conversation has left in the prefix cache, in whole blocks."""
+    """Return how many tokens an earlier turn has left in the prefix cache, in whole blocks."""
     last_turn = text.rfind("<|im_start|>assistant\n", 0, -len("<|im_start|>assistant\n"))
     if last_turn < 0:
         return 0

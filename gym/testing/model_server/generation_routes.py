@@ -1,6 +1,6 @@
-"""`/v1/chat/completions` and `/v1/completions` of the scripted server: faults, delays, answers, and the record of it.
+"""`/v1/chat/completions` and `/v1/completions` of the scripted server: faults, delays, responses, and their log.
 
-aiohttp cancels a handler when its client goes away, so that a call which nobody waits for is seen as such.
+aiohttp cancels a handler when its client disconnects, so that an abandoned call is recorded as one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from gym.testing.scripted_policy.tokenizer import text_of
 
 DEFAULT_COMPLETION_TOKENS = 16
 REMEMBERED = 512  # requests
-REMEMBERED_BYTES = 16_384  # longer ones are worked out each time
+REMEMBERED_BYTES = 16_384  # longer ones are computed each time
 _NAMES = {500: "InternalServerError", 503: "ServiceUnavailableError", 429: "RateLimitError", 404: "NotFoundError"}
 _DONE = b"data: [DONE]\n\n"
 _Answering = Callable[[web.Request, RequestRecord], Awaitable[web.StreamResponse]]
 
 
 class GenerationRoutes:
-    """The calls that generate, of one server."""
+    """Generating calls of one server."""
 
     def __init__(self, options: ScriptedModelOptions) -> None:
         self.options = options
@@ -90,7 +90,7 @@ class GenerationRoutes:
         return json_response(answer.chat(read, generation))
 
     def _work_out(self, raw: bytes, body: JsonObject) -> tuple[ChatRequest, Generation]:
-        """Read a chat request and generate; the same bytes, as a group's samples send them, are worked out once."""
+        """Read a chat request and generate; identical bytes, as a group's samples send them, are computed once."""
         known = self._worked_out.get(raw)
         if known is not None:
             return known
@@ -163,7 +163,7 @@ class GenerationRoutes:
         raise asyncio.CancelledError
 
     async def _follow(self, generation: Generation) -> None:
-        """Do what a directive says of the server."""
+        """Carry out a directive to the server."""
         reply = generation.reply
         if reply.sleep_s:
             await asyncio.sleep(reply.sleep_s)
@@ -180,7 +180,7 @@ class GenerationRoutes:
     async def stream(
         self, request: web.Request, record: RequestRecord, generation: Generation, chunks: Iterator[JsonObject]
     ) -> web.StreamResponse:
-        """Send chunks as their tokens come."""
+        """Send chunks at the times of their tokens."""
         return await self.stream_bytes(request, record, generation, map(_event, chunks), tail=_DONE)
 
     async def stream_bytes(
@@ -192,7 +192,7 @@ class GenerationRoutes:
         *,
         tail: bytes,
     ) -> web.StreamResponse:
-        """Send what each token brings when it comes, and then the tail."""
+        """Send the bytes of each token at its time, and then the tail."""
         if self.behaviour.latency_s:
             await asyncio.sleep(self.behaviour.latency_s)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
@@ -205,7 +205,7 @@ class GenerationRoutes:
         return response
 
     async def _paced(self, pieces: Iterator[bytes], tail: bytes) -> AsyncIterator[bytes]:
-        """The events, each after its token's time; all at once where tokens take none."""
+        """Yield the events, each after its token's time; all at once if tokens take no time."""
         pause_s = self.behaviour.token_latency_s
         if not pause_s:
             yield b"".join([*pieces, tail])
@@ -239,7 +239,7 @@ class GenerationRoutes:
 
 
 def json_response(body: Any, *, status: int = 200) -> web.Response:
-    """An answer in JSON."""
+    """Return a JSON response."""
     return web.Response(body=orjson.dumps(body), status=status, content_type="application/json")
 
 
@@ -261,7 +261,7 @@ def _failure(status: int) -> Refused:
 
 
 def describe(record: RequestRecord, body: JsonObject) -> None:
-    """Note what is asked."""
+    """Record the content of a request."""
     model = body.get("model")
     record.model = model if isinstance(model, str) else None
     record.stream = bool(body.get("stream"))
@@ -275,7 +275,7 @@ def describe(record: RequestRecord, body: JsonObject) -> None:
 
 
 def _prompt(body: JsonObject) -> str | list[int]:
-    """The prompt of a plain completion: a text or token ids, alone or as a list of one. Raises Refused."""
+    """Return the prompt of a plain completion: a text or token ids, alone or as a list of one. Raises Refused."""
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]

@@ -1,8 +1,8 @@
-"""`required_prefix_token_ids` as a server that takes it understands it.
+"""`required_prefix_token_ids` as implemented by a server that supports it.
 
-Source: NeMo RL, `nemo_rl/models/generation/vllm/vllm_worker_async.py` (_replace_prefix_tokens): the tokens required
-stand in place of what the template writes for the conversation up to its last assistant message; the template's own end
-mark closes them.
+Source: NeMo RL, `nemo_rl/models/generation/vllm/vllm_worker_async.py` (_replace_prefix_tokens): the required tokens
+replace the template's text of the conversation up to its last assistant message, followed by the template's own end
+mark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIELD = "required_prefix_token_ids"
 def prompt_for(
     body: JsonObject, messages: Sequence[JsonObject], tools: Any, *, history: History, mode: RequiredPrefix
 ) -> list[int] | None:
-    """The prompt's ids, None where the template alone makes them. Raises Refused."""
+    """Return the prompt's ids, None if the template alone determines them. Raises Refused."""
     required = body.get(FIELD)
     if required is None or mode == "ignore":
         return None

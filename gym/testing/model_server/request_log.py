@@ -1,7 +1,7 @@
-"""What the scripted server saw: a record of each generation call, and counts. Memory is bounded.
+"""Log of the scripted server: a record of each generation call, and counts. Memory is bounded.
 
-With a file, the beginning and the end of each call are appended to it as JSON lines (`at`, `event`, `number`,
-`x_request_id`; `status` at the end), written at once, so that they outlive a server that is killed.
+With a file, the start and the end of each call are appended to it as JSON lines (`at`, `event`, `number`,
+`x_request_id`; `status` at the end), written at once, so that they outlive a killed server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TAIL = 200
 class RequestRecord:
     """One call. Times are seconds since the epoch; `ended` and `status` are None while it is in flight.
 
-    `prompt_tail` is the end of the last message. `status` stays None where the client left before an answer.
+    `prompt_tail` is the end of the last message. `status` stays None if the client disconnected before an answer.
     """
 
     number: int  # from 1, in order of arrival
@@ -37,10 +37,10 @@ class RequestRecord:
     model: str | None = None
     messages: int = 0
     stream: bool = False
-    disconnected: bool = False  # the client left before the end
+    disconnected: bool = False  # the client disconnected before the end
 
     def as_dict(self) -> JsonObject:
-        """The record as `/admin/requests` shows it; of the headers those that begin with x-."""
+        """Return the record for `/admin/requests`; of the headers those that begin with x-."""
         return {
             "number": self.number,
             "path": self.path,
@@ -73,7 +73,7 @@ class RequestLog:
         self.finished: dict[str, int] = {}
 
     def begin(self, path: str, headers: Mapping[str, str]) -> RequestRecord:
-        """Note a call's arrival."""
+        """Record a call's arrival."""
         self.requests += 1
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
@@ -83,14 +83,14 @@ class RequestLog:
         return record
 
     def end(self, record: RequestRecord) -> None:
-        """Note its end."""
+        """Record a call's end."""
         record.ended = time.time()
         self.in_flight -= 1
         self.cancelled_by_client += record.disconnected
         self._write(record.ended, "end", record)
 
     def close(self) -> None:
-        """Close the file; nothing is remembered there any more."""
+        """Close the file; no further calls are written to it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -106,19 +106,19 @@ class RequestLog:
         self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
     def count(self, prompt_tokens: int, generated_tokens: int, finish: str) -> None:
-        """Note what was generated."""
+        """Count the generated tokens."""
         self.prompt_tokens += prompt_tokens
         self.generated_tokens += generated_tokens
         self.finished[finish] = self.finished.get(finish, 0) + 1
 
     def after(self, number: int, limit: int) -> list[RequestRecord]:
-        """Up to `limit` remembered calls behind one, in order of arrival."""
+        """Return up to `limit` remembered calls after one, in order of arrival."""
         first = self.records[0].number if self.records else 0
         skip = max(0, number + 1 - first)
         return [self.records[place] for place in range(skip, min(skip + limit, len(self.records)))]
 
     def stats(self) -> dict[str, int]:
-        """The counts as `/admin/stats` shows them."""
+        """Return the counts for `/admin/stats`."""
         return {
             "requests": self.requests,
             "in_flight": self.in_flight,
@@ -127,7 +127,7 @@ class RequestLog:
         }
 
     def metrics(self, model: str) -> str:
-        """The counts in Prometheus's text format, under vLLM's names."""
+        """Return the counts in Prometheus's text format, under vLLM's names."""
         labels = f'engine="0",model_name="{model}"'
         lines = [
             "# TYPE vllm:num_requests_running gauge",

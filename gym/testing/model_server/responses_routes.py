@@ -1,6 +1,6 @@
-"""`/v1/responses` of the scripted server, as vLLM 0.32 has it without a store.
+"""`/v1/responses` of the scripted server, as in vLLM 0.32 without a store.
 
-What it says is what `/v1/chat/completions` would say to the same conversation.
+The content is that of `/v1/chat/completions` for the same conversation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SHARED = ("model", "stop", "seed", "structured_outputs", "parallel_tool_calls")
 
 
 class ResponsesRoutes(TokenRoutes):
-    """All calls that generate."""
+    """All generating calls."""
 
     async def responses(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/responses."""
@@ -77,7 +77,7 @@ class ResponsesRoutes(TokenRoutes):
         return json_response(answer.whole(generation, chat.chat(read, generation)))
 
     def _read(self, record: RequestRecord, body: JsonObject) -> ChatRequest:
-        """The request as one in Chat Completions. Raises Refused."""
+        """Translate the request to one of Chat Completions. Raises Refused."""
         if (earlier := body.get("previous_response_id")) is not None:
             kind = "invalid_request_error"
             raise Refused(404, f"Response with id '{earlier}' not found.", kind=kind, param="response_id")

@@ -1,8 +1,8 @@
-"""Answers of `/v1/responses` in vLLM 0.32's shapes, whole and streamed, made of those of Chat Completions.
+"""Responses of `/v1/responses` in vLLM 0.32's shapes, whole and streamed, made from those of Chat Completions.
 
-As there: log-probabilities of all generated tokens stand on the answer's text, and nowhere in an answer without one; a
-stream has those of the tokens that show some of it, and always ends with `response.completed`, whatever the status.
-Source: vLLM 0.32, `entrypoints/openai/responses`.
+As in vLLM, log-probabilities of all generated tokens are on the answer's text, and missing in an answer without one. A
+stream has those of visible tokens, and always ends with `response.completed`, whatever the status. Source: vLLM 0.32,
+`entrypoints/openai/responses`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Event = JsonObject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseAnswer:
-    """What an answer is made from. `with_tokens` is whether this server names the tokens, and was asked to."""
+    """Inputs of a response. `with_tokens` is whether this server can return tokens and was asked to."""
 
     id: str
     created: int
@@ -29,7 +29,7 @@ class ResponseAnswer:
     context_left: int
 
     def whole(self, generation: Generation, completion: JsonObject) -> JsonObject:
-        """The response."""
+        """Return the whole response."""
         [choice] = completion["choices"]
         message = choice["message"]
         output: list[JsonObject] = []
@@ -44,7 +44,7 @@ class ResponseAnswer:
         return self._ended(generation, completion["usage"], output)
 
     def pieces(self, generation: Generation, chunks: Iterator[JsonObject], usage: JsonObject) -> Iterator[list[Event]]:
-        """The events of a stream, those of each chunk together."""
+        """Return the events of a stream, those of each chunk together."""
         number = 0
 
         def numbered(events: list[Event]) -> list[Event]:
@@ -113,7 +113,7 @@ class ResponseAnswer:
 
 @dataclass(slots=True)
 class _Items:
-    """The items of a stream: the open one, and those that are done."""
+    """Items of a stream: the open one, and those that are done."""
 
     id: str
     done: list[JsonObject] = field(default_factory=list)
@@ -124,7 +124,7 @@ class _Items:
     _logprobs: list[JsonObject] = field(default_factory=list)
 
     def feed(self, delta: JsonObject, logprobs: JsonObject | None) -> list[Event]:
-        """What a chunk adds."""
+        """Add a chunk."""
         events: list[Event] = []
         reasoning = delta.get("reasoning") or delta.get("reasoning_content")
         if reasoning:

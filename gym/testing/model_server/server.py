@@ -1,11 +1,11 @@
-"""A scripted server with vLLM's API: for trying the farm without a GPU, for tests, and for measurements.
+"""A scripted server with vLLM's API: for running the farm without a GPU, for tests, and for measurements.
 
     async with ScriptedModelServer() as server:
         policy = PolicySpec(base_urls=[server.url], model="any")
 
-What it answers is in `gym.testing.scripted_policy.script`; it gives token ids and log-probabilities, streams, and fails
-as it is told. Beside vLLM's paths it has `/admin/requests`, `/admin/stats`, `/admin/behaviour` and
-`/admin/weight_version` for tests. It knows no users and no limits: keep it on loopback.
+`gym.testing.scripted_policy.script` defines its answers. The server returns token ids and log-probabilities, streams,
+and fails on demand. Beside vLLM's paths it has `/admin/requests`, `/admin/stats`, `/admin/behaviour` and
+`/admin/weight_version` for tests. It has no users and no limits: keep it on loopback.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CREATED = 1_700_000_000
 
 
 class ScriptedModelServer:
-    """A scripted model server on a port of its own, as an async context manager.
+    """A scripted model server on its own port, as an async context manager.
 
     `port` 0 takes a free one; `url` is known once it has started.
     """
@@ -61,7 +61,7 @@ class ScriptedModelServer:
 
     @property
     def records(self) -> list[RequestRecord]:
-        """The generation calls that it remembers, in order of arrival."""
+        """Remembered generation calls, in order of arrival."""
         return list(self._routes.log.records)
 
     @property
@@ -71,16 +71,16 @@ class ScriptedModelServer:
 
     @property
     def behaviour(self) -> Behaviour:
-        """How it behaves now."""
+        """Current behaviour."""
         return self._routes.behaviour
 
     def behave(self, **changes: Any) -> None:
-        """Change how it behaves from the next call on, by the fields of Behaviour. Raises ValueError."""
+        """Change the behaviour from the next call on, by the fields of Behaviour. Raises ValueError."""
         self._routes.behaviour = self._routes.behaviour.changed(changes)
 
     async def __aenter__(self) -> Self:
         """Listen."""
-        # cancelling a handler whose client has left is what makes the disconnect seen
+        # cancelling the handler of a disconnected client makes the disconnect visible
         self._runner = web.AppRunner(
             self._app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.2, keepalive_timeout=75.0
         )
@@ -93,14 +93,14 @@ class ScriptedModelServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop; calls in flight are cut off and not counted as left by their clients."""
+        """Stop; calls in flight are aborted and not counted as cancelled by their clients."""
         self._routes.closing.set()
         if self._runner is not None:
             for site in list(self._runner.sites):
                 await site.stop()
             await asyncio.sleep(
                 0.02
-            )  # what is just being accepted is a connection after some turns, and is closed below
+            )  # a socket that is being accepted becomes a connection after some turns, and is closed below
             await self._runner.cleanup()
         self._routes.log.close()
 
@@ -217,7 +217,7 @@ class ScriptedModelServer:
 def _json(
     answer: Callable[[web.Request], Awaitable[JsonObject]],
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """A handler from a function that gives the body, or raises Refused."""
+    """Make a handler from a function that returns the body or raises Refused."""
 
     async def handle(request: web.Request) -> web.Response:
         try:

@@ -1,7 +1,7 @@
-"""`/v1/chat/completions/render` and `/inference/v1/generate` of the scripted server, as vLLM 0.32 has them.
+"""`/v1/chat/completions/render` and `/inference/v1/generate` of the scripted server, as in vLLM 0.32.
 
-What the policy answers to token ids is read from their text: the template's marks say who spoke. Fields of the chat
-request that shape the answer go from the one call to the other in `sampling_params.extra_args`.
+The policy's answer to token ids depends on their text: the template's marks identify the speaker. Fields of the chat
+request that shape the answer are passed from one call to the other in `sampling_params.extra_args`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 class TokenRoutes(GenerationRoutes):
-    """The calls that generate, with those that work with token ids; `version_now` is the weights' version."""
+    """Generating calls, including those with token ids; `version_now` is the weights' version."""
 
     def __init__(self, options: ScriptedModelOptions, version_now: Callable[[], str]) -> None:
         super().__init__(options)
@@ -148,7 +148,7 @@ class TokenRoutes(GenerationRoutes):
 
 
 def _chunks(whole: JsonObject, generation: Generation, *, usage_too: bool) -> Iterator[JsonObject]:
-    """A whole answer token by token; what is known at its end only stands in the last chunk."""
+    """Split a whole answer token by token; values known only at the end are in the last chunk."""
     [choice] = whole["choices"]
     logprobs = choice["logprobs"]
     last = len(generation.token_ids) - 1
@@ -174,7 +174,7 @@ def _chunks(whole: JsonObject, generation: Generation, *, usage_too: bool) -> It
 
 
 def conversation(text: str) -> tuple[list[JsonObject], list[JsonObject] | None]:
-    """The messages and tools of a prompt's text; the mark that asks for an answer is none of them."""
+    """Return the messages and tools of a prompt's text, without the mark that asks for an answer."""
     messages: list[JsonObject] = []
     tools: list[JsonObject] | None = None
     for role, spoken in _SPOKEN.findall(text.removesuffix("<|im_start|>assistant\n")):

@@ -1,4 +1,5 @@
-"""Directives: what a test writes into a prompt so that the scripted policy does it.
+"""Directives in a prompt, by which a test controls the scripted policy.
+
 `gym.testing.scripted_policy.script` lists them.
 """
 
@@ -15,7 +16,7 @@ from gym.testing.scripted_policy.tokenizer import canonical_arguments, text_of
 
 @dataclass(frozen=True, slots=True)
 class ScriptedCall:
-    """A tool call; `arguments` is JSON unless a directive asked for something else."""
+    """A tool call; `arguments` is JSON unless a directive asked for other text."""
 
     name: str
     arguments: str
@@ -23,7 +24,7 @@ class ScriptedCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScriptedReply:
-    """What the policy answers in one turn, and how the server is to behave meanwhile."""
+    """The policy's reply in one turn, and the server's behaviour for it."""
 
     content: str = ""
     reasoning: str = ""
@@ -52,10 +53,10 @@ _DECODER = json.JSONDecoder()
 
 
 def directed_reply(messages: Sequence[JsonObject]) -> ScriptedReply | None:
-    """The reply that directives ask for, or None where there are none.
+    """Return the reply that directives ask for, or None if there are none.
 
-    The last user message counts, else the last system or developer message. Each assistant turn behind the message is
-    one turn done. Raises BadDirective.
+    Directives are read from the last user message, or else from the last system or developer message. Each assistant
+    turn after the message completes one turn. Raises BadDirective.
     """
     for roles in (("user",), ("system", "developer")):
         turns = 0
@@ -80,7 +81,7 @@ def _at_turn(steps: Sequence[_Step], turn: int) -> ScriptedReply:
 
 
 def _read_steps(text: str) -> list[_Step]:
-    """The steps of a text, none where it has no directive."""
+    """Return the steps of a text, none if it has no directive."""
     steps = []
     for part in _STEP_BREAK.split(text):
         step = _Step()
@@ -140,14 +141,14 @@ def _read_call(text: str, start: int) -> ScriptedCall:
     except json.JSONDecodeError as error:
         raise BadDirective(f"[[call {tool} …]]: {error}") from None
     if not text.startswith("]]", end) and text[end:].lstrip()[:2] != "]]":
-        raise BadDirective(f"[[call {tool} …]]: more than one JSON value, or no ]] behind it")
+        raise BadDirective(f"[[call {tool} …]]: more than one JSON value, or no ]] after it")
     return ScriptedCall(tool, canonical_arguments(arguments))
 
 
 def _read_word(text: str, start: int, name: str) -> tuple[str, int]:
     word = _WORD.match(text, start)
     if word is None or text.startswith("]]", start):
-        raise BadDirective(f"[[{name} …]]: a name is missing, or the ]] behind it")
+        raise BadDirective(f"[[{name} …]]: the name or the closing ]] is missing")
     return word[0].rstrip(), word.end()
 
 
@@ -164,5 +165,5 @@ def _read_number(text: str, name: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1e6:
-        raise BadDirective(f"[[{name} {text}]]: a number from 0 on is expected")
+        raise BadDirective(f"[[{name} {text}]]: expected a number from 0 on")
     return value

@@ -1,7 +1,7 @@
 """The smallest value that a JSON schema allows, for replies that must fit one.
 
-Understands what tools and structured outputs use: types, required properties, enum, const, bounds of length and
-number, $ref within the schema, anyOf, oneOf, allOf. Patterns and formats are not followed.
+Supports the keywords that tools and structured outputs use: types, required properties, enum, const, bounds of length
+and number, $ref within the schema, anyOf, oneOf, allOf. Patterns and formats are ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _DEEPEST = 32
 
 
 def minimal_value(schema: Any) -> Any:
-    """A value that fits the schema, always the same one."""
+    """Return a value that fits the schema, deterministically."""
     return _value(schema, schema, 0)
 
 
@@ -34,7 +34,7 @@ def _value(schema: Any, root: Any, depth: int) -> Any:
 
 
 def _resolve(schema: Any, root: Any) -> dict[str, Any]:
-    """The schema with `$ref` followed and `allOf` merged in."""
+    """Return the schema with `$ref` resolved and `allOf` merged in."""
     for _ in range(_DEEPEST):
         if not isinstance(schema, dict):
             return {}

@@ -1,4 +1,4 @@
-"""What the scripted policy answers: a pure function of messages, tools and seed, so that environments get solved.
+"""The scripted policy: a pure function of messages, tools and seed that solves the built-in environments.
 
 | the model sees                                   | it does                                                          |
 |--------------------------------------------------|------------------------------------------------------------------|
@@ -11,8 +11,8 @@
 | arithmetic ("What is 4 + 3 =")                   | "<answer>7</answer>"                                             |
 | anything else                                    | a short sentence with "<answer>unknown</answer>"                 |
 
-Directives stand in the last user message, or else in the last system or developer message. A line `---` begins the
-next turn; each assistant turn behind the message is one done. After the last one the reply is "Done.".
+Directives are read from the last user message, or else from the last system or developer message. A line `---` begins
+the next turn; each assistant turn after the message completes one. After the last one the reply is "Done.".
 
 | directive                         | in that turn the policy                                                       |
 |-----------------------------------|-------------------------------------------------------------------------------|
@@ -56,9 +56,9 @@ def scripted_reply(
     *,
     always_reason: bool = False,
 ) -> ScriptedReply:
-    """The policy's next turn. `tools` are those it may call, chat or Responses form; the seed picks its wording.
+    """Return the policy's next turn. `tools` may be in chat or Responses form; the seed determines the wording.
 
-    Raises BadDirective where a directive cannot be read.
+    Raises BadDirective if a directive cannot be read.
     """
     reply = directed_reply(messages)
     if reply is None:
@@ -69,7 +69,7 @@ def scripted_reply(
 
 
 def tool_names(tools: Sequence[JsonObject] | None) -> list[str]:
-    """The names of tools, in chat or Responses form."""
+    """Return the names of tools, in chat or Responses form."""
     return [str((tool.get("function") or tool).get("name", "")) for tool in tools or ()]
 
 

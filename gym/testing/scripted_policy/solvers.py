@@ -1,6 +1,6 @@
-"""How the scripted policy solves the built-in environments: small rules over the text of the question.
+"""Solvers of the built-in environments for the scripted policy: small rules over the text of the question.
 
-Each takes the last user message and what came after it, and gives the next turn.
+Each takes the last user message and the items after it, and returns the next turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NOT_A_CITY = re.compile(
 _PARTICLES = frozenset(("da", "de", "del", "der", "di", "do", "dos", "la", "le", "of", "the", "upon"))
 _WORDS = re.compile(r"\w[\w'.-]*\w|\w")
 _FEW_WORDS = 4
-LONGEST_QUESTION = 2000  # characters; the end of a longer one is what is read
+LONGEST_QUESTION = 2000  # characters; only the end of a longer text is read
 
 _MOVE = re.compile(
     r"\b(add|increment|increase|subtract|decrement|decrease|take)\b[^\d\n.;,]*?(-?\d+)"
@@ -60,7 +60,7 @@ _OPERATORS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 
 
 def last_user(messages: Sequence[JsonObject]) -> int:
-    """The place of the last user message, -1 where there is none."""
+    """Return the index of the last user message, -1 if there is none."""
     for place in range(len(messages) - 1, -1, -1):
         if messages[place].get("role") == "user":
             return place
@@ -68,7 +68,7 @@ def last_user(messages: Sequence[JsonObject]) -> int:
 
 
 def weather(question: str, after: Sequence[JsonObject]) -> ScriptedReply:
-    """Ask for the city once, then say what the tool reported."""
+    """Ask for the city once, then repeat the tool's report."""
     outputs = _outputs(after)
     if not outputs:
         return _calls(
@@ -86,7 +86,7 @@ def weather(question: str, after: Sequence[JsonObject]) -> ScriptedReply:
 
 @lru_cache(maxsize=4096)
 def cities(question: str) -> tuple[str, ...]:
-    """The cities that a question is about, at least one."""
+    """Return the cities that a question is about, at least one."""
     found: list[str] = []
     for match in _PLACE.finditer(question):
         name = _city_at(question, match.end())
@@ -114,7 +114,7 @@ def _city_at(text: str, start: int) -> str:
 
 
 def counter(question: str, after: Sequence[JsonObject]) -> ScriptedReply:
-    """Make the additions in order, read the counter where asked to, say the last number seen."""
+    """Make the additions in order, read the counter if asked to, state the last number seen."""
     adds, wants_value = _moves(question)
     calls = [ScriptedCall("increment_counter", canonical_arguments({"count": amount})) for amount in adds]
     read = [ScriptedCall("get_counter_value", "{}")] if wants_value else []
@@ -144,7 +144,7 @@ def _moves(question: str) -> tuple[list[int], bool]:
 
 
 def sql(question: str, after: Sequence[JsonObject], names: Sequence[str]) -> ScriptedReply:
-    """Look at the tables, run the query, end with it."""
+    """List and describe the tables, run the query, finish with it."""
     query = _known_query(question)
     done = [
         str(call.get("function", {}).get("name"))
@@ -182,7 +182,7 @@ def _known_query(question: str) -> str | None:
 
 @cache
 def _bundled_queries() -> list[tuple[re.Pattern[str], str]]:
-    """Questions of the bundled tasks as patterns, with the query of each."""
+    """Return questions of the bundled tasks as patterns, with the query of each."""
     from gym.environments.builtin.sql import Sql
     from gym.environments.builtin.sql_shop import QUESTIONS
 
@@ -199,7 +199,7 @@ def _bundled_queries() -> list[tuple[re.Pattern[str], str]]:
 
 @lru_cache(maxsize=4096)
 def arithmetic(question: str) -> str | None:
-    """The value of the longest arithmetic expression in a text, None where there is none that can be worked out."""
+    """Evaluate the longest arithmetic expression in a text; None if there is none that can be evaluated."""
     found = [match[0] for match in _EXPRESSION.finditer(question)]
     for text in sorted(found, key=len, reverse=True):
         plain = text.replace("\u00d7", "*").replace("\u00f7", "/").replace(",", "").strip()

@@ -1,12 +1,12 @@
 """A tokenizer that needs no vocabulary, and the chat template of the scripted model.
 
-Stateless and reversible: ASCII text becomes tokens of up to four characters, every other character is a token of its
-own, and marks of the template (`<|im_start|>user`, `<think>`, `<tool_call>` …) are one token each. Ids fit an int32.
-Invariants: `decode(encode(text)) == text`; `encode` of a rendered prompt is that prompt's ids; any first part of an
-encoding is the encoding of its own text, except that a text cut inside a token gets another last token.
+Stateless and reversible: ASCII text becomes tokens of up to four characters, every other character is one token, and
+marks of the template (`<|im_start|>user`, `<think>`, `<tool_call>` …) are one token each. Ids fit an int32. Invariants:
+`decode(encode(text)) == text`; `encode` of a rendered prompt is that prompt's ids; a prefix of an encoding is the
+encoding of its own text, except that a text cut inside a token gets another last token.
 
-The template is prefix-stable: the ids of `messages` with a generation prompt, followed by the generated ids, begin the
-ids of any longer conversation that carries on from them, so that an episode is one segment. With
+The template is prefix-stable: the ids of `messages` with a generation prompt, followed by the generated ids, are a
+prefix of the ids of any longer conversation that continues from them, so that an episode is one segment. With
 `history="strip_reasoning"` it drops the reasoning of earlier turns, as the templates of several reasoning models do,
 and every turn after a reasoning one begins a new segment.
 """
@@ -49,14 +49,14 @@ GENERATION_PROMPT: Final = "<|im_start|>assistant\n"
 _SPLIT = re.compile("(" + "|".join(re.escape(mark) for mark in MARKS) + ")")
 _PIECES = re.compile(r"[\x01-\x7f]{1,4}|[^\x01-\x7f]")
 _WIDTH = 4
-_SHORT = 1024  # characters; what is remembered stays under 100 MB
+_SHORT = 1024  # characters; the cache stays under 100 MB
 _HIGH = 0x80  # the lowest bit pattern that no ASCII byte has
 _dump = json.JSONEncoder(ensure_ascii=False).encode
 REPLACEMENT = "\ufffd"
 
 
 def encode(text: str) -> list[int]:
-    """The token ids of a text; marks of the template count as such wherever they stand."""
+    """Return the token ids of a text; marks of the template are recognized anywhere in it."""
     if "<" not in text:
         return list(_encode_plain(text))
     ids: list[int] = []
@@ -70,13 +70,13 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """The text of token ids; an id that no text has becomes U+FFFD."""
+    """Return the text of token ids; an unknown id becomes U+FFFD."""
     return "".join(map(token_text, ids))
 
 
 @lru_cache(maxsize=65_536)
 def token_text(token_id: int) -> str:
-    """The text of one token."""
+    """Return the text of one token."""
     mark = _MARK_OF_ID.get(token_id)
     if mark is not None:
         return mark
@@ -117,7 +117,7 @@ def _encode_piece(piece: str) -> int:
 
 
 def text_of(content: Any) -> str:
-    """The text of a chat message's content: a string, a list of parts, or nothing."""
+    """Return the text of a chat message's content: a string, a list of parts, or nothing."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -126,9 +126,9 @@ def text_of(content: Any) -> str:
 
 
 def canonical_arguments(arguments: Any) -> str:
-    """Arguments of a tool call as the template writes them, so that clients may reformat them on the way.
+    """Return tool call arguments in the template's form, whatever formatting a client applied.
 
-    What is not JSON stays as it is.
+    Arguments that are not JSON are returned unchanged.
     """
     if isinstance(arguments, str):
         try:
@@ -139,7 +139,7 @@ def canonical_arguments(arguments: Any) -> str:
 
 
 def call_text(name: str, arguments: str) -> tuple[str, str, str]:
-    """How a tool call is generated: what stands before its arguments, the arguments, what stands behind."""
+    """Return the parts of a generated tool call: the text before its arguments, the arguments, the text after them."""
     return f'{{"name": {_dump(name)}, "arguments": ', arguments, "}"
 
 
@@ -165,7 +165,7 @@ def render(
     history: History = "keep",
     add_generation_prompt: bool = True,
 ) -> str:
-    """The prompt text of a conversation."""
+    """Return the prompt text of a conversation."""
     parts: list[str] = []
     if tools:
         parts += ("<|im_start|>tools\n", orjson.dumps(tools).decode(), "<|im_end|>")

@@ -1,1 +1,1 @@
-"""Stand-ins for servers that tests would otherwise need: a farm, a NeMo Gym and an OpenEnv server."""
+"""Stand-ins for servers: a farm, a NeMo Gym resources server and an OpenEnv server."""

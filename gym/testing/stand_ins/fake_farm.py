@@ -1,7 +1,7 @@
 """A farm in memory behind a real socket, for tests of programs that use the client.
 
-Every rollout succeeds at once with reward 1.0, unless `outcome` says otherwise. It keeps API.md's promises on ids:
-the same submission twice is one submission. Faults are played once each, in the order given.
+Every rollout succeeds at once with reward 1.0, unless `outcome` overrides it. Repeating a submission is idempotent, as
+in API.md. Faults are played once each, in the order given.
 
     with FakeFarm() as farm:
         farm.faults.append(Fault("POST", "/v1/batches", "accept_then_503"))
@@ -34,7 +34,7 @@ Mishap = Literal["503", "429", "accept_then_503", "accept_then_drop", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong with the next request of this method whose path fits this shell pattern."""
+    """Fault of the next request with this method whose path fits this shell pattern."""
 
     method: str
     path: str
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass(slots=True)
 class FakeBatch:
-    """A batch as the fake holds it; `rows` by task id, `log` in the order of completion."""
+    """A batch of the fake; `rows` by task id, `log` in the order of completion."""
 
     body: JsonObject
     sealed: bool
@@ -53,12 +53,12 @@ class FakeBatch:
 
     @property
     def state(self) -> str:
-        """As the farm names it."""
+        """State under the farm's name."""
         return "cancelled" if self.cancelled else "done" if self.sealed else "open"
 
 
 def succeeded(_row: JsonObject, _sample: int) -> JsonObject:
-    """The outcome of a rollout where the test says nothing else."""
+    """Return the default outcome of a rollout."""
     return {"outcome": "succeeded", "stop_reason": "completed", "reward": 1.0, "model_calls": 2, "tool_calls": 1}
 
 
@@ -72,7 +72,7 @@ class FakeFarm:
         self.policies: dict[str, JsonObject] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
-        self.rejudges: list[JsonObject] = []  # what each rejudge asked for
+        self.rejudges: list[JsonObject] = []  # arguments of each rejudge
         self.api_key = api_key
         self._outcome = outcome
         self._page_limit = page_limit
@@ -93,7 +93,7 @@ class FakeFarm:
         self._thread.join(5)
 
     def fault_for(self, method: str, path: str) -> Mishap | None:
-        """Take the fault that this request meets."""
+        """Take the fault for this request."""
         with self._lock:
             for number, fault in enumerate(self.faults):
                 if fault.method == method and fnmatchcase(path, fault.path):
@@ -101,7 +101,7 @@ class FakeFarm:
         return None
 
     def answer(self, method: str, path: str, query: dict[str, str], body: bytes) -> tuple[int, object]:
-        """Status and JSON for a request. Raises RequestError."""
+        """Return status and JSON for a request. Raises RequestError."""
         with self._lock:
             self.requests.append(f"{method} {path}")
             parts = tuple(unquote(part) for part in path.strip("/").split("/"))
@@ -242,7 +242,7 @@ class FakeFarm:
 
 WEATHER: JsonObject = {
     "name": "weather",
-    "description": "Ask for the weather in a city and say how it is.",
+    "description": "Ask for the weather in a city and report it.",
     "tools": [{"type": "function", "name": "get_weather", "description": "The weather in a city."}],
     "row_schema": {"type": "object"},
     "example_row": {"responses_create_params": {"input": "How is the weather in Paris?"}, "environment": "weather"},
@@ -301,7 +301,7 @@ def _handler(farm: FakeFarm) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(payload)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base class's name
-            """Tests are quiet."""
+            """Suppress the log."""
 
     for method in ("GET", "POST", "PUT", "DELETE"):
         setattr(Handler, f"do_{method}", Handler._serve)

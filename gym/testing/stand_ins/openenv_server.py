@@ -1,9 +1,9 @@
-"""A stand-in for an OpenEnv server: `/ws` as openenv-core 0.3 speaks it, with a number to guess.
+"""A stand-in for an OpenEnv server: `/ws` with the protocol of openenv-core 0.3, and a number to guess.
 
     python -m gym.testing.openenv_server --port 8000
 
-As the real one: a session for each socket; a full server accepts, says CAPACITY_REACHED and closes; errors keep the
-socket open.
+As in the real server, each socket has one session; a full server accepts, sends CAPACITY_REACHED and closes; errors
+keep the socket open.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gym.jsontypes import JsonObject
 class GuessServer:
     """A number to guess, which is the seed; at most `most` sessions.
 
-    `fault` is what goes wrong: `reset` and `step` raise, `hang` answers no step, `silent` answers no ping.
+    `fault` selects a fault: `reset` and `step` raise, `hang` answers no step, `silent` answers no ping.
     """
 
     def __init__(self, *, most: int = 100, fault: str = "") -> None:
@@ -101,7 +101,7 @@ class GuessServer:
 
 
 def _problem(data: JsonObject) -> JsonObject | None:
-    """What pydantic says of an action without a whole number."""
+    """Return pydantic's error for an action without a whole number."""
     if "number" not in data:
         return {"type": "missing", "loc": ["number"], "msg": "Field required", "input": data}
     try:

@@ -1,10 +1,10 @@
-"""A stand-in for a NeMo Gym resources server: a counter per session, with what 0.7.0 does on the wire.
+"""A stand-in for a NeMo Gym resources server: a counter per session, with the wire behaviour of 0.7.0.
 
     python -m gym.testing.resources_server --port 11001
 
-As the real ones: a signed cookie in every answer, whose name and key a restart does not change, so that an old cookie
-is taken for a session whose state is empty; 422 and 404 as FastAPI writes them; 500 with the exception as JSON text;
-a judge that failed is answered 200 with `mask_sample`. `/admin/…` and what a row says under `fake` are its own.
+As in the real servers: a signed cookie in every response, whose name and key survive a restart, so that an old cookie
+is accepted for a session whose state is empty; 422 and 404 as FastAPI writes them; 500 with the exception as JSON text;
+a judge that failed is answered 200 with `mask_sample`. `/admin/…` and the row field `fake` exist only here.
 """
 
 from __future__ import annotations

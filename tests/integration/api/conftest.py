@@ -1,4 +1,4 @@
-"""The app against a real Redis: in this process, or served by uvicorn; and a worker played by hand."""
+"""The app against a real Redis, in this process or served by uvicorn; and a worker controlled by the test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POLICY = {"base_urls": ["http://127.0.0.1:9/v1"], "model": "m", "api_key": "sk-v
 
 @pytest.fixture
 def row() -> dict[str, Any]:
-    """A row that runs as it is."""
+    """Return a row that can be run."""
     return dict(ROW)
 
 
@@ -56,7 +56,7 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def http(carrier: str, settings: Settings, new_client: Any, over_redis: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app in this process, over HTTP and over Redis with nothing but a client's rights.
+    """Yield a client of the app in this process, over HTTP and over Redis with only a client's rights.
 
     What the app does not catch is raised in the test, over HTTP.
     """
@@ -72,7 +72,7 @@ async def http(carrier: str, settings: Settings, new_client: Any, over_redis: An
 
 @pytest.fixture
 async def served(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app behind a real server."""
+    """Yield a client of the app behind a real server."""
     config = uvicorn.Config(
         create_app(settings), loop="asyncio", http="httptools", ws="none", lifespan="on", log_config=None,
         timeout_graceful_shutdown=1,
@@ -88,7 +88,7 @@ async def served(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 @dataclass
 class Worker:
-    """Claims and commits as a worker does, when the test says so."""
+    """Worker that claims and commits when the test says so."""
 
     store: Store
 
@@ -98,7 +98,7 @@ class Worker:
         return await rollouts.claim(batch_id, "w1", [(item.member, item.attempt) for item in taken])
 
     async def end(self, claim: Claim, *, kind: str | None = None, reward: float = 1.0) -> None:
-        """Commit; `kind` makes it a failure."""
+        """Commit a result; `kind` makes it a failure."""
         rollouts = Rollouts(self.store)
         attempts = [orjson.loads(line) for line in claim.tries.splitlines()]
         attempts.append({"attempt": claim.attempt, "worker": "w1", "kind": kind, "message": "m"})
@@ -135,7 +135,7 @@ class Worker:
         assert answer[0] == 1
 
     async def until_blocked(self) -> None:
-        """Return when somebody waits in a blocking read."""
+        """Return once a client waits in a blocking read."""
         async with asyncio.timeout(20):
             while True:
                 clients = await self.store.redis.info("clients")
@@ -151,7 +151,7 @@ class Worker:
 
 @pytest.fixture
 async def worker(redis_url: str) -> AsyncIterator[Worker]:
-    """A worker played by the test."""
+    """Return a worker controlled by the test."""
     store = Store.connect(redis_url)
     yield Worker(store)
     await store.close()

@@ -1,4 +1,4 @@
-"""What one request may cost the API: free objects, JSON that unpacks to much, pages of large batches."""
+"""Bounds on the cost of one request: free objects, JSON that expands, pages of large batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event stream through a real server, with a worker played by the test."""
+"""The event stream through a real server, with a worker controlled by the test."""
 
 from __future__ import annotations
 

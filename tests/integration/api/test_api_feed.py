@@ -1,4 +1,4 @@
-"""Leasing and acknowledging over HTTP, with a worker played by the test."""
+"""Leasing and acknowledging over HTTP, with a worker controlled by the test."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Whatever a client sends is answered in the shape of the contract, and never with a 500.
-
-The client raises what the app does not catch, so a fault shows as itself.
-"""
+"""Any input of a client is answered in the shape of the contract, and never with a 500."""
 
 from __future__ import annotations
 
@@ -79,7 +76,7 @@ class Caller:
         self._loop.close()
 
     def __call__(self, method: str, path: str, content: bytes = b"", content_type: str = "application/json") -> None:
-        """Call, and check that the answer is one of the contract's."""
+        """Call the app and check that the response follows the contract."""
         answer = self._loop.run_until_complete(self._call(method, path, content, content_type))
         assert answer.status_code < 500, answer.text
         if answer.status_code >= 400:
@@ -102,7 +99,7 @@ def call(settings: Settings) -> Iterator[Caller]:
 
 
 def dumps(value: Any) -> bytes:
-    """JSON, also of what orjson refuses to write."""
+    """Write JSON, including values that orjson refuses to write."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:

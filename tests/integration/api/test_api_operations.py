@@ -1,4 +1,4 @@
-"""Policies, environments, health, metrics, and what happens without Redis."""
+"""Policies, environments, health, metrics, and behaviour without Redis."""
 
 from __future__ import annotations
 

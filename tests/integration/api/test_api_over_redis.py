@@ -1,4 +1,4 @@
-"""What is particular to clients that come through Redis; that all else is as over HTTP, the other tests show."""
+"""Behaviour specific to clients over Redis; the other tests run over both transports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_a_reader_may_follow_batches_and_change_nothing(
     batch = await trainer.submit([row], batch_id="b")
     async with connect(new_client(settings.redis.url, "watcher", "read")) as watcher:
         assert (await watcher.batch("b").status()).ledger.submitted == 1
-        with pytest.raises(Forbidden, match="watcher may read"):
+        with pytest.raises(Forbidden, match="watcher has the scope read"):
             await watcher.batch("b").cancel()
         with pytest.raises(Forbidden):
             await watcher.submit([row])

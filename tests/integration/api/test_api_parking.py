@@ -1,4 +1,4 @@
-"""What is parked is seen wherever a user looks, and failures run again by kind."""
+"""Parked rollouts are visible in every view of the API, and failures can be requeued by kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLICY = {"base_urls": ["http://127.0.0.1:9/v1"], "model": "m"}
 
 
 async def trip(worker: Any, key: BreakerKey) -> Breakers:
-    """Open a breaker by one failure, for a minute."""
+    """Open a circuit breaker by one failure, for a minute."""
     breakers = Breakers(worker.store, BreakerSettings(failures=1, probe_after_s=60))
     who = Casualty("b", "0:0", 1, "1")
     call = breakers.fail_call(key, who, seen_s=None, probe=False, stage="setup", error="nobody is there")

@@ -1,4 +1,4 @@
-"""Results, status, cancelling and running again, with a worker played by the test."""
+"""Results, status, cancellation and requeueing, with a worker controlled by the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests under way are answered when the api is told to end."""
+"""Responses to requests under way when the api is asked to shut down."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POLICY = "policy"
 
 
 class Ending:
-    """An api process's server in this process, its clients, and its end."""
+    """An api server in this process, its clients, and its shutdown."""
 
     def __init__(self, server: QuietServer, shutdown: Shutdown, task: asyncio.Task[None]) -> None:
         self.server = server
@@ -40,7 +40,7 @@ class Ending:
         self.url = ""
 
     async def end(self) -> None:
-        """As SIGTERM does."""
+        """Shut down as SIGTERM does."""
         self.server.should_exit = True
         self.server._signalled.set()
         await self.task
@@ -91,7 +91,7 @@ async def submitted(http: httpx.AsyncClient, row: dict[str, Any], **options: Any
 
 
 async def answered_at_end(api: Ending, asked: Callable[[], Any], until_waiting: Callable[[], Any]) -> httpx.Response:
-    """The answer of a request that waits when the api is told to end; it comes at once."""
+    """Return the response to a request that waits at the shutdown; it comes at once."""
     asking = asyncio.create_task(asked())
     await until_waiting()
     began = time.monotonic()
@@ -232,7 +232,7 @@ async def test_a_trainer_waits_through_a_rolling_restart(
             waiting = asyncio.create_task(results.page(wait_s=20))
             await worker.until_blocked()
             await first.end()
-            if carrier == "redis":  # the same line finds the other server
+            if carrier == "redis":  # the same connection finds the other server
                 assert not waiting.done() or waiting.result() == ()
                 await worker.end_all(batch_id)
                 found = await waiting or await results.page(wait_s=20)

@@ -1,4 +1,4 @@
-"""What streams, through a real server."""
+"""Streamed responses through a real server."""
 
 from __future__ import annotations
 

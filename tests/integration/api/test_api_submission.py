@@ -1,4 +1,4 @@
-"""How batches come in, and what is refused with which words."""
+"""Submission of batches, and the errors of refused ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of which what is stored is missing or damaged: named, delivered without tokens, and run again on request."""
+"""Results with missing or damaged data in storage: reported, delivered without tokens, and run again on request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DAMAGES = [
 
 
 async def damaged_batch(http: httpx.AsyncClient, worker: Any, row: Row, damage: bytes | None, data_dir: Path) -> str:
-    """A batch of five results, of which the third cannot be read."""
+    """Return a batch of five results, the third of which cannot be read."""
     answer = await http.post("/v1/batches", json={"rows": [row] * 5})
     batch_id = str(answer.json()["batch_id"])
     await worker.end_all(batch_id)

@@ -1,4 +1,4 @@
-"""The client's leases and events against the real API, both ways, with a worker played by the test."""
+"""The client's leases and events against the real API, over both transports, with a worker controlled by the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis that lost its last writes under readers of a batch: none is given a result twice without being told."""
+"""A Redis that lost its last writes under readers of a batch: every repeated result is announced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def farm(url: str) -> AsyncIterator[AsyncFarm]:
 
 
 async def copy(worker: Any, batch_id: str) -> PutBack:
-    """Copy a batch as it is in Redis; what is returned puts the copy back."""
+    """Copy a batch in Redis; return a function that restores the copy."""
     redis = worker.store.redis
     names = [name async for name in redis.scan_iter(match=f"farm:b:{{{batch_id}}}:*")]
     kept = {name: await redis.dump(name) for name in names}

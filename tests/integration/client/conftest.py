@@ -1,4 +1,4 @@
-"""A farm in memory, reached by HTTP and over Redis."""
+"""A farm in memory, reached over HTTP and over Redis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gym.testing.stand_ins.fake_farm import FakeFarm
 
 
 class Gateway:
-    """An ASGI app that hands what it is asked to an HTTP server, and drops what that one drops."""
+    """ASGI app that passes each request to an HTTP server, and drops the connections that the server drops."""
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
@@ -42,7 +42,7 @@ class Gateway:
 
 @contextmanager
 def relayed(redis_url: str, app: Any) -> Iterator[None]:
-    """Answer clients over Redis with an app, on an event loop of its own."""
+    """Answer clients over Redis with an app, on a separate event loop."""
 
     async def serve() -> None:
         server = RelayServer(redis_url, farm_channels(redis_url, DEFAULT_PREFIX), app)

@@ -1,4 +1,4 @@
-"""The client against a whole farm, by HTTP and with nothing but a Redis between them."""
+"""The client against a whole farm, over HTTP and with only a Redis between them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def client(address: str) -> Iterator[Farm]:
 
 
 def long_row(calls: int) -> dict[str, Any]:
-    """A task whose trajectory is long."""
+    """Return a task whose trajectory is long."""
     content = f'{"word " * 3000}[[repeat-calls {calls} get_weather {{"city": "Oslo"}}]]'
     return {"environment": "weather", "responses_create_params": {"input": [{"role": "user", "content": content}]}}
 

@@ -1,4 +1,4 @@
-"""The client against a farm in memory, by HTTP and over Redis."""
+"""The client against a farm in memory, over HTTP and over Redis."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a client's Redis user may do, on a real server: use its own channels, and nothing else."""
+"""Rights of a client's Redis user, on a real server: its own channels only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONCE = RetryPolicy(retries=0)
 
 @pytest.fixture
 def trainer(redis_url: str, new_client: Callable[..., str]) -> Iterator[Any]:
-    """A plain Redis connection as a client's user."""
+    """Yield a plain Redis connection of a client's user."""
     with Redis.from_url(redis_url) as farm:
         farm.hset(KEYS.policies, "p", '{"api_key": "sk-very-secret"}')
         farm.hset(KEYS.batch("b").meta, "run", "r")

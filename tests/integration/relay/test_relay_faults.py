@@ -1,4 +1,4 @@
-"""The relay when parts of it go away: a server, a client, their connections, the whole Redis."""
+"""The relay when parts of it fail: a server, a client, their connections, the whole Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BOUND_S = 60.0
 
 
 class App:
-    """Counts what it is asked; answers when it may."""
+    """App that counts its requests and answers when permitted."""
 
     def __init__(self, body: bytes = b"{}") -> None:
         self.asked = 0
@@ -239,7 +239,7 @@ async def test_what_a_client_publishes_that_is_no_call_disturbs_nobody(redis_url
 
 
 async def server_of(url: str) -> Frame:
-    """Who answers now."""
+    """Return the server that answers now."""
     channels = farm_channels(url, DEFAULT_PREFIX)
     async with Redis.from_url(url, protocol=2) as redis, redis.pubsub() as pubsub:
         await pubsub.subscribe(channels.tell("trainer", "another"))
@@ -323,7 +323,7 @@ async def test_a_call_that_begins_with_too_much_is_413(redis_url: str, new_clien
 
 
 async def frame_of(pubsub: Any, kind: str) -> Frame:
-    """The next frame of a kind that a client is told."""
+    """Return the next frame of a kind that is sent to a client."""
     async with asyncio.timeout(BOUND_S):
         while True:
             message = await pubsub.get_message(timeout=BOUND_S)

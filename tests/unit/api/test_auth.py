@@ -1,4 +1,4 @@
-"""Keys and scopes, before a request reaches the app."""
+"""Keys and scopes, checked before a request reaches the app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies within their limits, plain and packed."""
+"""Request bodies within their limits, plain and compressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections to the api and the proxy, as strangers without a key open them."""
+"""Connections to the api and the proxy from clients without a key."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPENED: list[asyncio.StreamWriter] = []  # closed after each test
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Say how many headers came, once the body is there; `/early` does not read the body."""
+    """Answer with the number of headers, once the body is there; `/early` does not read the body."""
     more = scope["path"] != "/early"
     size = 0
     while more:
@@ -50,7 +50,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
 
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Starts servers; their port is returned."""
+    """Start servers and return their port."""
     async with AsyncExitStack() as stack:
 
         async def start(most_connections: int = 100) -> int:
@@ -85,7 +85,7 @@ async def _open(port: int, sent: bytes = b"") -> Streams:
 
 
 async def _answer(streams: Streams) -> tuple[int, dict[str, Any]]:
-    """Status and body of an answer."""
+    """Return status and body of a response."""
     reader, _ = streams
     async with asyncio.timeout(20):
         head = await reader.readuntil(b"\r\n\r\n")
@@ -94,7 +94,7 @@ async def _answer(streams: Streams) -> tuple[int, dict[str, Any]]:
 
 
 async def _ended(streams: Streams) -> bytes:
-    """What comes until the server closes."""
+    """Return the bytes that arrive until the server closes."""
     async with asyncio.timeout(20):
         try:
             return await streams[0].read()
@@ -103,7 +103,7 @@ async def _ended(streams: Streams) -> bytes:
 
 
 async def _flood(streams: Streams, block: bytes, total: int) -> None:
-    """Send until the server has enough."""
+    """Send until the server closes the connection."""
     try:
         for _ in range(total // len(block)):
             streams[1].write(block)

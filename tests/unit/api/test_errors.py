@@ -1,4 +1,4 @@
-"""What errors of Redis mean for a client."""
+"""Translation of Redis errors for clients."""
 
 from __future__ import annotations
 

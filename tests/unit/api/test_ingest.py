@@ -1,4 +1,4 @@
-"""Rows are read and checked with an error that names where and what."""
+"""Rows are read and checked; an error names the place and the fault."""
 
 from __future__ import annotations
 

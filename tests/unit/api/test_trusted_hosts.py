@@ -1,4 +1,4 @@
-"""Whom a farm without API keys answers, by the names that a browser or a program calls it."""
+"""Host names and origins that a farm without API keys answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = [{"key": "k" * 20}]
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Never called here."""
+    """App that is never called here."""
 
 
 def _check(*headers: tuple[str, str], **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""The measurement of what environments cost, run small."""
+"""The measurement of environment costs, with few repeats."""
 
 import math
 import subprocess

@@ -16,7 +16,7 @@ from gym.testing.stand_ins.fake_farm import FakeFarm
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a command did."""
+    """Outcome of a command."""
 
     code: int
     out: str
@@ -28,7 +28,7 @@ Run = Callable[..., Ran]
 
 @pytest.fixture
 def farm(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFarm]:
-    """A farm that the commands find through FARM_URL; its results come in pages of three."""
+    """A farm in memory that the commands find through FARM_URL; its results come in pages of three."""
     with FakeFarm(page_limit=3) as fake:
         monkeypatch.setenv("FARM_URL", fake.url)
         yield fake
@@ -52,7 +52,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 @pytest.fixture
 def write_rows(tmp_path: Path) -> Callable[..., Path]:
-    """Write rows, or lines that are none, into a file."""
+    """Write rows, or invalid lines, into a file."""
 
     def write(*rows: JsonObject | str) -> Path:
         path = tmp_path / "rows.jsonl"

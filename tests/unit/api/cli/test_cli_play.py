@@ -37,7 +37,7 @@ class Broken(Environment):
 
 @pytest.fixture
 def broken(tmp_path: Path) -> list[str]:
-    """Options that bring an environment which breaks where its row says."""
+    """Options for an environment that fails where its row says."""
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "farm.yaml").write_text(f"environments: ['{tmp_path}/broken.py:Broken']\n")
     return ["broken", "--config", str(tmp_path / "farm.yaml")]

@@ -1,4 +1,4 @@
-"""`farm redis-acl` prints a line for the server, and keeps the secret out of it."""
+"""`farm redis-acl` prints a command for the server, and keeps the secret out of it."""
 
 import hashlib
 import re

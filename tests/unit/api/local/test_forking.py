@@ -1,4 +1,4 @@
-"""Children from the fork server, which are `farm worker` while it looks for its Redis, or says what is wrong."""
+"""Children of the fork server: `farm worker` processes that wait for a Redis or report a wrong setting."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ async def test_a_fork_looks_and_is_placed_as_if_it_had_been_started_here(orders:
 async def test_exit_status_and_output_are_those_of_farm(orders: Orders) -> None:
     status, output = await orders.ended("worker", "--help")
     assert status == 0
-    assert "One Celery worker" in output
+    assert "Run one Celery worker" in output
     status, output = await orders.ended("dispatcher", "--nonsense")
     assert status == 2
     assert "--nonsense" in output

@@ -1,4 +1,4 @@
-"""What `farm up` settles before it starts anything."""
+"""Checks of `farm up` before it starts processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports of the proxy process: required modules, and packages that it does not need."""
+"""Packages that the proxy process must import, and those that it must not need."""
 
 import subprocess
 import sys

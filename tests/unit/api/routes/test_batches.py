@@ -1,4 +1,4 @@
-"""A batch as the API shows it: means that say null where there is nothing, and no secret."""
+"""The JSON of a batch: means are null without rollouts, and secrets are left out."""
 
 from __future__ import annotations
 

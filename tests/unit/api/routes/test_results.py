@@ -1,4 +1,4 @@
-"""Pages of results, put together without reading the records again."""
+"""Pages of results, assembled without parsing the records again."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_the_first_type_that_can_be_given_is_given(accept: str, expected: str) -
 
 
 class PlayedResults:
-    """Gives pages in turn; an error among them is raised."""
+    """Result log with predetermined pages; an error among them is raised."""
 
     def __init__(self, *pages: LogPage | Exception) -> None:
         self._pages = list(pages)
 
     async def wait(self, batch_id: str, *, after: str | None, timeout_s: float) -> None:
-        """Nothing to wait for."""
+        """Return at once."""
 
     async def page(self, batch_id: str, **_: object) -> LogPage:
         page = self._pages.pop(0)

@@ -1,4 +1,4 @@
-"""What a training cluster has to have installed."""
+"""Packages that a training cluster must have installed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Rows from files of every kind, and which of them are taken."""
+"""Rows from files of every kind, and selection of rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def save_to_disk(folder: Path, rows: list[dict[str, Any]], files: int = 1) -> None:
-    """What `datasets.Dataset.save_to_disk` of Hugging Face leaves: arrow streams and a state that names them."""
+    """Write the files of Hugging Face's `datasets.Dataset.save_to_disk`: arrow streams and a state that names them."""
     folder.mkdir(parents=True)
     names = []
     for number in range(files):

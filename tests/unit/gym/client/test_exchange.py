@@ -1,4 +1,4 @@
-"""When a request is asked again. No I/O."""
+"""Retries of requests. No I/O."""
 
 import random
 from typing import Any
@@ -97,7 +97,7 @@ def test_an_answer_that_is_not_json_is_an_error_of_the_tree() -> None:
 
 
 class Clock:
-    """Time that passes as the requests say."""
+    """Clock that advances as the requests say."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -107,7 +107,7 @@ class Clock:
 
 
 def until_given_up(answer: Response | Disconnected, policy: RetryPolicy, clock: Clock) -> int:
-    """How often a request is asked that is always answered like this."""
+    """Return how often a request is sent if every response is this one."""
     attempts = with_retries(flow(ASK), policy, random.Random(0))
     asked = 1
     request = next(attempts)
@@ -159,5 +159,5 @@ def test_a_client_that_asks_again_says_so_once_it_has_taken_a_while(caplog: pyte
     assert caplog.text == ""
     until_given_up(LOST, RetryPolicy(clock=clock, budget_s=30), clock)
     assert len(caplog.records) == 1
-    assert "asking the farm again for up to" in caplog.text
+    assert "retrying the request for up to" in caplog.text
     assert "lost" in caplog.text

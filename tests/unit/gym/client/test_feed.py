@@ -1,4 +1,4 @@
-"""Readers of leases and events, with the farm's answers played."""
+"""Readers of leases and events, with predetermined responses of the farm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def leased(*items: dict[str, Any], done: bool = False) -> bytes:
 
 
 def play(flow: Flow[Any], *answers: bytes) -> tuple[list[Request], Any]:
-    """The requests that a flow makes, and what it returns."""
+    """Return the requests of a flow, and its result."""
     requests: list[Request] = []
     waiting = list(answers)
     try:

@@ -1,4 +1,4 @@
-"""Answers as records."""
+"""Responses as records."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rows on their way out."""
+"""Checking and encoding of rows to send."""
 
 from datetime import date
 from typing import Any

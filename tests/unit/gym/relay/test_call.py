@@ -1,4 +1,4 @@
-"""A call as the farm's app sees it."""
+"""A relay call as the farm's app sees it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADERS = {"content-type": "application/json", "Authorization": "Bearer x", "x-a
 
 
 class Client:
-    """What a client would be told."""
+    """Recorder of the frames sent to a client."""
 
     def __init__(self, **changes: Any) -> None:
         head = {"method": "POST", "path": "/v1/a%20b", "query": "q=1", "headers": HEADERS, "last": True} | changes
@@ -41,7 +41,7 @@ class Client:
 
 
 async def settle() -> None:
-    """Let every task go as far as it can."""
+    """Let every task run as far as it can."""
     for _ in range(20 * WINDOW):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""A client's side of the relay, answered by hand."""
+"""The client's side of the relay, with predetermined messages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ GET = RelayRequest(method="GET", path="/v1/queues")
 
 
 class Farm:
-    """A server as far as a line can tell; time passes only while the line waits."""
+    """Server as a connection sees it; time passes only while the connection waits."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""What travels over the relay, and who may say it."""
+"""Frames of the relay, and the channels by which a sender is identified."""
 
 from typing import Any
 

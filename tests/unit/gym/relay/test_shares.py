@@ -1,4 +1,4 @@
-"""Clients of the relay share room without taking it from each other."""
+"""Clients of the relay share capacity without taking it from each other."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_place_goes_to_the_first_that_may_have_it() -> None:
 
     waiting = [asyncio.ensure_future(wait(name)) for name in ("a", "a", "b")]
     await waiting[2]  # its reserve is free
-    shares.give_back("b")  # the others are at their most all the same
+    shares.give_back("b")  # the others are at their limit all the same
     await asyncio.sleep(0)
     assert order == ["b"]
     shares.give_back("a")

@@ -1,4 +1,4 @@
-"""`farm environments init`; what it writes is run in tests/integration/environments."""
+"""`farm environments init`; tests/integration/environments runs the package that it writes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_folder_that_is_there_is_left_alone(run: Any, tmp_path: Path) -> None:
     (tmp_path / "coins").mkdir()
     done = run("environments", "init", "coins", "--into", str(tmp_path))
     assert done.code == 2
-    assert "is there already" in done.err
+    assert "already exists" in done.err
     assert list((tmp_path / "coins").iterdir()) == []
 
 

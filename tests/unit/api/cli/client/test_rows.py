@@ -46,7 +46,7 @@ def test_every_problem_is_counted_with_its_lines(tmp_path: Path) -> None:
     assert [lines for problem, lines in found.items() if "did you mean `weather`?" in problem] == [[4]]
     assert [lines for problem, lines in found.items() if "JSON object" in problem] == [[5]]
     assert [lines for problem, lines in found.items() if "responses_create_params" in problem] == [[6]]
-    assert (found["not JSON"], found["its task_id stands on an earlier line too"]) == ([7], [9])
+    assert (found["not JSON"], found["its task_id is already used on an earlier line"]) == ([7], [9])
     assert report["bad_rows"] == 7
 
 

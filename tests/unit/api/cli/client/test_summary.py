@@ -1,4 +1,4 @@
-"""The figures at the end of a batch."""
+"""The summary at the end of a batch."""
 
 import io
 from itertools import combinations

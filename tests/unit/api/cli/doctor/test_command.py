@@ -1,4 +1,4 @@
-"""What `farm doctor` sees."""
+"""Checks of `farm doctor`."""
 
 import json
 import socket

@@ -50,7 +50,7 @@ def user(text: str, **more: Any) -> dict[str, Any]:
 
 
 def joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a client makes of chunks."""
+    """Join chunks as a client does."""
     whole: dict[str, Any] = {"reasoning": "", "content": "", "calls": [], "token_ids": [], "logprobs": []}
     for chunk in chunks:
         for choice in chunk["choices"]:

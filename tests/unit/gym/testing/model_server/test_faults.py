@@ -41,7 +41,7 @@ async def error_of(http: aiohttp.ClientSession, body: Any) -> dict[str, Any]:
 
 
 async def settle(server: ScriptedModelServer, **wanted: int) -> None:
-    """Wait until the server's counts are so, ten seconds at most."""
+    """Wait until the server's counts have these values, ten seconds at most."""
     async with asyncio.timeout(10):
         while any(server.stats[name] != count for name, count in wanted.items()):  # noqa: ASYNC110  plain counts
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""The scripted server's `/v1/responses`: vLLM's shapes and its gaps; tests/vllm holds it against a real one."""
+"""The scripted server's `/v1/responses`: vLLM's shapes and its gaps; tests/vllm compares it with a real one."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ async def events(http: aiohttp.ClientSession, **body: Any) -> list[dict[str, Any
 
 
 def without_ids(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What a whole answer and a streamed one share: their ids, status of reasoning and log-probabilities differ."""
+    """Drop the fields in which a whole and a streamed response differ: ids, reasoning status, log-probabilities."""
     shared = [
         {name: value for name, value in item.items() if name not in ("id", "status", "call_id")} for item in items
     ]

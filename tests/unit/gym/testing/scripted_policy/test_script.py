@@ -1,4 +1,4 @@
-"""What the scripted policy answers."""
+"""Answers of the scripted policy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ SQL_TOOLS = [{"type": "function", "function": tool.schema} for tool in tools_of(
 def play(
     text: str, tools: list[dict[str, Any]] | None, answer: Callable[[ScriptedCall], str], *, role: str = "user"
 ) -> tuple[list[list[ScriptedCall]], ScriptedReply]:
-    """Run the policy against tools until it calls none: the calls of each turn, and the last reply."""
+    """Run the policy against tools until it calls none; return the calls of each turn and the last reply."""
     messages: list[dict[str, Any]] = [{"role": "user", "content": "go"}] if role != "user" else []
     messages.insert(0, {"role": role, "content": text})
     turns: list[list[ScriptedCall]] = []

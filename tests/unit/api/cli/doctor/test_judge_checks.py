@@ -1,17 +1,10 @@
-"""What farm doctor makes of the pool's Ray and of clocks."""
+"""Checks of the judge pool's Ray."""
 
 from __future__ import annotations
 
-import pytest
-
 from api.cli.doctor.checks import Level
-from api.cli.doctor.pool_checks import check_pool, clock_check
+from api.cli.doctor.judge_checks import check_pool
 from gym.config import load_settings
-
-
-@pytest.mark.parametrize(("offset_s", "level"), [(0.4, Level.OK), (-30.0, Level.WARN), (30.0, Level.WARN)])
-def test_clocks_that_are_apart_are_a_warning(offset_s: float, level: Level) -> None:
-    assert clock_check(offset_s).level == level
 
 
 def test_without_pooled_judges_ray_is_not_asked_for() -> None:
