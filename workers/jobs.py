@@ -1,17 +1,23 @@
-"""The jobs that Celery carries: thin, over `workers.rollouts.runtime`."""
+"""The jobs that Celery carries: thin, over `workers.process.slice_runtime`."""
 
 from __future__ import annotations
 
 from celery import Celery
 
 from gym.state.ledger.breakers import BreakerKey
-from workers.judging.runtime import JudgingRuntime
+from gym.state.ledger.judging import JudgeClaim
+from gym.state.ledger.rollouts import Claim
+from workers.judging.runner import JudgedRollout
 from workers.process.app import JUDGE_JOB, RUN_JOB
 from workers.process.loop import LoopThread
-from workers.rollouts.runtime import Runtime
+from workers.process.slice_runtime import F, Slice, SliceRuntime
+from workers.rollouts.runner import RunningRollout
+from workers.rollouts.suspects import SuspectRuns
 
 
-def register_jobs(app: Celery, loop: LoopThread, runtime: Runtime) -> None:
+def register_jobs(
+    app: Celery, loop: LoopThread, runtime: SliceRuntime[Claim, RunningRollout, int], suspects: SuspectRuns
+) -> None:
     """Bind the jobs to this process's loop."""
 
     @app.task(name=RUN_JOB, ignore_result=True)
@@ -23,17 +29,15 @@ def register_jobs(app: Celery, loop: LoopThread, runtime: Runtime) -> None:
         probe: str | None = None,
         alone: bool = False,
     ) -> None:
-        """A slice of one batch, by the ids of its rollouts; `probe` is the breaker that it is to try."""
-        members = [rollout.removeprefix(f"{batch_id}:") for rollout in rollouts]
-        wanted = list(zip(members, attempts, strict=True))
+        """Run a slice of one batch, by the ids of its rollouts; `probe` is the circuit breaker that it tries."""
+        job = _slice(batch_id, rollouts, attempts, probe, environment)
         if alone:
-            loop.submit(runtime.run_alone(batch_id, wanted)).result()
+            loop.submit(suspects.run(job)).result()
         else:
-            key = BreakerKey.parse(probe) if probe else None
-            loop.submit(runtime.run_slice(batch_id, environment, wanted, key)).result()
+            loop.submit(runtime.run(job)).result()
 
 
-def register_judge_jobs(app: Celery, loop: LoopThread, runtime: JudgingRuntime) -> None:
+def register_judge_jobs(app: Celery, loop: LoopThread, runtime: SliceRuntime[JudgeClaim, JudgedRollout, str]) -> None:
     """As `register_jobs`, for a judge worker."""
 
     @app.task(name=JUDGE_JOB, ignore_result=True)
@@ -44,7 +48,15 @@ def register_judge_jobs(app: Celery, loop: LoopThread, runtime: JudgingRuntime) 
         tokens: list[str],
         probe: str | None = None,
     ) -> None:
-        """A slice of one batch that asks one judge, by the ids of its rollouts; `probe` as of `run_rollouts`."""
-        members = [rollout.removeprefix(f"{batch_id}:") for rollout in rollouts]
-        key = BreakerKey.parse(probe) if probe else None
-        loop.submit(runtime.judge_slice(batch_id, list(zip(members, tokens, strict=True)), key)).result()
+        """Judge a slice of one batch that asks one judge, by the ids of its rollouts; `probe` as of `run_rollouts`."""
+        loop.submit(runtime.run(_slice(batch_id, rollouts, tokens, probe))).result()
+
+
+def _slice(batch_id: str, rollouts: list[str], fences: list[F], probe: str | None, environment: str = "") -> Slice[F]:
+    members = [rollout.removeprefix(f"{batch_id}:") for rollout in rollouts]
+    return Slice(
+        batch_id=batch_id,
+        wanted=list(zip(members, fences, strict=True)),
+        environment=environment,
+        probe=BreakerKey.parse(probe) if probe else None,
+    )

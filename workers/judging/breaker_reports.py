@@ -1,8 +1,8 @@
-"""What a judge worker tells the breakers of judges, and what it knows of them.
+"""Reports of a judge worker to the circuit breakers of judges, and its copy of them.
 
 A rollout whose try at judging found no answer counts as one failure of the judge that gave none, however often it
-tries. An answer is any that the judge gave, a refusal and one that cannot be read too. No attempt is owed to anybody,
-since judging uses none up.
+tries. An answer is any that the judge gave, a refusal and one that cannot be read too. No attempt is refunded, since
+judging uses none up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class JudgeBreakerReports:
             self._desk.reopen(key.name)
 
     async def ended(self, judged: JudgedRollout, error: RolloutError | None) -> None:
-        """A try is over, and is recorded after this: what its judges did is told where it matters to somebody."""
+        """Report the outcome of one judging attempt to the circuit breakers, before it is committed."""
         failed = self._blamed(error)
         if failed is not None and error is not None:
             await self._failed(failed, judged, error)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gym.batch import BatchSpec
 from gym.environments.registry import Registry
@@ -55,6 +56,20 @@ class JudgedRollout:
     began: float  # time.monotonic()
     probe: BreakerKey | None = None  # the breaker that it was let through to try
     committing: bool = False
+    stopping: bool = False  # it was told to end before its time
+    alone: bool = False
+    loose: bool = False
+    give_up_at: float = math.inf  # judging ends when it is cancelled
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self, task: asyncio.Task[None]) -> None:
+        """Tell it to end."""
+        self.stopping = True
+        task.cancel()
+
+    def find_stalled(self, now: float) -> bool:  # noqa: ARG002
+        """Return False: each question has a deadline."""
+        return False
 
     @property
     def ends_at(self) -> float:

@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class LeaseKeeper:
-    """Enters the worker in the books and keeps it there."""
+    """Registers the worker in Redis and renews its lease."""
 
     def __init__(self, url: str, keys: Keys, worker: str, *, ttl_s: float, describe: Callable[[], JsonObject]) -> None:
         self._redis = Redis.from_url(

@@ -1,4 +1,4 @@
-"""What a worker tells the breakers, and what it knows of them.
+"""Reports of a worker to the circuit breakers, and its copy of them.
 
 A success costs no round trip: signs of life are noted here, and reported only for what has failed somewhere lately,
 about once a second. A failure for want of infrastructure is one call, whose answer says whether it was the rollout's

@@ -47,7 +47,6 @@ class RunningRollout(Play):
     rollout: RolloutRef
     stalled: bool = False
     stopping: bool = False  # it was told to end before its time
-    handing_back: bool = False  # the next worker goes on with this attempt
     committing: bool = False  # its outcome is on the way; nothing may interrupt that
     loose: bool = False  # its outcome was recorded without it, since it would not end
     give_up_at: float = math.inf  # when that is done
@@ -63,6 +62,11 @@ class RunningRollout(Play):
         self.stopping = True
         self.give_up_at = min(self.give_up_at, time.monotonic() + LOOSE_S)
         task.cancel()
+
+    def find_stalled(self, now: float) -> bool:
+        """Return whether it has been idle for too long, and note that as the reason of its end."""
+        self.stalled = self.stalled or self.idle_s(now) > self.spec.limits.stall_timeout_s
+        return self.stalled
 
     def idle_s(self, now: float) -> float:
         """Seconds since anything happened in it; waiting for its turn counts as something."""
