@@ -33,7 +33,11 @@ def call(name: Any, arguments: Any) -> tuple[str, str]:
     """One call from decoded JSON; NotACall where no server could send it on."""
     if not isinstance(name, str):
         raise NotACall("the name of a call is no text")
-    text = json.dumps(arguments, ensure_ascii=False)
+    return encodable(name, json.dumps(arguments, ensure_ascii=False))
+
+
+def encodable(name: str, text: str) -> tuple[str, str]:
+    """Return both as they are; NotACall where UTF-8 cannot hold them."""
     try:
         name.encode(), text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,8 @@
 """Tool calls written as JSON: `hermes` and `llama3_json`.
 
 One call that cannot be read makes the whole reply plain text: a server that says half of what the model asked for
-would train it on the wrong thing. Behaves as vLLM's `tool_parsers/hermes_tool_parser.py` and `llama_tool_parser.py`.
+would train it on the wrong thing. Behaves as vLLM's `tool_parsers/hermes_tool_parser.py` and `llama_tool_parser.py`,
+but for tags within JSON, arguments given as JSON text, and prose with braces after a call.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from gym.wire.parsers.found import NotACall, ParsedCalls, call
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _DECODER = json.JSONDecoder()
 _BRACE = re.compile(r"\{")
+_BEGINS_OBJECT = re.compile(r'\{\s*+["}]')
+_SPACE = re.compile(r"\s*+")
 
 
 def hermes(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG001 - one signature for all tool parsers
@@ -35,9 +38,16 @@ def hermes(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG001 -
 
 
 def _bodies(text: str, start: int) -> Iterator[str]:
+    """Yield the text between each pair of tags; a tag within the JSON is part of it."""
     while start >= 0:
         start += len(_OPEN)
-        end = text.find(_CLOSE, start)
+        begin = _SPACE.match(text, start)
+        place = begin.end() if begin else start
+        try:
+            _, inside = _DECODER.raw_decode(text, place)
+        except json.JSONDecodeError:
+            inside = start
+        end = text.find(_CLOSE, inside)
         if end < 0:
             yield text[start:]
             return
@@ -48,17 +58,21 @@ def _bodies(text: str, start: int) -> Iterator[str]:
 def llama_json(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG001 - one signature for all tool parsers
     """JSON objects with `name` and `parameters` (or `arguments`), `;` or anything else between them.
 
-    Any `{` outside an object already read must begin a call, else the reply is plain text. With calls there is no
-    content: `<|python_tag|>` and the text around the objects are lost.
+    The first `{` must begin a call. After a call, braces of prose and objects without a name are skipped; an object
+    that is cut, or that has a name and is no call, makes the reply plain text. With calls there is no content:
+    `<|python_tag|>` and the text around the objects are lost.
     """
-    calls = []
+    calls: list[tuple[str, str]] = []
     end = -1
     try:
         for brace in _BRACE.finditer(text):
-            # A brace that touches the object before it counts as inside: so does the server, which then gives up.
-            if brace.start() > end:
-                value, end = _DECODER.raw_decode(text, brace.start())
-                calls.append(_named(value, "arguments" if "arguments" in value else "parameters"))
+            start = brace.start()
+            if start < end or (calls and not _BEGINS_OBJECT.match(text, start)):
+                continue
+            value, end = _DECODER.raw_decode(text, start)
+            arguments = "arguments" if "arguments" in value else "parameters"
+            if not calls or arguments in value or '"name"' in text[start:end]:
+                calls.append(_named(value, arguments))
     except (ValueError, RecursionError):
         return ParsedCalls((), text)
     return ParsedCalls(tuple(calls), None if calls else text)
@@ -67,4 +81,16 @@ def llama_json(text: str, tools: list[JsonObject]) -> ParsedCalls:  # noqa: ARG0
 def _named(value: Any, arguments: str) -> tuple[str, str]:
     if not isinstance(value, dict) or "name" not in value or arguments not in value:
         raise NotACall(f"a call is an object with `name` and `{arguments}`")
-    return call(value["name"], value[arguments])
+    given = value[arguments]
+    if isinstance(given, str):
+        given = _decoded(given)
+    return call(value["name"], given)
+
+
+def _decoded(text: str) -> Any:
+    """Return the object that a JSON text holds, else the text, which makes the call malformed."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, dict) else text

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from gym.jsontypes import JsonObject
 
+_WHOLE = re.compile(r"\s*[+-]?[0-9]+\s*")
 _SAME_AS = {
     "string": ("str", "text", "varchar", "char", "enum"),
     "integer": ("int", "int32", "int64", "uint", "uint32", "uint64", "long", "short", "unsigned"),
@@ -76,6 +78,8 @@ def _null(text: str) -> None:
 
 
 def _number(text: str) -> int | float:
+    if _WHOLE.fullmatch(text):
+        return int(text)
     value = float(text)
     if not math.isfinite(value):
         raise ValueError("JSON has no such number")
