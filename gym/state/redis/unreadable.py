@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 import msgpack
-import orjson
 from redis.exceptions import AuthenticationError, NoPermissionError, OutOfMemoryError, RedisError
 
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.state.redis.store import will_pass
 
 P = ParamSpec("P")
@@ -71,7 +71,7 @@ def complain(what: str, name: str | bytes, error: Exception) -> None:
 
 def read_object(text: bytes) -> JsonObject:
     """Return a JSON object. Raises a decode error for anything else."""
-    value = orjson.loads(text)
+    value = exact_json.loads(text)
     if not isinstance(value, dict):
         raise TypeError(f"a JSON object was expected, this is {type(value).__name__}")
     return value
