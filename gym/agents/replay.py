@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
-import orjson
 
 from gym.agents.base import Episode, Model
 from gym.jsontypes import JsonObject
 from gym.model_client.client import ModelReply, ModelRequest
+from gym.plain import exact_json
 from gym.results.record import pack_segment, unpack_segment
 from gym.trajectory import ModelCall, Segment, TurnTokens, Usage
 
@@ -103,10 +103,10 @@ class Replay:
 
 def request_digest(params: JsonObject) -> bytes:
     """The same for the same request."""
-    head = orjson.dumps({name: params[name] for name in params if name != "input"}, option=orjson.OPT_SORT_KEYS)
+    head = exact_json.dumps({name: params[name] for name in params if name != "input"}, sort_keys=True)
     digest = hashlib.blake2b(head, digest_size=16)
     for item in params["input"]:
-        digest.update(orjson.dumps(item, option=orjson.OPT_SORT_KEYS))
+        digest.update(exact_json.dumps(item, sort_keys=True))
     return digest.digest()
 
 
@@ -156,7 +156,7 @@ def pack(calls: Sequence[RecordedCall], *, attempt: int, elapsed_s: float, most_
             entries.append(
                 {
                     "digest": each.digest,
-                    "items": orjson.dumps(each.items),
+                    "items": exact_json.dumps(each.items),
                     "tokens": tokens,
                     "endpoint": call.endpoint,
                     "started_s": call.started_s,
@@ -205,7 +205,7 @@ def unpack(packed: bytes, *, attempt: int, model: Model) -> Replay | None:
 
 
 def _call(turn: int, entry: JsonObject, segments: Sequence[Segment]) -> RecordedCall:
-    items = orjson.loads(entry["items"])
+    items = exact_json.loads(entry["items"])
     sampled = None
     if entry["tokens"] is not None:
         number, start, end, ended = entry["tokens"]

@@ -270,8 +270,8 @@ def _tool_calls(items: Sequence[JsonObject]) -> list[ToolCall]:
         if answer is None:
             continue
         try:
-            arguments = json.loads(call["arguments"])
-        except (ValueError, RecursionError):
+            arguments = exact_json.loads(call["arguments"])
+        except ValueError:
             arguments = None
         output = answer["output"] if isinstance(answer["output"], str) else json.dumps(answer["output"])
         calls.append(ToolCall(call["name"], arguments if isinstance(arguments, dict) else None, output, failed=False))

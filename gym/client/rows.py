@@ -9,10 +9,9 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import orjson
-
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.task import bad_row, read_header
 
 MAX_INLINE_ROWS = 1_000
@@ -77,13 +76,13 @@ def _encode_without_id(row: JsonObject, line: bytes) -> bytes:
     """The members of a row's JSON text after its opening brace, with no `task_id` among them."""
     if "task_id" not in row:
         return line[1:]
-    return orjson.dumps({name: value for name, value in row.items() if name != "task_id"})[1:]
+    return exact_json.dumps({name: value for name, value in row.items() if name != "task_id"})[1:]
 
 
 def _encode(row: JsonObject, number: int) -> bytes:
     try:
-        line = orjson.dumps(row)
-    except TypeError as error:
+        line = exact_json.dumps_flat(row)
+    except (TypeError, ValueError) as error:
         path, reason = _find_fault(row) or ("", str(error))
         raise bad_row(number, path, reason) from None
     # orjson writes NaN as null, which would change the row in silence
@@ -102,8 +101,8 @@ def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str,
         return path, f"{value} has no form in JSON; leave it out or send it as text"
     if not isinstance(value, dict | list | tuple):
         try:
-            orjson.dumps(value)
-        except TypeError as error:
+            exact_json.dumps(value)
+        except (TypeError, ValueError) as error:
             return path, f"a value of type {type(value).__name__} cannot be sent as JSON: {error}"
         return None
     if id(value) in above:

@@ -17,6 +17,7 @@ import orjson
 # digits become "0", a point stays, all else becomes a blank: a long integer is then nineteen zeros after a blank
 _SHAPE = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x2E if byte == 0x2E else 0x20 for byte in range(256))
 _LONG = b"0" * 19
+MOST_LEVELS = 254  # that orjson writes
 _OVERFLOW = "number is infinity"  # what orjson says of a number of more than 308 digits
 
 
@@ -31,7 +32,20 @@ def dumps(value: Any, *, sort_keys: bool = False, default: Callable[[Any], Any] 
         return _dumps_exactly(value, sort_keys=sort_keys, default=default)
 
 
+def dumps_flat(value: Any, *, sort_keys: bool = False) -> bytes:
+    """As `dumps`, of at most the 254 levels that orjson writes. Raises ValueError for more."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if sort_keys else 0)
+    except TypeError:
+        if is_deeper(value, MOST_LEVELS):
+            raise ValueError(f"it is nested deeper than {MOST_LEVELS} levels") from None
+        return _dumps_exactly(value, sort_keys=sort_keys, default=None)
+
+
 def _dumps_exactly(value: Any, *, sort_keys: bool, default: Callable[[Any], Any] | None) -> bytes:
+    def plain(each: Any) -> Any:
+        return orjson.loads(orjson.dumps(each, default))  # what orjson writes of itself: fragments, dataclasses
+
     def text(*, ascii_only: bool) -> str:
         return json.dumps(
             value,
@@ -39,7 +53,7 @@ def _dumps_exactly(value: Any, *, sort_keys: bool, default: Callable[[Any], Any]
             allow_nan=False,
             separators=(",", ":"),
             sort_keys=sort_keys,
-            default=default,
+            default=plain,
         )
 
     try:

@@ -115,9 +115,8 @@ def results(
     as_json: AsJson = False,
 ) -> None:
     """The results that are there now; with --json one per line."""
-    import orjson
-
     from api.cli.client.tables import results_table
+    from gym.plain import exact_json
 
     if as_json and out is None:
         out = Path("-")
@@ -132,7 +131,7 @@ def results(
         count = 0
         with _opened(out) as file:
             while items := reader.page(wait_s=0):
-                file.writelines(orjson.dumps(result.raw) + b"\n" for result in items)
+                file.writelines(exact_json.dumps(result.raw) + b"\n" for result in items)
                 count += len(items)
     end = "all there will be" if reader.done else "more will come: the batch is not done"
     progress_console().print(f"{count} results in {out}; {end}")

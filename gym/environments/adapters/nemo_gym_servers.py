@@ -26,6 +26,7 @@ from gym.errors import BadRow, EnvironmentFailed, EnvironmentUnavailable, Stage
 from gym.jsontypes import JsonObject
 from gym.model_client.http.guarded import connector_to
 from gym.model_client.http.hosts import HostRules, hosts_of
+from gym.plain import exact_json
 from gym.wire.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.wire.nemo_gym_resources import close_request, said
 
@@ -101,7 +102,7 @@ class Servers:
         """
         self._enter()
         try:
-            return await self._seeded_somewhere(orjson.dumps(row))
+            return await self._seeded_somewhere(exact_json.dumps(row))
         except BaseException:
             await self._leave()
             raise
