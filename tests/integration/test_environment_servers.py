@@ -174,9 +174,15 @@ def test_integers_of_any_length_reach_servers_and_results_as_the_row_has_them(ht
     (packed,) = exact_msgpack.unpackb(page)["items"]
     assert packed["responses_create_params"] == found["responses_create_params"]
 
-    played = {"seed": long, "responses_create_params": {"input": f"[[say {long}]]"}}
+    script = f"[[say <action>{long}</action>]]"
+    played = {"seed": long, "responses_create_params": {"input": [{"role": "system", "content": script}]}}
     (guessed,) = results(http, submitted(http, "guess", [played]))
     assert (guessed["outcome"], guessed["reward"]) == ("succeeded", 1.0), guessed["error"]
+    opened = http.post("/v1/environments/guess/sessions", json={"row": played}).raise_for_status().json()
+    path = f"/v1/sessions/{opened['session_id']}"
+    step = http.post(f"{path}/step", json={"action": {"number": long}}).raise_for_status().json()
+    assert (step["observation"], step["reward"], step["done"]) == ("right", 1.0, True)
+    http.delete(path).raise_for_status()
 
 
 def test_a_killed_server_fails_the_rollouts_that_it_had_and_another_attempt_runs_them(
