@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import orjson
+
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
 from gym.plain import exact_json
@@ -81,14 +83,23 @@ def _encode_without_id(row: JsonObject, line: bytes) -> bytes:
 
 def _encode(row: JsonObject, number: int) -> bytes:
     try:
-        line = exact_json.dumps_flat(row)
-    except (TypeError, ValueError) as error:
-        path, reason = _find_fault(row) or ("", str(error))
-        raise bad_row(number, path, reason) from None
+        line = orjson.dumps(row)
+    except TypeError:
+        if (fault := _find_fault(row)) is not None:
+            raise bad_row(number, *fault) from None
+        line = _encode_exactly(row, number)
     # orjson writes NaN as null, which would change the row in silence
     if b"null" in line and (fault := _find_fault(row)) is not None:
         raise bad_row(number, *fault)
     return line
+
+
+def _encode_exactly(row: JsonObject, number: int) -> bytes:
+    """A row with integers of more than 64 bits."""
+    try:
+        return exact_json.dumps_flat(row)
+    except (TypeError, ValueError) as error:
+        raise bad_row(number, "", str(error)) from None
 
 
 def _find_fault(row: object) -> tuple[str, str] | None:
@@ -100,9 +111,11 @@ def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str,
     if isinstance(value, float) and not math.isfinite(value):
         return path, f"{value} has no form in JSON; leave it out or send it as text"
     if not isinstance(value, dict | list | tuple):
+        if isinstance(value, int):
+            return None
         try:
-            exact_json.dumps(value)
-        except (TypeError, ValueError) as error:
+            orjson.dumps(value)
+        except TypeError as error:
             return path, f"a value of type {type(value).__name__} cannot be sent as JSON: {error}"
         return None
     if id(value) in above:

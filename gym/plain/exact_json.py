@@ -43,6 +43,8 @@ def dumps_flat(value: Any, *, sort_keys: bool = False) -> bytes:
 
 
 def _dumps_exactly(value: Any, *, sort_keys: bool, default: Callable[[Any], Any] | None) -> bytes:
+    _check_names(value)
+
     def plain(each: Any) -> Any:
         return orjson.loads(orjson.dumps(each, default))  # what orjson writes of itself: fragments, dataclasses
 
@@ -63,6 +65,21 @@ def _dumps_exactly(value: Any, *, sort_keys: bool, default: Callable[[Any], Any]
             return text(ascii_only=True).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _check_names(value: Any) -> None:
+    """Raise TypeError for a name that is no text: `json` would write another one."""
+    level = [value]
+    while level:
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                if not all(isinstance(name, str) for name in each):
+                    raise TypeError("Dict key must be str")
+                below += each.values()
+            elif isinstance(each, list | tuple):
+                below += each
+        level = below
 
 
 def loads(data: bytes | bytearray | str) -> Any:
@@ -111,14 +128,14 @@ def _no_constant(name: str) -> NoReturn:
 
 def is_deeper(value: Any, most: int) -> bool:
     """Whether objects and lists are nested in more than `most` levels."""
-    level = [value]
-    for _ in range(most + 1):
+    level = [value] if isinstance(value, dict | list | tuple) else []
+    for _ in range(most):
         level = [
             inner
             for each in level
-            if isinstance(each, dict | list)
             for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list | tuple)
         ]
         if not level:
             return False
-    return True
+    return bool(level)

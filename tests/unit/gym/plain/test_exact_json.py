@@ -73,10 +73,18 @@ def test_depth_is_a_value_error_and_never_a_recursion_error() -> None:
         value = value[0]
 
 
+@pytest.mark.parametrize("name", [1, None, 1.5, True])
+def test_a_name_that_is_no_text_is_a_type_error_beside_a_long_integer_too(name: object) -> None:
+    with pytest.raises(TypeError, match="key must be"):
+        exact_json.dumps([{"a": LONG}, {"b": {name: 1}}])
+
+
+@pytest.mark.parametrize("innermost", [1, [], {}])
 @pytest.mark.parametrize("levels", [0, 1, 7])
-def test_depth_counts_objects_and_lists(levels: int) -> None:
-    value: Any = 1
-    for number in range(levels):
+def test_depth_counts_objects_and_lists(levels: int, innermost: object) -> None:
+    value: Any = innermost
+    levels += innermost != 1
+    for number in range(levels - (innermost != 1)):
         value = [0, value] if number % 2 else {"a": value, "b": 0}
     assert not exact_json.is_deeper(value, levels)
     assert levels == 0 or exact_json.is_deeper(value, levels - 1)
