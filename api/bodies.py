@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from api.errors import invalid_body
 from gym.errors import Invalid, Malformed, TooLarge, UnsupportedMedia
 from gym.jsontypes import JsonObject
-from gym.plain import json_bounds
+from gym.plain import exact_json, json_bounds
 
 JSON_TYPES = frozenset({"application/json"})
 NDJSON_TYPES = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
@@ -155,19 +155,22 @@ def too_deep(**details: Any) -> Invalid:
     )
 
 
-async def read_model(request: Request, model: type[ModelT], *, limit: int, code: str, what: str) -> ModelT:
+async def read_model(
+    request: Request, model: type[ModelT], *, limit: int, code: str, what: str, exact: bool = False
+) -> ModelT:
     """Read a JSON body into a model. Raises RequestError for every fault that a body can have."""
     check_content_type(request, JSON_TYPES)
     body = await read_body(request, limit)
     data = parse_object(body or b"{}", what=what)
-    return check_model(model, data, code=code, what=what)
+    return check_model(model, data, code=code, what=what, exact=exact)
 
 
-def check_model(model: type[ModelT], data: JsonObject, *, code: str, what: str) -> ModelT:
-    """Validate a value with a model. Raises Invalid, also for a value that can be read but not stored."""
+def check_model(model: type[ModelT], data: JsonObject, *, code: str, what: str, exact: bool = False) -> ModelT:
+    """Raises Invalid, also for what could be read but not be stored; `exact` takes integers of more than 64 bits."""
     try:
         checked = model.model_validate(data)
-        orjson.dumps([[[[checked.model_dump(mode="json")]]]])  # levels for the envelope that is stored
+        write = exact_json.dumps_flat if exact else orjson.dumps
+        write([[[[checked.model_dump(mode="json")]]]])  # room for what it is stored and shown in
     except ValidationError as error:
         raise invalid_body(error, code=code, what=what) from None
     except (orjson.JSONEncodeError, RecursionError, ValueError):
@@ -177,4 +180,4 @@ def check_model(model: type[ModelT], data: JsonObject, *, code: str, what: str) 
 
 def json_response(value: Any, status: int = 200) -> Response:
     """Return a JSON response."""
-    return Response(orjson.dumps(value), status_code=status, media_type="application/json")
+    return Response(exact_json.dumps(value), status_code=status, media_type="application/json")

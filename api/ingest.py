@@ -19,7 +19,7 @@ from gym.environments.registry import Registry
 from gym.environments.row_requests import Api, check_request
 from gym.errors import Invalid, NotFound, TooLarge
 from gym.jsontypes import JsonObject
-from gym.plain import json_bounds
+from gym.plain import exact_json, json_bounds
 from gym.state.ledger.submission import StagedRow, Staging, canonical_digest
 from gym.state.redis.driver import RedisError
 from gym.state.redis.store import Store
@@ -198,8 +198,8 @@ def unknown_environment(registry: Registry, name: str, where: JsonObject) -> Inv
 
 def _encode(value: object, *, row: int, line: int | None) -> bytes:
     try:
-        return orjson.dumps(value)
-    except orjson.JSONEncodeError:
+        return exact_json.dumps_flat(value)
+    except (TypeError, ValueError):
         raise bad_row(row, "", f"it is nested deeper than {MAX_ROW_DEPTH} levels", line=line) from None
 
 

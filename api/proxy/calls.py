@@ -11,8 +11,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from api.proxy.dialects import DIALECTS, PASSED_RESPONSES, Dialect
 from api.proxy.errors import CannotCount, ContextTooLong, Problem
 from api.proxy.exchange import AsgiExchange
@@ -26,6 +24,7 @@ from gym.model_client.http import hops as hops_of
 from gym.model_client.http.streaming import chunks_of
 from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import tokenize_request
+from gym.plain import exact_json
 from gym.state.policies import PolicyCache
 from gym.trajectory import TurnTokens
 from gym.wire.chat.request import to_completion
@@ -156,7 +155,7 @@ class Calls:
         """Run a call outside any rollout. Raises RequestError, ModelUnreachable, ModelRejected."""
         call.call_id = secrets.token_hex(12)
         # requests with the same beginning share an endpoint, to use its prefix cache
-        sticky_key = f"{zlib.crc32(orjson.dumps(call.chat['messages'][:2])):08x}"
+        sticky_key = f"{zlib.crc32(exact_json.dumps(call.chat['messages'][:2])):08x}"
         reply = await self.send(call, sticky_key=sticky_key)
         if isinstance(reply, OverflowReply):
             raise ContextTooLong(reply.message)

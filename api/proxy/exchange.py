@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from gym.errors import Malformed, RequestTimedOut, TooLarge, UnsupportedMedia
 from gym.jsontypes import JsonObject
-from gym.plain import json_bounds
+from gym.plain import exact_json, json_bounds
 
 _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
@@ -25,6 +25,7 @@ _STREAM_HEADERS = [
 
 BODY_S = 120.0
 BODY_STALL_S = 20.0
+MOST_DEPTH = 240  # levels that every writer of JSON on the way takes
 
 
 class ClientLeft(Exception):
@@ -64,6 +65,8 @@ class AsgiExchange:
             raise TooLarge("too_many_values", f"the body cannot be taken: {error}") from None
         except orjson.JSONDecodeError as error:
             raise Malformed("malformed_json", f"the body is no JSON: {error}") from error
+        if data.count(b"{") + data.count(b"[") > MOST_DEPTH and exact_json.is_deeper(body, MOST_DEPTH):
+            raise Malformed("malformed_json", f"the body is nested deeper than {MOST_DEPTH} levels; send it flatter")
         if not isinstance(body, dict):
             raise Malformed("malformed_json", "the body is JSON but no object")
         return body
@@ -115,7 +118,7 @@ class AsgiExchange:
 
     async def answer(self, status: int, body: JsonObject, headers: dict[str, str] | None = None) -> None:
         """Send the whole answer as JSON."""
-        data = orjson.dumps(body, default=str)
+        data = exact_json.dumps(body, default=str)
         raw = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
         raw += [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
         self.started = self._ended = True

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
-import orjson
 from fastapi import APIRouter, Header, Request, Response
 
 from api.bodies import JSON_TYPES, check_content_type, json_response, parse_object, read_body
@@ -25,6 +24,7 @@ from api.shutdown import shutting_down
 from gym.errors import Conflict, Invalid, Overloaded, RequestError, TooLarge, Unavailable
 from gym.ids import RolloutRef, is_id, new_id
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.state.ledger.submission import StagedRow, canonical_digest
 from gym.state.redis.driver import RedisError
 from gym.wire.nemo_gym import aggregate_metrics, config_yaml, failed_response, row_key, verify_response
@@ -86,7 +86,7 @@ async def run_row(
             farm, lambda: farm.shutdown.bounded(farm.single_rows.result(rollout, wait_s=WAIT_SLICE_S))
         )
         if result is not None:
-            return Response(orjson.dumps(verify_response(row, result)), media_type="application/json")
+            return Response(exact_json.dumps(verify_response(row, result)), media_type="application/json")
         if farm.shutdown.has_begun():
             raise shutting_down()
     raise Unavailable(

@@ -110,7 +110,7 @@ async def close_session(session_id: str, farm: Farm) -> Response:
 
 async def _body(request: Request, farm: Services, model: type[ModelT], what: str) -> ModelT:
     limit = farm.settings.api.max_row_bytes + 4096
-    return await read_model(request, model, limit=limit, code="invalid_request", what=what)
+    return await read_model(request, model, limit=limit, code="invalid_request", what=what, exact=True)
 
 
 def _checked(session_id: str) -> str:

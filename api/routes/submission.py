@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from api.bodies import (
@@ -58,7 +57,7 @@ async def create_batch(request: Request, farm: Farm) -> Response:
     spec = check_model(BatchSpec, options, code="invalid_batch", what="the batch")
     try:
         digest = canonical_digest(body)
-    except orjson.JSONEncodeError:
+    except (TypeError, ValueError):
         raise too_deep() from None
     batch_id = spec.batch_id or new_id("batch")
     if spec.batch_id is not None and await existing(farm.store, batch_id, digest) is not None:

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgpack
-import orjson
 
 from gym.agents.base import Episode, Model
 from gym.jsontypes import JsonObject
 from gym.model_client.client import ModelReply, ModelRequest
+from gym.plain import exact_json
 from gym.results.record import pack_segment, unpack_segment
 from gym.trajectory import CallFacts, ModelCall, Segment, TurnTokens, Usage
 
@@ -90,10 +90,10 @@ class Replay:
 
 def request_digest(params: JsonObject) -> bytes:
     """Return a digest that is equal for equal requests."""
-    head = orjson.dumps({name: params[name] for name in params if name != "input"}, option=orjson.OPT_SORT_KEYS)
+    head = exact_json.dumps({name: params[name] for name in params if name != "input"}, sort_keys=True)
     digest = hashlib.blake2b(head, digest_size=16)
     for item in params["input"]:
-        digest.update(orjson.dumps(item, option=orjson.OPT_SORT_KEYS))
+        digest.update(exact_json.dumps(item, sort_keys=True))
     return digest.digest()
 
 
@@ -144,7 +144,7 @@ def pack(calls: Sequence[RecordedCall], *, attempt: int, elapsed_s: float, most_
             entries.append(
                 {
                     "digest": each.digest,
-                    "items": orjson.dumps(each.items),
+                    "items": exact_json.dumps(each.items),
                     "tokens": tokens,
                     "endpoint": facts.endpoint,
                     "started_s": facts.started_s,
@@ -193,7 +193,7 @@ def unpack(packed: bytes, *, attempt: int, model: Model) -> Replay | None:
 
 
 def _call(turn: int, entry: JsonObject, segments: Sequence[Segment]) -> RecordedCall:
-    items = orjson.loads(entry["items"])
+    items = exact_json.loads(entry["items"])
     sampled = None
     if entry["tokens"] is not None:
         number, start, end, ended = entry["tokens"]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import msgpack
 
 from gym.captures.conversation import Head, chain, count_items, pack_tokens
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json, exact_msgpack
 from gym.state.redis.capture_keys import CaptureKeys
 from gym.trajectory import CallFacts, TurnTokens, Usage
 
@@ -19,6 +17,8 @@ MOST_BEGINNINGS = 1000
 
 # fields of a chat request that differ between the calls of a conversation
 NO_SETTINGS = frozenset({"messages", "stream", "stream_options"})
+_SAID = ("settings", "messages", "completion")
+_AS_JSON = "said"  # these, as JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,13 +174,15 @@ def _counts(usage: Usage) -> Sequence[int]:
 
 
 def pack(record: JsonObject) -> bytes:
-    """Return a record as it is stored."""
-    packed: bytes = msgpack.packb(record)
-    return packed
+    """A record as it is stored; what msgpack cannot nest is JSON in it."""
+    try:
+        return exact_msgpack.packb(record)
+    except ValueError:
+        said = {name: record[name] for name in _SAID if name in record}
+        return exact_msgpack.packb({**record, **dict.fromkeys(said), _AS_JSON: exact_json.dumps(said)})
 
 
 def unpack(packed: bytes) -> JsonObject:
-    """Return a record that `pack` packed."""
-    record: Any = msgpack.unpackb(packed, strict_map_key=False)
-    found: JsonObject = record
-    return found
+    """What `pack` stored."""
+    record: JsonObject = exact_msgpack.unpackb(packed)
+    return record | exact_json.loads(record.pop(_AS_JSON)) if _AS_JSON in record else record

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-import orjson
-
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.trajectory import CallFacts, ModelCall, Segment, ToolCall, Trajectory, TurnTokens, Usage
 from gym.wire.chat.completion import calls_of, choice_of, finish_of, reasoning_of, refusals_of, text_of
 from gym.wire.history import answered_calls
@@ -86,7 +85,7 @@ def chain(messages: Sequence[JsonObject], before: bytes = b"") -> list[bytes]:
 
 def body_digest(*parts: JsonObject | str) -> bytes:
     """Return a digest of JSON values that does not depend on the order of keys."""
-    return _digest(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS))
+    return _digest(exact_json.dumps(parts, sort_keys=True))
 
 
 def _digest(data: bytes | memoryview) -> bytes:
@@ -102,7 +101,7 @@ def _canonical(message: JsonObject) -> bytes:
         if isinstance(content, list) and len(content) == 1 and content[0].get("type") == "text":
             content = content[0].get("text")
         said = [message.get("role"), content or "", message.get("tool_call_id")]
-    return orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
+    return exact_json.dumps(said, sort_keys=True)
 
 
 def _arguments(text: str) -> str:
@@ -142,7 +141,7 @@ def input_items(messages: Sequence[JsonObject], *, id_prefix: str) -> list[JsonO
                 call_id = message.get("tool_call_id")
                 items.append({"type": "function_call_output", "call_id": call_id, "output": content})
             case role if role == ITEM_ROLE:
-                items.append(orjson.loads(message["content"]))
+                items.append(exact_json.loads(message["content"]))
             case role:
                 items.append({"role": role, "content": content})
     return items
@@ -274,8 +273,8 @@ def _tool_calls(items: Sequence[JsonObject]) -> list[ToolCall]:
         if answer is None:
             continue
         try:
-            arguments = json.loads(call["arguments"])
-        except (ValueError, RecursionError):
+            arguments = exact_json.loads(call["arguments"])
+        except ValueError:
             arguments = None
         output = answer["output"] if isinstance(answer["output"], str) else json.dumps(answer["output"])
         calls.append(ToolCall(call["name"], arguments if isinstance(arguments, dict) else None, output, failed=False))

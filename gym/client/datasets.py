@@ -18,6 +18,7 @@ import orjson
 
 from gym.errors import Invalid, Malformed, SettingsError
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 
 RowT = TypeVar("RowT")
 
@@ -130,7 +131,7 @@ def _json_lines(text: bytes) -> Iterator[DatasetLine]:
         if not line.strip():
             continue
         try:
-            yield DatasetLine(number=number, row=orjson.loads(line))
+            yield DatasetLine(number=number, row=exact_json.loads(line))
         except orjson.JSONDecodeError as error:
             yield DatasetLine(number=number, fault=f"not JSON: {error}")
 
@@ -200,7 +201,7 @@ def _row(cells: dict[str, Any]) -> JsonObject:
     params = row.get("responses_create_params")
     if isinstance(params, str) and params.lstrip().startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
-            row["responses_create_params"] = orjson.loads(params)
+            row["responses_create_params"] = exact_json.loads(params)
     return row
 
 

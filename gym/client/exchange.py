@@ -32,6 +32,7 @@ from gym.errors import (
     Unavailable,
 )
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ class Response:
     def json(self) -> Any:
         """Decode the body. Raises FarmError if it is not JSON."""
         try:
-            return orjson.loads(self.body)
+            return exact_json.loads(self.body)
         except orjson.JSONDecodeError:
             start = self.body[:80].decode(errors="replace")
             raise FarmError(f"the answer is not JSON but starts {start!r}; is this the farm's address?") from None

@@ -13,6 +13,7 @@ import orjson
 
 from gym.errors import Invalid
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.task import bad_row, read_header
 
 MAX_INLINE_ROWS = 1_000
@@ -77,19 +78,28 @@ def _encode_without_id(row: JsonObject, line: bytes) -> bytes:
     """Return the members of a row's JSON text after its opening brace, with no `task_id` among them."""
     if "task_id" not in row:
         return line[1:]
-    return orjson.dumps({name: value for name, value in row.items() if name != "task_id"})[1:]
+    return exact_json.dumps({name: value for name, value in row.items() if name != "task_id"})[1:]
 
 
 def _encode(row: JsonObject, number: int) -> bytes:
     try:
         line = orjson.dumps(row)
-    except TypeError as error:
-        path, reason = _find_fault(row) or ("", str(error))
-        raise bad_row(number, path, reason) from None
-    # orjson writes NaN as null, which would silently change the row
+    except TypeError:
+        if (fault := _find_fault(row)) is not None:
+            raise bad_row(number, *fault) from None
+        line = _encode_exactly(row, number)
+    # orjson writes NaN as null, which would change the row in silence
     if b"null" in line and (fault := _find_fault(row)) is not None:
         raise bad_row(number, *fault)
     return line
+
+
+def _encode_exactly(row: JsonObject, number: int) -> bytes:
+    """A row with integers of more than 64 bits."""
+    try:
+        return exact_json.dumps_flat(row)
+    except (TypeError, ValueError) as error:
+        raise bad_row(number, "", str(error)) from None
 
 
 def _find_fault(row: object) -> tuple[str, str] | None:
@@ -101,6 +111,8 @@ def _fault_in(value: object, path: str, *, above: tuple[int, ...]) -> tuple[str,
     if isinstance(value, float) and not math.isfinite(value):
         return path, f"{value} cannot be written as JSON; leave it out or send it as a string"
     if not isinstance(value, dict | list | tuple):
+        if isinstance(value, int):
+            return None
         try:
             orjson.dumps(value)
         except TypeError as error:

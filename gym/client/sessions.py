@@ -15,12 +15,11 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
 from gym.client.exchange import Flow, Request
 from gym.client.transport import AsyncTransport, SyncTransport
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.reward import Reward
 
 
@@ -65,7 +64,7 @@ def open_session(
     if seed is not None:
         body["seed"] = seed
     response = yield Request(
-        method="POST", path=f"/v1/environments/{quote(environment, safe='')}/sessions", body=[orjson.dumps(body)]
+        method="POST", path=f"/v1/environments/{quote(environment, safe='')}/sessions", body=[exact_json.dumps(body)]
     )
     data = response.json()
     return Opened(
@@ -109,7 +108,7 @@ def close_session(session_id: str) -> Flow[bool]:
 
 def _ask(session_id: str, call: str, body: JsonObject) -> Flow[JsonObject]:
     path = f"/v1/sessions/{quote(session_id, safe='')}/{call}"
-    response = yield Request(method="POST", path=path, body=[orjson.dumps(body)], key=new_id("call"))
+    response = yield Request(method="POST", path=path, body=[exact_json.dumps(body)], key=new_id("call"))
     data: JsonObject = response.json()
     return data
 

@@ -18,6 +18,7 @@ from gym.model_client.routing.served_model import ServedModel
 from gym.model_client.tokens.capture import Capture, Level
 from gym.model_client.tokens.prompt_text import MARK, cut_prompt
 from gym.model_client.tokens.response_tokens import ResponseCapture
+from gym.plain import exact_json
 from gym.trajectory import TurnTokens
 from gym.wire.chat.completion import choice_of, finish_of, told_of_cut
 from gym.wire.errors import BadCompletion
@@ -177,7 +178,7 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> ModelAnswer | Att
         if isinstance(body, dict):
             completion = body
         else:
-            completion = orjson.loads(body) if attempt.whole else _with_prompt_ids(body, attempt.earlier)
+            completion = exact_json.loads(body) if attempt.whole else _with_prompt_ids(body, attempt.earlier)
         if not isinstance(completion, dict):
             return attempt.failure("answered 200 with something that is no JSON object")
         if attempt.dialect == "responses":
@@ -190,6 +191,8 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> ModelAnswer | Att
         return attempt.failure(f"broke off or gave no completion: {attempt.said(error.message)}")
     except (orjson.JSONDecodeError, AttributeError):
         return attempt.failure("answered 200 with something that is no JSON object")
+    except RecursionError:
+        return attempt.failure("answered 200 with JSON that is nested too deeply")
     return ModelAnswer(
         completion,
         attempt.body,
@@ -205,12 +208,12 @@ def _completion(attempt: Attempt, body: bytes | JsonObject) -> ModelAnswer | Att
 def _with_prompt_ids(body: bytes, earlier: TurnTokens | None) -> Any:
     """Parse a completion; its `prompt_token_ids` are PromptIds if they could be read separately."""
     rest, prompt = cut_prompt(body, earlier)
-    completion = orjson.loads(rest)
+    completion = exact_json.loads(rest)
     if prompt is None:
         return completion
     if isinstance(completion, dict) and completion.get("prompt_token_ids") == MARK:
         return completion | {"prompt_token_ids": prompt}
-    return orjson.loads(body)
+    return exact_json.loads(body)
 
 
 def _max_tokens(body: JsonObject) -> int | None:

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import orjson
 from yarl import URL
 
 from gym.jsontypes import JsonObject
@@ -55,6 +54,7 @@ from gym.model_client.tokens import response_tokens
 from gym.model_client.tokens.capture import with_asks
 from gym.model_client.tokens.token_in import Prompt, RefusedExchange, TokenCall, complete
 from gym.model_client.tokens.token_stream import Answered, StreamSink
+from gym.plain import exact_json
 from gym.trajectory import TurnTokens
 from gym.wire.errors import BadCompletion
 from gym.wire.history import arguments_as_objects
@@ -345,4 +345,4 @@ class Forwarder:
         headers["x-request-id"] = attempt.request_id
         if attempt.hops:
             headers[hops.HEADER] = attempt.hops
-        return self._connections.post(url, orjson.dumps(body), headers)
+        return self._connections.post(url, exact_json.dumps(body), headers)

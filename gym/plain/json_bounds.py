@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
+from gym.plain import exact_json
 
 MOST_CONTAINERS = 1_000_000
 _UNCOUNTED_BYTES = 256 * 1024
@@ -22,4 +22,4 @@ def loads(text: bytes | bytearray) -> Any:
     """Decode a JSON text. Raises TooManyContainers, orjson.JSONDecodeError."""
     if len(text) > _UNCOUNTED_BYTES and text.count(b"{") + text.count(b"[") > MOST_CONTAINERS:
         raise TooManyContainers(f"it has more than {MOST_CONTAINERS} opening brackets")
-    return orjson.loads(text)
+    return exact_json.loads(text)

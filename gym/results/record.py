@@ -17,6 +17,7 @@ import orjson
 
 from gym.errors import ErrorKind, Stage
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json, exact_msgpack
 from gym.trajectory import ModelCall, Segment, StepTaken, Trajectory
 
 VERSION = 1
@@ -43,8 +44,7 @@ def pack_trajectory(
         kept["steps"] = [step_json(step) for step in steps]
     if params is not None:
         kept["params"] = params
-    packed: bytes = msgpack.packb(kept)
-    return packed
+    return exact_msgpack.packb(kept)
 
 
 def step_json(step: StepTaken) -> JsonObject:
@@ -52,7 +52,7 @@ def step_json(step: StepTaken) -> JsonObject:
     try:
         action: Any = orjson.loads(orjson.dumps(step.action, default=repr, option=orjson.OPT_NON_STR_KEYS))
     except TypeError:
-        action = repr(step.action)
+        action = _exact_action(step.action)
     return {
         "turn": step.turn,
         "action": action,
@@ -62,9 +62,16 @@ def step_json(step: StepTaken) -> JsonObject:
     }
 
 
+def _exact_action(action: object) -> Any:
+    try:
+        return exact_json.loads(exact_json.dumps(action, default=repr))
+    except (TypeError, ValueError):
+        return repr(action)
+
+
 def unpack_trajectory(packed: bytes) -> JsonObject:
     """Return a trajectory that `pack_trajectory` packed, arrays still as bytes."""
-    trajectory: JsonObject = msgpack.unpackb(packed, strict_map_key=False)
+    trajectory: JsonObject = exact_msgpack.unpackb(packed)
     return trajectory
 
 
@@ -123,35 +130,33 @@ def add_trajectory(
     extra = _trajectory_fields(packed, row, full=full, dropped=dropped)
     if extra["segments"] is not None:
         extra["segments"] = [segment_json(segment) for segment in extra["segments"]]
-    return record[:-1] + b"," + orjson.dumps(extra)[1:]
+    return record[:-1] + b"," + exact_json.dumps(extra)[1:]
 
 
 def pack_record(record: bytes) -> bytes:
-    packed: bytes = msgpack.packb(orjson.loads(record))
-    return packed
+    """A record as msgpack."""
+    return exact_msgpack.packb(exact_json.loads(record))
 
 
 def pack_with_trajectory(
     record: bytes, packed: bytes | None, row: bytes, *, full: bool, dropped: JsonObject | None = None
 ) -> bytes:
     """Like `add_trajectory`, as msgpack; arrays of segments stay as they are stored."""
-    known = orjson.loads(record)
+    known = exact_json.loads(record)
     if packed is None or dropped is not None:
-        result: bytes = msgpack.packb(known | _trajectory_fields(packed, row, full=full, dropped=dropped))
-        return result
+        return exact_msgpack.packb(known | _trajectory_fields(packed, row, full=full, dropped=dropped))
     added = _packed_fields(packed, _FULL if full else _TRAINING)
     if full:
         given = added.pop("params", None)
-        row_params = orjson.loads(row).get("responses_create_params", {})
-        added["responses_create_params"] = given or msgpack.packb(row_params)
+        row_params = exact_json.loads(row).get("responses_create_params", {})
+        added["responses_create_params"] = given or exact_msgpack.packb(row_params)
     packer = msgpack.Packer(autoreset=False)
     packer.pack_map_header(len(known) + len(added))
-    for name, value in known.items():
-        packer.pack(name)
-        packer.pack(value)
     parts: list[bytes] = [packer.bytes()]
+    for name, value in known.items():
+        parts += (exact_msgpack.packb(name), exact_msgpack.packb(value))
     for name, value in added.items():
-        parts += (msgpack.packb(name), value)
+        parts += (exact_msgpack.packb(name), value)
     return b"".join(parts)
 
 
@@ -160,7 +165,7 @@ def unreadable_record(record: bytes, row: bytes, message: str, *, full: bool) ->
 
     `recorded` is its recorded outcome; the ledger counts that until the rollout is queued again.
     """
-    known: JsonObject = orjson.loads(record)
+    known: JsonObject = exact_json.loads(record)
     error = known.get("error") or {}
     shown = known | {
         "outcome": "failed",
@@ -188,7 +193,7 @@ def unreadable_record(record: bytes, row: bytes, message: str, *, full: bool) ->
 
 def _row_params(row: bytes) -> Any:
     try:
-        return orjson.loads(row).get("responses_create_params", {})
+        return exact_json.loads(row).get("responses_create_params", {})
     except (ValueError, AttributeError):
         return None
 
@@ -228,7 +233,7 @@ def _trajectory_fields(packed: bytes | None, row: bytes, *, full: bool, dropped:
     """Return the fields that a trajectory adds to its record, the segments still packed."""
     extra: JsonObject = {}
     if full:
-        extra |= {"responses_create_params": orjson.loads(row).get("responses_create_params", {}), "response": None}
+        extra |= {"responses_create_params": exact_json.loads(row).get("responses_create_params", {}), "response": None}
     extra["segments"] = [] if dropped is None else None
     if dropped is not None:
         extra["trajectory_dropped"] = dropped

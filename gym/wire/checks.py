@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.wire.errors import WireError
 
 
@@ -62,7 +63,7 @@ def object_or_json(value: object, field: str) -> JsonObject:
     """A JSON object, or a text that holds one."""
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
+            value = exact_json.loads(value)
         except orjson.JSONDecodeError as error:
             raise WireError(field, f"expected an object or a text with JSON in it: {error}") from error
     return as_object(value, field)

@@ -11,23 +11,29 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 
 INVALID_JSON = "INVALID_JSON"
 """The key under which arguments that are no JSON object are kept as text; Anthropic's own advice for such calls."""
+
+MOST_DEPTH = 200
+"""Levels of an object of arguments; many JSON writers stop at about 250."""
 
 
 def input_of(arguments: str) -> JsonObject:
     """Return a call's arguments as an object; those that are no JSON object are kept as text under `INVALID_JSON`.
 
-    `arguments_of` turns them back.
+    So are those that an object cannot keep: NaN, Infinity, numbers that overflow, half surrogates, and more than
+    `MOST_DEPTH` levels. `arguments_of` turns them back.
     """
     if not arguments.strip():
         return {}
     try:
-        value: Any = json.loads(arguments)
-    except (ValueError, RecursionError):
+        value: Any = exact_json.loads(arguments)
+    except ValueError:
         value = None
-    return value if isinstance(value, dict) else {INVALID_JSON: arguments}
+    kept = isinstance(value, dict) and not exact_json.is_deeper(value, MOST_DEPTH)
+    return value if kept else {INVALID_JSON: arguments}
 
 
 def arguments_of(given: JsonObject) -> str:

@@ -5,9 +5,8 @@ Source: the HTML standard, "Server-sent events".
 
 from __future__ import annotations
 
-import orjson
-
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.wire.errors import BadCompletion
 
 DONE = b"data: [DONE]\n\n"
@@ -16,7 +15,7 @@ MAX_EVENT_BYTES = 64 * 2**20
 
 def event(name: str | None, data: JsonObject) -> bytes:
     """One event; Chat Completions' have no name."""
-    payload = orjson.dumps(data)
+    payload = exact_json.dumps(data)
     if name is None:
         return b"data: %b\n\n" % payload
     return b"event: %b\ndata: %b\n\n" % (name.encode(), payload)

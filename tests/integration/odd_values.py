@@ -83,6 +83,7 @@ class OddRow(Row):
 
     gives: str = "plain"
     where: str = "reward"
+    account: int = 0
 
 
 class Odd(Environment[OddRow]):
@@ -99,7 +100,14 @@ class Odd(Environment[OddRow]):
         """Give the value."""
         return self._given("tool", "done")
 
+    @tool
+    def is_account(self, number: int) -> bool:
+        """Whether it is the row's account."""
+        return number == self.row.account
+
     def verify(self, trajectory: Trajectory) -> Any:
+        if self.row.where == "account":
+            return Reward(1.0 if self.row.account == MADE["long_int"]() else 0.0)
         if self.row.where == "facts":
             return Ask((Question(judge="label", answer="x"),), {"weight": MADE[self.row.gives]()})
         if self.row.where == "component":

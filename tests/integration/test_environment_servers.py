@@ -17,9 +17,12 @@ import psutil
 import pytest
 
 from api.local.local_farm import LocalFarm, free_port, local_farm
+from gym.client import connect_sync
+from gym.plain import exact_msgpack
 
 WAIT_S = 90.0
 POLICY = "policy"
+MSGPACK = "application/msgpack"
 TOOL_NAMES = ("increment_counter", "get_counter_value")
 
 
@@ -148,6 +151,38 @@ def test_rows_of_a_resources_server_run_with_its_tools_and_its_reward(
     assert all(server.state()["seen"]["/seed_session"] > 0 for server in counters)
     until(lambda: sum(server.state()["open"] for server in counters) == 0)
     until(lambda: connections_to(served, *counters) == 0)
+
+
+def test_integers_of_any_length_reach_servers_and_results_as_the_row_has_them(http: httpx.Client) -> None:
+    """In `seed_session`, a tool's arguments and its output, `verify`, `reset`, and what readers get."""
+    long = 123456789012345678901234567890
+    script = f'[[call increment_counter {{"count": {long}}}]]\n---\n[[call get_counter_value {{}}]]\n---\n[[say done]]'
+    row = counter_row(script, initial_count=long, expected_count=2 * long)
+    row["responses_create_params"]["tools"][0]["parameters"]["default"] = {"count": long}
+    batch_id = submitted(http, "counter", [row])
+    (found,) = results(http, batch_id, view="full")
+    assert (found["outcome"], found["reward"]) == ("succeeded", 1.0), found["error"]
+    outputs = [each for each in found["response"]["output"] if each["type"] == "function_call_output"]
+    assert json.loads(outputs[1]["output"]) == {"count": 2 * long}
+    assert found["responses_create_params"]["tools"][0]["parameters"]["default"] == {"count": long}
+
+    with connect_sync(str(http.base_url)) as client:
+        (result,) = client.submit([row], environment="counter").results(view="full")
+    assert result.reward == 1.0
+    assert result.raw["responses_create_params"]["tools"][0]["parameters"]["default"] == {"count": long}
+    page = http.get(f"/v1/batches/{batch_id}/results", params={"view": "full"}, headers={"accept": MSGPACK}).content
+    (packed,) = exact_msgpack.unpackb(page)["items"]
+    assert packed["responses_create_params"] == found["responses_create_params"]
+
+    script = f"[[say <action>{long}</action>]]"
+    played = {"seed": long, "responses_create_params": {"input": [{"role": "system", "content": script}]}}
+    (guessed,) = results(http, submitted(http, "guess", [played]))
+    assert (guessed["outcome"], guessed["reward"]) == ("succeeded", 1.0), guessed["error"]
+    opened = http.post("/v1/environments/guess/sessions", json={"row": played}).raise_for_status().json()
+    path = f"/v1/sessions/{opened['session_id']}"
+    step = http.post(f"{path}/step", json={"action": {"number": long}}).raise_for_status().json()
+    assert (step["observation"], step["reward"], step["done"]) == ("right", 1.0, True)
+    http.delete(path).raise_for_status()
 
 
 def test_a_killed_server_fails_the_rollouts_that_it_had_and_another_attempt_runs_them(

@@ -16,6 +16,7 @@ from api.local.local_farm import LocalFarm, local_farm
 from gym.client import connect_sync
 
 MOST_CALL_S = 30.0
+LONG = 123456789012345678901234567890
 NEIGHBOURS = 100
 MODULE = Path(__file__).with_name("odd_values.py")
 HELD = ("float64", "float32", "float16", "array", "tensor", "decimal", "fraction", "plain")
@@ -53,6 +54,26 @@ def results_of(farm: LocalFarm, environment: str, rows: list[dict[str, Any]], **
         batch = connected.submit(given, environment=environment, **options)
         found = {int(result.raw["rollout_id"].split(":")[-2]): result.raw for result in batch.results(view="full")}
     return [found[number] for number in range(len(rows))]
+
+
+@pytest.mark.parametrize("environment", ["odd", "odd_apart"])
+def test_an_integer_of_30_digits_in_a_row_is_the_one_that_the_environment_sees(
+    odd_farm: LocalFarm, environment: str
+) -> None:
+    script = f'[[call is_account {{"number": {LONG}}}]]\n---\n[[say done]]'
+    row = {"account": LONG, "where": "account", "responses_create_params": {"input": script, "metadata": {"a": "b"}}}
+    (found,) = results_of(odd_farm, environment, [row])
+    assert (found["outcome"], found["reward"]) == ("succeeded", 1.0), found["error"]
+    (output,) = (each["output"] for each in found["response"]["output"] if each["type"] == "function_call_output")
+    assert output == "true"
+
+
+@pytest.mark.parametrize("environment", ["odd", "odd_apart"])
+def test_an_integer_of_30_digits_in_a_session_is_kept(http: httpx.Client, environment: str) -> None:
+    path = f"/v1/sessions/{opened(http, environment, account=LONG, where='account').json()['session_id']}"
+    called = http.post(f"{path}/tools/is_account", json={"arguments": {"number": LONG}}).json()
+    assert (called["output"], called["failed"]) == ("true", False)
+    assert http.post(f"{path}/verify", json={"response": "done"}).json()["reward"] == 1.0
 
 
 def test_numbers_of_any_library_are_rewards(odd_farm: LocalFarm) -> None:

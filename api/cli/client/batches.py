@@ -120,9 +120,8 @@ def results(
     as_json: AsJson = False,
 ) -> None:
     """Print the results that are available now; with --json one per line."""
-    import orjson
-
     from api.cli.client.tables import results_table
+    from gym.plain import exact_json
 
     if as_json and out is None:
         out = Path("-")
@@ -137,7 +136,7 @@ def results(
         count = 0
         with _opened(out) as file:
             while items := reader.page(wait_s=0):
-                file.writelines(orjson.dumps(result.raw) + b"\n" for result in items)
+                file.writelines(exact_json.dumps(result.raw) + b"\n" for result in items)
                 count += len(items)
     end = "complete: the batch is done" if reader.done else "incomplete: the batch is not done"
     progress_console().print(f"{count} results in {out}; {end}")

@@ -154,16 +154,15 @@ def _print_environment(one: EnvironmentInfo) -> None:
 def _generate(name: str, datasets: list[str], count: int, seed: int) -> None:
     import sys
 
-    import orjson
-
     if name != "reasoning_gym":
         raise typer.BadParameter("only the environment reasoning_gym generates rows: farm environments reasoning_gym …")
     from gym.environments.builtin.reasoning_mixture import Mixture, read_source
     from gym.errors import SettingsError
+    from gym.plain import exact_json
 
     try:
         for row in Mixture(dict(map(read_source, datasets)), seed=seed).rows(count):
-            sys.stdout.buffer.write(orjson.dumps(row) + b"\n")
+            sys.stdout.buffer.write(exact_json.dumps(row) + b"\n")
     except ImportError as error:
         raise SettingsError(
             f"{error}; `pip install 'rollout-farm[reasoning]'` installs the generator of these rows"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import IO, TYPE_CHECKING, Any
 
-import orjson
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from api.cli.client.tables import failures_table, ledger_text, parked_text, summary_table
+from gym.plain import exact_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ def follow(
             for result in reader.page(wait_s=POLL_S):
                 summary.add(result)
                 if out is not None:
-                    out.write(orjson.dumps(result.raw) + b"\n")
+                    out.write(exact_json.dumps(result.raw) + b"\n")
             if out is not None:
                 out.flush()
             status = batch.status()

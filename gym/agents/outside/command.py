@@ -15,13 +15,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import orjson
-
 from gym.agents.base import Episode
 from gym.agents.outside.base import Access, AgentProxy, AgentReport, OutsideAgent
 from gym.agents.settings import CommandSettings
 from gym.errors import AgentFailed, AgentUnreachable, TimedOut
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.processes import process_tree
 from gym.processes.subprocesses import start_process
 from gym.trajectory import message_text
@@ -64,7 +63,7 @@ class CommandAgent(OutsideAgent):
         with tempfile.TemporaryDirectory(prefix="farm-agent-", ignore_cleanup_errors=True) as name:
             directory = Path(name)
             prompt = prompt_of(episode.task.params)
-            task = orjson.dumps(episode.task.params)
+            task = exact_json.dumps(episode.task.params)
             (directory / "prompt.txt").write_text(prompt)
             (directory / "task.json").write_bytes(task)
             words = {

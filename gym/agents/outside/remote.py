@@ -20,6 +20,7 @@ from gym.agents.settings import RemoteSettings
 from gym.errors import AgentFailed, AgentUnreachable
 from gym.jsontypes import JsonObject
 from gym.model_client.http.guarded import connector_to
+from gym.plain import exact_json
 from gym.rollout import StopReason
 from gym.trajectory import Usage, message_text
 from gym.wire.chat.completion import MOST_TOKENS
@@ -81,7 +82,7 @@ class RemoteAgent(OutsideAgent):
 
     async def _ask(self, session: aiohttp.ClientSession, body: JsonObject) -> JsonObject:
         """Call the service once, with retries. Raises AgentFailed, AgentUnreachable."""
-        data = orjson.dumps(body)
+        data = exact_json.dumps(body)
         wait_s = 0.5
         for tries_left in range(self._settings.max_retries, -1, -1):
             try:
@@ -117,7 +118,7 @@ class RemoteAgent(OutsideAgent):
         if status != 200:
             raise AgentFailed(f"the agent {self.name} answered {status}, not 200: {text}")
         try:
-            answer: Any = orjson.loads(raw)
+            answer: Any = exact_json.loads(raw)
         except orjson.JSONDecodeError as error:
             raise AgentFailed(f"the agent {self.name} answered what is no JSON ({error}): {text}") from error
         if not isinstance(answer, dict):

@@ -27,6 +27,7 @@ from gym.agents.outside.base import Access, AgentProxy, AgentReport, OutsideAgen
 from gym.agents.outside.command import environment_of, filled, outcome_of, prompt_of
 from gym.agents.settings import CommandSettings
 from gym.errors import AgentFailed, AgentUnreachable, TimedOut
+from gym.plain import exact_json
 from gym.sandbox.base import MAX_CODE_CHARS, Mount, SandboxFailed, SandboxUnavailable
 from gym.sandbox.choose import find_provider
 from gym.sandbox.limits import MIB, SandboxLimits
@@ -50,7 +51,7 @@ class SandboxedAgent(OutsideAgent):
         """Run the program in a sandbox; see OutsideAgent."""
         at = urlsplit(access.base_url)
         inside = replace(access, base_url=at._replace(scheme="http", netloc=f"127.0.0.1:{PORT}").geturl())
-        prompt, task = prompt_of(episode.task.params), orjson.dumps(episode.task.params).decode()
+        prompt, task = prompt_of(episode.task.params), exact_json.dumps(episode.task.params).decode()
         words = {
             "prompt": prompt,
             "prompt_file": f"{WORK}/prompt.txt",

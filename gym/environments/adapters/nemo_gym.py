@@ -120,7 +120,7 @@ class NemoGym(ToolsOfRows[Row]):
         if answer.status >= 300:
             raise VerifierFailed(f"{session.shown_url}/verify: HTTP {answer.status}, {said(answer.text)}")
         try:
-            return reward_of(orjson.loads(answer.body), body)
+            return reward_of(exact_json.loads(answer.body), body)
         except orjson.JSONDecodeError as error:
             raise VerifierFailed(f"{session.shown_url}/verify: its answer is not JSON, {error}") from error
         except Unscored as unscored:

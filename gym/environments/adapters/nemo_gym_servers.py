@@ -27,6 +27,7 @@ from gym.fields.masked import mask_address
 from gym.jsontypes import JsonObject
 from gym.model_client.http.guarded import connector_to
 from gym.model_client.http.hosts import HostRules, hosts_of
+from gym.plain import exact_json
 from gym.wire.http_answers import ANSWER_BYTES, PLAIN, AnswerTooLarge, read_within
 from gym.wire.nemo_gym_resources import close_request, said
 
@@ -109,7 +110,7 @@ class Servers:
         """
         self._enter()
         try:
-            return await self._seeded_somewhere(orjson.dumps(row))
+            return await self._seeded_somewhere(exact_json.dumps(row))
         except BaseException:
             await self._leave()
             raise

@@ -11,6 +11,7 @@ import orjson
 
 from gym.jsontypes import JsonObject
 from gym.model_client.http.connection_pool import HttpResponse
+from gym.plain import exact_json
 from gym.wire.chat.chunks import ChatAccumulator
 from gym.wire.chat.stream import CUT
 from gym.wire.errors import BadCompletion
@@ -96,7 +97,7 @@ def chunks_of(completion: JsonObject) -> list[JsonObject]:
 
 def _json(data: bytes) -> JsonObject:
     try:
-        chunk = orjson.loads(data)
+        chunk = exact_json.loads(data)
     except orjson.JSONDecodeError as error:
         raise BadCompletion("the model server streams something that is no JSON") from error
     if not isinstance(chunk, dict):

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
 import orjson
 
 from gym.errors import ErrorKind, ResultUnreadable, Stage
 from gym.ids import RolloutRef, parse_member
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json, exact_msgpack
 from gym.results.blobs import BlobStore
 from gym.results.record import add_trajectory, pack_record, pack_with_trajectory, unpack_trajectory, unreadable_record
 from gym.results.result import (
@@ -93,7 +93,7 @@ class RecordReader:
             except (*DECODE_ERRORS, ResultUnreadable) as error:
                 failed[member] = why = _why(error)
                 shown = unreadable_record(stored.record, _body(stored.row), why, full=view is View.FULL)
-                records.append(msgpack.packb(shown) if packed else orjson.dumps(shown))
+                records.append(exact_msgpack.packb(shown) if packed else exact_json.dumps(shown))
         if failed:
             await self._raise_alarm(batch_id, failed)
         return records

@@ -18,6 +18,7 @@ from redis.exceptions import OutOfMemoryError
 from gym.errors import Conflict, Unavailable
 from gym.ids import new_id
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.state.ledger.batches import activate, batch_conflict, batch_not_found, task_conflict
 from gym.state.ledger.cancellation import cancel
 from gym.state.ledger.publication import AT_ONCE, Turn, check_tasks, finish
@@ -62,7 +63,7 @@ class SubmissionResult:
 
 def canonical_digest(value: object) -> str:
     """Return a digest of JSON that does not depend on the order of keys."""
-    return hashlib.blake2b(orjson.dumps(value, option=orjson.OPT_SORT_KEYS), digest_size=12).hexdigest()
+    return hashlib.blake2b(exact_json.dumps_flat(value, sort_keys=True), digest_size=12).hexdigest()
 
 
 class Staging:

@@ -17,6 +17,7 @@ import orjson
 from aiohttp import WSMsgType, web
 
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 
 
 class GuessServer:
@@ -75,7 +76,7 @@ class GuessServer:
         async for message in socket:
             if message.type is not WSMsgType.TEXT:
                 continue
-            asked = orjson.loads(message.data)
+            asked = exact_json.loads(message.data)
             kind, data = asked["type"], asked.get("data", {})
             self.seen[kind] += 1
             if kind == "close":

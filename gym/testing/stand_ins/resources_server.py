@@ -24,6 +24,7 @@ import orjson
 from aiohttp import web
 
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 COOKIE = "StatefulCounterResourcesServer___fake"
@@ -112,7 +113,7 @@ class FakeResourcesServer:
 
 
 async def _body(request: web.Request) -> JsonObject:
-    body: Any = orjson.loads(await request.read())
+    body: Any = exact_json.loads(await request.read())
     if not isinstance(body, dict):
         raise TypeError(f"an object is expected, not {type(body).__name__}")
     return body

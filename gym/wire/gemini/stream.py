@@ -7,9 +7,8 @@ Source: Google's `GenerateContentResponse`.
 
 from __future__ import annotations
 
-import orjson
-
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.wire.chat.chunks import ChatAccumulator
 from gym.wire.chat.completion import choice_of, finish_of, usage_of
 from gym.wire.chat.stream import CUT, Event
@@ -74,7 +73,7 @@ class ArrayFrames:
         """Return the events as elements of the array."""
         pieces = []
         for _, data in events:
-            pieces.append((b",\n" if self._begun else b"[") + orjson.dumps(data))
+            pieces.append((b",\n" if self._begun else b"[") + exact_json.dumps(data))
             self._begun = True
         return b"".join(pieces)
 

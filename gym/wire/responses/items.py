@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from gym.jsontypes import JsonObject
+from gym.plain import exact_json
 from gym.wire.checks import as_list, as_name, as_object, as_text, only, words
 from gym.wire.errors import WireError
 from gym.wire.history import in_order
@@ -101,7 +100,7 @@ class _Turns:
     def keep(self, item: JsonObject) -> None:
         """An item as it is."""
         self.end()
-        self.messages.append({"role": ITEM_ROLE, "content": orjson.dumps(item).decode()})
+        self.messages.append({"role": ITEM_ROLE, "content": exact_json.dumps(item).decode()})
 
     def end(self) -> None:
         """Close the assistant message that still grows."""
