@@ -29,7 +29,7 @@ def register_jobs(
         probe: str | None = None,
         alone: bool = False,
     ) -> None:
-        """Run a slice of one batch, by the ids of its rollouts; `probe` is the circuit breaker that it tries."""
+        """Run a slice of one batch, by the ids of its rollouts; `probe` is the circuit breaker that it probes."""
         job = _slice(batch_id, rollouts, attempts, probe, environment)
         if alone:
             loop.submit(suspects.run(job)).result()
@@ -38,7 +38,7 @@ def register_jobs(
 
 
 def register_judge_jobs(app: Celery, loop: LoopThread, runtime: SliceRuntime[JudgeClaim, JudgedRollout, str]) -> None:
-    """As `register_jobs`, for a judge worker."""
+    """Bind a judge worker's jobs to this process's loop."""
 
     @app.task(name=JUDGE_JOB, ignore_result=True)
     def judge_rollouts(

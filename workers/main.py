@@ -67,14 +67,14 @@ from workers.rollouts.session_host import SessionHost
 from workers.rollouts.suspects import SuspectRuns
 from workers.rollouts.work import RolloutWork
 
-EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only what failed restarts this too
-AWAY_END_S = 2.0  # from the end of a drain to the end of the process, where Redis is away
+EXHAUSTED = 75  # EX_TEMPFAIL: a supervisor that restarts only failed processes restarts this too
+AWAY_END_S = 2.0  # from the end of a drain to the end of the process, if Redis is away
 HEARTBEAT_S = 5.0  # of Celery's events, which Flower alone reads
 _LOG = logging.getLogger(__name__)
 
 
 def worker_name() -> str:
-    """Different for each life of a process, so that a lease is never taken for an older one's."""
+    """Return a name that is unique to this process, so that its lease is never taken for an older one's."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
@@ -88,7 +88,7 @@ def run(settings: Settings) -> int:
 
 
 def run_judging(settings: Settings) -> int:
-    """Run a judge worker, likewise."""
+    """Run a judge worker until SIGTERM, then drain; returns the exit code."""
     url = _redis_url(settings)
     # the dispatcher keeps each judge's share, so that a slow judge does not take the slots of the others
     slots = Slots(settings.judging.concurrency * max(1, len(settings.judges)))
@@ -283,7 +283,7 @@ def _run(
             end_within(AWAY_END_S, status())  # Celery may wait for its broker for minutes
 
     def begin_drain(**_: Any) -> None:
-        """Celery waits for the jobs' threads, which end when their rollouts do; this makes them end in time."""
+        """Make rollouts end in time: Celery waits for the jobs' threads, which end when their rollouts do."""
         runtime.begin_drain()
         end_within(settings.worker.stop_s, status())
         ends_at = time.monotonic() + settings.worker.drain_s

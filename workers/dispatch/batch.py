@@ -15,7 +15,7 @@ COUNTERS = ("queued", "dispatched", "running", "judging", "cancel", "ended_at", 
 
 @dataclass(slots=True)
 class ActiveBatch:
-    """A batch as the dispatcher knows it: what never changes, and the counters of this tick."""
+    """The dispatcher's view of a batch: its fixed properties, and the counters of this tick."""
 
     batch_id: str
     run: str
@@ -27,8 +27,8 @@ class ActiveBatch:
     rollout_timeout_s: float
     judge_timeout_s: float
     policy: BreakerKey
-    held: bool = False  # all of it is parked, since its policy keeps failing
-    parked: int = 0  # of those queued, by their environments
+    held: bool = False  # the whole batch is parked, since its policy keeps failing
+    parked: int = 0  # queued rollouts that are parked because of their environments
     queued: int = 0
     dispatched: int = 0
     running: int = 0
@@ -36,11 +36,11 @@ class ActiveBatch:
     stopping: StopCause | None = None  # the whole batch is being ended
     stops: int = 0  # large groups that are being stopped
     publishing: str | None = None  # the request whose rows go to the backlog
-    search: str | None = None  # from where on what nothing holds is searched for
+    search: str | None = None  # where the search for rollouts that nothing holds continues
     ended: bool = False
 
     def count(self, values: Sequence[bytes | None]) -> None:
-        """Take over the counters of this tick. Raises a decode error where one is no number."""
+        """Take over the counters of this tick. Raises a decode error for one that is not a number."""
         queued, dispatched, running, judging, flag, ended_at, stops, search, publishing, *parked = values
         self.queued, self.dispatched, self.running = int(queued or 0), int(dispatched or 0), int(running or 0)
         self.judging = int(judging or 0)
@@ -54,7 +54,7 @@ class ActiveBatch:
 def read_batch(batch_id: str, values: Sequence[bytes | None]) -> ActiveBatch:
     """Return a batch from spec, run, priority, weight and time of creation. Raises a decode error.
 
-    The options are checked as a worker checks them, so what no worker could run is found here.
+    The options are checked as a worker checks them, so a batch that no worker could run is found here.
     """
     text, run, priority, weight, created = values[:5]
     spec = read_spec(text)

@@ -1,6 +1,6 @@
-"""What the dispatcher leaves alone: rollouts whose policy or environment keeps failing, but for a probe now and then.
+"""Rollouts that the dispatcher parks because their policy or environment keeps failing; it sends a probe now and then.
 
-A policy holds whole batches; an environment holds its rows, wherever they are in a batch, and nothing else of it.
+A policy's breaker parks whole batches; an environment's breaker parks only the environment's rows of a batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class ParkedBatch(Protocol):
-    """What is looked at of a batch."""
+    """The properties of a batch that are read here."""
 
     batch_id: str
     policy: BreakerKey
@@ -49,25 +49,25 @@ class DispatchBreakers:
 
     @property
     def environments(self) -> list[str]:
-        """Those whose rollouts are parked."""
+        """The environments whose rollouts are parked."""
         return open_names(self._open, BreakerKind.ENVIRONMENT)
 
     @property
     def judges(self) -> dict[str, Breaker]:
-        """The judges whose lines are parked; `workers.dispatch.judge_breakers` looks after those."""
+        """The judges whose queues are parked; `workers.dispatch.judge_breakers` handles those."""
         return {breaker.key.name: breaker for breaker in self._open if breaker.key.kind is BreakerKind.JUDGE}
 
     @property
     def fields(self) -> list[str]:
-        """What to read of a batch's counters."""
+        """The names of the batch counters to read."""
         return [parked_field(name) for name in self.environments]
 
     def holds(self, policy: BreakerKey) -> bool:
-        """Whether every rollout of a policy is parked."""
+        """Return whether every rollout of a policy is parked."""
         return any(breaker.key == policy for breaker in self._open)
 
     async def refresh(self) -> None:
-        """Read what is open now."""
+        """Read the open breakers."""
         known = await self._breakers.all()
         self._open = [breaker for breaker in known if breaker.open]
         if time.monotonic() >= self._sweep_at:
@@ -75,7 +75,7 @@ class DispatchBreakers:
             await self._breakers.sweep()
 
     async def probes(self, batches: Sequence[ParkedBatch]) -> list[Job]:
-        """A job for each breaker whose pause is over and that holds something."""
+        """Return a job for each breaker whose pause is over and that has parked rollouts."""
         if not self._open or time.monotonic() < self._probe_at:
             return []
         now = await self._store.now_ms()
@@ -94,7 +94,7 @@ class DispatchBreakers:
         return key.kind is BreakerKind.ENVIRONMENT and batch.parked > 0
 
     async def _probe(self, key: BreakerKey, held: list[ParkedBatch]) -> list[Job]:
-        """One rollout of any of these batches, of one whose policy works where there is one."""
+        """Return one rollout of these batches, from a batch whose policy works if possible."""
         environment = key.name if key.kind is BreakerKind.ENVIRONMENT else None
         random.shuffle(held)
         if environment is not None:

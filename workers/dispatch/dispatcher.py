@@ -1,4 +1,4 @@
-"""Moves rollouts from the backlog to Celery; what gets lost there is taken back by `upkeep.housekeeping`.
+"""The dispatcher: moves rollouts from the backlog to Celery. `upkeep.housekeeping` takes lost ones back.
 
 Invariant: only a window of work is in Celery or running; the rest waits in Redis, where priority, fairness and
 cancellation still reach it. Everything it decides is carried out by scripts that are safe to run twice, so a standby
@@ -39,15 +39,15 @@ from workers.dispatch.upkeep.housekeeping import Housekeeping
 from workers.dispatch.upkeep.long_work import LongWork
 
 LEAD_TTL_S = 3.0
-IDLE_TICK_S = 1.0  # where no batch is active; what comes wakes it
+IDLE_TICK_S = 1.0  # without an active batch; a new batch wakes it
 COMPLAIN_S = 10.0
-STOP_S = 10.0  # from SIGTERM to the end, whatever hangs
-MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a run that has just come is soon looked at
+STOP_S = 10.0  # from SIGTERM to the end, even when something hangs
+MOST_AT_ONCE = 256  # rollouts sent in one tick, so that a new run is considered soon
 _LOG = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """One process; `run` until `stop`."""
+    """The dispatcher of one process; `run` works until `stop`."""
 
     def __init__(self, settings: Settings, store: Store, publisher: Publisher) -> None:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -74,7 +74,7 @@ class Dispatcher:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Lead when nobody else does, tick when woken or from time to time."""
+        """Lead when no other dispatcher does; tick when woken and at intervals."""
         stepping = asyncio.create_task(self._long_work.run(), name="long work")
         try:
             await self._run()
@@ -96,7 +96,7 @@ class Dispatcher:
                     self._housekeeping.take_over()
                     self._long_work.see(())
                     await self._pause(LEAD_TTL_S / 3)
-            except Exception as error:  # noqa: BLE001  it ends by a signal only, whatever is stored
+            except Exception as error:  # noqa: BLE001  only a signal ends it, not a stored value
                 self._complain(error)
                 await self._health.failed(error)
                 await self._pause(0.5)
@@ -110,14 +110,14 @@ class Dispatcher:
             _LOG.info("lock left to expire", extra={"action": "resign_failed"})
 
     def _complain(self, error: Exception) -> None:
-        """Once in a while, since a full or absent Redis fails each tick."""
+        """Log a failed tick at intervals, since each tick fails while Redis is full or unreachable."""
         if time.monotonic() >= self._complain_again_at:
             unexpected = None if isinstance(error, RedisError) else error
             _LOG.warning("no tick: %s", reason(error), exc_info=unexpected, extra={"action": "tick_failed"})
             self._complain_again_at = time.monotonic() + COMPLAIN_S
 
     async def _lead(self) -> bool:
-        """Renewed once a second; between renewals the lock has time left."""
+        """Take or renew the lock, once a second; between renewals the lock has time left."""
         now = time.monotonic()
         if now >= self._lead_again_at:
             leads = await self._leases.lead(self.name, LEAD_TTL_S)
@@ -139,7 +139,7 @@ class Dispatcher:
         await self._store.redis.blpop([self._store.keys.wake], timeout=wait_s)
 
     async def _tick(self) -> bool:
-        """Whether there is more to send at once."""
+        """Run one tick; return whether there is more to send at once."""
         await self._breakers.refresh()
         await self._read_batches()
         self._long_work.see(self._batches.values())
@@ -194,7 +194,7 @@ class Dispatcher:
             return None
 
     async def _fill_window(self) -> bool:
-        """Whether it would hold more than was sent now."""
+        """Fill the window; return whether it has room for more rollouts than were sent now."""
         batches = self._batches.values()
         sent_ms = self._housekeeping.server_ms()
         await self._send(await self._breakers.probes(list(batches)), sent_ms)
@@ -217,7 +217,7 @@ class Dispatcher:
             return False
         left = shares(waiting, slots=self._housekeeping.slots)
         owed = sum(number for number in left.values() if number > 0)
-        # a window that is full of others' work does not keep out what a run is owed
+        # a window full of other runs' work does not keep out a run's fair share
         room = min(free if free > 0 else owed, MOST_AT_ONCE)
         if room <= 0:
             return False
@@ -247,9 +247,9 @@ class Dispatcher:
         return taken > 0 and free > room < sum(batch.backlog for batch in waiting)
 
     async def _dispatch(self, takes: list[tuple[str, int]], shares_left: dict[str, int]) -> int:
-        """Take as planned and send one job for each slice of one environment, and others for suspects.
+        """Take rollouts as planned; send one job for each slice of one environment, and separate jobs for suspects.
 
-        What a run gets within its fair share of the slots is urgent. Returns how many rollouts were taken.
+        Rollouts within a run's fair share of the slots are urgent. Returns how many rollouts were taken.
         """
         sent_ms = self._housekeeping.server_ms()  # before taking: no rollout is older than the job that carries it
         jobs: list[Job] = []
@@ -280,7 +280,7 @@ def _virtual_time(run: bytes, value: bytes) -> tuple[str, float]:
 
 
 def _virtual_times(stored: dict[bytes, bytes]) -> dict[str, float]:
-    """Return those that can be read; a run without one begins where the others are."""
+    """Return the virtual times that can be read; a run without one starts where the others are."""
     found = {}
     for run, value in stored.items():
         each = read_or_none("virtual time of run", run, _virtual_time, run, value)
@@ -290,14 +290,14 @@ def _virtual_times(stored: dict[bytes, bytes]) -> dict[str, float]:
 
 
 def _backlog(batch: ActiveBatch) -> int:
-    """What may be sent of it now."""
+    """Return the number of the batch's rollouts that may be sent now."""
     if batch.stopping is not None or batch.held:
         return 0
     return max(0, batch.queued - batch.dispatched - batch.parked)
 
 
 def run(settings: Settings) -> None:
-    """The process: until SIGTERM or SIGINT."""
+    """Run the dispatcher process until SIGTERM or SIGINT."""
     if settings.redis.url is None:
         raise SettingsError("the dispatcher needs redis.url (FARM_REDIS_URL)")
     asyncio.run(_main(settings, settings.redis.url))

@@ -1,7 +1,8 @@
-"""What waits for a judge that keeps failing: the dispatcher leaves it in line, but for a probe now and then.
+"""Rollouts that are parked because their judge keeps failing: they stay queued, except for a probe now and then.
 
-Invariant: nothing parked waits for ever. It is let go when its judge works again, sent as a probe, or, where its
-judge's clock is over, sent to be ended. What is parked stands in the books, so any dispatcher releases it.
+Invariant: no rollout is parked for ever. It is released when its judge works again, or sent as a probe. If its
+judge's deadline has passed, it is sent to be ended. Parked rollouts are recorded in Redis, so any dispatcher can
+release them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ JudgeQueues = Sequence[tuple[ActiveBatch, JudgeQueue]]
 
 
 class JudgeDispatchBreakers:
-    """One per dispatcher."""
+    """The parked rollouts of all judges; one per dispatcher."""
 
     def __init__(self, settings: Settings, store: Store, quarantine: Quarantine | None = None) -> None:
         self._quarantine = quarantine or Quarantine(store)
@@ -35,7 +36,7 @@ class JudgeDispatchBreakers:
         self._look_again_at: dict[str, float] = {}
 
     async def jobs(self, breaker: Breaker, lines: JudgeQueues, room: int) -> list[JudgeJob]:
-        """Park what has come into the line, and send what is over and a probe where it is time to."""
+        """Park newly queued rollouts; return jobs for those past their deadline, and a probe if one is due."""
         judge = breaker.key.name
         if time.monotonic() < self._look_again_at.get(judge, 0.0):
             return []
@@ -48,7 +49,7 @@ class JudgeDispatchBreakers:
         return await self._over(judge, there, room) + await self._probe(breaker, there)
 
     async def release(self, judge: str, lines: JudgeQueues) -> None:
-        """The judge is not parked: all that was goes on at once."""
+        """Release all rollouts of a judge that is no longer parked."""
         self._look_again_at.pop(judge, None)
         for batch, line in lines:
             if line.parked:
@@ -56,12 +57,12 @@ class JudgeDispatchBreakers:
                     await self._judging.release(batch.batch_id, judge)
 
     async def probe_soon(self, parked: Mapping[str, Breaker]) -> None:
-        """Something was lost on its way to these judges, perhaps a probe: another may go."""
+        """Allow another probe of these judges: a lost job may have been a probe."""
         for breaker in parked.values():
             await self._breakers.probe_soon(breaker.key)
 
     async def _over(self, judge: str, batches: Sequence[ActiveBatch], room: int) -> list[JudgeJob]:
-        """Those whose judge's clock is over, as many as there is room for."""
+        """Return the rollouts whose judge's deadline has passed, as many as there is room for."""
         jobs = []
         for batch in batches:
             taken: list[tuple[str, str]] = []
@@ -74,7 +75,7 @@ class JudgeDispatchBreakers:
         return jobs
 
     async def _probe(self, breaker: Breaker, batches: Sequence[ActiveBatch]) -> list[JudgeJob]:
-        """One rollout of any of these batches."""
+        """Return one rollout of any of these batches."""
         key = breaker.key
         if not batches or breaker.next_probe_at > await self._store.now_ms():
             return []

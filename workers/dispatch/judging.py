@@ -1,8 +1,8 @@
-"""The dispatcher's part in judging: sends rollouts to the judge workers, and takes back what got lost there.
+"""The dispatcher's part in judging: sends rollouts to the judge workers, and takes lost ones back.
 
-Invariant: of each judge at most its share is with the judge workers, so that one which is slow or away fills its own
-places and never another's. The rest waits in Redis, by the time when it may be tried again; what waits for a judge that
-keeps failing is left to `workers.dispatch.judge_breakers`.
+Invariant: at most a judge's share of rollouts is with the judge workers, so a slow or unreachable judge fills only its
+own slots. The rest waits in Redis, ordered by the time when it may be tried again. Rollouts of a judge that keeps
+failing are left to `workers.dispatch.judge_breakers`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class JudgeDispatch:
-    """Connects when the first rollout waits for a judge: a farm without judges pays nothing."""
+    """The judging part of one dispatcher; it connects when the first rollout waits for a judge."""
 
     def __init__(
         self, settings: Settings, store: Store, breakers: DispatchBreakers, quarantine: Quarantine | None = None
@@ -46,12 +46,12 @@ class JudgeDispatch:
         self._look_again_at = 0.0
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         if self._publisher is not None:
             self._publisher.close()
 
     async def fill(self, batches: Iterable[ActiveBatch]) -> None:
-        """Send as many on their way as the judge workers have room for."""
+        """Send as many rollouts as the judge workers have room for."""
         judged = [batch for batch in batches if batch.judging]
         if not judged or not self._per_judge:
             return
@@ -89,7 +89,7 @@ class JudgeDispatch:
     async def look_after(
         self, batches: Collection[ActiveBatch], workers: Sequence[WorkerStatus], now: int, dead: Sequence[str]
     ) -> None:
-        """Called once a second: count the judge workers' places, take back what dead ones had and what got lost."""
+        """Count the judge workers' slots; recover the rollouts of dead workers and lost jobs. Called once a second."""
         judge_workers = [worker for worker in workers if worker.role == "judge"]
         self._per_judge = sum(w.count("per_judge") for w in judge_workers if w.lease_ends_in_s > 0)
         self._server_ahead_ms = now - time.monotonic_ns() // 1_000_000
@@ -118,7 +118,6 @@ class JudgeDispatch:
         return self._publisher
 
     def _overdue_before(self, now: int) -> int:
-        """As the dispatcher's own, of the judges' queue."""
         limit = now - int(self._settings.dispatcher.resend_after_s * 1000)
         oldest = self._line().oldest_waiting_ms()
         return limit if oldest is None else min(limit, oldest)

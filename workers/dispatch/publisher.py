@@ -1,4 +1,4 @@
-"""Sends jobs to Celery, many messages in one round trip, and looks how old the oldest one is that still waits there.
+"""Sending of jobs to Celery, many messages in one round trip, and the age of the oldest job that still waits there.
 
 A failed send is not repeated: the rollouts stay marked as dispatched and are sent again when they are overdue.
 """
@@ -26,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 class Job:
     """A slice of a batch: (member, attempt) of rollouts of one environment.
 
-    `probe` names the breaker that it is to try; `alone` jobs run their rollouts one by one, beside nothing else;
-    `urgent` ones pass those that lie in Celery.
+    `probe` names the circuit breaker to probe; `alone` jobs run their rollouts one by one, beside nothing else;
+    `urgent` jobs overtake those that wait in Celery.
     """
 
     batch_id: str
@@ -39,11 +39,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Celery's name of it."""
+        """Celery's name of the job."""
         return RUN_JOB
 
     def arguments(self) -> JsonObject:
-        """What the job is called with."""
+        """The arguments of the job."""
         arguments: JsonObject = {
             "batch_id": self.batch_id,
             "environment": self.environment,
@@ -70,11 +70,11 @@ class JudgeJob:
 
     @property
     def name(self) -> str:
-        """Celery's name of it."""
+        """Celery's name of the job."""
         return JUDGE_JOB
 
     def arguments(self) -> JsonObject:
-        """What the job is called with."""
+        """The arguments of the job."""
         arguments: JsonObject = {
             "batch_id": self.batch_id,
             "judge": self.judge,
@@ -87,7 +87,7 @@ class JudgeJob:
 
 
 class Publisher:
-    """Blocking; the dispatcher calls it from a thread. Left out, the queue is the workers'."""
+    """A blocking sender of jobs; the dispatcher calls it from a thread. The default queue is the workers'."""
 
     def __init__(self, settings: Settings, queue: str | None = None) -> None:
         self._app = create_celery(settings)
@@ -97,7 +97,7 @@ class Publisher:
         self._redis = Redis.from_url(broker_url(settings.redis), socket_timeout=5, socket_connect_timeout=5)
 
     def send(self, jobs: Sequence[Job | JudgeJob], sent_ms: int) -> bool:
-        """Whether all were handed to the broker; `sent_ms` is of the server's clock and goes with each job."""
+        """Send jobs; return whether the broker took all. `sent_ms` is of the server's clock and is part of each job."""
         try:
             with (
                 self._app.producer_pool.acquire(block=True, timeout=5) as producer,
@@ -123,7 +123,7 @@ class Publisher:
         return True
 
     def oldest_waiting_ms(self) -> int | None:
-        """When the oldest waiting job was sent; `None` where none waits, 0 where that cannot be said."""
+        """Return when the oldest waiting job was sent; `None` if no job waits, 0 if the time is unknown."""
         try:
             oldest = [self._redis.lindex(name, -1) for name in self._lists]
             return min((int(orjson.loads(text)["headers"]["sent_ms"]) for text in oldest if text), default=None)
@@ -131,13 +131,13 @@ class Publisher:
             return 0
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._redis.close()
         self._app.close()
 
 
 def describe(arguments: JsonObject) -> str:
-    """A job's arguments as Flower shows them."""
+    """Return a job's arguments as Flower shows them."""
     whom = "environment" if "environment" in arguments else "judge"
     shown = {whom: arguments[whom], "batch": arguments["batch_id"], **arguments}
     return repr({name: value for name, value in shown.items() if name not in ("batch_id", "attempts", "tokens")})

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Aside:
-    """A batch in quarantine: for how long, and when it counts as well again."""
+    """A batch in quarantine: the length of its pause, and when it counts as sound again."""
 
     why: str
     pause_s: float
@@ -33,7 +33,7 @@ class _Aside:
 
 
 class Quarantine:
-    """One per dispatcher; `clock` is any steady clock."""
+    """The quarantine of one dispatcher; `clock` is any steady clock."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._alarms = Alarms(store)
@@ -42,7 +42,7 @@ class Quarantine:
 
     @asynccontextmanager
     async def guard(self, batch_id: str, doing: str) -> AsyncIterator[None]:
-        """Put the batch aside where the block fails because of it. Raises what concerns Redis as a whole."""
+        """Put the batch in quarantine if the block fails because of it. Raises errors that concern Redis as a whole."""
         try:
             yield
         except Exception as error:
@@ -51,7 +51,7 @@ class Quarantine:
             await self.put_aside(batch_id, f"{doing}: {reason(error)}", error)
 
     async def put_aside(self, batch_id: str, why: str, error: BaseException | None = None) -> None:
-        """Leave the batch alone for a while, and raise an alarm that says why."""
+        """Put the batch in quarantine for a while, and raise an alarm that gives the reason."""
         known = self._aside.get(batch_id)
         pause_s = FIRST_PAUSE_S if known is None else min(LONGEST_PAUSE_S, 2 * known.pause_s)
         self._aside[batch_id] = _Aside(why, pause_s, self._clock() + pause_s)
@@ -60,7 +60,7 @@ class Quarantine:
             _LOG.error("%s", alarm.message, exc_info=error, extra={"action": alarm.kind.value, "batch_id": batch_id})
 
     def holds(self, batch_id: str) -> bool:
-        """Return whether the batch is left alone now; one whose pause is over is on trial from here on."""
+        """Return whether the batch is in quarantine; one whose pause is over is on trial from now on."""
         aside = self._aside.get(batch_id)
         if aside is None:
             return False
@@ -71,7 +71,7 @@ class Quarantine:
         return False
 
     async def release(self, active: Collection[str]) -> None:
-        """Clear the alarms of batches that have passed their trial, or that are no more."""
+        """Clear the alarms of batches that have passed their trial, or that no longer exist."""
         now = self._clock()
         for batch_id, aside in list(self._aside.items()):
             well = aside.well_at is not None and now >= aside.well_at
@@ -81,7 +81,7 @@ class Quarantine:
                 _LOG.info("batch %s goes on", printable(batch_id), extra={"action": "quarantine_ended"})
 
     async def take_over(self) -> None:
-        """Clear what an earlier dispatcher raised; what is still wrong is found again at once."""
+        """Clear the alarms of an earlier dispatcher; faults that persist are found again at once."""
         self._aside.clear()
         for name in await self._alarms.standing():
             if name.kind == AlarmKind.UNREADABLE_BATCH:

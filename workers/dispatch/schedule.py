@@ -1,8 +1,8 @@
-"""Which rollouts go next: by priority, then weighted fair share between runs, then age. Pure.
+"""Order of dispatch: by priority, then weighted fair share between runs, then age. Pure.
 
-Fair share is start-time fair queueing: each run has a virtual time that grows by what it was given over its weight,
+Fair share is start-time fair queueing: each run has a virtual time that grows by its rollouts divided by its weight,
 and the run that is furthest behind goes next. A run that comes, or comes back, starts where the others would be without
-what they have in flight: it is not owed for the past, and it need not wait for who filled all slots before it came.
+their rollouts in flight. It has no claim for the past, and need not wait for runs that filled all slots before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MUCH_AT_WORK = 64  # rollouts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingBatch:
-    """A batch with a backlog, and what of it was given and has not ended."""
+    """A batch with a backlog, and the number of its rollouts in flight."""
 
     batch_id: str
     run: str
@@ -32,18 +32,18 @@ class WaitingBatch:
 
 @dataclass(frozen=True, slots=True)
 class TakePlan:
-    """How many rollouts to take from each batch, in order, and the runs' virtual times afterwards."""
+    """Numbers of rollouts to take from each batch, in order, and the runs' virtual times afterwards."""
 
     takes: list[tuple[str, int]]
     virtual_times: dict[str, float]
 
 
 def shares(batches: Sequence[WaitingBatch], *, slots: int) -> dict[str, int]:
-    """By run, how many rollouts it may still be given before it has its fair share of the slots.
+    """Return by run the number of rollouts that it lacks to its fair share of the slots.
 
-    What is given within it passes what lies in Celery already, of runs that filled the slots before. Only the highest
-    priority has shares, and none where there is nobody to share with; `batches` are all that have a backlog or
-    anything in flight.
+    Rollouts within the share overtake those that wait in Celery, of runs that filled the slots before. Only the highest
+    priority has shares, and a run with no other to share with has none; `batches` are all that have a backlog or
+    rollouts in flight.
     """
     highest = max((batch.priority for batch in batches), default=0)
     weights, in_flight = _by_run([batch for batch in batches if batch.priority == highest])
@@ -54,17 +54,19 @@ def shares(batches: Sequence[WaitingBatch], *, slots: int) -> dict[str, int]:
 
 
 def tick_gap_s(at_work: int) -> float:
-    """Seconds from one look at the backlog to the next: few where little is at work and somebody waits for it, more
-    where much ends all the time, since a look costs as much as a few rollouts.
+    """Return the seconds from one look at the backlog to the next.
+
+    Few while few rollouts are at work and a caller waits for them; more while many end all the time, since a look
+    costs as much as a few rollouts.
     """
     return min(BUSY_GAP_S, max(IDLE_GAP_S, BUSY_GAP_S * at_work / MUCH_AT_WORK))
 
 
 def slice_size(waiting: Sequence[WaitingBatch], *, room: int, workers: int, most: int) -> int:
-    """How many rollouts one job is to carry: few when there is little to do, so that it spreads over the workers.
+    """Return the number of rollouts in one job: few when there is little to do, so that it spreads over the workers.
 
-    What the workers have counts, too: where they are busy, the little that has ended since the last tick is not cut
-    up, since a job costs as much as a few rollouts.
+    Rollouts with the workers count, too: the few that end between two ticks of busy workers are not divided further,
+    since a job costs as much as a few rollouts.
     """
     work = min(room, sum(batch.backlog for batch in waiting)) + sum(batch.in_flight for batch in waiting)
     return max(1, min(most, work // max(1, 4 * workers)))
@@ -78,7 +80,7 @@ def plan(
     virtual_times: Mapping[str, float],
     most: Mapping[str, int] | None = None,
 ) -> TakePlan:
-    """Share `room` rollouts out in slices, by run no more than `most` where that is given.
+    """Divide `room` rollouts in slices; a run gets at most its value in `most`, if given.
 
     Virtual times of runs that are not waiting are forgotten.
     """
@@ -98,7 +100,7 @@ def plan(
 
 
 def _by_run(batches: Sequence[WaitingBatch]) -> tuple[dict[str, float], Counter[str]]:
-    """The weight of each run, the largest that one of its batches has, and what it has in flight."""
+    """Return each run's weight, the largest of its batches, and its number of rollouts in flight."""
     weights: dict[str, float] = {}
     in_flight: Counter[str] = Counter()
     for batch in batches:

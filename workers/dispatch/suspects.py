@@ -1,4 +1,4 @@
-"""Which jobs a dispatch becomes, and how many of those with suspects are out at a time.
+"""Division of a dispatch into jobs, and the limit on jobs with suspects at a time.
 
 A suspect's job holds a whole worker, so at most half of the workers are held at once.
 """
@@ -13,7 +13,7 @@ from workers.dispatch.publisher import Job
 
 
 def jobs_of(batch_id: str, taken: Sequence[TakenRollout], *, urgent: bool = False) -> list[Job]:
-    """One job for the rollouts of each environment, and one for the suspects."""
+    """Return one job for the rollouts of each environment, and one for the suspects."""
     slices: dict[str, list[tuple[str, int]]] = {}
     suspects = [rollout for rollout in taken if rollout.suspect]
     for rollout in taken:
@@ -37,16 +37,15 @@ class SuspectJobs:
         self._out: list[Job] = []
 
     def sent(self, jobs: Sequence[Job]) -> None:
-        """Remember those that hold a worker."""
+        """Remember the jobs that hold a worker."""
         self._out += [job for job in jobs if job.alone]
 
     async def may_go(self, workers: int) -> bool:
-        """Whether another may be sent to so many workers."""
+        """Return whether another may be sent, given the number of workers."""
         if not self._out:
             return True
         self._out = [job for job in self._out if await self._is_under_way(job)]
         return len(self._out) < max(1, workers // 2)
 
     async def _is_under_way(self, job: Job) -> bool:
-        """Whether any of its rollouts is still where the job has put it."""
         return await self._rollouts.under_way(job.batch_id, job.members)

@@ -1,4 +1,4 @@
-"""The pool's side of the books in Redis: replicas under leases (gym.state.replicas reads them), status, orders."""
+"""The pool's records in Redis: replicas under leases (gym.state.replicas reads them), status, orders."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ OURS = "pool-"
 
 
 class Board:
-    """Reads and writes through one connection; each call raises RedisAway where there is no Redis."""
+    """The pool's access to Redis over one connection; each call raises RedisAway if Redis cannot be reached."""
 
     def __init__(self, redis: Redis, keys: RedisKeys) -> None:
         self._redis = redis
         self._keys = keys
 
     def publish(self, replicas: Sequence[Mapping[str, Any]], status: Mapping[str, Any]) -> None:
-        """Renew the leases of these replicas and say how the pool is."""
+        """Renew the leases of these replicas and store the pool's status."""
         ends = self.now_ms() + int(LEASE_TTL_S * 1000)
         commands: list[tuple[Any, ...]] = [
             ("SET", self._keys.status, json.dumps(status), "PX", int(LEASE_TTL_S * 1000))
@@ -35,12 +35,12 @@ class Board:
         self._redis.run(("MULTI",), *commands, ("EXEC",))
 
     def strike_off(self, judge: str, replica: str) -> None:
-        """Take a replica out of the books."""
+        """Delete a replica's record."""
         name = f"{judge} {replica}"
         self._redis.run(("ZREM", self._keys.leases, name), ("HDEL", self._keys.infos, name))
 
     def mark_down(self, judges: Sequence[str]) -> int:
-        """Mark what an earlier life of the pool left behind for these judges; it is not asked again. How many."""
+        """Mark replicas that an earlier pool process left for these judges, so none is asked; return their number."""
         [flat] = self._redis.run(("HGETALL", self._keys.infos))
         found = 0
         for name, info in _pairs(flat):
@@ -53,14 +53,14 @@ class Board:
         return found
 
     def orders(self) -> list[dict[str, Any]]:
-        """What `farm judge drain` and `farm judge scale` ask for, oldest first, each once."""
+        """Return the orders of `farm judge drain` and `farm judge scale`, oldest first, each once."""
         taken, _ = self._redis.run(
             ("LRANGE", self._keys.orders, 0, MOST_ORDERS - 1), ("LTRIM", self._keys.orders, MOST_ORDERS, -1)
         )
         return [json.loads(each) for each in taken or () if isinstance(each, bytes)] if isinstance(taken, list) else []
 
     def queued(self, judges: Sequence[str]) -> dict[str, int]:
-        """How many rollouts wait for each judge, over all batches that are open."""
+        """Return the number of rollouts that wait for each judge, over all open batches."""
         [batches] = self._redis.run(("ZRANGE", self._keys.active, 0, -1))
         names = [each.decode() for each in batches if isinstance(each, bytes)] if isinstance(batches, list) else []
         found = dict.fromkeys(judges, 0)
@@ -74,7 +74,7 @@ class Board:
         return found
 
     def now_ms(self) -> int:
-        """The server's clock."""
+        """Return the time of the server's clock."""
         [time] = self._redis.run(("TIME",))
         assert isinstance(time, list)  # noqa: S101  it is two numbers
         seconds, micros = (int(each) for each in time if isinstance(each, bytes))

@@ -1,8 +1,8 @@
 """`python -m workers.judge_pool.main PLAN`: the pool as a process, under the interpreter of its Ray.
 
-SIGTERM drains, a second one ends it at once. Exit status: 0 drained, 2 what was asked cannot be, 75 try again (a
-supervisor does). When the head of the cluster is lost Ray itself ends the process, with status 1; the leases of its
-replicas run out, and the next life marks them down and deploys anew.
+SIGTERM drains, a second one ends it at once. Exit status: 0 drained, 2 impossible plan, 75 try again (a supervisor
+does). When the head of the cluster is lost, Ray itself ends the process with status 1. The leases of its replicas
+expire, and the next process marks them down and deploys again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_WITHIN_S = 300.0  # a look may wait for Ray; one that takes longer is stuck
 
 
 def main(argv: list[str]) -> int:
-    """Run the pool of the plan in the file; the exit status."""
+    """Run the pool of the plan in the file; return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     plan = PoolPlan.read(Path(argv[0]))
     stop, now = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""The farm's side of the pool: its plan out of the settings, and what is asked of it while it runs.
+"""The farm's side of the pool: its plan, made from the settings, and the orders to it while it runs.
 
 Unlike its neighbours this module runs in the farm's environment.
 """
@@ -23,7 +23,7 @@ VLLM_GPU_SHARE = 0.9  # of the part of a GPU that a replica has
 
 
 def plan_of(settings: Settings) -> PoolPlan:
-    """What the pool is to run. Raises SettingsError for a judge that it cannot serve, naming the setting."""
+    """Return the pool's plan. Raises SettingsError for a judge that it cannot serve, naming the setting."""
     if settings.redis.url is None:
         raise SettingsError("no Redis is known: give --redis-url or FARM_REDIS_URL")
     pool = settings.pool
@@ -49,12 +49,12 @@ def plan_of(settings: Settings) -> PoolPlan:
 
 
 def deployments_of(settings: Settings) -> tuple[Deployment, ...]:
-    """How each judge of the pool is run. Raises SettingsError as `plan_of` does."""
+    """Return the deployment of each judge of the pool. Raises SettingsError as `plan_of` does."""
     return tuple(_deployment(settings, name, pooled) for name, pooled in settings.pool.judges.items())
 
 
 def pool_keys(prefix: str) -> RedisKeys:
-    """The keys that the pool uses."""
+    """Return the keys that the pool uses."""
     keys = Keys(prefix)
     return RedisKeys(
         leases=keys.judge_replicas,
@@ -67,13 +67,13 @@ def pool_keys(prefix: str) -> RedisKeys:
 
 
 def read_status(redis: Redis, prefix: str) -> JsonObject | None:
-    """What the pool last said of itself; None where none is running."""
+    """Return the pool's last status; None if no pool is running."""
     stored = redis.get(pool_keys(prefix).status)
     return orjson.loads(stored) if isinstance(stored, bytes) else None
 
 
 def order(redis: Redis, prefix: str, judge: str, wanted: JsonObject) -> None:
-    """Ask the running pool for something. Raises NotFound where there is none, or it has no such judge."""
+    """Send the running pool an order. Raises NotFound if no pool is running, or it has no such judge."""
     status = read_status(redis, prefix)
     if status is None:
         raise NotFound("no_judge_pool", "no judge pool is running: `farm judge`, or pool.judges in the settings")
@@ -119,7 +119,7 @@ def _deployment(settings: Settings, name: str, pooled: PooledJudge) -> Deploymen
 
 
 def _vllm(judge: JudgeSettings, pooled: PooledJudge) -> tuple[str, ...]:
-    """`vllm serve` on the GPUs that the replica gets. Without any it is an error here, not at the first request."""
+    """Return the `vllm serve` command for the replica's GPUs. Having none fails here, not at the first request."""
     if not pooled.num_gpus and not pooled.resources:
         raise SettingsError(
             f"a judge of kind {judge.kind} is served by vLLM on GPUs and its num_gpus is 0: give pool.judges its "
@@ -149,5 +149,5 @@ def _own_server(judge: JudgeSettings, pooled: PooledJudge) -> tuple[str, ...]:
 
 
 def plan_file(data_dir: Path) -> Path:
-    """Where the plan lies; only its owner reads it."""
+    """Return the path of the plan; only its owner can read the file."""
     return data_dir.resolve() / "judge-pool.json"

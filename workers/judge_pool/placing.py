@@ -1,4 +1,4 @@
-"""Pure decisions of the pool: whether a cluster can ever hold it, how many replicas there are to be, when to give up.
+"""Pure decisions of the pool: fit into the cluster, number of replicas, and giving up.
 
 Sources: a node of Ray gives a whole request or nothing of it; GPU requests above 1 are whole numbers.
 """
@@ -14,7 +14,7 @@ EPSILON = 1e-6  # Ray counts in ten-thousandths
 
 
 def lacking(deployments: Sequence[Deployment], nodes: Sequence[Mapping[str, float]]) -> list[str]:
-    """Why these nodes, were they all free, could not hold the least replicas of everything; empty where they can.
+    """Return why these nodes, if all were free, could not hold the minimal replicas of all judges; empty if they can.
 
     Large requests are placed first, each on the first node with room, as Ray packs.
     """
@@ -43,7 +43,7 @@ def lacking(deployments: Sequence[Deployment], nodes: Sequence[Mapping[str, floa
 
 
 def shown(resources: Mapping[str, float]) -> str:
-    """Resources that one may ask for, in words."""
+    """Return resources in words."""
     plain = {name: amount for name, amount in resources.items() if name not in ("memory", "object_store_memory")}
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(plain.items()) if ":" not in name) or "nothing"
 
@@ -54,7 +54,7 @@ def _fits(needs: Mapping[str, float], node: Mapping[str, float]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What is asked of a judge now: rollouts that wait in the queue, calls that its replicas have."""
+    """The demand on a judge now: rollouts that wait in the queue, calls that its replicas have."""
 
     queued: int = 0
     in_flight: int = 0
@@ -64,10 +64,10 @@ class Load:
 def wanted_replicas(
     load: Load, *, now_running: int, least: int, most: int, target: float, calm_for_s: float, down_after_s: float
 ) -> int:
-    """How many replicas there are to be.
+    """Return the wanted number of replicas, which brings the load of each to `target`.
 
-    As many as bring the load of each to `target`; more at once, fewer one at a time and only when fewer would have
-    done for `down_after_s`, so that a pause between batches stops nothing.
+    Replicas are added at once, and removed one at a time. They are removed only after fewer would have been enough
+    for `down_after_s`, so that a pause between batches stops nothing.
     """
     total = load.queued + load.in_flight + load.waiting
     enough = max(least, min(most, -int(-total // target)))
@@ -79,7 +79,7 @@ def wanted_replicas(
 
 
 def restart_pause_s(deaths: Iterable[float], now: float, *, window_s: float, most: int) -> float | None:
-    """The pause before a replica takes a dead one's place; None where `most` died within the window: it has failed."""
+    """Return the pause before a dead replica is replaced; None if `most` died within the window: it has failed."""
     recent = [death for death in deaths if now - death <= window_s]
     if len(recent) > most:
         return None

@@ -1,4 +1,4 @@
-"""What the pool is to run, as the farm's side writes it to a file: `farm judge` resolves settings, the pool reads this.
+"""The plan of the pool, as the farm's side writes it to a file: `farm judge` resolves settings, the pool reads this.
 
 Standard library only: it is read under the interpreter of a trainer's Ray.
 """
@@ -14,10 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """One judge: how a replica is started, what it takes of the cluster, and how many there are.
+    """One judge: the command of a replica, its resources, and the number of replicas.
 
-    In `command`, `{host}` and `{port}` are replaced where it is started. `load_path` is asked
-    for `in_flight` and `waiting` (our server's JSON, or Prometheus text of vLLM).
+    In `command`, `{host}` and `{port}` are replaced at the start. `load_path` gives `in_flight` and `waiting` (the
+    judge server's JSON, or Prometheus text of vLLM).
     """
 
     judge: str
@@ -41,14 +41,14 @@ class Deployment:
 
     @property
     def needs(self) -> dict[str, float]:
-        """What one replica takes, by Ray's names of resources."""
+        """Return the resources of one replica, by Ray's names."""
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
         return {name: amount for name, amount in wanted.items() if amount}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Which Ray. With an `address` it is somebody else's and only attached to; without, one of our own is started."""
+    """The Ray cluster. With an `address` the pool only attaches to it; without one, the pool starts a cluster."""
 
     address: str | None
     namespace: str
@@ -76,7 +76,7 @@ class RedisKeys:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolPlan:
-    """Everything that the pool is told."""
+    """The whole plan of a pool."""
 
     redis_url: str = field(repr=False)
     keys: RedisKeys
@@ -85,7 +85,7 @@ class PoolPlan:
     deployments: tuple[Deployment, ...]
 
     def write(self, path: Path) -> None:
-        """Store it for its owner's eyes; it holds the URL of Redis and keys of judges."""
+        """Store the plan, readable by its owner only; it holds the URL of Redis and keys of judges."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)
@@ -93,7 +93,7 @@ class PoolPlan:
 
     @classmethod
     def read(cls, path: Path) -> PoolPlan:
-        """What `write` stored."""
+        """Return the plan that `write` stored."""
         stored: dict[str, Any] = json.loads(path.read_text())
         return cls(
             redis_url=stored["redis_url"],

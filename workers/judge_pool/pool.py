@@ -1,8 +1,8 @@
 """The pool: keeps the replicas of every judge running, publishes them, and changes their number.
 
-One loop, a look a second. Invariants: a replica that died is not published as ready from the next look on, and never
-after its lease; one that is to go says `draining` first and ends when its calls are answered; a judge whose replicas
-die again and again is `failed` and is left alone until it is scaled by hand, the other judges go on.
+One loop, one look a second. Invariants: a dead replica is not published as ready from the next look on, and never
+after its lease. A replica that is to be removed is `draining` first and ends when its calls are answered. A judge whose
+replicas die again and again is `failed` and is left alone until it is scaled by hand; other judges are unaffected.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from workers.judge_pool.resp import RedisAway
 TICK_S = 1.0
 REPORT_S = 6.0
 UNHEALTHY_LOOKS = 5
-SEEN_S = 2.0  # within which judge workers have read that a replica drains
+SEEN_S = 2.0  # judge workers have read within this time that a replica drains
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Member:
-    """A replica as the pool knows it."""
+    """The pool's view of a replica."""
 
     name: str
     actor: Any
@@ -61,7 +61,7 @@ class JudgeDeployment:
 
     @property
     def running(self) -> list[Member]:
-        """Those that are not on their way out."""
+        """The replicas that are not draining."""
         return [member for member in self.members if member.state != "draining"]
 
 
@@ -92,7 +92,7 @@ class Pool:
         self._actor = ray.remote(replica_module.ReplicaServer)
 
     def look(self) -> None:
-        """One look: reports, deaths, orders, scaling, then what is published."""
+        """Take one look: reports, deaths, orders, scaling, then publishing."""
         now = self._clock()
         for judge in self._judges.values():
             self._collect(judge, now)
@@ -107,7 +107,7 @@ class Pool:
         self.publish()
 
     def drain(self, stopping: Callable[[], bool]) -> None:
-        """Let every replica finish what it has, then end it; `stopping` says that there is no time for that."""
+        """Let every replica finish its calls, then end it; `stopping` tells that time is too short for that."""
         for judge in self._judges.values():
             judge.wanted, judge.drained = 0, True
             for member in judge.running:
@@ -120,7 +120,7 @@ class Pool:
             self.publish()
 
     def publish(self) -> None:
-        """Renew the leases; without Redis they run out, and nobody asks."""
+        """Renew the leases; without Redis they expire, and no worker asks the replicas."""
         try:
             self._board.publish(
                 [self._entry(judge, member) for judge in self._judges.values() for member in judge.members],
@@ -130,7 +130,7 @@ class Pool:
             _LOG.warning("leases not renewed: %s", error, extra={"action": "lease_failed"})
 
     def status(self) -> dict[str, Any]:
-        """What `farm judge status` shows."""
+        """Return the status that `farm judge status` shows."""
         return {
             **self._described,
             "judges": {
@@ -159,7 +159,7 @@ class Pool:
         }
 
     def _collect(self, judge: JudgeDeployment, now: float) -> None:
-        """Read the reports that have come, judge them, and ask anew; never waits for a replica."""
+        """Read and judge the reports that have arrived, and request new ones; never waits for a replica."""
         for member in list(judge.members):
             if member.asked is None:
                 member.asked, member.asked_at = member.actor.report.remote(), now
@@ -248,7 +248,7 @@ class Pool:
                 down_after_s=judge.spec.scale_down_after_s,
             )
             if wanted < len(running):
-                judge.calm_since = now  # the next one goes after as long a calm
+                judge.calm_since = now  # the next one is removed after an equally long calm
             judge.wanted = wanted
         for member in running[judge.wanted :]:
             self._retire(member, now)
@@ -288,7 +288,7 @@ class Pool:
             judge.deaths.clear()
 
     def _entry(self, judge: JudgeDeployment, member: Member) -> dict[str, Any]:
-        """As gym.state.replicas.Replica has it."""
+        """Return the record in the form of gym.state.replicas.Replica."""
         report = member.report
         return {
             "judge": judge.spec.judge,

@@ -1,11 +1,12 @@
-"""Reaching Ray: a cluster of our own that is started and stopped here, or somebody else's that is only attached to.
+"""Connection to Ray: an own cluster that is started and stopped here, or a foreign one that is only attached to.
 
 Invariants: an address is probed and versions are compared before `ray.init` sees it (an attach to a dead address
-hangs for minutes); `ray.init()` without an address, which joins whatever it finds, and `ray stop`, which ends every
-Ray of the machine, are never called. `ray` is imported here only after the variables that it reads at import are set.
+hangs for minutes). Two calls are never made: `ray.init()` without an address, which joins any cluster it finds, and
+`ray stop`, which ends every Ray of the machine. `ray` is imported only after the variables that it reads at import
+are set.
 
-Source of the names and traps: Ray 2.60; `get_cluster_metadata` is private to Ray, so where it is missing `ray.init`'s
-own comparison decides.
+Source of the names and traps: Ray 2.60; `get_cluster_metadata` is private to Ray, so if it is missing the comparison
+in `ray.init` decides.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class RayUnusable(Exception):
-    """The cluster cannot be used as it is; the text says what to change."""
+    """The cluster cannot be used as it is; the text names the necessary change."""
 
 
 @contextlib.contextmanager
 def connected(cluster: Cluster) -> Iterator[Any]:
-    """The module `ray`, connected. At the end our own cluster is stopped, another's is left."""
+    """Yield the module `ray`, connected. At the end an own cluster is stopped; a foreign one is left alone."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     with contextlib.ExitStack() as left:
         if cluster.address:
@@ -61,7 +62,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
 
 
 def _sweep() -> None:
-    """Remove what lives that Ray or a SIGKILL ended have left: the directory's name has the process that made it."""
+    """Remove temporary directories of pools that Ray or SIGKILL ended: a directory's name has its process."""
     for folder in Path(TEMP_ROOT).glob(f"{TEMP_PREFIX}*-*"):
         pid = folder.name.removeprefix(TEMP_PREFIX).partition("-")[0]
         with contextlib.suppress(OSError):
@@ -70,7 +71,7 @@ def _sweep() -> None:
 
 
 def probe(address: str) -> tuple[str, int]:
-    """Host and port of a head node that accepts connections. Raises RayUnusable."""
+    """Return host and port of a head node that accepts connections. Raises RayUnusable."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise RayUnusable(
@@ -88,12 +89,12 @@ def probe(address: str) -> tuple[str, int]:
 
 
 def _keeps_to_loopback(host: str, port: int) -> bool:
-    """Whether a head that answers at a loopback address answers at this machine's own address no more."""
+    """Return whether a head that answers at a loopback address no longer answers at this machine's own address."""
     if not (host == "localhost" or host.startswith("127.")):
         return False
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as route:
-            route.connect(("198.51.100.1", 9))  # sends nothing; the kernel says from where it would
+            route.connect(("198.51.100.1", 9))  # sends nothing; the kernel gives the address that it would send from
             own = route.getsockname()[0]
         socket.create_connection((own, port), PROBE_S).close()
     except OSError:
@@ -102,7 +103,7 @@ def _keeps_to_loopback(host: str, port: int) -> bool:
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]:
-    """Which of Ray and Python differ between a cluster and this process; Ray compares Python to the patch level."""
+    """Return the version differences of Ray and Python to a cluster; Ray compares Python to the patch level."""
     names = {"ray_version": "Ray", "python_version": "Python"}
     return [
         f"{title}: the cluster has {theirs[name]}, this process has {ours[name]}"
@@ -112,7 +113,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, str]) -> list[str]
 
 
 def check_versions(address: str) -> dict[str, Any]:
-    """Compare before attaching; what the cluster said, empty where this Ray cannot ask. Raises RayUnusable."""
+    """Compare before attaching; return the cluster's metadata, empty if this Ray cannot ask. Raises RayUnusable."""
     host, port = probe(address)
     if _keeps_to_loopback(host, port):
         # without the same variable as its head a driver hangs; Ray reads it at import
@@ -132,7 +133,7 @@ def check_versions(address: str) -> dict[str, Any]:
 
 
 def import_ray() -> Any:
-    """The module. Raises RayUnusable where it is not installed."""
+    """Return the module. Raises RayUnusable if it is not installed."""
     try:
         import ray
     except ImportError as error:
@@ -149,14 +150,14 @@ def _metadata(address: str) -> dict[str, Any]:
         from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 
         found: dict[str, Any] = usage_lib.get_cluster_metadata(GcsClient(address=address)) or {}
-    except Exception as error:  # noqa: BLE001  private to Ray: whatever it does, ray.init compares again
+    except Exception as error:  # noqa: BLE001  private to Ray; ray.init compares again in any case
         _LOG.info("versions were not read before attaching: %s", error, extra={"action": "ray_metadata"})
         return {}
     return found
 
 
 def _authenticate() -> None:
-    """With an explicit address Ray does not look for its token by itself."""
+    """Load Ray's token: with an explicit address Ray does not look for it by itself."""
     has_token = (
         os.environ.get("RAY_AUTH_TOKEN")
         or os.environ.get("RAY_AUTH_TOKEN_PATH")

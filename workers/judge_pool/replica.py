@@ -1,8 +1,8 @@
 """One replica: a Ray actor that starts one HTTP server, watches it, and ends with it.
 
 This module is sent to the cluster by value, so it needs nothing but the standard library and `ray` on any node.
-Invariant: no server outlives its actor, nor does what the server has started: the kernel ends the server when the
-actor's process dies, however that happens, and a guard beside them then ends its process group (vLLM's engine).
+Invariant: neither a server nor its child processes outlive its actor. The kernel ends the server when the actor's
+process dies, however that happens; then a guard process ends its process group (vLLM's engine).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 HEALTH_TIMEOUT_S = 2.0
-ANSWER_S = 5.0  # for a whole answer
+ANSWER_S = 5.0  # limit for a whole answer
 ANSWER_BYTES = 4 * 2**20
 STOP_S = 10.0
 TAIL_BYTES = 4000
 _PR_SET_PDEATHSIG = 1
-# Waits for the end of a pipe that the actor alone holds. It is nobody's child: Ray ends an actor's children with it.
+# Waits for the end of a pipe that the actor alone holds. It is an orphan: Ray ends an actor's children with it.
 _GUARD = """
 import os, signal, sys
 if os.fork():
@@ -44,7 +44,7 @@ _VLLM_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)(?:\{[^}\n]*\})? (
 
 
 class ReplicaServer:
-    """The actor. `hides_gpus` keeps a server that asked for no GPU from seeing any: Ray leaves them visible."""
+    """The actor of a replica. `hides_gpus` hides all GPUs from a server that asked for none: Ray shows them."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], *, host: str, load_path: str, hides_gpus: bool
@@ -72,7 +72,7 @@ class ReplicaServer:
             if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        self._server = subprocess.Popen(  # noqa: S603  the settings say what
+        self._server = subprocess.Popen(  # noqa: S603  the settings give the command
             words,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -84,7 +84,7 @@ class ReplicaServer:
         self._tether = _guard(self._server.pid)
 
     def report(self) -> dict[str, Any]:
-        """Whether the server runs and is ready, what it is, and its load. Bounded by HEALTH_TIMEOUT_S for each look."""
+        """Return the server's state, description and load. Each look is bounded by HEALTH_TIMEOUT_S."""
         ended = self._server.poll()
         found: dict[str, Any] = {
             "url": self._url,
@@ -113,7 +113,7 @@ class ReplicaServer:
         return found
 
     def stop(self) -> None:
-        """End the server: politely, then by force."""
+        """End the server: by SIGTERM, then by SIGKILL."""
         for sent in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._server.pid, sent)
@@ -142,7 +142,7 @@ class ReplicaServer:
 
 
 def _guard(group: int) -> int:
-    """Have a process group killed when this process ends; what is returned must stay open until then."""
+    """Have a process group killed when this process ends; the returned descriptor must stay open until then."""
     watched, tether = os.pipe()
     try:
         subprocess.run(  # noqa: S603  this interpreter

@@ -1,4 +1,4 @@
-"""A Redis client of one socket, for the interpreter of a trainer's Ray, where no Redis package can be counted on.
+"""A Redis client of one socket, for the interpreter of a trainer's Ray, which may have no Redis package.
 
 Requests and replies of RESP2 (https://redis.io/docs/latest/develop/reference/protocol-spec/); commands are pipelined.
 """
@@ -15,11 +15,11 @@ Word = str | bytes | int | float
 
 
 class RedisAway(Exception):
-    """It cannot be reached, or it refused; the next call connects anew."""
+    """Redis cannot be reached, or it refused; the next call connects again."""
 
 
 class Redis:
-    """`redis://`, `rediss://` and `unix://` URLs; each call is bounded by `timeout_s`."""
+    """The client, for `redis://`, `rediss://` and `unix://` URLs; each call is bounded by `timeout_s`."""
 
     def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
         self._url = urlsplit(url)
@@ -38,7 +38,7 @@ class Redis:
             raise RedisAway(f"Redis at {self._url.hostname or self._url.path}: {error}") from error
 
     def close(self) -> None:
-        """Let the connection go."""
+        """Close the connection."""
         for each in (self._file, self._socket):
             if each is not None:
                 each.close()

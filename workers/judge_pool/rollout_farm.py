@@ -1,4 +1,4 @@
-"""The farm inside a trainer's Ray cluster: `RolloutFarm`, an actor that runs `farm up`, and the trainer's hold of it.
+"""The farm inside a trainer's Ray cluster: `RolloutFarm`, an actor that runs `farm up`, and the trainer's handle of it.
 
     ray.init(...)
     async with rollout_farm(ray, config="configs/single_ray_cluster.yaml", python="/opt/farm/bin/python") as farm:
@@ -43,11 +43,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class FarmFailed(Exception):
-    """The farm did not start, ended, or refused a call; the text is its own."""
+    """The farm did not start, ended, or refused a call; the text is the farm's."""
 
 
 class RolloutFarm:
-    """The actor: one farm, its API called over loopback. Use `rollout_farm` to get one."""
+    """The actor of one farm, whose API it calls over loopback. Use `rollout_farm` to get one."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class RolloutFarm:
         self._threads = ThreadPoolExecutor(STREAMS, thread_name_prefix="farm-calls")
 
     async def start(self) -> str:
-        """Start the farm and wait until it takes work; its URL. Raises FarmFailed with what it said."""
+        """Start the farm, wait until it takes work, and return its URL. Raises FarmFailed with the farm's output."""
         import ray
 
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class RolloutFarm:
         }
         libc = ctypes.CDLL(None)
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220, S603  it returns at once; the trainer says what
+            self._process = subprocess.Popen(  # noqa: ASYNC220, S603  it returns at once; the trainer gives the command
                 [self._python, "-m", "api.cli.main", *self._words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -109,11 +109,11 @@ class RolloutFarm:
         return self._url
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """One call of the farm's API: its JSON answer. Raises FarmFailed with the error that the farm gave."""
+        """Call the farm's API and return its JSON answer. Raises FarmFailed with the error that the farm gave."""
         return await self._in_thread(lambda: self._call(method, path, body), CALL_S + LONG_POLL_S)
 
     async def results(self, batch_id: str, view: str) -> AsyncIterator[list[dict[str, Any]]]:
-        """Pages of results in the order in which they finish, until the batch is done."""
+        """Yield pages of results in the order in which they finish, until the batch is done."""
         after = ""
         while True:
             query = f"view={view}&limit={PAGE}&wait={LONG_POLL_S}" + (f"&after={after}" if after else "")
@@ -125,7 +125,7 @@ class RolloutFarm:
             after = page["next_after"]
 
     async def stop(self) -> int | None:
-        """Drain the farm and end it; its exit status, 0 after a drain."""
+        """Drain the farm and end it; return its exit status, 0 after a drain."""
         status = await self._end()
         self._forget()
         return status
@@ -175,7 +175,7 @@ class RolloutFarm:
 
 
 class FarmInCluster:
-    """What a trainer holds: its calls go through the actor, so that no port of the farm's need be reachable."""
+    """The trainer's handle of a farm: calls go through the actor, so no port of the farm need be reachable."""
 
     def __init__(self, ray: Any, actor: Any, url: str) -> None:
         self._ray = ray
@@ -184,13 +184,13 @@ class FarmInCluster:
         """As the actor's node sees it."""
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
-        """One call of the farm's API. Raises FarmFailed."""
+        """Call the farm's API. Raises FarmFailed."""
         return await self.actor.call.remote(method, path, body)
 
     async def results(
         self, rows: Sequence[Mapping[str, Any]], *, view: str = "light", **options: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Submit the rows as one batch and give each result when it is there; `options` are the batch's.
+        """Submit the rows as one batch and yield each result when it has finished; `options` are the batch's.
 
         Leaving the loop early cancels what has not finished. At most a few pages are read ahead of the trainer.
         """
@@ -216,9 +216,9 @@ async def rollout_farm(
 ) -> AsyncIterator[FarmInCluster]:
     """Start a farm as an actor of the cluster that `ray` is connected to; it is drained and ended at the end.
 
-    `farm` is what RolloutFarm takes: `python` (the interpreter that has the farm, on the actor's node), `config` (a
+    `farm` are RolloutFarm's arguments: `python` (the interpreter that has the farm, on the actor's node), `config` (a
     path there), `options` of `farm up`, `environment` (`FARM_…` variables), `data_dir` (kept; without one, state is
-    dropped at the end), `api_key`. `actor_options` are Ray's, such as `num_cpus`: what the farm may count on.
+    dropped at the end), `api_key`. `actor_options` are Ray's, such as `num_cpus`: the farm's resources.
     Raises FarmFailed.
     """
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

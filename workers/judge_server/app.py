@@ -1,13 +1,13 @@
 """The judge server over HTTP.
 
-| call | what it does |
+| call | effect |
 |---|---|
 | `POST /v1/scores` `{items: [{answer, question?, reference?}]}` | `{kind, model, version, scores: [number or null]}` |
-| `GET /v1/judge` | what it is and how busy: kind, model, version, capacity, in_flight, waiting, batches, items |
+| `GET /v1/judge` | description and load: kind, model, version, capacity, in_flight, waiting, batches, items |
 | `GET /health` | 200 once the model is loaded |
 
-Invariant: at most `capacity` items are in the house; a call that would bring more is answered 429 with `Retry-After`,
-so that what waits here is bounded and callers go to another replica. Items of different calls share batches.
+Invariant: the server holds at most `capacity` items. A call that would exceed that is answered 429 with `Retry-After`
+(backpressure), so the queue is bounded and callers go to another replica. Items of different calls share batches.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _ItemBody(BaseModel):
 
 
 class _ScoresBody(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)  # `model` comes along, and there is only one
+    model_config = ConfigDict(extra="ignore", frozen=True)  # callers send `model`, but there is only one
 
     items: Annotated[list[_ItemBody], Field(min_length=1, max_length=4096)]
 
@@ -74,7 +74,7 @@ class JudgeServer:
         )
 
     def app(self) -> web.Application:
-        """The app that aiohttp runs."""
+        """Return the app that aiohttp runs."""
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.add_routes(
             [
@@ -87,7 +87,7 @@ class JudgeServer:
         return app
 
     def describe(self) -> JsonObject:
-        """What it is and how busy."""
+        """Answer with the server's description and load."""
         return {
             "kind": self.kind,
             "model": self.scorer.model,
@@ -145,7 +145,7 @@ class JudgeServer:
 
 
 def _plain_score(score: object) -> float | None:
-    """A model's number as a float; None, with a warning, for what is no finite number."""
+    """Return a model's number as a float; None, with a warning, if it is not finite or not a number."""
     if score is None:
         return None
     try:

@@ -17,7 +17,7 @@ MODEL = "clean-language"
 
 
 class CleanLanguage:
-    """Scores the answer alone."""
+    """A scorer of the answer alone."""
 
     model = MODEL
 
@@ -26,13 +26,13 @@ class CleanLanguage:
 
     @staticmethod
     def load(model: str) -> CleanLanguage:
-        """Raises SettingsError for another model than its own."""
+        """Load the model. Raises SettingsError for any other model."""
         if model != MODEL:
             raise SettingsError(f"there is no classifier {model!r}, only {MODEL}")
         return CleanLanguage()
 
     def scores(self, items: Sequence[Item]) -> list[float | None]:
-        """1.0 for clean language, 0.0 for foul."""
+        """Return 1.0 for clean language, 0.0 for foul."""
         if not items:
             return []
         return [1.0 - float(foul) for foul in profanity_check.predict_prob([item.answer for item in items])]

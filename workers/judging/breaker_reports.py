@@ -1,8 +1,7 @@
 """Reports of a judge worker to the circuit breakers of judges, and its copy of them.
 
-A rollout whose try at judging found no answer counts as one failure of the judge that gave none, however often it
-tries. An answer is any that the judge gave, a refusal and one that cannot be read too. No attempt is refunded, since
-judging uses none up.
+A rollout whose judging got no answer counts as one failure of the judge that gave none, however often it tries.
+Refusals and unreadable answers count as answers, too. No attempt is refunded, since judging uses none up.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class JudgeBreakerReports:
-    """One per judge worker, on its event loop; `keep_fresh` and `watch_replicas` are its tasks."""
+    """The breaker reports of one judge worker, on its event loop; `keep_fresh` and `watch_replicas` are its tasks."""
 
     def __init__(self, breakers: Breakers, committer: Committer, desk: Desk, replicas: ModelSource) -> None:
         self._desk = desk
@@ -32,11 +31,11 @@ class JudgeBreakerReports:
         self._cache = BreakerCache(breakers, committer, on_open=self._park, on_release=self.reopen)
 
     def parked(self, judge: str) -> Breaker | None:
-        """The open breaker of a judge, as far as it is known here."""
+        """Return the open breaker of a judge, as far as it is known here."""
         return self._cache.parked(judge_key(judge)) if self._cache.any else None
 
     def reopen(self, key: BreakerKey) -> None:
-        """It is tried, or may be tried, again."""
+        """Let a judge be asked again, since its breaker is probed or closed."""
         if key.kind is BreakerKind.JUDGE:
             self._desk.reopen(key.name)
 
@@ -48,7 +47,7 @@ class JudgeBreakerReports:
         if self._cache.any:
             try:
                 await self._cache.report_alive(self._alive_at)
-            except RedisError as away:  # `keep_fresh` says it when Redis is back
+            except RedisError as away:  # `keep_fresh` reports it when Redis is back
                 _LOG.warning("answer not reported: %s", away, extra={"action": "breakers_stale"})
         probe = judged.probe
         if probe is not None and probe != failed:
@@ -56,18 +55,18 @@ class JudgeBreakerReports:
             await self._cache.settle_probe(probe, alive=seen is not None and seen >= judged.began)
 
     async def refresh(self) -> None:
-        """Read the breakers now, since much depends on it; without Redis the last copy stands."""
+        """Read the breakers now, since much depends on it; without Redis the last copy remains valid."""
         try:
             await self._cache.refresh()
         except RedisError as error:
             _LOG.warning("breakers not refreshed: %s", error, extra={"action": "breakers_stale"})
 
     async def keep_fresh(self) -> None:
-        """Look what has failed elsewhere and report what answers here, until cancelled."""
+        """Read failures elsewhere and report judges that answer here, until cancelled."""
         await self._cache.keep_fresh(self._alive_at)
 
     async def watch_replicas(self) -> None:
-        """A parked judge that has other replicas than it had is probed at once; until cancelled."""
+        """Probe a parked judge at once when its replicas change; runs until cancelled."""
         while True:
             for _, breaker in self._cache.all():
                 if breaker.open and breaker.key.kind is BreakerKind.JUDGE and self._has_news(breaker.key.name):
@@ -75,7 +74,7 @@ class JudgeBreakerReports:
             await asyncio.sleep(REFRESH_S)
 
     async def probe_lost(self, key: BreakerKey) -> None:
-        """A probe came here and is not run: another may go at once."""
+        """Report that a probe arrived and was not run: another may be sent at once."""
         await self._cache.probe_lost(key)
 
     async def _failed(self, key: BreakerKey, judged: JudgedRollout, error: RolloutError) -> None:

@@ -1,6 +1,6 @@
-"""One rollout before its judges: from what its verifier asked to a reward, a failure, or another wait.
+"""Judging of one rollout: from its verifier's questions to a reward, a failure, or another wait.
 
-This is the boundary of judging: whatever a judge or an environment's `judged` raises ends here as data. Only
+This is the boundary of judging: any error of a judge or of an environment's `judged` ends here as data. Only
 cancellation passes through, since then the claim is gone and nothing may be recorded.
 """
 
@@ -54,16 +54,16 @@ class JudgedRollout:
     claim: JudgeClaim
     spec: BatchSpec
     began: float  # time.monotonic()
-    probe: BreakerKey | None = None  # the breaker that it was let through to try
+    probe: BreakerKey | None = None  # the circuit breaker that it probes
     committing: bool = False
-    stopping: bool = False  # it was told to end before its time
+    stopping: bool = False  # its early end was requested
     alone: bool = False
     loose: bool = False
     give_up_at: float = math.inf  # judging ends when it is cancelled
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop(self, task: asyncio.Task[None]) -> None:
-        """Tell it to end."""
+        """Request its end."""
         self.stopping = True
         task.cancel()
 
@@ -73,14 +73,14 @@ class JudgedRollout:
 
     @property
     def ends_at(self) -> float:
-        """When the judge's clock runs out, which began when a judge was first asked; as `began`."""
+        """The judge's deadline, counted from the first question to a judge; of the same clock as `began`."""
         past_s = (self.claim.now - self.claim.began_at) / 1000
         return self.began + self.spec.limits.judge_timeout_s - past_s
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeDecision:
-    """There are verdicts; or what was said is `unreadable`, and the answer is unscored."""
+    """The verdicts; or the judge's answer is `unreadable`, and the rollout is unscored."""
 
     verdicts: list[Verdict]
     reward: Reward | None
@@ -89,7 +89,7 @@ class JudgeDecision:
 
 @dataclass(frozen=True, slots=True)
 class PendingJudgement:
-    """To be tried again after a while, because of `error`, or because the group has not all of its answers."""
+    """A judgement to be tried again after a while, because of `error`, or because answers of the group are missing."""
 
     delay_s: float
     error: RolloutError | None = None
@@ -97,13 +97,13 @@ class PendingJudgement:
 
 @dataclass(frozen=True, slots=True)
 class ParkedJudgement:
-    """It was not asked, since this judge of it is parked."""
+    """A judgement that was not asked for, since this judge is parked."""
 
     judge: str
 
 
 class JudgeRunner:
-    """Runs claims; one per judge worker. `parked` gives a judge's breaker where that is open."""
+    """The runner of claims; one per judge worker. `parked` gives a judge's breaker if that is open."""
 
     def __init__(
         self,
@@ -121,7 +121,7 @@ class JudgeRunner:
         self._parked = parked
 
     async def run(self, judged: JudgedRollout) -> JudgeDecision | PendingJudgement | ParkedJudgement | RolloutError:
-        """Raises only CancelledError."""
+        """Judge one claim. Raises only CancelledError."""
         try:
             return await self._decide(judged)
         except JudgeParked as parked:
@@ -165,7 +165,7 @@ class JudgeRunner:
             if isinstance(found, PendingJudgement):
                 return found
             rivals.append(found)
-        if time.monotonic() >= judged.ends_at:  # which is no fault of the judge's
+        if time.monotonic() >= judged.ends_at:  # which is not the judge's fault
             limit_s = judged.spec.limits.judge_timeout_s
             raise JudgeUnreachable(f"judge_timeout_s ({limit_s:g} s) was over before its judge could be asked")
         try:
@@ -179,20 +179,20 @@ class JudgeRunner:
             )
         except VerdictUnreadable as error:
             asked = {instead} if instead else {question.judge for question in ask.questions}
-            # a reward that is there is not given up for none
+            # an existing reward is not given up for none
             if claim.old_outcome or any(self._desk.settings[name].unreadable == "fail" for name in asked):
                 raise
             return JudgeDecision([], None, error.message)
         return JudgeDecision(verdicts, self._reward(claim, ask, verdicts))
 
     def _hold_back(self, judged: JudgedRollout, judges: Iterable[str]) -> None:
-        """Raises JudgeParked where one of them is parked and this is no probe."""
+        """Raise JudgeParked if a judge is parked and this is not a probe."""
         for judge in judges:
             if judged.probe is None and self._parked(judge) is not None:
                 raise JudgeParked(f"judge {judge!r} keeps failing", judge=judge)
 
     def _held(self, judged: JudgedRollout, parked: JudgeParked) -> ParkedJudgement | RolloutError:
-        """It waits for the judge, or the judge's clock is over: then it fails, with what the judge failed of."""
+        """Let the rollout wait for the judge; past the judge's deadline it fails, with the judge's failure."""
         if time.monotonic() < judged.ends_at:
             return ParkedJudgement(parked.judge)
         breaker = self._parked(parked.judge)
@@ -214,7 +214,7 @@ class JudgeRunner:
         return judged_reward(environment, ask, verdicts)
 
     async def _rivals(self, claim: JudgeClaim, number: int, judge: str) -> list[Question] | PendingJudgement:
-        """The group's other answers to a question, for a judge that compares, once all are there that may come."""
+        """Return the group's other answers to a question, for a judge that compares, once no more can arrive."""
         settings = self._desk.settings.get(judge)
         if not isinstance(settings, PairwiseJudge):
             return []

@@ -45,7 +45,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class JudgeWork:
-    """One per judge worker, on its event loop; a `SliceWork`."""
+    """The work of one judge worker, on its event loop; a `SliceWork`."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class JudgeWork:
         }
 
     async def settle(self) -> None:
-        """Wait a moment for changes that are on their way."""
+        """Wait a moment for changes that are being sent."""
         await self._committer.settle()
 
     async def close(self) -> None:
@@ -97,7 +97,7 @@ class JudgeWork:
         await self._store.close()
 
     def describe(self) -> JsonObject:
-        """Return what the worker's lease says of it; called from the lease's thread."""
+        """Return the worker's description for its lease; called from the lease's thread."""
         return {
             "role": "judge",
             "per_judge": 0 if self._held.draining else self._per_judge,
@@ -199,7 +199,7 @@ class JudgeWork:
                 await self._commit(judged, unjudged_record(claim, error, worker=self._worker, took_s=took_s))
 
     async def _commit_failed(self, judged: JudgedRollout, error: RolloutError, took_s: float) -> None:
-        """Commit that judging failed, and only that where what is known of the rollout cannot be stored either."""
+        """Commit that judging failed, and only that if the known fields of the rollout cannot be stored either."""
         claim = judged.claim
         _LOG.error("%s:%s: %s", claim.batch_id, claim.member, error.message, extra={"action": "unrecordable"})
         try:

@@ -1,7 +1,7 @@
-"""The check that nothing is lost: looks at what active batches hold, says what is wrong, and queues again what is lost.
+"""The ledger audit: compares the holdings of active batches, raises alarms, and queues lost rollouts again.
 
-Bounded: so many batches in one round, so many entries of each. What is wrong is decided by
-`workers.dispatch.upkeep.findings`.
+Bounded: a fixed number of batches in one round, and of entries of each. `workers.dispatch.upkeep.findings` decides
+whether something is wrong.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Auditor:
-    """One per dispatcher; works while that leads."""
+    """The auditor of one dispatcher; it works while that leads."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Auditor:
         self._announced_until = 0
 
     async def run_when_due(self, batches: dict[str, ActiveBatch], workers: Sequence[WorkerStatus]) -> None:
-        """Look at the next batches, where it is time to. Raises redis-py's errors."""
+        """Audit the next batches, if due. Raises redis-py's errors."""
         now = self._clock()
         if now < self._due_at:
             return
@@ -121,7 +121,7 @@ class Auditor:
         await self._settle(held.batch_id, suspected)
 
     async def _remedy(self, batch: ActiveBatch, finding: Finding) -> Alarm:
-        """The alarm, with what was done about it."""
+        """Act on a finding, and return its alarm with the action taken."""
         remedies = {
             Remedy.ADOPT: self._adopt,
             Remedy.RECOUNT: self._recount,
@@ -158,7 +158,7 @@ class Auditor:
         return replace(alarm, message=f"{alarm.message}; {done}")
 
     async def _take_back(self, batch: ActiveBatch, alarm: Alarm) -> Alarm:
-        """What a worker that renews its lease should have ended: it runs again elsewhere, and stops there if it can."""
+        """Queue rollouts again that a worker with a lease should have ended; it stops them if it can."""
         limit_ms = int((batch.rollout_timeout_s + self._settings.dispatcher.no_progress_s) * 1000)
         latest = await self._store.now_ms() - limit_ms
         assigned = await self._assignments.of_batches([batch.batch_id])
@@ -170,7 +170,7 @@ class Auditor:
         return replace(alarm, message=f"{alarm.message}; {again} were queued again, {failed} had no attempt left")
 
     async def _resend(self, batch: ActiveBatch, alarm: Alarm) -> Alarm:
-        """A job that was not lost after all finds its rollouts claimed, or claims them first."""
+        """Send rollouts again; if the first job was not lost, only one of the two jobs claims them."""
         now = await self._store.now_ms()
         recovered = await self._rollouts.recover(
             batch.batch_id, overdue_ms=now, max_attempts=batch.max_attempts, dead_workers=[]
@@ -196,7 +196,7 @@ class Auditor:
             self._standing.add(alarm.name)
 
     async def _settle(self, batch_id: str, suspected: set[AlarmName]) -> None:
-        """Clear the alarms of a batch that are suspected no more."""
+        """Clear the alarms of a batch that are no longer suspected."""
         for name in [name for name in self._standing or () if name.batch_id == batch_id]:
             if name not in suspected and name.kind not in _OTHERS:
                 await self._clear(name)
@@ -217,7 +217,7 @@ class Auditor:
                 await self._clear(name)
 
     async def _announce(self) -> None:
-        """Batches that were published by a process that died before it told anybody."""
+        """Announce batches whose publishing process died before it announced them."""
         until = await self._store.now_ms() - ANNOUNCED_WITHIN_MS
         for batch_id in await unannounced(self._store, self._announced_until, until):
             await activate(self._store, batch_id)
@@ -228,14 +228,14 @@ class Auditor:
         self._announced_until = until
 
     async def _look_at_redis(self) -> None:
-        """Whether it has become full, drops keys, or holds records that cannot be read."""
+        """Raise alarms if Redis has become full, drops keys, or holds unreadable records."""
         found = [*await self._memory(), *await self._inspection.alarms()]
         for alarm in found:
             await self._raise(alarm)
         await self._settle("", {alarm.name for alarm in found})
 
     async def _memory(self) -> list[Alarm]:
-        """Alarms about its memory, none where it may not be asked."""
+        """Return alarms about Redis's memory; none if it refuses to report on that."""
         try:
             memory = await self._store.redis.info("memory")
         except ResponseError:

@@ -1,7 +1,7 @@
-"""What is wrong with what a batch holds, and since when. Pure: holdings and a clock in, findings out.
+"""Findings about the holdings of a batch, and their age. Pure: holdings and a clock in, findings out.
 
-Invariant: nothing is reported before it has been seen twice and has lasted as long as its cause may take to pass by
-itself, so a change that is under way is never an alarm.
+Invariant: a finding is reported once it was seen twice and has lasted as long as its cause may take to pass by
+itself. So a change that is under way is never an alarm.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from enum import StrEnum
 from gym.state.alarms import Alarm, AlarmKind, AlarmName
 from gym.state.repair.audit import Holdings
 
-UNSEEN_S = 30.0  # a suspicion is forgotten where nobody looked for so long, or looked at other parts of the batch
+UNSEEN_S = 30.0  # a suspicion is forgotten after so long without a look at this part of the batch
 
 
 class Remedy(StrEnum):
-    """What the dispatcher does about a finding beside saying so."""
+    """An action of the dispatcher on a finding, beside the alarm."""
 
-    ADOPT = "adopt"  # queue again what nothing holds
-    RECOUNT = "recount"  # set the counters to what is there
-    RECOVER = "recover"  # take back what a worker without a lease holds
-    TAKE_BACK = "take_back"  # of a worker that lives, what it should have ended
-    RESEND = "resend"  # send again what is in Celery and does not come out
+    ADOPT = "adopt"  # queue rollouts again that nothing holds
+    RECOUNT = "recount"  # set the counters to the actual numbers
+    RECOVER = "recover"  # take back the rollouts of a worker without a lease
+    TAKE_BACK = "take_back"  # take back rollouts that a live worker should have ended
+    RESEND = "resend"  # send rollouts again that stay in Celery for too long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something wrong, and how long it has to last before it is believed."""
+    """A fault, and the time that it has to last before it is believed."""
 
     alarm: Alarm
     remedy: Remedy
@@ -37,7 +37,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchContext:
-    """What a batch is judged by. `workers` are all in the books, those included whose lease has just run out.
+    """The facts by which a batch is examined. `workers`: all registered ones, also those whose lease has just expired.
 
     `held`: its policy keeps failing, so all of it is parked, which is no lack of progress.
     """
@@ -51,7 +51,7 @@ class BatchContext:
 
 
 def examine(held: Holdings, around: BatchContext) -> list[Finding]:
-    """Everything that looks wrong at this moment."""
+    """Return everything that looks wrong at this moment."""
     return [*_imbalances(held), *_lost(held), *_without_lease(held, around), *_stuck(held, around)]
 
 
@@ -76,7 +76,7 @@ def _imbalances(held: Holdings) -> list[Finding]:
 
 
 def _lost(held: Holdings) -> list[Finding]:
-    """Queued rollouts that are in no line. A long backlog is not counted; what it hides shows when it is shorter."""
+    """Find queued rollouts that are in no queue. A long backlog is not counted; losses show when it is shorter."""
     waiting = held.ledger.queued - held.dispatched
     if held.backlog_rollouts is None or held.backlog_rollouts + held.retries >= waiting:
         return []
@@ -90,7 +90,7 @@ def _lost(held: Holdings) -> list[Finding]:
 
 
 def _without_lease(held: Holdings, around: BatchContext) -> list[Finding]:
-    """A worker that is new, or was struck off and comes back, is in the books within one renewal of its lease."""
+    """Find rollouts of unregistered workers; a new or returning worker registers within one lease renewal."""
     found = []
     for owned in held.owners:
         if owned.worker not in around.workers:
@@ -107,7 +107,7 @@ def _without_lease(held: Holdings, around: BatchContext) -> list[Finding]:
 
 
 def _stuck(held: Holdings, around: BatchContext) -> list[Finding]:
-    """Rollouts that run beyond their limits, on a worker that lives and should have ended them."""
+    """Find rollouts that run beyond their limits, on a live worker that should have ended them."""
     found = []
     for owned in held.owners:
         ran_s = (held.now - owned.since) / 1000
@@ -127,14 +127,17 @@ def _stuck(held: Holdings, around: BatchContext) -> list[Finding]:
 
 @dataclass(slots=True)
 class BatchProgress:
-    """Since when a batch has work that could go on, and nothing of it does."""
+    """The time since which a batch has had work that could run, without progress."""
 
     marks: tuple[int, ...] = ()
     since: float = 0.0
     looked: float = 0.0
 
     def look(self, held: Holdings, around: BatchContext, now: float) -> list[Finding]:
-        """No claim and no outcome for too long, though rollouts are due and slots free. `now` is any steady clock."""
+        """Find a batch without claims and outcomes for too long, though rollouts are due and slots free.
+
+        `now` is of any steady clock.
+        """
         marks = (held.fence, held.ledger.running, held.ledger.judging, held.ledger.ended)
         due = held.backlog_entries + held.retries_due + held.dispatched
         could = not held.stopping and not around.held and around.free_slots > 0 and due > 0 and held.ledger.queued > 0
@@ -163,12 +166,12 @@ class _OpenFinding:
 
 @dataclass(slots=True)
 class OpenFindings:
-    """Remembers findings until they are believed or gone."""
+    """Memory of findings until they are believed or gone."""
 
     _known: dict[AlarmName, _OpenFinding] = field(default_factory=dict)
 
     def confirm(self, batch_id: str, findings: Sequence[Finding], *, now: float, complete: bool) -> list[Finding]:
-        """Those that were there before and have lasted; `complete`: all of the batch was looked at."""
+        """Return findings that were seen before and have lasted; `complete`: all of the batch was looked at."""
         confirmed = []
         names = {finding.alarm.name for finding in findings}
         for name, known in list(self._known.items()):
@@ -187,9 +190,9 @@ class OpenFindings:
         return confirmed
 
     def standing(self, batch_id: str) -> set[AlarmName]:
-        """The names of what is suspected of a batch."""
+        """Return the names of the suspected faults of a batch."""
         return {name for name in self._known if name.batch_id == batch_id}
 
     def forget(self, batch_ids: Collection[str]) -> None:
-        """All but these batches are over."""
+        """Forget all batches but these."""
         self._known = {name: known for name, known in self._known.items() if name.batch_id in batch_ids}

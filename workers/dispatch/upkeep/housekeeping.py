@@ -1,7 +1,7 @@
-"""What the leading dispatcher looks after about once a second: workers that died, jobs that got lost, batches that end.
+"""Housekeeping of the leading dispatcher, about once a second: dead workers, lost jobs, batches that end.
 
 Invariant: every step is a script, or a command that may be repeated, so it does not matter how often one is taken, by
-which dispatcher, or whether the one before finished it.
+which dispatcher, or whether its predecessor finished it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Housekeeping:
-    """One per dispatcher. `slots` and `workers` are those that live, as of the last look."""
+    """The housekeeping of one dispatcher. `slots` and `workers` count the live ones, as of the last look."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Housekeeping:
         self._looked_at = -math.inf
         self._resend_look_at = 0.0
         self._bury_from = 0.0
-        self._server_ahead_ms = 0  # Redis's clock minus ours, which nobody sets
+        self._server_ahead_ms = 0  # Redis's clock minus our steady clock
 
     def take_over(self) -> None:
         """Forget what was seen when this dispatcher led before."""
@@ -64,15 +64,15 @@ class Housekeeping:
         self._looked_at = -math.inf
 
     def server_ms(self) -> int:
-        """Redis's clock, as far as it is known here."""
+        """Return the time of Redis's clock, as far as it is known here."""
         return time.monotonic_ns() // 1_000_000 + self._server_ahead_ms
 
     async def run_when_due(self, batches: dict[str, ActiveBatch]) -> None:
-        """Look after the active batches, where it is time to; those that are over are taken out."""
+        """Look after the active batches, if due; those that are over are taken out."""
         if time.monotonic() < self._due_at:
             return
         await self._run(batches)
-        # a farm that has just come up is not kept waiting for its workers to be noticed
+        # a farm that has just started need not wait until its workers are noticed
         self._due_at = time.monotonic() + (INTERVAL_S if self.slots else NO_WORKERS_S)
 
     async def _run(self, batches: dict[str, ActiveBatch]) -> None:
@@ -110,7 +110,7 @@ class Housekeeping:
             await self._retention.retire(batch_id, created_at)
 
     def _may_bury(self) -> bool:
-        """Not when nobody has looked for a while: Redis may have been away, and who lives is given time to renew."""
+        """Return False after a gap between looks: Redis may have been away, and live workers get time to renew."""
         now = time.monotonic()
         renewed_within_s = self._settings.worker.lease_ttl_s / 3 + INTERVAL_S
         if now - self._looked_at > renewed_within_s:
@@ -119,7 +119,7 @@ class Housekeeping:
         return now >= self._bury_from
 
     def _overdue_before(self, now: int) -> int:
-        """Jobs handed over before this moment and still unclaimed are lost: none that old waits in the broker."""
+        """Return the time before which unclaimed jobs are lost: no job that old waits in the broker."""
         limit = now - int(self._settings.dispatcher.resend_after_s * 1000)
         oldest = self._publisher.oldest_waiting_ms()
         return limit if oldest is None else min(limit, oldest)

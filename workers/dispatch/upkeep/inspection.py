@@ -1,7 +1,7 @@
-"""Looks for stored values that cannot be read: states of rollouts, which are repaired, and records of the whole farm.
+"""Search for unreadable stored values: states of rollouts, which are repaired, and records of the whole farm.
 
-Invariant: nothing is deleted but the state of a rollout, which the audit then queues again. A record that cannot be
-read stays where it is, for its owner to put again.
+Invariant: nothing is deleted but the state of a rollout, which the audit then queues again. An unreadable record
+stays until its owner replaces it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class LiveRepair:
-    """Takes states of rollouts out that cannot be read; one per auditor."""
+    """Removal of unreadable rollout states; one per auditor."""
 
     def __init__(self, store: Store) -> None:
         self._audits = Audits(store)
@@ -34,7 +34,7 @@ class LiveRepair:
         self._look_again_at: dict[str, float] = {}
 
     async def look(self, held: Holdings, now: float) -> list[Alarm]:
-        """Return an alarm where states were taken out of a batch whose counts say that there may be some.
+        """Return an alarm if states were removed from a batch whose counts say that some may be unreadable.
 
         A batch with too many rollouts under way to be counted is looked through from time to time.
         """
@@ -60,13 +60,13 @@ class LiveRepair:
         return [alarm]
 
     def standing(self, now: float) -> set[AlarmName]:
-        """Return the names of alarms that have not stood for long enough to be seen."""
+        """Return the names of alarms that have not lasted long enough to be seen."""
         self._stands_until = {name: until for name, until in self._stands_until.items() if until > now}
         return set(self._stands_until)
 
 
 class Inspection:
-    """Reads the records of the whole farm, and says which of them no process can read."""
+    """Reader of the records of the whole farm that finds those which no process can read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -86,7 +86,7 @@ class Inspection:
         )
 
     async def alarms(self) -> list[Alarm]:
-        """Return an alarm for all records together, and one for messages of the broker, where there are some."""
+        """Return an alarm for all records together, and one for messages of the broker, if there are any."""
         found = []
         for what, key, read in self._records:
             found += await self._unreadable(what, key, read)

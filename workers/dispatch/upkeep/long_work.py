@@ -1,7 +1,7 @@
 """Work on a batch that is too much for one script: done step by step in the background, with pauses.
 
-Invariant: what is to be done stands in Redis, and each step is one script that may be repeated, so a dispatcher that
-takes over goes on where the last one stopped. Steps take at most half of Redis's time.
+Invariant: the remaining work is recorded in Redis, and each step is one script that may be repeated. So a dispatcher
+that takes over continues where the last one stopped. Steps take at most half of Redis's time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class LongWork:
-    """One per dispatcher; `run` is its task, `see` tells it which batches there are."""
+    """The long work of one dispatcher; `run` is its task, `see` gives it the batches."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -37,7 +37,7 @@ class LongWork:
         self._some = asyncio.Event()
 
     def see(self, batches: Iterable[ActiveBatch]) -> None:
-        """Work on those of the batches that have such work, and on nothing else; none where this one does not lead."""
+        """Work only on those of the batches that have such work; the leader alone passes any."""
         self._batches = {batch.batch_id: batch for batch in batches if _has_work(batch)}
         self._due_at = {name: at for name, at in self._due_at.items() if name in self._batches}
         if self._batches:
@@ -59,7 +59,7 @@ class LongWork:
                 await asyncio.sleep(LEAST_PAUSE_S * 10)
 
     async def _step_or_complain(self, batch: ActiveBatch) -> float:
-        """Seconds until the batch's next step; a step that fails stops no other batch."""
+        """Take a step and return the seconds until the batch's next one; a step that fails stops no other batch."""
         try:
             return await self._step(batch)
         except ResponseError as error:

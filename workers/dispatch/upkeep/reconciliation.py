@@ -1,4 +1,4 @@
-"""The dispatcher's side of the comparison of what Redis assigns with what workers hold (`gym.state.assignments`)."""
+"""The dispatcher's side of comparing Redis's assignments with the workers' holdings (`gym.state.assignments`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Reconciliation:
-    """One per dispatcher; works while that leads."""
+    """The reconciliation of one dispatcher; it works while that leads."""
 
     def __init__(self, settings: Settings, store: Store) -> None:
         self._every_s = compare_every_s(settings.worker.lease_ttl_s)
@@ -28,9 +28,9 @@ class Reconciliation:
         self._orphans: set[str] = set()
 
     async def run_when_due(self, batches: Iterable[ActiveBatch], workers: Sequence[WorkerStatus]) -> None:
-        """Tell the workers that live what is assigned to them, where it is time to. Raises redis-py's errors.
+        """Send the live workers their assignments, if due. Raises redis-py's errors.
 
-        What is with a worker that has no lease is left to `workers.dispatch.upkeep.audit`.
+        Assignments to a worker without a lease are left to `workers.dispatch.upkeep.audit`.
         """
         now = time.monotonic()
         if now < self._due_at:
@@ -50,7 +50,7 @@ class Reconciliation:
         await self._assignments.tell(rollouts, {name: own for name, own in sessions.items() if name in alive})
 
     async def _strike(self, orphans: Sequence[SessionAssignment]) -> None:
-        """Strike sessions off that are with no worker at two looks: it has ended."""
+        """Strike sessions off that have no worker at two looks: it has ended."""
         gone = [each for each in orphans if each.session_id in self._orphans]
         self._orphans = {each.session_id for each in orphans}
         if gone:

@@ -1,7 +1,7 @@
-"""How long results are kept: by age, by acknowledgement, and by size.
+"""Retention of results: by age, by acknowledgement, and by size.
 
-Each run does a bounded part; what is left is found by the next one. Trajectories go before records: an ended batch
-whose trajectories were dropped still tells how each rollout ended, and that they were.
+Each run does a bounded part; the next one finds the rest. Trajectories go before records: an ended batch whose
+trajectories were dropped still shows how each rollout ended, and that they were dropped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Retention:
-    """One per dispatcher."""
+    """The retention of one dispatcher."""
 
     def __init__(self, settings: Settings, store: Store, quarantine: Quarantine | None = None) -> None:
         self._quarantine = quarantine or Quarantine(store)
@@ -36,11 +36,11 @@ class Retention:
         self._due_at = 0.0
 
     async def retire(self, batch_id: str, created_at: int) -> None:
-        """A batch has ended: from now on its age counts."""
+        """Note that a batch has ended: from now on its age counts."""
         await self._kept.retire(batch_id, created_at=created_at, keep_s=self._settings.keep_s)
 
     async def run_when_due(self) -> None:
-        """`run`, every few seconds. Files that cannot be deleted are tried again, and stop nothing else."""
+        """Call `run` every few seconds. Files that cannot be deleted are tried again, and stop nothing else."""
         if time.monotonic() < self._due_at:
             return
         self._due_at = time.monotonic() + INTERVAL_S
@@ -52,7 +52,7 @@ class Retention:
             _LOG.warning("files of ended batches stay: %s", error, extra={"action": "retention_failed"})
 
     async def run(self) -> None:
-        """Remove what is too old, then drop trajectories that have been acknowledged, or that are too many."""
+        """Remove batches that are too old, then drop trajectories that have been acknowledged or exceed the size."""
         now = await self._store.now_ms()
         await sweep_staged(self._store, now)
         await self._remove(now - int(self._settings.keep_s * 1000))
@@ -77,7 +77,7 @@ class Retention:
                     await Alarms(self._store).clear(unreadable_alarm(batch_id, [], "").name)
 
     def _to_drop(self, now: int, batches: list[EndedBatch], live_bytes: int) -> list[tuple[EndedBatch, DropReason]]:
-        """Whose trajectories go, and why: the acknowledged ones, then the oldest until the rest fits."""
+        """Return batches whose trajectories go, and why: acknowledged ones, then the oldest until the rest fits."""
         keep_s, most = self._settings.keep_acknowledged_s, self._settings.max_bytes
         found = []
         left = live_bytes
