@@ -1,7 +1,7 @@
 """Quarantine of broker messages that are not jobs: set aside before Celery reads them, so that the worker survives.
 
-Invariant: Celery gets only jobs that this worker knows, with arguments that fit. kombu and Celery end the whole worker
-on some of the others (text that is not JSON, a message without headers), or drop them without a trace.
+Invariant: Celery gets only jobs that this worker knows, with arguments that fit. On some others (text that is not
+JSON, a message without headers) kombu and Celery end the whole worker, or they drop them without a trace.
 """
 
 from __future__ import annotations

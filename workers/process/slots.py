@@ -1,10 +1,10 @@
 """Slots of a worker, the gate that closes when none is free, and the pace at which a busy worker takes rollouts.
 
 The limit is that of the settings, and lower while the event loop cannot keep up. Rollouts beyond those that keep the
-loop busy make nothing faster: each only waits longer for its turn, and so does a small batch behind a large one. CoDel
-(Nichols and Jacobson, "Controlling queue delay", 2012) tells a bad queue from a good one by a delay that lasts for an
-interval, and so does this. A burst, such as a thousand replies at once, is worked off within it and changes nothing.
-A worker that was idle starts low and doubles while its loop keeps up, within a fraction of a second up to any number.
+loop busy make nothing faster: each only waits longer for its turn, and so does a small batch behind a large one. As in
+CoDel (Nichols and Jacobson, "Controlling queue delay", 2012), a queue is bad when its delay lasts for an interval. A
+burst, such as a thousand replies at once, is worked off within it and changes nothing. A worker that was idle starts
+low and doubles while its loop keeps up, within a fraction of a second up to any number.
 
 Invariant: reserved slots are rollouts that wait for a thread or run. Slots count rollouts, not jobs, and are reserved
 when a job is received, before its thread starts; so a worker never holds more than its slots and one slice. While the

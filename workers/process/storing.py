@@ -1,6 +1,6 @@
 """Writing of trajectories for workers: a failed write is tried again for a while before its attempt is given up.
 
-A rollout that waits here keeps its slot. So a disk that is full for a moment costs time, and one that stays full uses
+A rollout that waits here keeps its slot. So a disk that is full for a moment costs only time. One that stays full uses
 attempts up slowly, since no new rollouts begin meanwhile.
 """
 
