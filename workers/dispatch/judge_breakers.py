@@ -43,7 +43,9 @@ class JudgeDispatchBreakers:
         self._look_again_at[judge] = time.monotonic() + LOOK_AGAIN_S
         for batch, line in lines:
             if line.waiting > line.parked:
-                async with self._quarantine.guard(batch.batch_id, "what waits for a judge cannot be parked"):
+                async with self._quarantine.guard(
+                    batch.batch_id, "its rollouts that wait for a judge cannot be parked"
+                ):
                     await self._judging.park(batch.batch_id, judge, batch.judge_timeout_s)
         there = [batch for batch, line in lines if line.waiting]
         return await self._over(judge, there, room) + await self._probe(breaker, there)
@@ -53,7 +55,7 @@ class JudgeDispatchBreakers:
         self._look_again_at.pop(judge, None)
         for batch, line in lines:
             if line.parked:
-                async with self._quarantine.guard(batch.batch_id, "what is parked for a judge cannot be released"):
+                async with self._quarantine.guard(batch.batch_id, "its rollouts parked for a judge cannot be released"):
                     await self._judging.release(batch.batch_id, judge)
 
     async def probe_soon(self, parked: Mapping[str, Breaker]) -> None:
@@ -66,7 +68,7 @@ class JudgeDispatchBreakers:
         jobs = []
         for batch in batches:
             taken: list[tuple[str, str]] = []
-            async with self._quarantine.guard(batch.batch_id, "what is parked for a judge cannot be ended"):
+            async with self._quarantine.guard(batch.batch_id, "its rollouts parked for a judge cannot be ended"):
                 taken = await self._judging.take_over(batch.batch_id, judge, room) if room > 0 else []
             room -= len(taken)
             for at in range(0, len(taken), self._slice_size):

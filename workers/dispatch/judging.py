@@ -76,7 +76,7 @@ class JudgeDispatch:
             self._virtual_times[judge] = shares.virtual_times
             for batch_id, wanted in shares.takes:
                 taken: list[tuple[str, str]] = []
-                async with self._quarantine.guard(batch_id, "what waits for a judge cannot be sent"):
+                async with self._quarantine.guard(batch_id, "its rollouts that wait for a judge cannot be sent"):
                     taken = await self._judging.take(batch_id, judge, wanted)
                 if taken:
                     jobs.append(JudgeJob(batch_id=batch_id, judge=judge, members=taken))
@@ -100,7 +100,7 @@ class JudgeDispatch:
         overdue_ms = await asyncio.to_thread(self._overdue_before, now)
         for batch in judged:
             lost = resent = 0
-            async with self._quarantine.guard(batch.batch_id, "what is with judge workers cannot be recovered"):
+            async with self._quarantine.guard(batch.batch_id, "its rollouts with judge workers cannot be recovered"):
                 lost, resent = await self._judging.recover(batch.batch_id, overdue_ms=overdue_ms, dead_workers=dead)
             if lost or resent:
                 _LOG.warning(

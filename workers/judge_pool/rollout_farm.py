@@ -192,7 +192,7 @@ class FarmInCluster:
     ) -> AsyncIterator[dict[str, Any]]:
         """Submit the rows as one batch and yield each result when it has finished; `options` are the batch's.
 
-        Leaving the loop early cancels what has not finished. At most a few pages are read ahead of the trainer.
+        Leaving the loop early cancels unfinished rollouts. At most a few pages are read ahead of the trainer.
         """
         batch = await self.call("POST", "/v1/batches", {"rows": list(rows), **options})
         stream = self.actor.results.options(

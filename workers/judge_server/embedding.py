@@ -32,7 +32,7 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One encoder layer; matrices lie as they are multiplied, rows are inputs."""
+    """One encoder layer; matrices are stored as they are multiplied, rows are inputs."""
 
     qkv: Array
     qkv_bias: Array

@@ -155,7 +155,7 @@ class JudgeWork:
         await self._wait_again([(run.claim.batch_id, run.claim.member, run.claim.token) for run in runs])
 
     async def _wait_again(self, items: Sequence[tuple[str, str, str]]) -> None:
-        """Take (batch, member, token); the dispatcher finds what is not recorded in time when it is overdue."""
+        """Take (batch, member, token); the dispatcher finds unrecorded ones when they are overdue."""
         calls = [self._judging.again_call(batch_id, member, token, b"", 0) for batch_id, member, token in items]
         await asyncio.gather(*map(self._committer.send, calls))
 

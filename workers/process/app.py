@@ -1,7 +1,7 @@
 """The Celery app: a carrier of jobs that hold ids only.
 
-Acknowledged early and without results: recovery is the farm's own, and so are the results. The queue's name carries a
-version, since a worker of another version would drop jobs that it does not know.
+Jobs are acknowledged early and have no Celery results: the farm does recovery and results itself. The queue's name
+carries a version, since a worker of another version would drop jobs that it does not know.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ JUDGE_JOB = "farm.judge_rollouts"
 
 
 def queue_name(prefix: str) -> str:
-    """The queue of rollouts that wait for a worker."""
+    """Return the name of the queue of rollouts that wait for a worker."""
     return f"{prefix}.rollouts.v{QUEUE_VERSION}"
 
 
 def judging_queue_name(prefix: str) -> str:
-    """The queue of rollouts that wait for a judge worker."""
+    """Return the name of the queue of rollouts that wait for a judge worker."""
     return f"{prefix}.judging.v{QUEUE_VERSION}"
 
 
 def queue_lists(queue: str, global_prefix: str) -> list[str]:
-    """The keys of a queue in the broker's Redis, that of urgent jobs first."""
+    """Return the keys of a queue in the broker's Redis, that of urgent jobs first."""
     return [f"{global_prefix}{queue}", f"{global_prefix}{queue}\x06\x16{USUAL}"]
 
 
 def create_celery(settings: Settings, **changes: Any) -> Celery:
-    """The app for workers, dispatcher and Flower; `workers.jobs` registers the jobs. `changes` are of its settings."""
+    """Create the app of workers, dispatcher and Flower; `workers.jobs` registers jobs. `changes`: of its settings."""
     app = Celery("farm", broker=broker_url(settings.redis), set_as_current=False)
     app.conf.update(celery_config(settings) | changes)
     return app
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
-    """Celery's settings."""
+    """Return Celery's settings."""
     return {
         "broker_transport": TRANSPORT,
         "result_backend": None,

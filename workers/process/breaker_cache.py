@@ -1,8 +1,7 @@
-"""A worker's copy of the breakers, read about once a second, so that a success costs no round trip.
+"""A worker's copy of the circuit breakers, read about once a second, so that a success costs no round trip.
 
-What has failed somewhere lately is compared with what was seen at work here since, and that is reported; what opens or
-closes is passed on. `workers.rollouts.breaker_reports` and `workers.judging.breaker_reports` know what a sign of life
-is.
+Recent failures anywhere are compared with later signs of life here, and those are reported; breakers that open or
+close are passed on. `workers.rollouts.breaker_reports` and `workers.judging.breaker_reports` define signs of life.
 """
 
 from __future__ import annotations
@@ -18,12 +17,15 @@ from gym.state.redis.driver import RedisError
 from workers.process.committer import Committer
 
 REFRESH_S = 1.0
-IDLE_REFRESH_S = 4.0  # where nothing runs that could fail or show that something works
+IDLE_REFRESH_S = 4.0  # while nothing runs that could fail or give a sign of life
 _LOG = logging.getLogger(__name__)
 
 
 class BreakerCache:
-    """One per worker, on its event loop. `on_open` and `on_release` hear of what is parked, and may be tried again."""
+    """The copy of one worker, on its event loop.
+
+    `on_open` gets breakers that are open, `on_release` those that may be tried again.
+    """
 
     def __init__(
         self,
@@ -37,38 +39,38 @@ class BreakerCache:
         self._committer = committer
         self._on_release = on_release
         self._on_open = on_open
-        self._known: dict[BreakerKey, tuple[float, Breaker]] = {}  # with the moment when it was first seen so
+        self._known: dict[BreakerKey, tuple[float, Breaker]] = {}  # with the time when it was first seen in this state
 
     @property
     def any(self) -> bool:
-        """Whether anything has failed lately."""
+        """Return whether any breaker has failures."""
         return bool(self._known)
 
     @property
     def any_open(self) -> bool:
-        """Whether anything is parked."""
+        """Return whether any breaker is open."""
         return any(breaker.open for _, breaker in self._known.values())
 
     def all(self) -> list[tuple[float, Breaker]]:
-        """What has failed lately, each with the moment (`time.monotonic()`) when it was first seen as it is."""
+        """The breakers with failures, each with the time (`time.monotonic()`) when it was first seen in its state."""
         return list(self._known.values())
 
     def get(self, key: BreakerKey) -> Breaker | None:
-        """One of them."""
+        """Return one of them."""
         known = self._known.get(key)
         return None if known is None else known[1]
 
     def parked(self, key: BreakerKey) -> Breaker | None:
-        """One of them if it is open."""
+        """Return one of them if it is open."""
         breaker = self.get(key)
         return breaker if breaker is not None and breaker.open else None
 
     async def keep_fresh(
         self, alive_at: Callable[[Breaker], float | None], *, busy: Callable[[], bool] = lambda: True
     ) -> None:
-        """Look what has failed elsewhere and report what works here, until cancelled.
+        """Read failures elsewhere and report signs of life here, until cancelled.
 
-        `alive_at` says when something was last seen at work here, of `time.monotonic()`; `busy` whether anything runs.
+        `alive_at` gives the time of the last sign of life here, of `time.monotonic()`; `busy` whether anything runs.
         """
         while True:
             try:
@@ -79,19 +81,19 @@ class BreakerCache:
             await asyncio.sleep(REFRESH_S if self._known or busy() else IDLE_REFRESH_S)
 
     async def refresh(self) -> None:
-        """Read them now. Raises redis-py's errors."""
+        """Read the breakers now. Raises redis-py's errors."""
         self._learn(await self._breakers.all())
 
     async def report_alive(self, alive_at: Callable[[Breaker], float | None]) -> None:
-        """Report what was seen at work since it was known to fail. Raises redis-py's errors."""
+        """Report signs of life that are later than the known failures. Raises redis-py's errors."""
         for since, breaker in self.all():
             seen = alive_at(breaker)
             if seen is not None and seen > since:
                 await self.report(breaker.key)
 
     async def report(self, key: BreakerKey) -> None:
-        """It works. Raises redis-py's errors."""
-        known = self._known.pop(key, None)  # it is reported once, whatever else ends meanwhile
+        """Report that it works. Raises redis-py's errors."""
+        known = self._known.pop(key, None)  # it is reported once, even if other rollouts end meanwhile
         self._on_release(key)
         try:
             was_open = await self._breakers.alive(key)
@@ -107,7 +109,7 @@ class BreakerCache:
     async def failed(
         self, key: BreakerKey, who: Casualty, *, seen: float | None, probe: bool, error: RolloutError
     ) -> BreakerResponse:
-        """Count a failure; `seen` is when it was last seen at work here, of `time.monotonic()`."""
+        """Count a failure; `seen` is the time of the last sign of life here, of `time.monotonic()`."""
         call = self._breakers.fail_call(
             key,
             who,
@@ -130,7 +132,7 @@ class BreakerCache:
         return answer
 
     async def settle_probe(self, key: BreakerKey, *, alive: bool) -> None:
-        """A probe ended without a failure that counts: it has shown a sign of life, or nothing."""
+        """Settle a probe that ended without a failure that counts: it has given a sign of life, or nothing."""
         try:
             if alive:
                 await self.report(key)
@@ -140,7 +142,7 @@ class BreakerCache:
             _LOG.warning("probe not reported: %s", error, extra={"action": "breakers_stale"})
 
     async def probe_lost(self, key: BreakerKey) -> None:
-        """A probe came here and is not run, or there is news of what it would try: another may go at once."""
+        """Allow another probe at once: one arrived and is not run, or there is news of its target."""
         try:
             await self._breakers.probe_soon(key)
         except RedisError as error:

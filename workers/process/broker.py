@@ -1,7 +1,7 @@
-"""Celery's way to its broker: kombu's Redis transport, which drops what is no message.
+"""Celery's connection to its broker: kombu's Redis transport, which here drops values that are not messages.
 
-Whatever lies in a queue's list and cannot be read would end the worker that takes it out. It holds no rollout that
-could be lost: the dispatcher sends again what no worker claims.
+An unreadable value in a queue's list would end the worker that takes it out. Dropping it loses no rollout: the
+dispatcher sends rollouts again that no worker claims.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHOWN_CHARS = 80
 
 
 class Channel(redis.Channel):
-    """A channel that passes over what is no JSON."""
+    """A channel that skips values that are not JSON."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -29,7 +29,7 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """A transport that passes over JSON which is no message."""
+    """A transport that skips JSON that is not a message."""
 
     Channel = Channel
 
@@ -37,11 +37,11 @@ class Transport(redis.Transport):
         for channel in (self.channels or [])[:1]:
             try:
                 channel.Message(message, channel=channel)
-            except Exception as error:  # noqa: BLE001  kombu's reading of what anyone may have put there
+            except Exception as error:  # noqa: BLE001  kombu reads values of unknown origin
                 _dropped(f"{type(error).__name__}: {str(message)[:SHOWN_CHARS]}")
                 return
         super()._deliver(message, queue)
 
 
 def _dropped(reason: str) -> None:
-    _LOG.error("what lay in the broker's queue is no message and was dropped: %s", reason, extra={"action": "junk"})
+    _LOG.error("a value in the broker's queue is not a message and was dropped: %s", reason, extra={"action": "junk"})

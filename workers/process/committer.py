@@ -1,7 +1,7 @@
-"""Sends state changes to Redis, as many in one round trip as have gathered while the last one was on its way.
+"""Sending of state changes to Redis: one round trip carries all that gathered during the last one.
 
-A change waits through an absence of Redis for as long as the worker lives: what a worker has finished it commits when
-Redis is back. Every script is repeatable, so a change whose answer was lost is simply sent again.
+A change waits through an absence of Redis for as long as the worker lives: finished rollouts are committed when Redis
+is back. Every script is repeatable, so a change whose answer was lost is sent again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Change = tuple[ScriptCall, asyncio.Future[Any]]
 
 
 class Committer:
-    """One per worker; `run` is its task."""
+    """The committer of one worker; `run` is its task."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class Committer:
         self.totals: dict[str, int] = {}
 
     async def send(self, call: ScriptCall) -> Any:
-        """The script's answer. Raises redis-py's ResponseError where the script failed, or why it cannot be sent."""
+        """Return the script's answer. Raises redis-py's ResponseError, or the reason why it cannot be sent."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((call, future))
         self._some.set()
@@ -54,7 +54,7 @@ class Committer:
                     await asyncio.sleep(GATHER_S / 4)
 
     async def run(self) -> None:
-        """Send until cancelled: at once what comes after a pause, and together what comes within `GATHER_S` of it."""
+        """Send until cancelled: at once after a pause, and together the changes that come within `GATHER_S` of that."""
         loop = asyncio.get_running_loop()
         sent_at = -math.inf
         while True:
@@ -67,7 +67,7 @@ class Committer:
                 await self._send(batch)
 
     async def _send(self, batch: list[Change]) -> None:
-        """Until each has its answer; those that Redis cannot take now are sent again."""
+        """Send until each change has its answer; those that Redis cannot take now are sent again."""
         failures = 0
         while True:
             try:
@@ -99,7 +99,7 @@ class Committer:
                 future.set_exception(error)
 
     async def _send_once(self, batch: list[Change]) -> tuple[list[Change], Exception | None]:
-        """What has to be sent again, and why."""
+        """Send once; return the changes to send again, and the reason."""
         if not batch:
             return [], None
         answers = await self._store.run_many([call for call, _ in batch])
@@ -109,7 +109,7 @@ class Committer:
             if isinstance(answer, Exception) and may_pass(answer):
                 again.append((call, future))
                 reason = answer
-            elif future.done():  # whoever asked was cancelled; the change stands
+            elif future.done():  # the caller was cancelled; the change is made
                 continue
             elif isinstance(answer, Exception):
                 future.set_exception(answer)
@@ -118,7 +118,7 @@ class Committer:
         return again, reason
 
     async def _side_effects(self) -> None:
-        """Slots have become free, so the dispatcher may have something to do; and the farm's counters."""
+        """Wake the dispatcher, since slots have become free, and add to the farm's counters."""
         totals, self.totals = self.totals, {}
         keys = self._store.keys
         pipeline = self._store.redis.pipeline(transaction=False)
@@ -134,5 +134,5 @@ class Committer:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a change is to be sent again: Redis is away, cannot serve, or is full."""
+    """Return whether a change is to be sent again: Redis is away, cannot serve, or is full."""
     return will_pass(error) or isinstance(error, OutOfMemoryError)

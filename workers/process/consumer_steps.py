@@ -22,17 +22,17 @@ IDLE_WAIT_S = 5  # for a job, in one request to Redis; kombu's own second would 
 
 
 def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
-    """A consumer step bound to these slots, for `app.steps["consumer"]`."""
+    """Return a consumer step bound to these slots, for `app.steps["consumer"]`."""
 
     class Admission(bootsteps.StartStopStep):
-        """Stands behind Celery's own `Tasks` step, which sets the channel up."""
+        """A step after Celery's own `Tasks` step, which sets the channel up."""
 
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, c: Any) -> None:
-            """Called again after each reconnect, with a new channel."""
+            """Start with a new channel; called again after each reconnect."""
             channel = c.task_consumer.channel
-            # a job in hand when the broker goes is sent again; kombu would write it to a temporary file and leave that
+            # a job received when the broker goes is sent again; kombu would write it to a temporary file and leave that
             channel.do_restore = False
             channel.brpop_timeout = IDLE_WAIT_S
             qos = channel.qos
@@ -47,7 +47,7 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
             slots.notify(self._wake)
 
         def stop(self, c: Any) -> None:
-            """Called before each reconnect and at the end."""
+            """Stop; called before each reconnect and at the end."""
             slots.notify(None)
             pipe, self._pipe = getattr(self, "_pipe", None), None
             if pipe is None:
@@ -58,9 +58,9 @@ def admission_step(slots: Slots) -> type[bootsteps.StartStopStep]:
                 os.close(end)
 
         def _wake(self) -> None:
-            """From any thread: make the hub look at the gate now, not at its next tick."""
+            """Make the hub look at the gate now, not at its next tick; safe to call from any thread."""
             if self._pipe is not None:
-                with suppress(OSError):  # full is as good as written, closed means stopped
+                with suppress(OSError):  # a full pipe wakes the hub as well, a closed one means stopped
                     os.write(self._pipe[1], b".")
 
     return Admission
@@ -92,7 +92,7 @@ class GatherEvents(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.events:Events",)
 
     def start(self, c: Any) -> None:
-        """Publish what has gathered once every `FLUSH_S`, or earlier where `MOST_GATHERED` events wait."""
+        """Publish gathered events every `FLUSH_S`, or earlier if `MOST_GATHERED` of them wait."""
         hub, dispatcher = c.hub, c.event_dispatcher
         if hub is None or dispatcher is None:
             return
@@ -101,10 +101,10 @@ class GatherEvents(bootsteps.StartStopStep):
         def flush() -> None:
             nonlocal due
             due = False
-            c._flush_events()  # the consumer's own, which looks whether events are still sent
+            c._flush_events()  # the consumer's method, which checks whether events are still sent
 
         def schedule() -> None:
-            """On the hub's thread, since its timer is not for others."""
+            """Schedule the flush on the hub's thread, since its timer is not thread-safe."""
             nonlocal due
             if not due:
                 due = True

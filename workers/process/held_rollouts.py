@@ -1,6 +1,6 @@
 """Registry of the rollouts that a worker process holds: being claimed, waiting to run alone, or running.
 
-Invariant: a rollout is in the registry from before Redis may say that this worker has it until its end is recorded. So
+Invariant: a rollout is in the registry from before Redis may assign it to this worker until its end is recorded. So
 a comparison with Redis never mistakes a claim under way for a loss.
 """
 

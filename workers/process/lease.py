@@ -33,24 +33,24 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
-        """Enter the worker and tell the dispatcher, now or as soon as Redis can be reached."""
+        """Register the worker and wake the dispatcher, now or as soon as Redis can be reached."""
         self._enter()
         self._thread.start()
 
     def renew_now(self) -> None:
-        """Say at once what changed, such as that the worker drains."""
+        """Renew the lease at once after a change, such as the start of a drain."""
         try:
             self._renew()
         except RedisError as error:
             _LOG.warning("lease not renewed: %s", error, extra={"action": "lease_failed"})
 
     def problem(self) -> str:
-        """Return what is wrong with the thread, empty where nothing is; an absent Redis is not its fault."""
+        """Return the thread's problem, empty if there is none; an absent Redis is not its fault."""
         started = self._thread.ident is not None
         return "the thread of the lease has ended" if started and not self._thread.is_alive() else ""
 
     def stop(self) -> None:
-        """Strike the worker off; what it still ran would be given to others at once."""
+        """Strike the worker off; its remaining rollouts would be given to others at once."""
         self._stop.set()
         self._thread.join(self._ttl_s)
         try:
@@ -79,7 +79,7 @@ class LeaseKeeper:
         seconds, micros = self._redis.time()
         ends = int(seconds) * 1000 + int(micros) // 1000 + int(self._ttl_s * 1000)
         pipeline = self._redis.pipeline(transaction=False)
-        # a full Redis must not cost the leases of those who work
+        # a full Redis must not cost working processes their leases
         pipeline.eval(*insisting(self._keys.workers, "ZADD", ends, self._worker))
         pipeline.eval(*insisting(self._keys.worker_info, "HSET", self._worker, orjson.dumps(self._describe())))
         pipeline.execute()

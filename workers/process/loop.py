@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import uvloop
 
 WATCHDOG_S = 5.0
-STDERR = 2  # itself, not what Celery puts in its place
+STDERR = 2  # the descriptor itself, not Celery's replacement of it
 Result = TypeVar("Result")
 
 
 async def keep_watchdog(hang_s: float) -> None:
     """End the process, with all its stacks on standard error, once this loop has stood still for so long.
 
-    Its rollouts then run again elsewhere, while the lease's thread would have kept them here for ever. Until cancelled.
+    Its rollouts then run again elsewhere; otherwise the lease's thread would keep them here for ever. Until cancelled.
     """
     try:
         while True:
@@ -30,25 +30,25 @@ async def keep_watchdog(hang_s: float) -> None:
 
 
 class LoopThread:
-    """Starts an event loop in a thread and runs coroutines on it from others."""
+    """An event loop in a thread, which runs coroutines submitted from other threads."""
 
     def __init__(self, name: str) -> None:
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Returns once the loop runs."""
+        """Start the thread; returns once the loop runs."""
         running = threading.Event()
         self.loop.call_soon(running.set)
         self._thread.start()
         running.wait(10)
 
     def submit(self, coroutine: Coroutine[Any, Any, Result]) -> Future[Result]:
-        """Run a coroutine there; the future is for threads."""
+        """Run a coroutine on the loop; the returned future is for threads."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def stop(self, timeout_s: float) -> None:
-        """Cancel what is left and end the thread."""
+        """Cancel the remaining tasks and end the thread."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout_s)
 

@@ -1,7 +1,7 @@
-"""Messages of the broker that are no jobs: set aside before Celery reads them, so that the worker goes on.
+"""Quarantine of broker messages that are not jobs: set aside before Celery reads them, so that the worker survives.
 
-Invariant: what Celery gets from here is a job that this worker knows, with arguments that fit. kombu and Celery end the
-whole worker on some of the others (text that is not JSON, a message without headers), or drop them without a trace.
+Invariant: Celery gets only jobs that this worker knows, with arguments that fit. On some others (text that is not
+JSON, a message without headers) kombu and Celery end the whole worker, or they drop them without a trace.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def messages_step(set_aside: SetAside) -> type[bootsteps.StartStopStep]:
     """
 
     class Messages(bootsteps.StartStopStep):
-        """Stands behind Celery's own `Tasks` step, which sets the channel up."""
+        """A step after Celery's own `Tasks` step, which sets the channel up."""
 
         requires = ("celery.worker.consumer.tasks:Tasks",)
 
         def start(self, c: Any) -> None:
-            """Called again after each reconnect, with a new channel."""
+            """Start with a new channel; called again after each reconnect."""
             channel = c.task_consumer.channel
             job = next((name for name in (RUN_JOB, JUDGE_JOB) if name in c.app.tasks), RUN_JOB)
             queue = c.task_consumer.queues[0].name
@@ -57,7 +57,7 @@ def messages_step(set_aside: SetAside) -> type[bootsteps.StartStopStep]:
 def _passing(
     job: str, jobs_queue: str, channel: Any, deliver: Callable[[Any, str], object], set_aside: SetAside
 ) -> Callable[[Any, str], None]:
-    """Return what delivers a message; those of other queues, which carry Celery's remote control, are not looked at."""
+    """Return a function that delivers a message; other queues carry Celery's remote control and are not checked."""
 
     def receive(raw: Any, queue: str) -> None:
         try:
@@ -72,12 +72,12 @@ def _passing(
 
 
 def _surviving(read: Callable[..., Any], queue: str, set_aside: SetAside) -> Callable[..., Any]:
-    """Return what reads the answer to a BRPOP; text that is not JSON is lost to kombu before it has a message."""
+    """Return a reader of BRPOP's answer; kombu loses text that is not JSON before there is a message."""
 
     def read_next(**options: Any) -> Any:
         try:
             return read(**options)
-        except DECODE_ERRORS as error:  # those of JSON and of UTF-8 carry the text
+        except DECODE_ERRORS as error:  # JSON and UTF-8 errors carry the text
             text: str | bytes = getattr(error, "doc", "") or getattr(error, "object", b"")
             set_aside(queue, text, error)
             return True
@@ -86,7 +86,7 @@ def _surviving(read: Callable[..., Any], queue: str, set_aside: SetAside) -> Cal
 
 
 def check_message(job: str, raw: Any, channel: Any) -> None:
-    """Raise a decode error, or one of kombu's, for a message that is no job of this name."""
+    """Raise a decode error, or one of kombu's, for a message that is not a job of this name."""
     message = channel.Message(raw, channel=channel)
     headers = message.headers
     if not isinstance(headers, Mapping) or not isinstance(headers.get("id"), str):
@@ -97,7 +97,7 @@ def check_message(job: str, raw: Any, channel: Any) -> None:
     if args or not isinstance(kwargs, dict) or not isinstance(embedded, dict | None):
         raise TypeError("a job is called with named arguments alone")
     check_arguments(job, kwargs)
-    if headers.get("rollouts") != len(kwargs["rollouts"]):  # by which slots are reserved
+    if headers.get("rollouts") != len(kwargs["rollouts"]):  # slots are reserved by this number
         raise ValueError(f"it counts {headers.get('rollouts')!r} rollouts and holds {len(kwargs['rollouts'])}")
     if bool(headers.get("alone")) != kwargs.get("alone", False):
         raise ValueError("its headers and its arguments differ in `alone`")
@@ -134,7 +134,7 @@ def check_arguments(job: str, kwargs: JsonObject) -> None:
 
 
 async def keep_message(store: Store, queue: str, message: str | bytes, error: Exception) -> None:
-    """Put a message that is no job where an operator finds it, and where the dispatcher's alarm comes from."""
+    """Keep a message that is not a job for an operator and for the dispatcher's alarm."""
     complain("message of", queue, error)
     text = printable(message) if isinstance(message, bytes) else message
     said = {"queue": queue, "reason": reason(error), "message": text[:SHOWN]}

@@ -1,4 +1,4 @@
-"""Whether and when a rollout that failed runs again, by the class of its error (`gym.limits`). Pure."""
+"""Retry policy: whether and when a failed rollout runs again, by the class of its error (`gym.limits`). Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LONGEST_S = 30.0
 
 
 def retry_in_s(error: RolloutError, tries: bytes, limits: Limits) -> float | None:
-    """Seconds until the next attempt, None where there is none; `tries` are the failed attempts before, JSON lines.
+    """Return seconds until the next attempt, None if there is none; `tries` are earlier failed attempts, JSON lines.
 
-    What an earlier attempt failed of uses up the budget of its own class only.
+    The error of an earlier attempt uses up the budget of its own class only.
     """
     infrastructure = data = 0
     for attempt in read_tries(tries):
@@ -30,5 +30,5 @@ def retry_in_s(error: RolloutError, tries: bytes, limits: Limits) -> float | Non
 
 
 def back_off_s(failures: int) -> float:
-    """How long a rollout waits after so many failures: 1, 2, 4 … up to 30 s, with jitter of a half."""
+    """Return a rollout's wait after so many failures: 1, 2, 4 … up to 30 s, with jitter of a half."""
     return min(LONGEST_S, 2.0 ** (failures - 1)) * random.uniform(0.5, 1.0)

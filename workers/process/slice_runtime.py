@@ -1,6 +1,6 @@
 """The life of a slice of rollouts in a worker or a judge worker: claim, start, watch, drain, hand back.
 
-`SliceWork` is the part that differs between the two: which script claims, what runs a claim and commits its outcome.
+`SliceWork` is the part that differs between the two: the claim script, running a claim, and committing its outcome.
 
 Invariant: every claimed rollout ends in one fenced change of state, or its claim was found void and it was cancelled.
 Its slot is freed exactly once. Nothing interrupts a rollout whose outcome is being committed.
@@ -28,8 +28,8 @@ from workers.process.slots import Slots
 from workers.process.specs import AGAIN_S
 
 WATCH_S = 0.5
-ANSWER_S = 2.0  # for Redis, before something is handed back
-CHECK_S = 3.0  # for one comparison of the claims with Redis
+ANSWER_S = 2.0  # Redis's time to answer before a hand-back
+CHECK_S = 3.0  # limit for one comparison of the claims with Redis
 HAND_BACK_S = 6.0  # for rollouts to stop, and again for the changes to be made
 _LOG = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ F = TypeVar("F")  # the fence of a rollout that is not claimed yet: its attempt,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice(Generic[F]):
-    """Rollouts of one batch that arrived in one job, each (member, fence). `probe` is the circuit breaker they try."""
+    """Rollouts of one batch that arrived in one job, each (member, fence). `probe`: the circuit breaker they probe."""
 
     batch_id: str
     wanted: Sequence[tuple[str, F]]
@@ -78,13 +78,13 @@ class SliceWork(Protocol[C, R, F]):
         """Connect; return the services to run until the end, by name."""
 
     async def settle(self) -> None:
-        """Wait a moment for changes that are on their way."""
+        """Wait a moment for changes that are being sent."""
 
     async def close(self) -> None:
         """Disconnect; the services have ended."""
 
     def describe(self) -> JsonObject:
-        """Return what the worker's lease says of it; called from the lease's thread."""
+        """Return the worker's description for its lease; called from the lease's thread."""
 
     async def spec(self, batch_id: str) -> BatchSpec | None:
         """Return a batch's spec; None if the batch is gone or unreadable, or a drain began."""
@@ -102,7 +102,7 @@ class SliceWork(Protocol[C, R, F]):
         """Return a claim as a run that has not started."""
 
     async def prepare(self, runs: Sequence[R], probe: BreakerKey | None) -> None:
-        """Called before runs start."""
+        """Prepare runs; called before they start."""
 
     async def run(self, run: R) -> None:
         """Run a claim and commit its outcome, unless it is loose by then."""
@@ -117,10 +117,10 @@ class SliceWork(Protocol[C, R, F]):
         """Report that a probe arrived and was not run."""
 
     def relieve(self) -> int:
-        """Give threads up that hang; return how many there are. Called at each look of the watch."""
+        """Give up threads that hang, and return their number. Called at each look of the watch."""
 
     async def compared(self, told: Told | None) -> None:
-        """Called after a comparison with Redis; `told` is None where none was due."""
+        """React to a comparison with Redis; `told` is None if none was due."""
 
 
 class ClaimLedger(Protocol):
@@ -173,11 +173,11 @@ class SliceRuntime(Generic[C, R, F]):
 
     @property
     def draining(self) -> bool:
-        """Whether the worker starts nothing more."""
+        """Return whether the worker starts nothing more."""
         return self._held.draining
 
     def describe(self) -> JsonObject:
-        """Return what the worker's lease says of it; called from the lease's thread."""
+        """Return the worker's description for its lease; called from the lease's thread."""
         return {"ended": self._held.ended, "draining": self.draining, **self._work.describe()}
 
     async def open(self) -> None:
@@ -193,7 +193,7 @@ class SliceRuntime(Generic[C, R, F]):
         await self._work.close()
 
     async def run(self, job: Slice[F]) -> int:
-        """Claim what is still this worker's to run, run it side by side, and return how many rollouts that were."""
+        """Claim the rollouts that this worker may still run, run them concurrently, and return their number."""
         started: list[R] = []
         try:
             with self._held.claiming(job.batch_id, [member for member, _ in job.wanted]) as here:
@@ -207,7 +207,7 @@ class SliceRuntime(Generic[C, R, F]):
         return len(started)
 
     async def claim(self, job: Slice[F], here: set[str], *, even_parked: bool = False) -> list[R]:
-        """Claim a slice; while draining, or where a circuit breaker is open, give it back instead.
+        """Claim a slice; while draining, or if a circuit breaker is open, give it back instead.
 
         A probe is claimed in spite of the breaker. Other parts than `run` hold `claiming` around this.
         """
@@ -221,7 +221,7 @@ class SliceRuntime(Generic[C, R, F]):
         return []
 
     async def _claim_until_answered(self, job: Slice[F], here: set[str]) -> Sequence[C]:
-        """Retry until Redis replies: if a reply were lost, the rollouts would be claimed by us and run by no one."""
+        """Retry until Redis replies: if a reply were lost, the rollouts would be claimed here and never run."""
         while True:
             try:
                 return await self._work.claim(job, here)
@@ -232,7 +232,7 @@ class SliceRuntime(Generic[C, R, F]):
             await asyncio.sleep(AGAIN_S)
 
     async def _bounce(self, job: Slice[F]) -> None:
-        """The dispatcher finds what cannot be given back when it is overdue."""
+        """Give rollouts back; the dispatcher finds the others when they are overdue."""
         try:
             await self._work.bounce(job)
         except (RedisError, TimeoutError) as error:
@@ -333,9 +333,9 @@ class SliceRuntime(Generic[C, R, F]):
         self.slots.close()
 
     async def drain(self, timeout_s: float) -> None:
-        """Start nothing more, wait for what runs, and hand back the rest without using up its attempts.
+        """Start nothing more, wait for running rollouts, and hand back the rest without using up its attempts.
 
-        Where Redis is away, the lease expires and other workers run them; finished results wait until the process ends.
+        If Redis is away, the lease expires and other workers run them; finished results wait until the process ends.
         """
         self.begin_drain()
         try:
@@ -362,7 +362,7 @@ class SliceRuntime(Generic[C, R, F]):
         await self._hand_back(list(left.values()))
 
     async def _hand_back(self, runs: Sequence[R]) -> None:
-        """The lease's end gives back what is not handed back in time."""
+        """Hand back rollouts; those not handed back in time are freed when the lease ends."""
         if not runs:
             return
         try:

@@ -1,10 +1,10 @@
 """Slots of a worker, the gate that closes when none is free, and the pace at which a busy worker takes rollouts.
 
-The limit is what the settings say, and less while the event loop cannot keep up. Rollouts beyond those that keep the
-loop busy make nothing faster: each only waits longer for its turn, and so does a small batch behind a large one. CoDel
-(Nichols and Jacobson, "Controlling queue delay", 2012) tells a bad queue from a good one by a delay that lasts for an
-interval, and so does this. A burst, such as a thousand replies at once, is worked off within it and changes nothing.
-A worker that was idle starts low and doubles while its loop keeps up, within a fraction of a second up to any number.
+The limit is that of the settings, and lower while the event loop cannot keep up. Rollouts beyond those that keep the
+loop busy make nothing faster: each only waits longer for its turn, and so does a small batch behind a large one. As in
+CoDel (Nichols and Jacobson, "Controlling queue delay", 2012), a queue is bad when its delay lasts for an interval. A
+burst, such as a thousand replies at once, is worked off within it and changes nothing. A worker that was idle starts
+low and doubles while its loop keeps up, within a fraction of a second up to any number.
 
 Invariant: reserved slots are rollouts that wait for a thread or run. Slots count rollouts, not jobs, and are reserved
 when a job is received, before its thread starts; so a worker never holds more than its slots and one slice. While the
@@ -27,7 +27,7 @@ FIRST = 64
 
 
 class Slots:
-    """Counts rollouts; safe to use from any thread."""
+    """A counter of rollouts; safe to use from any thread."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -41,16 +41,16 @@ class Slots:
 
     @property
     def taken(self) -> int:
-        """Rollouts that wait for a thread or run."""
+        """The number of rollouts that wait for a thread or run."""
         return self._taken
 
     def has_room(self) -> bool:
-        """Whether another job may be fetched."""
+        """Return whether another job may be fetched."""
         return not self._closed and not self._holds and self._taken < self.limit
 
     @property
     def held(self) -> bool:
-        """Whether a job that runs alone is here."""
+        """Return whether a job that runs alone is here."""
         return self._holds > 0
 
     def close(self) -> None:
@@ -58,15 +58,15 @@ class Slots:
         self._closed = True
 
     def notify(self, on_room: Callable[[], None] | None) -> None:
-        """Call this when there is room again after there was none."""
+        """Set the function that is called when there is room again after there was none."""
         self._on_room = on_room
 
     def notify_busy(self, on_busy: Callable[[], object]) -> None:
-        """Call this when there is something where there was nothing."""
+        """Set the function that is called when an idle worker gets a job."""
         self._on_busy = on_busy
 
     def reserve(self, rollouts: int) -> None:
-        """A job of so many rollouts was received."""
+        """Reserve slots for a received job of so many rollouts."""
         with self._lock:
             was_idle = not self._taken
             self._taken += rollouts
@@ -74,7 +74,7 @@ class Slots:
             self._on_busy()
 
     def limit_to(self, rollouts: int) -> None:
-        """Take so many at a time from now on; what runs goes on."""
+        """Limit the slots to so many from now on; running rollouts continue."""
         with self._lock:
             was_full = self._taken >= self.limit
             self.limit = rollouts
@@ -83,19 +83,19 @@ class Slots:
             self._on_room()
 
     def hold(self) -> None:
-        """A job was received that must run alone; `release` follows when it is over."""
+        """Hold the worker for a received job that must run alone; `release` follows when it is over."""
         with self._lock:
             self._holds += 1
 
     def release(self) -> None:
-        """A job that ran alone is over."""
+        """Release the worker after a job that ran alone."""
         with self._lock:
             self._holds -= 1
         if self.has_room() and self._on_room is not None:
             self._on_room()
 
     def free(self, rollouts: int = 1) -> None:
-        """So many rollouts ended or were not ours to start."""
+        """Free the slots of rollouts that ended or that this worker may not start."""
         with self._lock:
             was_full = self._taken >= self.limit
             self._taken -= rollouts
@@ -105,22 +105,22 @@ class Slots:
 
 
 class IntakePace:
-    """The rule, fed with one delay of the loop after the other."""
+    """The pace rule, fed with one delay of the loop after the other."""
 
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._delays: list[float] = []
-        self._rising = True  # nothing has stood in the way since it was last idle
+        self._rising = True  # the loop has kept up since it was last idle
         slots.limit_to(min(FIRST, slots.total))
 
     def idle(self) -> None:
-        """Nothing that the loop could be late with."""
+        """Note that the loop has no work that could be late."""
         self._delays.clear()
         self._rising = True
         self._slots.limit_to(min(FIRST, self._slots.total))
 
     def sample(self, delay_s: float) -> None:
-        """The loop was late by so much; moves the limit where that is called for."""
+        """Take a delay of the loop, and change the limit if necessary."""
         slots = self._slots
         self._delays.append(delay_s)
         if self._rising and delay_s < TARGET_S / 4 and slots.taken > slots.limit // 2:

@@ -16,7 +16,7 @@ MOST_SPECS = 1000
 
 
 class Specs:
-    """One per worker; `draining` says that nothing is to be waited for any more."""
+    """The options cache of one worker; while `draining` nothing is waited for."""
 
     def __init__(self, store: Store, *, draining: Callable[[], bool]) -> None:
         self._store = store
@@ -24,9 +24,9 @@ class Specs:
         self._known: dict[str, BatchSpec] = {}
 
     async def get(self, batch_id: str) -> BatchSpec | None:
-        """A batch's options, asked for until Redis answers; `None` where it is gone or unreadable, or a drain began.
+        """Ask for a batch's options until Redis answers; `None` if they are gone or unreadable, or a drain began.
 
-        The dispatcher sets an unreadable one aside, and says so.
+        The dispatcher puts an unreadable batch in quarantine and raises an alarm.
         """
         spec = self._known.get(batch_id)
         while spec is None:

@@ -1,6 +1,6 @@
-"""Writing of trajectories for workers: a write that fails is tried again for a while before its attempt is given up.
+"""Writing of trajectories for workers: a failed write is tried again for a while before its attempt is given up.
 
-A rollout that waits here keeps its slot. So a disk that is full for a moment costs time, and one that stays full uses
+A rollout that waits here keeps its slot. So a disk that is full for a moment costs only time. One that stays full uses
 attempts up slowly, since no new rollouts begin meanwhile.
 """
 
@@ -17,9 +17,9 @@ from gym.errors import StorageFailed, text_of
 from gym.ids import RolloutRef
 from gym.results.blobs import BlobStore
 
-FULL_S = 20.0  # a disk that is full has room again when something is deleted
+FULL_S = 20.0  # a full disk has room again when something is deleted
 BROKEN_S = 5.0
-HANGS_S = 30.0  # one write, as on a network disk whose server is away
+HANGS_S = 30.0  # limit for one write, as on a network disk whose server is away
 LONGEST_PAUSE_S = 1.0
 COMPLAIN_S = 10.0
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class PatientStore:
-    """A blob store that is written to by many rollouts; `draining` says that nothing is to be waited for any more."""
+    """A blob store that many rollouts write to; while `draining` nothing is waited for."""
 
     def __init__(self, blobs: BlobStore, *, draining: Callable[[], bool]) -> None:
         self._blobs = blobs
@@ -35,7 +35,7 @@ class PatientStore:
         self._complain_again_at = 0.0
 
     async def write(self, rollout: RolloutRef, attempt: int, packed: bytes, *, part: str = "") -> bytes:
-        """As `BlobStore.write`. Raises StorageFailed where that cannot be done in time."""
+        """Write as `BlobStore.write` does. Raises StorageFailed if that cannot be done in time."""
         began = time.monotonic()
         pause_s = 0.1
         while True:

@@ -1,4 +1,4 @@
-"""Rollouts that Redis says this worker holds, and it does not: handed back as an infrastructure fault.
+"""Rollouts that Redis assigns to this worker and that it does not hold: handed back as an infrastructure fault.
 
 Their end was lost on the way to Redis, or Redis lost it: a replica that lagged was promoted, a backup restored.
 """
@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Unheld:
-    """One per worker. `held` are the (batch, member, token) that it runs, or is about to; an empty token is any."""
+    """The search of a worker. `held`: the (batch, member, token) that it runs or is about to; an empty token is any."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Unheld:
         self._due_at = 0.0
 
     async def hand_back_when_due(self) -> Told | None:
-        """Compare with what this worker was told, which is returned. Raises redis-py's errors."""
+        """Compare with the assignments sent to this worker, and return those. Raises redis-py's errors."""
         now = time.monotonic()
         if now < self._due_at:
             return None
@@ -76,5 +76,5 @@ class Unheld:
 
 
 def compare_every_s(lease_ttl_s: float) -> float:
-    """How often each side looks: what is told, and heard one look later, is acted on within a lease."""
+    """Return the interval of each side's looks: an assignment, read one look later, is handled within a lease."""
     return lease_ttl_s / 3

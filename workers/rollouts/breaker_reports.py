@@ -1,8 +1,8 @@
 """Reports of a worker to the circuit breakers, and its copy of them.
 
-A success costs no round trip: signs of life are noted here, and reported only for what has failed somewhere lately,
-about once a second. A failure for want of infrastructure is one call, whose answer says whether it was the rollout's
-bad luck: then the rollout is handed back as if it had not run.
+A success costs no round trip: signs of life are noted here, and reported about once a second, only for breakers with
+recent failures. An infrastructure failure is one call, whose answer tells whether the breaker is open: then the rollout
+is handed back as if it had not run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MOST_REMEMBERED = 4096
 
 
 class BreakerReports:
-    """One per worker, on its event loop; `keep_fresh` is its task. `on_release` hears of what may be tried again."""
+    """The reports of a worker, on its event loop; `keep_fresh` is its task. `on_release` gets breakers to retry."""
 
     def __init__(
         self, breakers: Breakers, rollouts: Rollouts, committer: Committer, *, on_release: Callable[[BreakerKey], None]
@@ -36,7 +36,7 @@ class BreakerReports:
         self._policies: dict[str, BreakerKey] = {}  # by batch
 
     def holds(self, batch_id: str, spec: BatchSpec, environment: str) -> bool:
-        """Whether rollouts of this batch and environment are parked, as far as it is known here."""
+        """Return whether rollouts of this batch and environment are parked, as far as it is known here."""
         if not self._cache.any:
             return False
         keys = (self._policy(batch_id, spec), environment_key(environment))
@@ -44,13 +44,13 @@ class BreakerReports:
 
     @property
     def any_open(self) -> bool:
-        """Whether anything is parked."""
+        """Return whether any breaker is open."""
         return self._cache.any_open
 
     async def ended(
         self, running: RunningRollout, error: RolloutError | None, others: Iterable[RunningRollout]
     ) -> bool:
-        """An attempt is over; whether it is to be handed back unused, since its breaker is open or opens now."""
+        """Report an attempt's end; return whether to hand it back unused, since its breaker is open or opens now."""
         key = self.blamed(running, error)
         self._note_life(running, error, key)
         handed_back = False
@@ -63,7 +63,7 @@ class BreakerReports:
     async def failed(
         self, key: BreakerKey, running: RunningRollout, error: RolloutError, others: Iterable[RunningRollout]
     ) -> bool:
-        """Count a failure; whether the breaker is open now. `others` run beside it and may have seen it work."""
+        """Count a failure; return whether the breaker is open now. `others` run beside it and may have seen it work."""
         claim = running.claim
         who = Casualty(claim.batch_id, claim.member, claim.attempt, claim.token)
         seen = self._alive(key, error.stage, others)
@@ -77,14 +77,14 @@ class BreakerReports:
         return answer.open
 
     async def keep_fresh(self, running: Callable[[], Iterable[RunningRollout]]) -> None:
-        """Look what has failed elsewhere and report what works here, until cancelled."""
+        """Read failures elsewhere and report signs of life here, until cancelled."""
         await self._cache.keep_fresh(
             lambda breaker: self._alive(breaker.key, Stage(breaker.stage), running()),
             busy=lambda: any(True for _ in running()),
         )
 
     async def probe_lost(self, key: BreakerKey) -> None:
-        """A probe came here and is not run: another may go at once."""
+        """Report that a probe arrived and was not run: another may be sent at once."""
         await self._cache.probe_lost(key)
 
     async def _settle_probe(self, running: RunningRollout, key: BreakerKey) -> None:
@@ -101,7 +101,7 @@ class BreakerReports:
         return key
 
     def blamed(self, running: RunningRollout, error: RolloutError | None) -> BreakerKey | None:
-        """The breaker that an error counts for; a model server that answers, if only with errors, is not away."""
+        """Return the breaker that an error counts for; a model server that answers, even with errors, is not away."""
         if isinstance(error, EnvironmentUnavailable):
             return environment_key(running.claim.environment)
         if isinstance(error, ModelUnreachable) and error.away:
@@ -124,7 +124,7 @@ class BreakerReports:
             self._alive_at[policy] = max(seen, self._alive_at.get(policy, seen))
 
     def _alive(self, key: BreakerKey, stage: Stage, running: Iterable[RunningRollout]) -> float | None:
-        """When it was last seen at work here; an environment that fails in `setup` works where one is set up."""
+        """Return the time of its last sign of life here; for an environment that fails in `setup`, of a setup."""
         notes = (self._alive_at, self._set_up_at) if stage is Stage.SETUP else (self._alive_at,)
         seen = [note[key] for note in notes if key in note]
         for each in running:

@@ -137,7 +137,7 @@ class Recorder:
             self._committer.add_total("fenced")
 
     async def _not_stored(self, running: RunningRollout, finished: EpisodeResult, fault: StorageFailed) -> None:
-        """Run it again elsewhere or later; the last attempt is committed without what could not be stored."""
+        """Run it again elsewhere or later; the last attempt is committed without the parts that could not be stored."""
         _LOG.warning("rollout %s: %s", running.rollout, fault.message, extra={"action": "not_stored"})
         if self._draining():
             room = HAND_BACK_BYTES // max(1, len(self._running()))

@@ -1,6 +1,6 @@
-"""One rollout, from its row to its outcome: environment, agent, verifier, record.
+"""The run of one rollout, from its row to its outcome: environment, agent, verifier, record.
 
-This is the rollout boundary: whatever an environment, a tool or a verifier raises ends here as data. Only cancellation
+This is the rollout boundary: any error of an environment, a tool or a verifier ends here as data. Only cancellation
 passes through, since then the claim is gone and nothing may be recorded.
 """
 
@@ -46,11 +46,11 @@ class RunningRollout(Play):
     spec: BatchSpec
     rollout: RolloutRef
     stalled: bool = False
-    stopping: bool = False  # it was told to end before its time
-    committing: bool = False  # its outcome is on the way; nothing may interrupt that
+    stopping: bool = False  # its early end was requested
+    committing: bool = False  # its outcome is being committed; nothing may interrupt that
     loose: bool = False  # its outcome was recorded without it, since it would not end
-    give_up_at: float = math.inf  # when that is done
-    probe: BreakerKey | None = None  # the breaker that it was let through to try
+    give_up_at: float = math.inf  # when it is cut loose
+    probe: BreakerKey | None = None  # the circuit breaker that it probes
     alone: bool = False  # nothing else runs in this worker
     ended: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
@@ -58,7 +58,7 @@ class RunningRollout(Play):
         self.give_up_at = self.began + self.spec.limits.rollout_timeout_s + LOOSE_S
 
     def stop(self, task: asyncio.Task[None]) -> None:
-        """Tell it to end."""
+        """Request its end."""
         self.stopping = True
         self.give_up_at = min(self.give_up_at, time.monotonic() + LOOSE_S)
         task.cancel()
@@ -69,13 +69,13 @@ class RunningRollout(Play):
         return self.stalled
 
     def idle_s(self, now: float) -> float:
-        """Seconds since anything happened in it; waiting for its turn counts as something."""
+        """Return the seconds since anything happened in it; waiting for its turn counts as activity."""
         since = self.episode.last_activity if self.episode is not None else self.began
         return now - max(since, self.waits.last(now) or since)
 
 
 class Runner:
-    """Runs claims; one per worker process."""
+    """The runner of claims; one per worker process."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Runner:
         self._processes = processes
 
     async def run(self, running: RunningRollout) -> EpisodeResult:
-        """Raises only CancelledError."""
+        """Run one claim. Raises only CancelledError."""
         running.timing.queued_s = _queued_s(running.claim)
         try:
             try:
@@ -121,7 +121,7 @@ class Runner:
             return self._failed(running, Internal(text))
 
     def cut_off(self, running: RunningRollout) -> EpisodeResult:
-        """The end of a rollout that does not end by itself."""
+        """Return the outcome of a rollout that does not end by itself."""
         limits = running.spec.limits
         if running.stalled:
             return self._failed(running, Stalled(f"no activity for {limits.stall_timeout_s:g} s, and no end"))
@@ -176,7 +176,7 @@ class Runner:
         )
 
     def _policy(self, spec: BatchSpec) -> PolicyLookup:
-        """Gives the policy's record anew for each model call."""
+        """A source of the policy's current record for each model call."""
         policy = spec.policy
         if isinstance(policy, PolicySpec):
             record = inline_model(policy)
@@ -199,5 +199,5 @@ def _queued_s(claim: Claim) -> float:
 
 
 def start(claim: Claim, spec: BatchSpec) -> RunningRollout:
-    """A claim about to be run."""
+    """Return a claim as a run that is about to start."""
     return RunningRollout(claim, spec, parse_member(claim.batch_id, claim.member))

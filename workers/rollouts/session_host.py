@@ -1,7 +1,7 @@
 """Environment sessions that this worker holds for trainers which keep their own loop.
 
-Invariants. Calls of one session run one after the other. A session that nobody has used for a while is closed, and so
-are all of them when the worker ends. A call that is sent again with the same key gets the answer of the first one.
+Invariants: calls of one session run one after the other. A session that is unused for a while is closed, and all are
+closed when the worker ends. A call that is sent again with the same key gets the first one's answer (idempotent).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Open:
-    """A session at work."""
+    """An open session."""
 
     record: SessionRecord
     session: EnvironmentSession
@@ -55,7 +55,7 @@ class _Open:
 
 
 class SessionHost:
-    """Takes the calls for this worker's sessions; lives on its event loop."""
+    """The handler of calls for this worker's sessions, on its event loop."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class SessionHost:
             await self._strike(held)
 
     async def _strike(self, gone: list[_Open]) -> None:
-        """What Redis does not take now is tried again at the next sweep; without this worker it ends by itself."""
+        """Strike sessions off; failed changes are repeated at the next sweep. Without this worker they end anyway."""
         records = [*self._unstruck, *(each.record for each in gone)]
         self._unstruck = []
         try:
@@ -128,7 +128,7 @@ class SessionHost:
         task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, call: JsonObject) -> None:
-        """One call, from its entry in the list to its answer."""
+        """Serve one call, from its entry in the list to its answer."""
         try:
             async with asyncio.timeout(self._settings.call_timeout_s):
                 answer = await self._answer(call)
@@ -150,7 +150,7 @@ class SessionHost:
         await self._send(call, answer)
 
     async def _send(self, call: JsonObject, answer: JsonObject) -> None:
-        """Give the answer, or a fault where it cannot be written: whoever asked is never left waiting."""
+        """Send the answer, or a fault if it cannot be written: the caller is never left waiting."""
         try:
             try:
                 await self._sessions.answer(call["asker"], [{"call": call["call"], **answer}])
@@ -251,9 +251,9 @@ class SessionHost:
         return {**answer, "expires_at_ms": expires_at}
 
     async def compare_when_due(self, assigned: Sequence[SessionAssignment]) -> None:
-        """Strike off what is assigned to this worker and not here, and close what has no record any more.
+        """Strike off assigned sessions that are not here, and close sessions that no longer have a record.
 
-        A session that is struck off was unknown here at two comparisons: its first call may be on its way.
+        A session is struck off only if it was unknown here at two comparisons: its first call may be on its way.
         """
         unknown = {each.session_id for each in assigned} - self._open.keys() - self._making
         gone = [each for each in assigned if each.session_id in unknown & self._unknown]
@@ -269,11 +269,11 @@ class SessionHost:
             self._drop([each for each in self._held() if each.record.session_id in lost])
 
     def _held(self) -> list[_Open]:
-        """The sessions that no call uses now."""
+        """Return the sessions that no call uses now."""
         return [each for each in self._open.values() if not each.turn.locked()]
 
     def _drop(self, lost: Sequence[_Open]) -> None:
-        """Close sessions whose record is gone: nothing can find them any more."""
+        """Close sessions whose record is gone: no call can find them any more."""
         for each in lost:
             if self._open.pop(each.record.session_id, None) is not None:
                 self._begin(each.session.close())
@@ -281,7 +281,7 @@ class SessionHost:
             _LOG.warning("%d sessions have no record and are closed", len(lost), extra={"action": "sessions_void"})
 
     async def _sweep(self) -> None:
-        """Close what has been idle for too long."""
+        """Close sessions that have been idle for too long."""
         now = time.monotonic()
         idle = [
             each

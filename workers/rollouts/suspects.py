@@ -1,8 +1,8 @@
-"""Runs rollouts that were present at several deaths of a worker, one by one, while the worker runs nothing else.
+"""Isolation of suspects: rollouts present at several deaths of a worker run one by one, while nothing else runs.
 
 Invariant: a poison rollout takes nothing down but itself. The job holds the worker from its arrival, so nothing else is
-fetched; its rollouts start when those that were running have ended. Those that have not started are handed back as they
-came.
+fetched; its rollouts start when those that were running have ended. Those that have not started are handed back
+unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class SuspectRuns:
-    """One per worker."""
+    """The suspect runs of one worker."""
 
     def __init__(
         self,

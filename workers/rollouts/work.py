@@ -1,6 +1,6 @@
 """A worker's part of a slice's life: claims rollouts, runs episodes, records outcomes (`SliceWork`).
 
-Invariant: a claim that Redis has made is never lost here, since it is asked for again and then answered again.
+Invariant: a claim that Redis has made is never lost here: the claim is idempotent, and is repeated until answered.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class RolloutWork:
-    """One per worker, on its event loop; a `SliceWork`."""
+    """The work of one worker, on its event loop; a `SliceWork`."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RolloutWork:
         }
 
     async def _wait_for_policies(self) -> None:
-        """Without its policies a worker could only fail rollouts."""
+        """Wait for the policies: without them a worker could only fail rollouts."""
         while True:
             try:
                 return await self._policies.refresh()
@@ -101,7 +101,7 @@ class RolloutWork:
                 await asyncio.sleep(AGAIN_S)
 
     async def settle(self) -> None:
-        """Wait a moment for changes that are on their way."""
+        """Wait a moment for changes that are being sent."""
         await self._committer.settle()
 
     async def close(self) -> None:
@@ -118,7 +118,7 @@ class RolloutWork:
         return {name: (int(load["in_flight"]), int(load["held"])) for name, load in self._model.load().items()}
 
     def describe(self) -> JsonObject:
-        """Return what the worker's lease says of it; called from the lease's thread."""
+        """Return the worker's description for its lease; called from the lease's thread."""
         return {
             "concurrency": self._slots.total,
             "running": len(self._held.running),

@@ -1,1 +1,1 @@
-"""Upkeep of active batches: takes back what got lost, audits the ledger, retires what has ended."""
+"""Upkeep of active batches: takes lost rollouts back, audits the ledger, retires ended batches."""

@@ -206,7 +206,7 @@ class Auditor:
         self._remedy_again_at.pop(name, None)
         if self._standing is not None:
             self._standing.discard(name)
-        _LOG.info("no more: %s", name, extra={"action": "alarm_cleared"})
+        _LOG.info("alarm cleared: %s", name, extra={"action": "alarm_cleared"})
 
     async def _forget(self, batches: dict[str, ActiveBatch]) -> None:
         self._findings.forget({*batches, ""})

@@ -1,7 +1,7 @@
 """Housekeeping of the leading dispatcher, about once a second: dead workers, lost jobs, batches that end.
 
-Invariant: every step is a script, or a command that may be repeated, so it does not matter how often one is taken, by
-which dispatcher, or whether its predecessor finished it.
+Invariant: every step is a script, or a command that may be repeated (idempotent). So it does not matter how often one
+is taken, by which dispatcher, or whether its predecessor finished it.
 """
 
 from __future__ import annotations

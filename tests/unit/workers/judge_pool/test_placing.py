@@ -1,4 +1,4 @@
-"""What the pool decides without a cluster: placing, scaling, restarts, versions; and its client of Redis' protocol."""
+"""The pool's decisions without a cluster: placing, scaling, restarts, versions; and its client of Redis' protocol."""
 
 from __future__ import annotations
 

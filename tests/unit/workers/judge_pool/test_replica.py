@@ -1,4 +1,4 @@
-"""What a replica's actor starts ends with it; the actor's class is run here without a cluster."""
+"""The end of a replica's processes with its actor; the actor's class is run here without a cluster."""
 
 from __future__ import annotations
 

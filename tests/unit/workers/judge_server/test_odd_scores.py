@@ -1,4 +1,4 @@
-"""Scores of models that give numbers of other libraries, or none."""
+"""Scores of models that give other libraries' number types, or no numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Numeric:
-    """Gives what a test puts there."""
+    """A model that gives the test's values."""
 
     model = "numeric"
     version = "1"

@@ -1,4 +1,4 @@
-"""What the judge worker's runner does with a rollout whose judge is parked."""
+"""The judge worker's runner with a rollout whose judge is parked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARKED = Breaker(key=judge_key("two"), failures=3, stage="judge", error="nobody 
 
 
 class Desk:
-    """Notes that it is asked."""
+    """A desk that records its calls."""
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
@@ -33,14 +33,14 @@ class Desk:
 
 
 class Blobs:
-    """Has what was asked."""
+    """A store that holds the questions."""
 
     async def read(self, _: bytes) -> bytes:
         return ASK.pack()
 
 
 class Registry:
-    """Whatever environment is asked for gives the first verdict's score."""
+    """A registry in which every environment gives the first verdict's score."""
 
     error = ""
 

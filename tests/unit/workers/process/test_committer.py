@@ -1,4 +1,4 @@
-"""Changes on their way to a Redis that cannot take them at once."""
+"""Changes that are sent to a Redis that cannot take them at once."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Redis:
 
 
 class Store:
-    """Answers as it is told, one list for each round trip."""
+    """A store with prepared answers, one list for each round trip."""
 
     def __init__(self, *rounds: Any) -> None:
         self.keys = Keys()

@@ -61,7 +61,7 @@ class Run:
 
 
 class Work:
-    """A `SliceWork` that notes its calls."""
+    """A `SliceWork` that records its calls."""
 
     def __init__(self, held: HeldRollouts[Run]) -> None:
         self.held = held
@@ -205,7 +205,7 @@ class Farm:
         return asyncio.create_task(self.runtime.run(job))
 
     async def begun(self, *members: str, probe: BreakerKey | None = None) -> asyncio.Task[int]:
-        """As `receive`, until all of them run."""
+        """Receive a job, and wait until all of its rollouts run."""
         job = self.receive(*members, probe=probe)
         async with asyncio.timeout(5):
             while len(self.held.running) < len(members):  # noqa: ASYNC110  the registry has no event for it

@@ -1,4 +1,4 @@
-"""How long a rollout has been idle."""
+"""The idle time of a rollout."""
 
 import time
 

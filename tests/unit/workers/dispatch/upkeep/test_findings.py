@@ -1,4 +1,4 @@
-"""What the ledger check believes, and when."""
+"""Findings of the ledger audit, and the time until they are believed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOW_MS = 10_000_000
 
 
 def held(**changes: Any) -> Holdings:
-    """Ten rollouts: four in line (one of them a retry), two dispatched, one running, one judged, two ended."""
+    """Ten rollouts: four queued (one of them a retry), two dispatched, one running, one judged, two ended."""
     values: dict[str, Any] = {
         "batch_id": "b",
         "now": NOW_MS,
