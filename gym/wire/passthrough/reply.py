@@ -63,7 +63,7 @@ def shown_response(body: JsonObject, response: JsonObject) -> JsonObject:
     """The response as the caller whose request is `body` asked for it."""
     hidden = frozenset() if body.get(ASKED) else _MESSAGES
     shown = {name: value for name, value in response.items() if name not in hidden}
-    if not wants_logprobs(body):
+    if not includes_logprobs(body):
         shown["output"] = [_without_logprobs(item) for item in _items(response)]
     return shown
 
@@ -73,7 +73,7 @@ def shown_event(body: JsonObject, event: JsonObject) -> JsonObject:
     shown = dict(event)
     if isinstance(event.get("response"), dict):
         shown["response"] = shown_response(body, event["response"])
-    if wants_logprobs(body):
+    if includes_logprobs(body):
         return shown
     if event.get("logprobs"):
         shown["logprobs"] = []
@@ -84,7 +84,7 @@ def shown_event(body: JsonObject, event: JsonObject) -> JsonObject:
     return shown
 
 
-def wants_logprobs(body: JsonObject) -> bool:
+def includes_logprobs(body: JsonObject) -> bool:
     """Whether the caller asked for the log-probabilities of texts."""
     return LOGPROBS in (body.get("include") or ())
 
