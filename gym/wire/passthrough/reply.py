@@ -1,7 +1,7 @@
 """The answer of a server that has the Responses API itself: passed on as it came, and read as a chat completion.
 
-What the farm asked for beyond the caller (log-probabilities, the tokens in `input_messages` and `output_messages`) is
-taken out again. Source: OpenAI's `Response`; vLLM 0.32, `entrypoints/openai/responses/protocol.py`.
+The farm's additions to the caller's request (log-probabilities, the tokens in `input_messages` and `output_messages`)
+are removed again. Source: OpenAI's `Response`; vLLM 0.32, `entrypoints/openai/responses/protocol.py`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def shown_response(body: JsonObject, response: JsonObject) -> JsonObject:
 
 
 def shown_event(body: JsonObject, event: JsonObject) -> JsonObject:
-    """An event of a stream, likewise."""
+    """Return an event of a stream as the caller whose request is `body` asked for it."""
     shown = dict(event)
     if isinstance(event.get("response"), dict):
         shown["response"] = shown_response(body, event["response"])
@@ -85,7 +85,7 @@ def shown_event(body: JsonObject, event: JsonObject) -> JsonObject:
 
 
 def includes_logprobs(body: JsonObject) -> bool:
-    """Whether the caller asked for the log-probabilities of texts."""
+    """Return whether the caller asked for the log-probabilities of texts."""
     return LOGPROBS in (body.get("include") or ())
 
 
