@@ -34,7 +34,7 @@ from tests.chaos.watch import Watch
 from tests.chaos.workload import BatchPlan, plan_batches
 
 READER_RETRIES = 30
-SLACK_S = 15.0  # for the last turns of what runs, on a slow machine
+SLACK_S = 15.0  # for the last turns of running rollouts, on a slow machine
 LEASE_S = 4.0
 
 
@@ -64,7 +64,7 @@ class Reader:
                     self.leased.append(result.rollout_id)
 
     def breaches(self, expected: int) -> list[str]:
-        """What it was given twice, or not at all; `expected` results were there to be leased."""
+        """Return the results given twice, or not at all; `expected` results could be leased."""
         twice = [name for name, count in Counter(one.rollout_id for one in self.seen).items() if count > 1]
         again = [name for name, count in Counter(self.leased).items() if count > 1]
         return [

@@ -1,4 +1,4 @@
-"""What is killed when: a pure function of a seed.
+"""Schedule of kills: a pure function of a seed.
 
 Invariant: the same seed gives the same strikes. Kinds are dealt from a shuffled bag, which is filled again when it is
 empty, so that every kind has its turn in each bag and none is forgotten by chance. Which process is there to be killed
