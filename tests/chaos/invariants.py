@@ -183,7 +183,7 @@ def moving_after_cancel(seen: Iterable[LedgerSeen], cancels: Iterable[Cancelled]
 def latest_call_after_cancel_s(
     calls: Iterable[ModelCall], cancels: Collection[Cancelled], outages: Collection[Outage]
 ) -> float:
-    """The latest start of a model call after the cancellation of its rollout was acknowledged, 0 where there is none.
+    """The latest start of a model call after the cancellation of its rollout was acknowledged, 0 without such a call.
 
     The time during which no worker could have heard of it does not count.
     """
@@ -210,7 +210,7 @@ def called_after_cancel(
 def attempts_at_once(
     calls: Iterable[ModelCall], outages: Collection[Outage], *, within_s: float = STOP_WITHIN_S
 ) -> list[str]:
-    """Once an attempt makes calls, the one before it stops: a zombie's rollouts are not run to their end."""
+    """An earlier attempt stops once a later one makes calls: a zombie's rollouts are not run to their end."""
     first: dict[str, dict[int, float]] = defaultdict(dict)
     breaches = []
     ordered = sorted(calls, key=lambda call: call.at)

@@ -37,8 +37,8 @@ BAG: Mapping[Kind, int] = {
 class Strike:
     """Kill -9 of one process of a kind, `after_s` behind the strike before it.
 
-    `pick` in [0, 1) says which of several; `down_s` is how long whoever runs the model server, or `farm up`, takes to
-    notice.
+    `pick` in [0, 1) says which of several; `down_s` is the delay until the model server, or `farm up`, is started
+    again.
     """
 
     after_s: float

@@ -50,7 +50,7 @@ class Left:
 
 
 async def look_after(cast: Cast) -> list[str]:
-    """When all has ended and nothing is killed any more: the farm gets ready, is idle, and has what it acknowledged."""
+    """Check the farm after the last kill and rollout: it gets ready, is idle, and has all acknowledged work."""
     farm, trainer, watch = cast.farm, cast.trainer, cast.watch
     if not await watch.until_ready(READY_WITHIN_S):
         return [f"the farm was not ready {READY_WITHIN_S:.0f} s after the last kill"]
