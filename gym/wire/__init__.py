@@ -1,15 +1,16 @@
-"""Translation between OpenAI Responses, Anthropic Messages and Chat Completions: pure functions over JSON.
+"""Translation between OpenAI Responses, Anthropic Messages, Gemini and Chat Completions: pure functions over JSON.
 
-The model server is spoken to in Chat Completions; what comes in is one of the three dialects. One that has Responses
-itself may be sent these as they are: `passthrough`.
+The farm speaks Chat Completions with the model server, and accepts requests in four dialects. A server that has the
+Responses API itself may be sent Responses requests as they are: `passthrough`.
 
     responses/    OpenAI Responses        request, items, reply, stream
     messages/     Anthropic Messages      request, reply, stream
+    gemini/       Gemini                  request, contents, schemas, reply, stream
     chat/         Chat Completions        request, messages, completion, chunks, stream
     passthrough/  Responses as they are   request, reply, stream
     parsers/      from a model's text to its tool calls and reasoning
 
-Invariant: nothing that a request says is dropped silently. What the server can do is translated; what changes nothing
-for it (hints to a vendor's billing, caching or storage) is listed in `NO_EFFECT` of the module that ignores it; all
-else is refused as `WireError`, naming the field. Explicit nulls are fields left out. Inputs are never changed.
+Invariant: no part of a request is dropped silently. Fields that the server supports are translated. Fields without an
+effect on it (hints to a vendor's billing, caching or storage) are listed in the ignoring module's `NO_EFFECT`.
+Others are refused as `WireError`, naming the field. Explicit nulls count as absent. Inputs are never changed.
 """

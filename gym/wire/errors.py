@@ -1,7 +1,7 @@
-"""What translation cannot do, and whose fault it is.
+"""Errors of translation, by their origin.
 
-WireError      the request's: becomes 422 and names the field
-BadCompletion  the model server's: its answer is no finished chat completion
+WireError      a faulty request: becomes 422 and names the field
+BadCompletion  a faulty model server: its answer is no finished chat completion
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from gym.errors import Invalid, ModelUnreachable
 
 
 class WireError(Invalid):
-    """A request that is malformed, or that says something which Chat Completions cannot say to the server.
+    """A request that is malformed, or that Chat Completions cannot express.
 
     `field` is the path in the body as the caller wrote it: `tools.0.type`, `input.3.content.1.file_id`.
     """

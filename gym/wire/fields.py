@@ -1,4 +1,4 @@
-"""The record of what becomes of a request's field; each dialect lists its own with `fields()`."""
+"""Treatment of a request's fields; each dialect lists its fields with `fields()`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Fate = Literal["passed", "translated", "ignored", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A field by its path in the request. `note` says why it is ignored or refused, or what of it is refused."""
+    """A field by its path in the request. `note` gives the reason if it is ignored or refused, or its refused part."""
 
     name: str
     fate: Fate

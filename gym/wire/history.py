@@ -1,7 +1,7 @@
 """Rules that hold between the messages of a conversation, for all dialects.
 
-Translators turn one block or item after another into chat messages. What Chat Completions demands of their order, which
-output belongs to which call, and which arguments a server can read is decided here.
+Translators turn one block or item after another into chat messages. This module decides the order that Chat Completions
+demands, the pairs of calls and outputs, and the arguments that a server can read.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def _open_call(open_calls: list[list[JsonObject]], message: JsonObject, call_id:
 def in_order(messages: Sequence[JsonObject]) -> list[JsonObject]:
     """Return the messages with each tool message directly after the assistant message whose call it answers.
 
-    Chat Completions demands this order, and chat templates rely on it. What stood between, such as a user's remark,
-    follows the tool messages. An id that several turns use belongs to the latest turn with an unanswered call of that
+    Chat Completions demands this order, and chat templates rely on it. Messages between them, such as a user's remark,
+    follow the tool messages. An id that several turns use belongs to the latest turn with an unanswered call of that
     id. A tool message that answers no call stays in its place.
     """
     if not any(message.get("role") == "tool" for message in messages):
@@ -139,8 +139,8 @@ def answered_calls(items: Iterable[JsonObject]) -> list[tuple[JsonObject, JsonOb
 def arguments_as_objects(body: JsonObject) -> JsonObject | None:
     """Return a chat or Responses request whose earlier calls all have a JSON object as arguments.
 
-    Arguments that a model wrote otherwise are kept as text under `INVALID_JSON`. None where there are none such, and
-    the request can be sent as it is.
+    Arguments that a model wrote otherwise are kept as text under `INVALID_JSON`. Return None if all
+    arguments are objects, so that the request can be sent as it is.
     """
     name = "messages" if "messages" in body else "input"
     given = body.get(name)

@@ -1,8 +1,8 @@
 """NeMo Gym's shapes: the head server's configuration, an agent's verify response, aggregate metrics. Pure.
 
-Source: `nemo_gym/rollout_collection.py`, `server_utils.py` and `reward_profile.py` of NVIDIA-NeMo/Gym, and what NeMo RL
-reads of a result (`nemo_rl/environments/nemo_gym.py`). Tokens stand on the last output item of each model call, with
-the whole prompt before it, as NeMo RL wants them; the farm itself keeps them once (`segments`).
+Source: `nemo_gym/rollout_collection.py`, `server_utils.py` and `reward_profile.py` of NVIDIA-NeMo/Gym, and NeMo RL's
+reader of results (`nemo_rl/environments/nemo_gym.py`). Tokens are on the last output item of each model call, with
+the whole prompt before it, as NeMo RL expects them; the farm itself keeps them once (`segments`).
 
 Invariant: a rollout that failed has the reward null and a `_ng_failure_class`, which the collector writes to its
 failures file; it is never a reward of 0.
@@ -49,7 +49,7 @@ def config_yaml(agents: Iterable[str], *, host: str, port: int) -> bytes:
 
 
 def row_key(row: JsonObject, digest: str) -> str | None:
-    """What makes a repeated row the same one: its indices and its content; None where it has no index."""
+    """Return the identity of a repeated row: its indices and its content; None for a row without an index."""
     if row.get(ROLLOUT_ID) is None and row.get(TASK) is None:
         return None
     return ".".join(["ng", *(_index(row.get(name)) for name in (TASK, ROLLOUT, ATTEMPT)), digest])
@@ -60,7 +60,7 @@ def _index(value: object) -> str:
 
 
 def verify_response(row: JsonObject, result: JsonObject) -> JsonObject:
-    """What an agent's `/run` answers for a row: the row itself, and a result of the farm with `view=full`."""
+    """Return an agent's `/run` answer for a row: the row itself, and a result of the farm with `view=full`."""
     answer = {
         **row,
         "responses_create_params": result.get("responses_create_params") or row.get("responses_create_params"),
@@ -82,7 +82,7 @@ def verify_response(row: JsonObject, result: JsonObject) -> JsonObject:
 
 
 def failed_response(row: JsonObject, *, kind: str, message: str) -> JsonObject:
-    """What `/run` answers for a row that cannot be run at all."""
+    """Return the `/run` answer for a row that cannot be run at all."""
     error = {"kind": kind, "message": message, "retryable": False}
     return {**row, "response": _empty_response({}), "reward": None, **failure(kind, error)}
 
@@ -130,7 +130,7 @@ def _add_tokens(output: list[JsonObject], result: JsonObject) -> None:
 def aggregate_metrics(responses: Sequence[JsonObject]) -> JsonObject:
     """`POST /aggregate_metrics`: mean, max, min, median and standard deviation of every number, per task and over all.
 
-    `responses` are verify responses, without what is heavy; usage counts as numbers of the response.
+    `responses` are verify responses without their heavy fields; usage counts as numbers of the response.
     """
     tasks: dict[int, list[JsonObject]] = defaultdict(list)
     for response in responses:

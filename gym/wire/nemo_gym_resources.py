@@ -1,4 +1,4 @@
-"""What a NeMo Gym resources server is asked and answers, as far as it is not a tool's own. Pure.
+"""Requests to a NeMo Gym resources server and its answers, except those of single tools. Pure.
 
 Source: `nemo_gym/base_resources_server.py`, `judge.py` and `failure_kinds.py` of NVIDIA-NeMo/Gym 0.7.
 
@@ -31,7 +31,7 @@ _INCOMPLETE = {
 
 
 class Unscored(ValueError):
-    """The answer has no reward; `passing` says that what kept it from one is an outage and not the task."""
+    """The answer has no reward; `passing` says that an outage is the cause, not the task."""
 
     def __init__(self, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class Unscored(ValueError):
 
 
 def is_tool(name: str) -> bool:
-    """Whether a route of that name can be a tool's."""
+    """Return whether a route of that name can belong to a tool."""
     return _TOOL.fullmatch(name) is not None and name not in ROUTES
 
 
@@ -86,7 +86,7 @@ def reward_of(answer: Any, row: JsonObject) -> Reward:
 
 
 def said(body: str) -> str:
-    """What an error answer says: FastAPI's `detail`, else the text itself, not too long."""
+    """Return the text of an error answer, shortened: FastAPI's `detail`, else the text itself."""
     return body if len(body) <= 1000 else f"{body[:1000]}…"
 
 

@@ -30,13 +30,13 @@ VLLM_FIELDS = words("""
 PASSED = OPENAI_FIELDS | VLLM_FIELDS
 EXTRAS = frozenset({"chat_template_kwargs", "extra_body"})
 
-# what translation itself writes; `extra_body` may not speak against it
+# fields that translation itself writes; `extra_body` may not contradict them
 _OURS = frozenset({"messages", "stream"})
 _AUDIO = ("audio_data", "audio_path", "audio_paths")
 
 
 def passed_fields(body: JsonObject, handled: frozenset[str]) -> JsonObject:
-    """The fields that go to the server as they are. Raises WireError for one that is in neither list."""
+    """Return the fields that go to the server as they are. Raises WireError for one that is in neither list."""
     fields: JsonObject = {}
     for name, value in body.items():
         if value is None or name in handled or name in EXTRAS:
@@ -48,9 +48,9 @@ def passed_fields(body: JsonObject, handled: frozenset[str]) -> JsonObject:
 
 
 def add_extras(request: JsonObject, body: JsonObject) -> None:
-    """Merge `extra_body` and `chat_template_kwargs` into a chat request; what comes later here wins.
+    """Merge `extra_body` and `chat_template_kwargs` into a chat request; the later one here wins.
 
-    Both may also stand in `metadata`, as objects or as JSON texts: NeMo Gym's convention, since metadata is all that
+    Both may also be in `metadata`, as objects or as JSON texts: NeMo Gym's convention, since metadata is all that
     its clients let through. The rest of the metadata is for the reply's echo and never reaches the server.
     """
     metadata = as_object(body.get("metadata") or {}, "metadata")

@@ -24,7 +24,7 @@ def event(name: str | None, data: JsonObject) -> bytes:
 class SseDecoder:
     """Cuts a byte stream into the data of its events; names, ids and comments are left out.
 
-    What a server breaks off in the middle of an event is never handed out. The work is linear in the bytes, however
+    An event that the server breaks off in the middle is never returned. The work is linear in the bytes, however
     they are cut.
     """
 

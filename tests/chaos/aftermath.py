@@ -1,4 +1,4 @@
-"""What is left in Redis, on disk and in the workers once every rollout has ended: nothing may be."""
+"""Checks that nothing is left in Redis, on disk and in the workers once every rollout has ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IDLE_WITHIN_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What Redis holds of a batch at the end: how many entries under each key, and when each result was recorded."""
+    """Contents of Redis for a batch at the end: how many entries under each key, and when each result was recorded."""
 
     batch_id: str
     backlog: int
@@ -55,7 +55,7 @@ async def read_stored(redis_url: str, batch_ids: Sequence[str]) -> list[Stored]:
 
 
 def remains(stored: Sequence[Stored]) -> list[str]:
-    """What should not be there any more. Pure."""
+    """Return the entries that should be gone. Pure."""
     return [
         f"{one.batch_id} still has {count} in {name}"
         for one in stored
@@ -74,7 +74,7 @@ def remains(stored: Sequence[Stored]) -> list[str]:
 
 
 async def until_idle(farm_url: str, model_url: str, redis_url: str) -> list[str]:
-    """Wait until no worker holds a slot, and no job, session or model call is open; what still is."""
+    """Wait until no worker holds a slot, and no job, session or model call is open; return those still open."""
     give_up_at = time.monotonic() + IDLE_WITHIN_S
     broker = Store.connect(broker_url(RedisSettings(url=redis_url)))
     lists = queue_lists(queue_name("farm"), "farm.")

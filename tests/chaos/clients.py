@@ -1,6 +1,6 @@
-"""Those who train with the farm while it is being killed: one submits, follows by cursor and cancels, one leases.
+"""Trainers of a farm while it is being killed: one submits, follows by cursor and cancels, one leases.
 
-They do what clients are told to do, send again what was not answered, and write down what was acknowledged to them.
+They follow the rules for clients, repeat unanswered requests, and write down acknowledged ones.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from tests.chaos.run import RunOptions, Trouble, run
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where a run leaves its logs; short, since Unix sockets and error messages like that."""
+    """Folder of a run's logs; its path is short, since Unix sockets and error messages like that."""
     with tempfile.TemporaryDirectory(prefix="chaos-test-") as name:
         yield Path(name)
 

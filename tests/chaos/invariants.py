@@ -1,4 +1,4 @@
-"""What must hold whatever is killed: functions of observations that name every breach, one line each. Pure."""
+"""Invariants that hold under any kill: functions of observations that name every breach, one line each. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unbalanced(seen: Iterable[LedgerSeen]) -> list[str]:
 
 
 def shrinking(seen: Iterable[LedgerSeen]) -> list[str]:
-    """What was submitted and what has ended never becomes less; in the order of the polls."""
+    """The counts of submitted and ended rollouts never fall; in the order of the polls."""
     last: dict[str, Ledger] = {}
     breaches = []
     for one in seen:
@@ -42,7 +42,7 @@ def shrinking(seen: Iterable[LedgerSeen]) -> list[str]:
 
 
 def impossible_queues(seen: Iterable[QueueSeen]) -> list[str]:
-    """No count is negative, and what is in Celery is a part of what is queued."""
+    """No count is negative, and Celery's rollouts are part of the queued ones."""
     return _some(
         f"{one.source} showed impossible counts: {dict(one.counts)}"
         for one in seen
@@ -51,7 +51,7 @@ def impossible_queues(seen: Iterable[QueueSeen]) -> list[str]:
 
 
 def imbalances(alarms: Mapping[str, int]) -> list[str]:
-    """The farm's own check of its books has found nothing either; `alarms` counts what it raised, by kind."""
+    """The farm's own audit has found nothing either; `alarms` counts what it raised, by kind."""
     count = alarms.get(AlarmKind.LEDGER_IMBALANCE, 0)
     return [f"the farm raised {count} alarms of an imbalance"] if count else []
 
@@ -72,7 +72,7 @@ def duplicated(feed: Iterable[Ended]) -> list[Task]:
 
 
 def unknown(expected: Set[Task], feed: Iterable[Ended]) -> list[str]:
-    """Recorded outcomes of rollouts that nobody submitted."""
+    """Recorded outcomes of rollouts that were never submitted."""
     return _some(f"{one.rollout_id} was never submitted" for one in feed if one.task not in expected)
 
 
@@ -150,7 +150,7 @@ def unfinished(ledgers: Mapping[str, Ledger]) -> list[str]:
 
 
 def not_succeeded(feed: Iterable[Ended], cancels: Sequence[Cancelled]) -> list[str]:
-    """Whatever was not cancelled has succeeded, with the reward that its environment gives."""
+    """Every rollout that was not cancelled has succeeded, with the reward that its environment gives."""
     breaches = []
     for one in feed:
         covered = any(cancel.covers(one.rollout_id) for cancel in cancels)
@@ -183,7 +183,7 @@ def moving_after_cancel(seen: Iterable[LedgerSeen], cancels: Iterable[Cancelled]
 def latest_call_after_cancel_s(
     calls: Iterable[ModelCall], cancels: Collection[Cancelled], outages: Collection[Outage]
 ) -> float:
-    """The latest start of a model call after the cancellation of its rollout was acknowledged, 0 where there is none.
+    """The latest start of a model call after the cancellation of its rollout was acknowledged, 0 without such a call.
 
     The time during which no worker could have heard of it does not count.
     """
@@ -210,7 +210,7 @@ def called_after_cancel(
 def attempts_at_once(
     calls: Iterable[ModelCall], outages: Collection[Outage], *, within_s: float = STOP_WITHIN_S
 ) -> list[str]:
-    """Once an attempt makes calls, the one before it stops: a zombie's rollouts are not run to their end."""
+    """An earlier attempt stops once a later one makes calls: a zombie's rollouts are not run to their end."""
     first: dict[str, dict[int, float]] = defaultdict(dict)
     breaches = []
     ordered = sorted(calls, key=lambda call: call.at)

@@ -57,7 +57,7 @@ class JudgedCounter(JournaledCounter):
     name = "judged_counter"
     judges = (JUDGE,)
 
-    def verify(self, trajectory: Trajectory) -> float | Ask:  # type: ignore[override]  # a counter alone asks nobody
+    def verify(self, trajectory: Trajectory) -> float | Ask:  # type: ignore[override]  # a counter alone asks no judge
         """Ask the judge about a counter that is right."""
         if self.count != self.row.expected_count:
             return 0.0

@@ -1,6 +1,6 @@
 """A run whose Redis loses its last writes under readers that live through it; ends in a Report, as other runs do.
 
-What Redis forgets, it may say again: a ledger may fall, and a rollout that had ended runs again. So of the checks of
+Redis may repeat forgotten events: a ledger may fall, and a rollout that had ended runs again. So of the checks of
 `tests.chaos.verdict` those are made that hold all the same, and two more: no reader is given a rollout twice, and what
 Redis says to be with a worker when it is back is not so any more one lease later.
 """
@@ -34,13 +34,13 @@ from tests.chaos.watch import Watch
 from tests.chaos.workload import BatchPlan, plan_batches
 
 READER_RETRIES = 30
-SLACK_S = 15.0  # for the last turns of what runs, on a slow machine
+SLACK_S = 15.0  # for the last turns of running rollouts, on a slow machine
 LEASE_S = 4.0
 
 
 @dataclass(slots=True)
 class Reader:
-    """One who reads results and lives as long as the run. `went_back` counts how often it was told that the log did."""
+    """One who reads results and lives as long as the run. `went_back` counts the reports that the log did."""
 
     url: str
     seen: list[Ended] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Reader:
                     self.leased.append(result.rollout_id)
 
     def breaches(self, expected: int) -> list[str]:
-        """What it was given twice, or not at all; `expected` results were there to be leased."""
+        """Return the results given twice, or not at all; `expected` results could be leased."""
         twice = [name for name, count in Counter(one.rollout_id for one in self.seen).items() if count > 1]
         again = [name for name, count in Counter(self.leased).items() if count > 1]
         return [
@@ -138,7 +138,7 @@ async def _run(
 async def _lose(
     cast: Cast, options: RunOptions, say: Say, redis: PutBack | Promotion, url: str, loses_s: float
 ) -> list[str]:
-    """Lose writes in the midst of the work, and see that what Redis then says of workers is made true."""
+    """Lose writes in the midst of the work, and check that the workers' assignments in Redis are corrected."""
     while options.progress(cast.watch) < 0.2:  # noqa: ASYNC110  the watch polls
         await asyncio.sleep(0.1)
     await redis.lose(loses_s)

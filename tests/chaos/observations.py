@@ -1,4 +1,4 @@
-"""What a run of chaos wrote down, as values. Times are seconds since the epoch, all of this machine's clock."""
+"""Records of a chaos run, as values. Times are seconds since the epoch, all of this machine's clock."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class QueueSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """An HTTP answer that nobody expected."""
+    """An unexpected HTTP answer."""
 
     at: float
     request: str
@@ -97,7 +97,7 @@ class Cancelled:
     done_at: float | None = None
 
     def covers(self, rollout_id: str) -> bool:
-        """Whether a rollout is part of what was cancelled."""
+        """Return whether a rollout is part of the cancellation."""
         return rollout_id.startswith(f"{self.group_id or self.batch_id}:")
 
 

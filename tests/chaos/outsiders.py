@@ -1,4 +1,4 @@
-"""Those who use a part of the farm while it is being killed: an agent behind the proxy, and a loop over sessions."""
+"""Users of a part of the farm while it is being killed: an agent behind the proxy, and a loop over sessions."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A real farm and a scripted model server as processes that can be killed one by one, and are started again.
 
-Invariant: everything that is started carries `MARK` in its environment, so that whatever is left of it at the end is
+Invariant: everything that is started carries `MARK` in its environment, so that every process left at the end is
 found, however it was orphaned. `farm up` restarts what it supervises; `farm up` itself and the model server are
 started again by this module, on the same ports and the same data directory, as an init system would.
 """
@@ -38,7 +38,7 @@ _JUDGE = {"kind": "remote", "model": "judge", "template": "{answer}\n{reference}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FarmOptions:
-    """How large the farm is, and how slow its model."""
+    """Size of the farm and latency of its model."""
 
     workers: int = 2
     concurrency: int = 32
@@ -47,7 +47,7 @@ class FarmOptions:
 
 
 class ChaosFarm:
-    """A farm that can be killed. `start` first; `stop` at the end, whatever happened."""
+    """A farm that can be killed. `start` first; `stop` at the end in any case."""
 
     def __init__(self, folder: Path, options: FarmOptions, settings: Mapping[str, str]) -> None:
         self.folder = folder
@@ -98,7 +98,7 @@ class ChaosFarm:
         self._keep(self._watch_up())
 
     async def stop(self) -> list[str]:
-        """End everything as a user does; what was wrong with that, orphans included. Nothing is left afterwards."""
+        """End everything as a user does; return all faults, orphans included. Nothing is left afterwards."""
         self._stopping = True
         for task in self._tasks:
             task.cancel()
@@ -147,7 +147,7 @@ class ChaosFarm:
         return [pid for pid, role in self._children() if role == kind]
 
     def strike(self, strike: Strike) -> Kill | None:
-        """Kill a process of the kind with its group, None where there is none now."""
+        """Kill a process of the kind with its group; return None if there is no such process."""
         pids = self.pids(strike.kind)
         if not pids:
             return None

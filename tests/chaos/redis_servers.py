@@ -105,7 +105,7 @@ class Promotion:
 
 
 class Forwarder:
-    """A TCP address that leads to a port of this machine; what it holds back when it is stopped is lost."""
+    """A TCP address that leads to a port of this machine; bytes held back when it is stopped are lost."""
 
     def __init__(self) -> None:
         self._port = 0

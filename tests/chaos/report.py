@@ -1,4 +1,4 @@
-"""What came of a run: figures, breaches, and the table of several runs. Pure."""
+"""Report of a run: figures, breaches, and the table of several runs. Pure."""
 
 from __future__ import annotations
 

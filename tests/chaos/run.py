@@ -28,7 +28,7 @@ Trouble = Callable[["ChaosFarm", "Watch", "RunOptions", Say], Coroutine[Any, Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How much is done and how hard it is made; rollouts that take longer than `seconds` are a breach."""
+    """Amount of work and strikes of a run; rollouts that take longer than `seconds` are a breach."""
 
     seed: int
     rollouts: int = 2000

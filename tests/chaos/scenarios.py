@@ -29,7 +29,7 @@ from tests.chaos.watch import Watch
 from workers.process.app import queue_lists, queue_name
 
 POLL_S = 0.1
-# in the order of a careful operator: what takes work in first, the truth last
+# in the order of a careful operator: processes that accept work first, Redis last
 ROLLING: tuple[Kind, ...] = ("api", "proxy", "flower", "dispatcher", "worker", "redis")
 
 
@@ -157,7 +157,7 @@ async def _wait_for_results(url: str, batch_id: str, how: str, watch: Watch) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """A trouble with the farm and the work for it. `most_attempts` is what it may cost a rollout."""
+    """A trouble with the farm and the work for it. `most_attempts` limits the attempts of a rollout."""
 
     name: str
     options: RunOptions
@@ -201,7 +201,7 @@ SCENARIOS = (
             seed=103,
             rollouts=1000,
             farm=FarmOptions(model_latency_s=1.0),
-            settings={"FARM_WORKER_DRAIN_S": "1"},  # too short for what runs, which is handed back
+            settings={"FARM_WORKER_DRAIN_S": "1"},  # too short for running rollouts, which are handed back
         ),
         trouble=roll,
         most_attempts=1,

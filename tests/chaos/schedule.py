@@ -1,4 +1,4 @@
-"""What is killed when: a pure function of a seed.
+"""Schedule of kills: a pure function of a seed.
 
 Invariant: the same seed gives the same strikes. Kinds are dealt from a shuffled bag, which is filled again when it is
 empty, so that every kind has its turn in each bag and none is forgotten by chance. Which process is there to be killed
@@ -37,8 +37,8 @@ BAG: Mapping[Kind, int] = {
 class Strike:
     """Kill -9 of one process of a kind, `after_s` behind the strike before it.
 
-    `pick` in [0, 1) says which of several; `down_s` is how long whoever runs the model server, or `farm up`, takes to
-    notice.
+    `pick` in [0, 1) says which of several; `down_s` is the delay until the model server, or `farm up`, is started
+    again.
     """
 
     after_s: float

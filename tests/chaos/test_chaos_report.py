@@ -1,4 +1,4 @@
-"""What is made of a run: times to recover, and the table."""
+"""The report of a run: times to recover, and the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be said of a run when it is over: what is looked at in the farm, and what all observations come to."""
+"""Verdict on a run when it is over: the last checks of the farm, and the breaches in all observations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What the farm holds at its end: the feed of each batch as a new reader sees it, and Redis itself."""
+    """Contents of the farm at its end: the feed of each batch as a new reader sees it, and Redis itself."""
 
     ended: tuple[Ended, ...]
     stored: tuple[aftermath.Stored, ...]
@@ -50,7 +50,7 @@ class Left:
 
 
 async def look_after(cast: Cast) -> list[str]:
-    """When all has ended and nothing is killed any more: the farm gets ready, is idle, and has what it acknowledged."""
+    """Check the farm after the last kill and rollout: it gets ready, is idle, and has all acknowledged work."""
     farm, trainer, watch = cast.farm, cast.trainer, cast.watch
     if not await watch.until_ready(READY_WITHIN_S):
         return [f"the farm was not ready {READY_WITHIN_S:.0f} s after the last kill"]
@@ -74,7 +74,7 @@ async def look_after(cast: Cast) -> list[str]:
 
 
 def report(cast: Cast, left: Left, *, seed: int, took_s: float, breaches: Sequence[str]) -> Report:
-    """What it all comes to; reads the files that the stopped farm has left. `breaches` are those known so far."""
+    """Return the report; read the files that the stopped farm has left. `breaches` are those known so far."""
     farm, ended = cast.farm, left.ended
     calls = read_model_calls(farm.model_log.read_bytes().splitlines())
     expected = {rollout for plan in cast.plans for rollout in plan.rollouts}

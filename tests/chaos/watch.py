@@ -17,7 +17,7 @@ from tests.chaos.observations import Answered, LedgerSeen, QueueSeen
 POLL_S = 0.25
 READY_POLL_S = 0.1
 TIMEOUT_S = 20.0
-# what a farm answers while a part of it is away
+# a farm's answers while a part of it is away
 AWAY = frozenset({503})
 END = "999999999999999-0"  # a cursor behind every result
 _GAUGE = "farm_rollouts_active{state="
@@ -61,7 +61,7 @@ class Watch:
                 await asyncio.sleep(POLL_S)
 
     async def until_ready(self, within_s: float) -> bool:
-        """Whether /readyz said so in time, from now on."""
+        """Wait for /readyz, and return whether the farm became ready in time."""
         began = time.time()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):

@@ -1,4 +1,4 @@
-"""What the farm is given to do while it is being killed: rollouts of 2 to 6 turns of several environments. Pure.
+"""Workload of a farm while it is being killed: rollouts of 2 to 6 turns of several environments. Pure.
 
 Every row has a `task_id`, so that (batch, task, sample) names a rollout before the farm has seen it.
 """

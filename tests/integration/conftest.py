@@ -115,7 +115,7 @@ def new_client() -> NewClient:
 
 
 class OverRedis(httpx.AsyncBaseTransport):
-    """Carries what a test asks of the API over Redis, so that one test holds for both ways."""
+    """Carries a test's API requests over Redis, so that one test covers both ways."""
 
     def __init__(self, url: str) -> None:
         self._lines = AsyncRedisLines(url, timeout_s=TIMEOUT_S)
@@ -129,7 +129,7 @@ class OverRedis(httpx.AsyncBaseTransport):
 
 
 class SyncOverRedis(httpx.BaseTransport):
-    """As OverRedis, in the calling thread."""
+    """Carries requests as OverRedis does, in the calling thread."""
 
     def __init__(self, url: str) -> None:
         self._lines = SyncRedisLines(url, timeout_s=TIMEOUT_S)

@@ -16,7 +16,7 @@ TOGETHER_S = 1.0
 
 
 class SandboxedRow(Row):
-    """`away` and `busy` are files: while they are there, no sandbox is to be had, and tools do not end."""
+    """`away` and `busy` are files: while they exist, no sandbox is available, and tools do not end."""
 
     away: Path = Path("/nowhere")
     busy: Path = Path("/nowhere")

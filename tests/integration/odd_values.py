@@ -120,7 +120,7 @@ class Odd(Environment[OddRow]):
 
 
 class OddApart(Odd):
-    """As Odd, in a process of its own."""
+    """Gives the odd values of Odd, in its own process."""
 
     name = "odd_apart"
     isolation = "process"

@@ -15,7 +15,7 @@ from gym.trajectory import Trajectory
 
 
 class RiskyRow(Row):
-    """What `verify` does."""
+    """A row that names the behaviour of `verify`."""
 
     verdict: str = "score"
 

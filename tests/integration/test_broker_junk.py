@@ -1,4 +1,4 @@
-"""What is no message in the broker's queue, before real workers."""
+"""Entries of the broker's queue that are no messages, before real workers."""
 
 from __future__ import annotations
 

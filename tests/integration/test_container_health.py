@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "docker" / "health.py"
 
 
 def health(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    """What the container runs; `settings` are FARM_… variables."""
+    """Run the container's health check; `settings` are FARM_… variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FARM_")}
     return subprocess.run(
         [sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60, env={**kept, **settings}

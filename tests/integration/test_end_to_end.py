@@ -1,6 +1,6 @@
 """The whole farm as a user has it: real Redis, real Celery workers, real HTTP, a scripted model.
 
-What a client sees, it sees by HTTP and over a Redis alone.
+A client's view is tested by HTTP and over Redis alone.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class Corridor(SteppedEnvironment[Any]):
 
 
 class Host:
-    """A worker's host and what api processes need of it."""
+    """A worker's host with the parts that api processes need."""
 
     def __init__(self, store: Store, settings: SessionSettings, host: SessionHost) -> None:
         self.store = store

@@ -145,7 +145,7 @@ def _others_go_on(farm: LocalFarm, url: httpx.URL) -> Iterator[None]:
 
 
 def _send(url: httpx.URL, begin: bytes, block: bytes, size: int) -> bytes:
-    """Send a beginning and then the block until the size is reached or the server has had enough; what it answered."""
+    """Send a beginning and then the block until the size is reached or the server refuses; return its answer."""
     with socket.create_connection((url.host, url.port), timeout=60) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(begin)

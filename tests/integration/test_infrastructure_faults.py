@@ -141,7 +141,7 @@ async def test_a_model_server_that_dies_midway_is_not_asked_again_for_what_it_ha
         items = await results(http, batch_id)
         assert outcomes(items) == {("succeeded", 1): 8}
         assert {item["model_calls"] for item in items} == {2}
-        # those that failed before the breaker opened may have begun anew by then
+        # those that failed before the breaker opened may have restarted by then
         assert turns(second).count(0) <= 2
         assert turns(second).count(1) == 8
 

@@ -32,7 +32,7 @@ AT_ONCE = 8
 
 @pytest.fixture(scope="module")
 def quick_farm() -> Iterator[LocalFarm]:
-    """A farm whose model answers at once, so that what takes time is the farm's."""
+    """A farm whose model answers at once, so that only the farm takes time."""
     with tempfile.TemporaryDirectory(prefix="large-") as folder:
         options = ["--workers", "1", "--concurrency", "32", "--no-flower"]
         with local_farm(Path(folder), options=options, model_options=["--latency-s", "0.05"]) as farm:
@@ -65,7 +65,7 @@ class RedisTime:
 
     @property
     def unexplained_s(self) -> float:
-        """How much longer the slow commands took than they may, without the time that Redis waited."""
+        """Return by how much the slow commands exceeded their limit, without the time that Redis waited."""
         return sum(ms - OWN_MS for ms, _ in self.slow) / 1000 - self.waited_s
 
 
@@ -160,7 +160,7 @@ async def cancel_beside_another_run(http: httpx.AsyncClient, batch_id: str, subm
 
 
 async def cancel_a_large_run(farm: LocalFarm, wide_rows: int, small_rows: int) -> tuple[Seen, Seen, RedisTime]:
-    """What was seen of the other run before and during the cancellation, and of Redis during it."""
+    """Cancel a large run; return measurements of the other run before and during it, and of Redis."""
     async with (
         httpx.AsyncClient(base_url=farm.url, timeout=300) as http,
         Redis.from_url(farm.redis_url) as redis,

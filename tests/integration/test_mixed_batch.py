@@ -110,14 +110,14 @@ def rows_of(count: int, seed: int) -> list[dict[str, Any]]:
     for kind, listed in kinds.items():
         for number, row in enumerate(listed):
             if number % REFUSED_EVERY == 1:
-                role = "system" if kind == "guess" else "user"  # what the scripted model reads first
+                role = "system" if kind == "guess" else "user"  # the text that the scripted model reads first
                 row["responses_create_params"]["input"] = [{"role": role, "content": REFUSE}]
             rows.append({**row, "task_id": f"{kind}-{seed}-{number}"})
     return rows
 
 
 def run(farm: LocalFarm, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All results of a batch, and what the batch says of itself at the end."""
+    """Run a batch; return all its results and its final state."""
     with httpx.Client(base_url=farm.url, timeout=60) as http:
         answer = http.post("/v1/batches", json={"rows": rows, "limits": {"max_attempts": 3}})
         assert answer.status_code == 201, answer.text
@@ -135,7 +135,7 @@ def run(farm: LocalFarm, rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any
 
 
 class Held:
-    """What the farm's processes hold."""
+    """Resources that the farm's processes hold."""
 
     def __init__(self, farm: LocalFarm, temporary: Path, servers: list[Server]) -> None:
         self.files: Counter[str] = Counter()

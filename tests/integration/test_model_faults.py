@@ -69,7 +69,7 @@ async def model_process() -> AsyncIterator[tuple[asyncio.subprocess.Process, str
 
 
 def slow() -> float:
-    """How much slower than a quiet machine this one may be."""
+    """Return how much slower than a quiet machine this one may be."""
     return max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
 
 

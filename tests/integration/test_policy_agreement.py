@@ -1,4 +1,4 @@
-"""What a trainer says of a policy holds in every process within a moment: two workers and the proxy of one farm."""
+"""A trainer's change of a policy soon holds in every process: two workers and the proxy of one farm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHIN_S = 1.0
 
 
 def slow() -> float:
-    """How much slower than a quiet machine this one may be."""
+    """Return how much slower than a quiet machine this one may be."""
     return max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
@@ -47,7 +47,7 @@ async def ended(http: httpx.AsyncClient, batch_id: str) -> dict[str, int]:
 
 
 def calls(records: list[RequestRecord]) -> tuple[int, int]:
-    """How many calls workers made, and how many the proxy: those of rollouts have ids with a colon."""
+    """Count the calls of workers and of the proxy: those of rollouts have ids with a colon."""
     by_workers = sum(":" in record.headers.get("x-request-id", "") for record in records)
     return by_workers, len(records) - by_workers
 
@@ -86,7 +86,7 @@ async def test_all_processes_take_another_list_of_urls_while_calls_are_in_flight
     late = replaced + WITHIN_S * slow()
     assert [record for record in old.records if record.started > late] == []
     assert min(calls(new.records)) > 0
-    assert old.stats["cancelled_by_client"] == 0  # what was in flight there ended there
+    assert old.stats["cancelled_by_client"] == 0  # calls in flight there ended there
 
 
 async def test_a_policy_can_be_used_as_soon_as_it_is_registered(farm: LocalFarm) -> None:

@@ -1,4 +1,4 @@
-"""What the README shows is what lies in the tree, and it runs."""
+"""The README's examples match the files of the tree, and run."""
 
 import subprocess
 import sys

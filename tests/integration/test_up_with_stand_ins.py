@@ -86,7 +86,7 @@ class Up:
         return next(process for process in self.family() if "-server" in process.name())
 
     def said_up(self) -> int:
-        """How often a worker said so."""
+        """Count how often a worker said so."""
         log = self.data_dir / "logs" / "worker.log"
         return log.read_text().count("worker is up") if log.exists() else 0
 

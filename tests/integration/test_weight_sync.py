@@ -32,7 +32,7 @@ def submit(http: httpx.Client, rows: int) -> str:
 
 
 def model_requests(farm: LocalFarm) -> int:
-    """How many generation calls the model server has seen."""
+    """Return how many generation calls the model server has seen."""
     return int(httpx.get(f"{farm.model_url}/admin/stats").json()["requests"])
 
 
@@ -48,7 +48,7 @@ def test_a_drained_policy_has_no_call_in_flight_and_held_calls_survive(farm: Loc
     assert paused["obeyed"]
     sent = httpx.get(f"{farm.model_url}/admin/stats").json()
     assert sent["in_flight"] == 0
-    time.sleep(1)  # a stretch of pause: what it must show is that nothing happens in it
+    time.sleep(1)  # a stretch of pause: the test shows that nothing happens in it
     assert httpx.get(f"{farm.model_url}/admin/stats").json()["requests"] == sent["requests"]
     assert http.get(f"/v1/policies/{POLICY}").json()["paused"] == "drain"
 

@@ -2,7 +2,7 @@
 
 `ChatAccumulator` rebuilds the answer that the server would have given without streaming, token ids and
 log-probabilities included. Explicit nulls of the chunks are left out. It is the only reader of tool calls' pieces: the
-translators of streams ask it, so what a client sees and what is recorded are the same.
+translators of streams use it, so the client's answer and the record agree.
 
 Servers differ in how they send tool calls. Pieces belong to the call at their `index`, in any order. An id and a name
 may come with any piece. A new id at an index in use begins another call, unless it comes with nothing but the rest of
@@ -27,7 +27,7 @@ _CHOICE_ASSEMBLED = frozenset({"index", "delta", "logprobs", "finish_reason", "t
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """A piece of a tool call; whatever it does not carry is empty, and `index` is None where the server gave none."""
+    """A piece of a tool call; absent fields are empty, and `index` is None if the server gave no index."""
 
     index: int | None
     call_id: str
@@ -36,7 +36,7 @@ class CallDelta:
 
 
 def choice_in(chunk: JsonObject) -> JsonObject | None:
-    """A chunk's choice, `None` where it has none (usage at the end). Raises BadCompletion for an error chunk."""
+    """Return a chunk's choice, or `None` (usage at the end). Raises BadCompletion for an error chunk."""
     error = chunk.get("error")
     if error is not None or chunk.get("object") == "error":
         message = error.get("message") if isinstance(error, dict) else error or chunk.get("message")
@@ -52,7 +52,7 @@ def choice_in(chunk: JsonObject) -> JsonObject | None:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a chunk adds: pieces of texts by their field, and of tool calls."""
+    """The additions of a chunk: pieces of texts by their field, and of tool calls."""
 
     texts: dict[str, str]
     calls: list[CallDelta]
@@ -64,7 +64,7 @@ class Delta:
 
 
 def delta_of(choice: JsonObject) -> Delta:
-    """The delta of a chunk's choice. Raises BadCompletion."""
+    """Return the delta of a chunk's choice. Raises BadCompletion."""
     delta = as_object(choice.get("delta"), "delta")
     texts = {name: text for name in _TEXTS if (text := as_text(delta.get(name), name))}
     calls = []
@@ -101,14 +101,14 @@ class StreamedCall:
         return "".join(self.pieces)
 
     def takes(self, piece: CallDelta) -> bool:
-        """Whether a piece that came for its place belongs to it."""
+        """Return whether a piece that arrived for its place belongs to this call."""
         if not piece.call_id or not self.call_id or piece.call_id == self.call_id:
             return True
         return not piece.name and bool(piece.arguments) and not _is_json(self.arguments)
 
 
 class StreamedCalls:
-    """The tool calls of one streamed answer, told apart as the module's docstring says."""
+    """The tool calls of one streamed answer, distinguished as the module's docstring says."""
 
     def __init__(self) -> None:
         self._by_place: dict[int, StreamedCall] = {}  # the place is the index, or the next free one
@@ -126,9 +126,9 @@ class StreamedCalls:
         return sorted(self._by_place)
 
     def add(self, piece: CallDelta) -> CallDelta:
-        """Add a piece to its call, which begins with it where there is none.
+        """Add a piece to its call, and begin the call if it is new.
 
-        Return what is new: the piece with its call's place as index, without an id or name that the call has already.
+        Return the new part: the piece with its call's place as index, without an id or name that the call has already.
         """
         place = self._place_of(piece)
         call = self._by_place.setdefault(place, StreamedCall())
@@ -167,7 +167,7 @@ class StreamedCalls:
 
 
 class ChatAccumulator:
-    """Collects chunks; `completion` is the whole answer, `finished` says whether the server came to its end."""
+    """Collects chunks; `completion` is the whole answer, `finished` says whether the server finished it."""
 
     def __init__(self) -> None:
         self._top: JsonObject = {}
@@ -181,7 +181,7 @@ class ChatAccumulator:
 
     @property
     def finished(self) -> bool:
-        """Whether a finish reason has come; a stream that ends before was cut."""
+        """Return whether a finish reason has arrived; a stream that ends before it was cut."""
         return self._finish_reason is not None
 
     @property
@@ -219,7 +219,7 @@ class ChatAccumulator:
         return delta
 
     def completion(self) -> JsonObject:
-        """The completion so far; `finish_reason` is null until the stream has come to its end."""
+        """Return the completion so far; `finish_reason` is null until the stream has ended."""
         choice: JsonObject = {
             **self._choice,
             "index": 0,

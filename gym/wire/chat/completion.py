@@ -1,6 +1,6 @@
-"""Reading a chat completion: the one choice, how it finished, what it said, what it cost.
+"""Readers of a chat completion: its one choice, finish reason, content and usage.
 
-Raises BadCompletion where the server's answer is not what Chat Completions promises.
+They raise BadCompletion if the server's answer breaks the Chat Completions format.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from gym.wire.errors import BadCompletion
 
 Finish = Literal["stop", "max_tokens", "content_filter"]
 
-MOST_TOKENS = 2**40  # of one answer; more is no count
+MOST_TOKENS = 2**40  # of one answer; a larger number is not a count
 NO_ARGUMENTS = "{}"
-ID_MARK = "token_id:"  # what vLLM writes before an id in place of a token's text
+ID_MARK = "token_id:"  # vLLM's prefix of an id in place of a token's text
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenToolCall:
-    """A tool call as the model wrote it; `arguments` is its text, which may be no JSON; `{}` where it wrote none."""
+    """A tool call as the model wrote it; `arguments` is its text, maybe invalid JSON, or `{}` if it is absent."""
 
     call_id: str
     name: str
@@ -30,7 +30,7 @@ class WrittenToolCall:
 
 
 def as_object(value: object, what: str) -> JsonObject:
-    """An object of the server's, empty where it is null or left out."""
+    """Return an object of the server, empty if it is null or absent."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -39,7 +39,7 @@ def as_object(value: object, what: str) -> JsonObject:
 
 
 def as_list(value: object, what: str) -> list[Any]:
-    """A list of the server's, empty where it is null or left out."""
+    """Return a list of the server, empty if it is null or absent."""
     if value is None:
         return []
     if not isinstance(value, list):
@@ -48,7 +48,7 @@ def as_list(value: object, what: str) -> list[Any]:
 
 
 def as_text(value: object, what: str) -> str:
-    """A text of the server's, empty where it is null or left out."""
+    """Return a text of the server, empty if it is null or absent."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -69,7 +69,7 @@ def choice_of(completion: JsonObject) -> JsonObject:
 
 
 def finish_of(choice: JsonObject) -> Finish:
-    """How an answer ended. `abort` and `error` (vLLM's) are no end: the call has to be made again."""
+    """Return an answer's finish reason. `abort` and `error` (vLLM's) are no end: the call has to be repeated."""
     match choice.get("finish_reason"):
         case "length":
             return "max_tokens"
@@ -82,7 +82,7 @@ def finish_of(choice: JsonObject) -> Finish:
 
 
 def told_of_cut(completion: JsonObject, limit: int | None) -> JsonObject:
-    """A whole answer whose finish says it where a token limit cut its tool calls.
+    """Return a whole answer, its finish reason corrected if a token limit cut its tool calls.
 
     vLLM 0.32 finishes an answer with `tool_calls` whenever it could read a call, even one whose end is missing;
     streamed, the same answer finishes with `length`. One that used up its limit is taken for cut: an end mark that
@@ -95,9 +95,7 @@ def told_of_cut(completion: JsonObject, limit: int | None) -> JsonObject:
 
 
 def usage_of(completion: JsonObject) -> Usage:
-    """The server's token counts. What it leaves out counts 0, and so does what is no count: an answer is not lost
-    over its bill.
-    """
+    """Return the server's token counts. An absent or invalid count is 0: an answer is not lost over its usage."""
     usage = completion.get("usage")
     return Usage(
         _count(usage, "prompt_tokens"),

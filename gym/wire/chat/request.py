@@ -1,4 +1,4 @@
-"""Chat Completions in: checked, and freed of what the model server does not know; and its answer as the caller asked.
+"""Checks of Chat Completions requests, without fields unknown to the model server; and the answer as the caller asked.
 
 The farm asks the server for more than the caller did (token ids, log-probabilities, usage of a stream, ids in place of
 tokens' texts); the caller sees what it asked for.
@@ -72,7 +72,7 @@ def _refuse(body: JsonObject) -> None:
 
 
 def to_completion(body: JsonObject, completion: JsonObject) -> JsonObject:
-    """The server's completion as the caller asked for it, without what only the farm wanted. Raises BadCompletion."""
+    """Return the completion as the caller asked for it, without the farm's additions. Raises BadCompletion."""
     return {**without_capture(body, completion), "choices": [shown_choice(body, choice_of(completion))]}
 
 

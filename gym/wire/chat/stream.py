@@ -1,4 +1,4 @@
-"""Streams: chunks of a chat completion in, events of the caller's dialect out, one by one.
+"""Translation of a chat completion's chunks into events of the caller's dialect, one by one.
 
 `start` comes first, `feed` for each chunk, `finish` when the server has said `[DONE]`, or `fail` at any point instead;
 all are pure. Nothing may be sent after `finish` or `fail` but `tail`.
@@ -26,25 +26,25 @@ class StreamTranslator(Protocol):
     tail: bytes
 
     def start(self) -> list[Event]:
-        """What comes before the first token."""
+        """Return the events before the first token."""
 
     def feed(self, chunk: JsonObject) -> list[Event]:
-        """What a chunk adds. Raises BadCompletion for an error in mid-stream."""
+        """Return the events of a chunk. Raises BadCompletion for an error in mid-stream."""
 
     def finish(self) -> list[Event]:
-        """What ends the answer. Raises BadCompletion if the server never came to an end."""
+        """Return the last events of the answer. Raises BadCompletion if the server did not finish it."""
 
     def fail(self, message: str) -> list[Event]:
-        """What tells the caller that the answer was lost on the way."""
+        """Return the events that report a lost answer to the caller."""
 
 
 def encode(events: list[Event]) -> bytes:
-    """The events as bytes."""
+    """Return the events as bytes."""
     return b"".join([sse.event(name, data) for name, data in events])
 
 
 class ChatStream:
-    """Chat Completions as they come, without what only the farm asked for.
+    """Chat Completions as they arrive, without the farm's additions.
 
     Clients join the pieces of tool calls by `index` and glue ids together, so each call gets an index of its own and
     says its id once. A call without arguments gets an empty object at the end.
@@ -59,11 +59,11 @@ class ChatStream:
         self._calls = StreamedCalls()
 
     def start(self) -> list[Event]:
-        """Nothing."""
+        """Return no events."""
         return []
 
     def feed(self, chunk: JsonObject) -> list[Event]:
-        """The chunk, unless it is one that only reports usage and the caller did not ask for it."""
+        """Return the chunk, unless it only reports usage that the caller did not ask for."""
         choice = choice_in(chunk)
         shown = without_capture(self._body, chunk)
         if not self._with_usage:
@@ -76,7 +76,7 @@ class ChatStream:
         return [(None, shown)]
 
     def _with_calls(self, choice: JsonObject) -> JsonObject:
-        """The choice, its pieces of tool calls marked so that every client tells the calls apart."""
+        """Return the choice, its pieces of tool calls marked so that every client can distinguish the calls."""
         delta = as_object(choice.get("delta"), "delta")
         pieces: list[JsonObject] = []
         if delta.get("tool_calls"):
@@ -91,7 +91,7 @@ class ChatStream:
         return {**choice, "delta": {**delta, "tool_calls": pieces}} if pieces else choice
 
     def finish(self) -> list[Event]:
-        """Nothing but `tail`."""
+        """Return no events: only `tail` follows."""
         if not self._finished:
             raise BadCompletion(CUT)
         return []

@@ -1,6 +1,6 @@
 """A chat completion as the answer of generateContent.
 
-Thoughts are given where the request asks for them (`includeThoughts`), as Google's servers do.
+The answer has thoughts if the request asks for them (`includeThoughts`), as with Google's servers.
 Source: Google's `GenerateContentResponse`.
 """
 
@@ -38,7 +38,7 @@ def to_gemini(body: JsonObject, completion: JsonObject, *, response_id: str) -> 
 
 
 def wants_thoughts(body: JsonObject) -> bool:
-    """Whether a request that has been checked asks for thoughts."""
+    """Return whether a checked request asks for thoughts."""
     config = fields_of(fields_of(body, "").get("generationConfig", {}), "generationConfig")
     return bool(fields_of(config.get("thinkingConfig", {}), "thinkingConfig").get("includeThoughts"))
 

@@ -1,6 +1,6 @@
 """A Gemini request as a Chat Completions request.
 
-The model and whether the answer is streamed stand in Gemini's address; the proxy writes them into the body as `model`
+Gemini's URL names the model and says whether the answer is streamed; the proxy writes both into the body as `model`
 and `stream`. Names may be in camel case or in snake case, as Google's servers read them.
 Source: Google's `GenerateContentRequest` and `GenerationConfig`.
 """
@@ -67,7 +67,7 @@ _JSON = "application/json"
 
 
 def fields() -> list[Field]:
-    """Return what becomes of each field of the request; those of `generationConfig` as `generationConfig.NAME`."""
+    """Return the treatment of each field of the request; those of `generationConfig` as `generationConfig.NAME`."""
 
     def inner(names: dict[str, str]) -> dict[str, str]:
         return {f"generationConfig.{name}": note for name, note in names.items()}
@@ -106,7 +106,7 @@ def to_chat_request(body: JsonObject) -> JsonObject:
 
 
 def count_request(body: JsonObject) -> JsonObject:
-    """Return what countTokens is to count, as the body of generateContent. Raises WireError."""
+    """Return the input of countTokens as the body of generateContent. Raises WireError."""
     given = fields_of(body, "")
     inner = given.pop("generateContentRequest", None)
     if inner is not None:

@@ -28,11 +28,11 @@ class GeminiStream:
         self._answer = ChatAccumulator()
 
     def start(self) -> list[Event]:
-        """Nothing."""
+        """Return no events."""
         return []
 
     def feed(self, chunk: JsonObject) -> list[Event]:
-        """The pieces of a chunk. Raises BadCompletion for an error in mid-stream."""
+        """Return the pieces of a chunk. Raises BadCompletion for an error in mid-stream."""
         delta = self._answer.feed(chunk)
         self._model = chunk.get("model") or self._model
         parts: list[JsonObject] = []
@@ -43,7 +43,7 @@ class GeminiStream:
         return [self._piece(parts)] if parts else []
 
     def finish(self) -> list[Event]:
-        """The calls, the finish reason and the usage. Raises BadCompletion if the answer has no end."""
+        """Return the calls, the finish reason and the usage. Raises BadCompletion if the answer has no end."""
         if not self._answer.finished:
             raise BadCompletion(CUT)
         completion = self._answer.completion()
@@ -62,7 +62,7 @@ class GeminiStream:
 
 
 class ArrayFrames:
-    """Writes the pieces of an answer as one JSON array: what streamGenerateContent sends without `alt=sse`."""
+    """Writes the pieces of an answer as one JSON array, as streamGenerateContent does without `alt=sse`."""
 
     content_type = b"application/json; charset=utf-8"
 

@@ -75,7 +75,7 @@ def _check_edits(value: object) -> None:
 
 
 def _prefilled(last: JsonObject) -> JsonObject:
-    """What lets a server go on with the assistant's last message instead of beginning another one.
+    """Return the fields that make a server continue the assistant's last message instead of beginning another one.
 
     Source: vLLM's `ChatCompletionRequest.continue_final_message`. Servers without it refuse the field.
     """
@@ -303,7 +303,7 @@ def _add_output(request: JsonObject, body: JsonObject) -> None:
 def _add_thinking(request: JsonObject, value: object) -> None:
     """Thinking on or off is a matter of the chat template. `budget_tokens` and `display` are taken as hints.
 
-    vLLM refuses a `thinking_token_budget` unless it was started for it; who needs it enforced sends that field.
+    vLLM refuses a `thinking_token_budget` unless it was started for it; to enforce the budget, send that field.
     """
     if value is None:
         return

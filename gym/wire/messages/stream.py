@@ -39,11 +39,11 @@ class MessagesStream:
         self._held = 0  # pieces of tool calls that came
 
     def start(self) -> list[Event]:
-        """Nothing yet: see the module's docstring."""
+        """Return no events yet: see the module's docstring."""
         return []
 
     def feed(self, chunk: JsonObject) -> list[Event]:
-        """The events of a chunk. Raises BadCompletion for an error in mid-stream."""
+        """Return the events of a chunk. Raises BadCompletion for an error in mid-stream."""
         delta = self._answer.feed(chunk)
         events = [] if self._started else self._start(chunk)
         if delta is None:

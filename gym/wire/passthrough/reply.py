@@ -1,7 +1,7 @@
 """The answer of a server that has the Responses API itself: passed on as it came, and read as a chat completion.
 
-What the farm asked for beyond the caller (log-probabilities, the tokens in `input_messages` and `output_messages`) is
-taken out again. Source: OpenAI's `Response`; vLLM 0.32, `entrypoints/openai/responses/protocol.py`.
+The farm's additions to the caller's request (log-probabilities, the tokens in `input_messages` and `output_messages`)
+are removed again. Source: OpenAI's `Response`; vLLM 0.32, `entrypoints/openai/responses/protocol.py`.
 """
 
 from __future__ import annotations
@@ -63,17 +63,17 @@ def shown_response(body: JsonObject, response: JsonObject) -> JsonObject:
     """The response as the caller whose request is `body` asked for it."""
     hidden = frozenset() if body.get(ASKED) else _MESSAGES
     shown = {name: value for name, value in response.items() if name not in hidden}
-    if not wants_logprobs(body):
+    if not includes_logprobs(body):
         shown["output"] = [_without_logprobs(item) for item in _items(response)]
     return shown
 
 
 def shown_event(body: JsonObject, event: JsonObject) -> JsonObject:
-    """An event of a stream, likewise."""
+    """Return an event of a stream as the caller whose request is `body` asked for it."""
     shown = dict(event)
     if isinstance(event.get("response"), dict):
         shown["response"] = shown_response(body, event["response"])
-    if wants_logprobs(body):
+    if includes_logprobs(body):
         return shown
     if event.get("logprobs"):
         shown["logprobs"] = []
@@ -84,8 +84,8 @@ def shown_event(body: JsonObject, event: JsonObject) -> JsonObject:
     return shown
 
 
-def wants_logprobs(body: JsonObject) -> bool:
-    """Whether the caller asked for the log-probabilities of texts."""
+def includes_logprobs(body: JsonObject) -> bool:
+    """Return whether the caller asked for the log-probabilities of texts."""
     return LOGPROBS in (body.get("include") or ())
 
 

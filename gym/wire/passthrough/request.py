@@ -1,8 +1,8 @@
 """A Responses request for a server that has the Responses API itself: it goes there as it came.
 
-Left out are explicit nulls; `extra_body` and what NeMo Gym puts into `metadata` are merged, as for Chat Completions.
-Refused is what would take the conversation out of the farm's sight: what is stored at the server, a prompt that it
-cuts, and tools that it runs by itself, which neither an environment nor a record would see.
+Explicit nulls are left out; `extra_body` and NeMo Gym's fields in `metadata` are merged, as for Chat Completions.
+Fields that would hide the conversation from the farm are refused: state stored at the server, a prompt that it cuts,
+and tools that it runs by itself, which neither an environment nor a record would see.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REFUSED = {
 
 
 def to_server_request(body: JsonObject) -> JsonObject:
-    """The body as the server gets it, but for what the policy decides. Raises WireError."""
+    """Return the body as the server gets it, without the policy's settings. Raises WireError."""
     refuse_stored(as_object(body, ""))
     request = {name: value for name, value in present(body).items() if name not in EXTRAS}
     add_extras(request, body)
@@ -45,7 +45,7 @@ def to_server_request(body: JsonObject) -> JsonObject:
 
 
 def _check_input(given: object) -> None:
-    """What reading it relies on; the rest is the server's to refuse."""
+    """Check the fields that the farm reads; the server refuses other faults."""
     if not given:
         raise WireError("input", "is missing or empty: a text or a list of items")
     for number, item in enumerate([] if isinstance(given, str) else as_list(given, "input")):
@@ -54,6 +54,6 @@ def _check_input(given: object) -> None:
 
 
 def recorded_request(request: JsonObject) -> JsonObject:
-    """What is recorded of a request: its input as messages, all else as it is. Raises WireError."""
+    """Return the record of a request: its input as messages, all else as it is. Raises WireError."""
     recorded = {name: value for name, value in request.items() if name != "input"}
     return {**recorded, "messages": recorded_messages(request["input"])}

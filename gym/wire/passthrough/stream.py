@@ -36,7 +36,7 @@ class PassedStream:
         )
 
     def start(self) -> list[Event]:
-        """Nothing: the server says it."""
+        """Return no events: the server sends them."""
         return []
 
     def feed(self, chunk: JsonObject) -> list[Event]:

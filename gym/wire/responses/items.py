@@ -44,9 +44,9 @@ def to_chat_messages(items: str | list[JsonObject]) -> list[JsonObject]:
 
 
 def recorded_messages(items: str | list[JsonObject]) -> list[JsonObject]:
-    """An `input` as it is recorded where the server reads it itself: chat messages, and what these cannot say as it is.
+    """Return an `input` as it is recorded if the server reads it itself: chat messages, and other items as they are.
 
-    Reasoning that only its maker can read is left out; it stands in the answer that it came with. Raises WireError.
+    Reasoning that only its maker can read is left out; its answer contains it. Raises WireError.
     """
     if isinstance(items, str):
         return to_chat_messages(items)
@@ -186,7 +186,7 @@ class _Turns:
 
 
 def _joined(before: str | list[JsonObject] | None, more: str | list[JsonObject]) -> str | list[JsonObject]:
-    """What an assistant said in two messages of one turn."""
+    """Join the content of an assistant's two messages of one turn."""
     if not before:
         return more
     if isinstance(before, str) and isinstance(more, str):
@@ -201,7 +201,7 @@ def _joined(before: str | list[JsonObject] | None, more: str | list[JsonObject])
 
 def _reason(turn: JsonObject, text: str) -> None:
     """Put reasoning on an assistant message under both names: vLLM reads `reasoning` since 0.11, and
-    `reasoning_content` is what other servers and older chat templates read.
+    other servers and older chat templates read `reasoning_content`.
     """
     before = turn.get("reasoning")
     turn["reasoning"] = turn["reasoning_content"] = text if before is None else f"{before}\n\n{text}"
@@ -239,7 +239,7 @@ def _chat_call(value: object, field: str) -> JsonObject:
 
 
 def assistant_content(value: object, refusal: object, field: str) -> str | list[JsonObject]:
-    """What an assistant said: its texts as one, or a list of parts where it also refused something."""
+    """Return an assistant's texts as one, or a list of parts if it also refused something."""
     parts: list[JsonObject] = []
     if isinstance(value, str):
         parts = [{"type": "text", "text": value}] if value else []

@@ -123,7 +123,7 @@ def to_response(body: JsonObject, completion: JsonObject, *, response_id: str, c
 
 
 def id_prefix_of(response_id: str) -> str:
-    """What the ids of a response's items are made from."""
+    """Return the prefix of the ids of a response's items."""
     return response_id.removeprefix("resp_")
 
 

@@ -16,7 +16,7 @@ __all__ = ["LOGPROBS", "NO_EFFECT", "refuse_stored", "to_chat_messages", "to_cha
 
 LOGPROBS = "message.output_text.logprobs"
 
-# Accepted and ignored. `max_tool_calls` bounds hosted tools, of which there are none; `include` has nothing to add but
+# Accepted and ignored. `max_tool_calls` bounds hosted tools, which do not exist here; `include` has nothing to add but
 # log-probabilities; `reasoning.summary` is answered by the whole reasoning; the rest speaks to OpenAI's billing,
 # caching and policing. `metadata` is echoed by the reply.
 NO_EFFECT = words("""
@@ -139,5 +139,5 @@ def _add_logprobs(request: JsonObject, body: JsonObject) -> None:
 
 
 def wants_logprobs(body: JsonObject) -> bool:
-    """Whether the reply is to carry the log-probabilities of its text."""
+    """Return whether the reply has to contain the log-probabilities of its text."""
     return bool(body.get("top_logprobs")) or LOGPROBS in (body.get("include") or ())

@@ -52,7 +52,7 @@ class _Open:
 
     @property
     def place(self) -> JsonObject:
-        """Where its events belong."""
+        """Return the fields that place its events."""
         return {
             "item_id": self.item["id"],
             "output_index": self.output_index,

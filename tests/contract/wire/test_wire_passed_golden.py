@@ -1,8 +1,8 @@
-"""What goes to a server that has the Responses API itself, and what its answers are read as and shown as.
+"""Requests to a server that has the Responses API itself, and its answers as they are read and shown.
 
 One file under `golden/passed_request` is one case: `about`, `request`, and `server` or `error` (the field). One under
 `golden/passed_reply`: `about`, `request`, `response` (the server's), `completion` (it as a chat completion), `shown`,
-or `broken` (a part of what is said of it).
+or `broken` (a part of the error's text).
 """
 
 import copy

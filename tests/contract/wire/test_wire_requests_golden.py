@@ -1,4 +1,4 @@
-"""Every request under `golden/*_request` translates to what the file says, or is refused naming the field.
+"""Every request under `golden/*_request` translates to the file's chat request, or is refused naming the field.
 
 One file is one case: `about`, `request`, and `chat` or `error` (the field).
 """

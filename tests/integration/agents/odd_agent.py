@@ -1,4 +1,4 @@
-"""A program that does what the first word of its task says, to see what the farm makes of it. No farm code."""
+"""A program that behaves as the first word of its task says, well or badly. No farm code."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def main() -> None:
             ask(f"What is {number} + 1 =")
     elif word == "steal":
         ask("What is 2 + 2 =", rollout="somebody-elses-1")
-    elif word == "dial":  # whatever else listens on this machine
+    elif word == "dial":  # any other server on this machine
         ask("What is 2 + 2 =")
         try:
             socket.create_connection(("127.0.0.1", int(rest)), timeout=5)

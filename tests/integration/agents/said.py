@@ -1,4 +1,4 @@
-"""An environment that looks for a text in what was said last."""
+"""An environment that looks for a text in the last message."""
 
 from __future__ import annotations
 

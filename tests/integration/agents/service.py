@@ -1,4 +1,4 @@
-"""A service that is an agent, in a thread of the test: what it does is the first word of its task."""
+"""A service that is an agent, in a thread of the test: the first word of its task selects its behaviour."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Service(BaseHTTPRequestHandler):
                 self._say("too late")
 
     def _ask(self, text: str) -> str:
-        """What the model says, in Responses' dialect, at the address and with the key that came with the request."""
+        """Return the model's answer in Responses' dialect, from the address and with the key of the request."""
         request = urllib.request.Request(
             f"{self.headers['x-farm-base-url']}/responses",
             json.dumps({"model": "any", "input": text}).encode(),
@@ -84,12 +84,12 @@ class Service(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  as http.server has it
-        """Nothing."""
+        """Log nothing."""
 
 
 @contextmanager
 def served() -> Iterator[str]:
-    """Its address."""
+    """Serve in a thread, and give the address."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Service) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -1,4 +1,4 @@
-"""Programs that are agents, on a whole farm: what they ask becomes the trajectory, and nothing of them stays."""
+"""Programs that are agents, on a whole farm: their calls become the trajectory, and no process of them stays."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MOVES = ["down", "down", "right", "right", "down", "right"]
 
 
 def python(*arguments: str, **environment: str) -> str:
-    """Run this Python; what it printed."""
+    """Run this Python and return its output."""
     done = subprocess.run(
         [sys.executable, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=240
     )

@@ -1,4 +1,4 @@
-"""`farm judge` as a process, and a Ray cluster that somebody else has started."""
+"""`farm judge` as a process, and a Ray cluster that another process has started."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _without_ray() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class RunningPool:
-    """A `farm judge` and its books."""
+    """A `farm judge` and its state in Redis."""
 
     process: subprocess.Popen[bytes]
     log: Path
     redis: Redis
 
     def status(self) -> dict[str, Any]:
-        """What `farm judge status` shows; without judges while no pool runs."""
+        """Return the output of `farm judge status`; it has no judges while no pool runs."""
         stored = self.redis.get("farm:judge-pool")
         found: dict[str, Any] = json.loads(stored) if isinstance(stored, bytes) else {"judges": {}}
         return found
@@ -46,7 +46,7 @@ class RunningPool:
         return [one for one in there if one["state"] == "ready"]
 
     def until(self, found: Callable[[], Any]) -> Any:
-        """What it returns once it is true."""
+        """Wait until the condition is true and return its value."""
         give_up_at = time.monotonic() + WAIT_S
         while not (seen := found()):
             assert time.monotonic() < give_up_at, self.log.read_text()[-4000:]
@@ -54,7 +54,7 @@ class RunningPool:
         return seen
 
     def ended(self) -> tuple[int, str]:
-        """Its exit status and all that it said."""
+        """Return its exit status and all its output."""
         return self.process.wait(WAIT_S), self.log.read_text()
 
 
@@ -91,14 +91,14 @@ def _run_pool(tmp_path: Path, redis_url: str, pool: dict[str, Any], end_family: 
 
 @dataclass(frozen=True, slots=True)
 class SomebodysRay:
-    """A cluster of another process; see somebody_elses.py for what it can be asked."""
+    """A cluster of another process; somebody_elses.py lists the requests that it answers."""
 
     process: subprocess.Popen[str]
     address: str
     home: Path
 
     def ask(self, line: str) -> str:
-        """Its answer to a line."""
+        """Return its answer to a line."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")

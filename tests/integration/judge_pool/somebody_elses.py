@@ -1,7 +1,7 @@
-"""Somebody else's Ray: a cluster with a named actor in a namespace of its own. Each line on stdin is answered by one.
+"""A foreign Ray cluster with a named actor in its own namespace. Each line on stdin is answered by one.
 
-The first line that it prints is its address. `actors` lists named actors, `say FIELD VALUE` changes what the cluster
-says of its versions, anything else calls the actor.
+The first line that it prints is its address. `actors` lists named actors, `say FIELD VALUE` changes the versions
+that the cluster reports, anything else calls the actor.
 """
 
 import json

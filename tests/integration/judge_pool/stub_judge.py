@@ -1,4 +1,4 @@
-"""A judge server of the standard library: `/health`, `/v1/judge` and what GPUs it was given."""
+"""A judge server of the standard library: `/health`, `/v1/judge` and the GPUs that it was given."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The topology single_ray_cluster: the pool on a Ray that somebody else has started and goes on to use."""
+"""The topology single_ray_cluster: the pool on a Ray cluster that another process has started and continues to use."""
 
 from __future__ import annotations
 

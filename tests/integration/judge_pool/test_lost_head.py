@@ -1,4 +1,4 @@
-"""What becomes of a farm's judging when the head of its judges' Ray is lost, and what never gets that far."""
+"""Judging of a farm when the head of its judges' Ray is lost, and pools that fail to start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFERENCE = "Bread rises slowly."
 
 
 def until(found: Callable[[], Any]) -> Any:
-    """What it returns once it is true."""
+    """Wait until the condition is true and return its value."""
     give_up_at = time.monotonic() + WAIT_S
     while not (seen := found()):
         assert time.monotonic() < give_up_at, "it did not come to pass in time"
@@ -54,7 +54,7 @@ class Judged:
         return next((one for one in there if one["state"] == "ready"), None)
 
     def published(self) -> set[str]:
-        """The states in the books, leases or not."""
+        """Return the states in Redis, with or without leases."""
         return {json.loads(info)["state"] for info in self._redis.hvals("farm:judge-replica-info")}  # type: ignore[union-attr]
 
     def submit(self, name: str) -> None:
@@ -133,7 +133,7 @@ def test_a_ray_of_its_own_is_started_again_when_its_head_is_killed() -> None:
 
 
 def _up(tmp_path: Path, **settings: Any) -> tuple[int, str]:
-    """How `farm up` ends, and what it says."""
+    """Run `farm up` to its end and return its exit status and output."""
     given = {f"FARM_{name.upper()}": json.dumps(value) for name, value in settings.items()}
     ports = ["--api-port", "0", "--proxy-port", "0", "--no-flower"]
     with (tmp_path / "up.log").open("wb") as log:

@@ -46,7 +46,7 @@ JUDGES: dict[str, dict[str, Any]] = {name: {"kind": "embedding"} for name in POO
 
 
 def until(found: Callable[[], Any]) -> Any:
-    """What it returns once it is true."""
+    """Wait until the condition is true and return its value."""
     give_up_at = time.monotonic() + WAIT_S
     while not (seen := found()):
         assert time.monotonic() < give_up_at, "it did not come to pass in time"
@@ -56,14 +56,14 @@ def until(found: Callable[[], Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PooledFarm:
-    """A farm with its pool, and what tests ask of both."""
+    """A farm with its pool, and the tests' requests to both."""
 
     farm: LocalFarm
     http: httpx.Client
     redis: Redis
 
     def pool(self) -> dict[str, Any]:
-        """What `farm judge status` shows; without judges while no pool runs."""
+        """Return the output of `farm judge status`; it has no judges while no pool runs."""
         stored = self.redis.get("farm:judge-pool")
         found: dict[str, Any] = json.loads(stored) if isinstance(stored, bytes) else {"judges": {}}
         return found
@@ -74,7 +74,7 @@ class PooledFarm:
         return [one for one in there if one["state"] == "ready"]
 
     def judge(self, *words: str) -> str:
-        """What `farm judge WORDS` prints."""
+        """Return the output of `farm judge WORDS`."""
         command = [sys.executable, "-m", "api.cli.main", "judge", *words, "--data-dir", str(self.farm.data_dir)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 

@@ -1,4 +1,4 @@
-"""The farm as an actor of a trainer's Ray: the example of the documentation, on a cluster that somebody else runs."""
+"""The farm as an actor of a trainer's Ray: the example of the documentation, on a cluster that another process runs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def model_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def trainers_environment(somebodys_ray: Any) -> dict[str, str]:
-    """What a driver of somebody else's Ray needs; the farm is told nothing of it."""
+    """Return the variables that a driver of a foreign Ray needs; the farm does not get them."""
     told = {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "HOME": str(somebodys_ray.home)}
     return {**os.environ, "PYTHONPATH": str(ROOT), **told}
 
 
 def until(found: Callable[[], Any]) -> Any:
-    """What it returns once it is true."""
+    """Wait until the condition is true and return its value."""
     give_up_at = time.monotonic() + WAIT_S
     while not (seen := found()):
         assert time.monotonic() < give_up_at, "it did not come to pass in time"

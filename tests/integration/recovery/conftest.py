@@ -31,7 +31,7 @@ SETTINGS = {
 
 @dataclass
 class Breakable:
-    """A farm, and what a test does to it."""
+    """A farm that a test can disturb."""
 
     local: LocalFarm
     redis: Redis
@@ -54,7 +54,7 @@ class Breakable:
         return found
 
     def slow_model(self, latency_s: float) -> None:
-        """How long each model call takes from now on."""
+        """Set the duration of model calls from now on."""
         httpx.post(f"{self.local.model_url}/admin/behaviour", json={"latency_s": latency_s}).raise_for_status()
 
     def calls(self, batch_id: str) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ class Breakable:
         return batch_id
 
     def ledger(self, batch_id: str) -> dict[str, int]:
-        """It balances whenever somebody looks."""
+        """Return the ledger, which balances at each look."""
         ledger: dict[str, int] = self.http.get(f"/v1/batches/{batch_id}").raise_for_status().json()["ledger"]
         assert ledger["submitted"] == sum(number for state, number in ledger.items() if state != "submitted")
         return ledger
@@ -106,13 +106,13 @@ class Breakable:
         wait_until(lambda: len([w for w in self.workers() if w["alive"]]) == 2, "two workers")
 
     def workers(self) -> list[dict[str, Any]]:
-        """As the api lists them."""
+        """Return the workers as the api lists them."""
         found: list[dict[str, Any]] = self.http.get("/v1/workers").raise_for_status().json()["items"]
         return found
 
 
 def wait_until(condition: Callable[[], Any], what: str, within_s: float = WAIT_S) -> Any:
-    """What the condition came to."""
+    """Wait for a condition and return its value."""
     give_up_at = time.monotonic() + within_s
     while not (answer := condition()):
         assert time.monotonic() < give_up_at, f"not within {within_s:.0f} s: {what}"
@@ -128,7 +128,7 @@ def until() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def breakable_farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Breakable]:
-    """One for the session; take `broken` instead. What its processes logged stays in pytest's temporary directory."""
+    """One for the session; take `broken` instead. Its processes' logs stay in pytest's temporary directory."""
     folder = tmp_path_factory.mktemp("broken")
     options = ["--workers", "2", "--concurrency", "64", "--no-flower"]
     with local_farm(folder, options=options, settings=SETTINGS) as local:

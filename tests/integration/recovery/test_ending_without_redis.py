@@ -1,4 +1,4 @@
-"""Processes that are told to end while Redis is away."""
+"""Processes that get SIGTERM while Redis is away."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def paused(process: psutil.Process) -> Iterator[None]:
 
 
 def ended_within(process: subprocess.Popen[bytes], most_s: float) -> float:
-    """How long it took to end after SIGTERM."""
+    """Return how long a process took to end after SIGTERM."""
     began = time.monotonic()
     process.terminate()
     process.wait(most_s)
@@ -99,7 +99,7 @@ def test_processes_stay_alive_while_redis_is_away(broken: Any, until: Any) -> No
 
 
 def _answers(role: str, process: subprocess.Popen[bytes] | None) -> bool:
-    """Whether a socket of this process, or of any of the role, is there."""
+    """Return whether a socket of this process, or of any of the role, exists."""
     with open("/proc/net/unix") as table:  # noqa: PTH123
         names = [line.rpartition(" ")[2].strip() for line in table]
     suffix = f"/{process.pid}" if process is not None else ""

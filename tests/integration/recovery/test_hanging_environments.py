@@ -1,4 +1,4 @@
-"""Environments that never return: their rollouts end at their limits, and nobody else notices."""
+"""Environments that never return: their rollouts end at their limits, and no other rollout is affected."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_a_flushed_broker_loses_nothing_since_the_backlog_is_not_there(broken: A
             with ExitStack() as stack:
                 for worker in broken.processes("worker"):
                     stack.enter_context(stopped(worker))
-                batches.append(broken.submit(100))  # nobody takes it from the broker now
+                batches.append(broken.submit(100))  # no worker takes it from the broker now
                 until(lambda: sum(map(broker.llen, lists)), "jobs wait in the broker")
                 broker.flushdb()
     for batch_id in batches:
@@ -113,7 +113,7 @@ def test_a_worker_that_was_stopped_past_its_lease_commits_nothing_and_ends_its_r
 
 
 def paused_redis(broken: Any, until: Any, seconds: float) -> None:
-    """What was acknowledged stands, the api says 503 meanwhile, and nobody is taken for dead."""
+    """Acknowledged work is kept, the api says 503 meanwhile, and no process is taken for dead."""
     broken.slow_model(0.5)
     batch_id = broken.submit(300)
     until(lambda: broken.ledger(batch_id)["succeeded"] > 0, "it goes on")
@@ -190,7 +190,7 @@ def page(broken: Any, batch_id: str) -> list[dict[str, Any]]:
 def test_of_two_dispatchers_either_may_be_killed(broken: Any, until: Callable[..., Any]) -> None:
     broken.slow_model(0.3)
     with another(broken, "-m", "api.cli.main", "dispatcher") as second:
-        batch_id = broken.submit(1500)  # more than the windows that run out while nobody leads
+        batch_id = broken.submit(1500)  # more than the windows that run out while no dispatcher leads
         for _ in range(3):
             done = broken.ledger(batch_id)["succeeded"]
             until(lambda done=done: broken.ledger(batch_id)["succeeded"] > done, "it goes on")

@@ -21,7 +21,7 @@ def test_a_rolling_restart_of_all_workers_loses_no_attempt_and_makes_no_complete
     batch_id = broken.submit(rows, environment="stateful_counter", limits={"max_attempts": 1})
     for worker in broken.processes("worker"):
         until(lambda: any(call["messages"] > 4 for call in broken.calls(batch_id)), "some calls are done")
-        broken.slow_model(5.0)  # longer than the drain: what runs there has to be handed back
+        broken.slow_model(5.0)  # longer than the drain: running rollouts have to be handed back
         worker.send_signal(signal.SIGTERM)
         worker.wait(60)
         broken.slow_model(0.5)

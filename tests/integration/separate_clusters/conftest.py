@@ -71,12 +71,12 @@ class Apart:
 
     @property
     def farm_url(self) -> str:
-        """Where the trainer finds the farm."""
+        """Return the farm's URL for the trainer."""
         return f"http://{self.farm.address}:{self.api_port}"
 
     @property
     def policy_url(self) -> str:
-        """Where the farm finds the policy."""
+        """Return the policy's URL for the farm."""
         return f"http://{self.trainer.address}:{self.policy_port}/v1"
 
     def doctor(self, side: Machine) -> tuple[int, dict[str, dict[str, str]]]:
@@ -160,7 +160,7 @@ def _cabled(running: ExitStack, end_family: EndFamily) -> tuple[Machine, Machine
 
 
 def _why_no_namespaces() -> str:
-    """Why this machine cannot have the two namespaces; empty where it can."""
+    """Return the reason why this machine cannot have the two namespaces, or an empty text."""
     if missing := [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]:
         return f"{', '.join(missing)} is not installed"
     steps = "ip link add farm0 type veth peer name trainer0 && ip rule add pref 9 ipproto tcp dport 9 unreachable"

@@ -36,7 +36,7 @@ def user(said: str) -> Json:
             [asks("a", "b"), answers("a"), user("wait"), answers("b"), user("go on")],
             [asks("a", "b"), answers("a"), answers("b"), user("wait"), user("go on")],
         ),
-        # ids that begin anew in every turn
+        # ids that restart in every turn
         (
             [asks("a"), answers("a", "1"), asks("a"), user("wait"), answers("a", "2")],
             [asks("a"), answers("a", "1"), asks("a"), answers("a", "2"), user("wait")],

@@ -1,4 +1,4 @@
-"""What the farm's results become for NeMo Gym's clients."""
+"""The farm's results as NeMo Gym's clients see them."""
 
 from __future__ import annotations
 

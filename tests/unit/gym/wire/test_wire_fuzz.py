@@ -1,4 +1,4 @@
-"""Whatever JSON comes, it is translated or refused by its own error: never a TypeError, KeyError or the like."""
+"""Any JSON is translated, or refused by its own error: never by a TypeError, KeyError or the like."""
 
 import copy
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def test_a_damaged_request_is_translated_or_refused(
         orjson.dumps(translated)
         messages = translated["messages"]
         assert messages
-        # what is sent can be recorded, and gone on from
+        # the request sent can be recorded and continued
         assert len(chain(messages)) == len(messages)
         assert len(input_items(messages, id_prefix="r")) == count_items(messages)
         altered(messages)

@@ -1,4 +1,4 @@
-"""Parts of replies that other rooms build on: finish, usage, whole responses of many turns, broken answers."""
+"""Parts of replies that other packages build on: finish, usage, whole responses of many turns, broken answers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a model said comes back to it unchanged: through the reply, a client's memory, and the next request."""
+"""A model's answer comes back to it unchanged: through the reply, a client's memory, and the next request."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def conversations(draw: st.DrawFn) -> list[Json]:
 
 
 def as_responses_input(messages: list[Json]) -> list[Json]:
-    """What a Responses client has kept of a conversation."""
+    """Return a conversation as a Responses client keeps it."""
     items: list[Json] = []
     for number, message in enumerate(messages):
         if message["role"] == "assistant":

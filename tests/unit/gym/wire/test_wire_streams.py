@@ -1,4 +1,4 @@
-"""Streams: whatever the chunks, the events add up to the answer that was not streamed."""
+"""Streams: for any chunks, the events add up to the answer without streaming."""
 
 import copy
 from collections.abc import Iterator
