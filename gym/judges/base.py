@@ -69,12 +69,15 @@ class Ask:
         object.__setattr__(self, "facts", plain(self.facts, "facts"))
 
     def pack(self) -> bytes:
-        """Return the stored form."""
+        """Return the stored form. Raises TypeError or ValueError for values that `unpack` could not read."""
         questions = [
             {"judge": q.judge, "answer": q.answer, "question": q.question, "reference": q.reference, "extra": q.extra}
             for q in self.questions
         ]
-        return exact_json.dumps({"v": 1, "questions": questions, "facts": self.facts})
+        packed = exact_json.dumps({"v": 1, "questions": questions, "facts": self.facts})
+        if b"\\ud" in packed:
+            exact_json.loads(packed)  # half a surrogate pair can be written, but not read
+        return packed
 
     @staticmethod
     def unpack(packed: bytes) -> Ask:
