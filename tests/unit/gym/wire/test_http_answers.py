@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from gym.environments.adapters.openenv_socket import OpenEnvSocket, Waits
+from gym.environments.adapters.openenv_socket import OpenEnvSocket, SocketTimeouts
 from gym.errors import EnvironmentUnavailable
 from gym.wire.http_answers import PLAIN, AnswerTooLarge, read_within
 
@@ -107,7 +107,7 @@ async def test_an_openenv_server_that_redirects_is_not_followed(serve):
         raise web.HTTPTemporaryRedirect(str(target))
 
     with pytest.raises(EnvironmentUnavailable, match="redirect"):
-        await OpenEnvSocket.connect(await serve(handler), Waits())
+        await OpenEnvSocket.connect(await serve(handler), SocketTimeouts())
     assert followed == []
 
 
@@ -124,7 +124,7 @@ async def test_an_openenv_server_that_floods_its_socket_loses_the_session(serve)
             await asyncio.sleep(0.05)
             await connected.ask("step", {}, within_s=5)
 
-    connected = await OpenEnvSocket.connect(await serve(handler), Waits())
+    connected = await OpenEnvSocket.connect(await serve(handler), SocketTimeouts())
     try:
         async with asyncio.timeout(20):
             with pytest.raises(EnvironmentUnavailable):
