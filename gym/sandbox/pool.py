@@ -23,6 +23,9 @@ from gym.sandbox.settings import SandboxSettings
 logger = logging.getLogger(__name__)
 
 
+CLOSE_S = 10.0
+
+
 class SandboxPool:
     """Pool of sandboxes for one event loop. Close it before the loop ends; a killed process needs no cleanup."""
 
@@ -41,7 +44,8 @@ class SandboxPool:
         self._idle_s = idle_s
         self._age_s = age_s
         self._warm: deque[Sandbox] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._fills: set[asyncio.Task[None]] = set()
+        self._ends: set[asyncio.Task[None]] = set()  # closings of sandboxes, which nothing cancels
         self._filling = False
         self._closed = False
 
@@ -60,23 +64,25 @@ class SandboxPool:
             if sandbox.is_usable:
                 taken = sandbox
             else:
-                self._keep(sandbox.close())
+                self._keep(sandbox.close(), self._ends)
         if taken is None:
             taken = await start_sandbox(self._provider, self._limits)
         self._end_after(taken, self._age_s)
         if not self._filling:
             self._filling = True
-            self._keep(self._fill())
+            self._keep(self._fill(), self._fills)
         return taken
 
     async def close(self) -> None:
         """Kill the warm sandboxes; those that were taken belong to their rollouts."""
         self._closed = True
-        for task in self._tasks:
+        for task in self._fills:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._fills, return_exceptions=True)
         while self._warm:
             await self._warm.popleft().close()
+        if self._ends:  # a closing that is cut leaves pipes open when the event loop ends
+            await asyncio.wait(self._ends, timeout=CLOSE_S)
 
     async def _fill(self) -> None:
         try:
@@ -100,14 +106,14 @@ class SandboxPool:
             with contextlib.suppress(ValueError):
                 self._warm.remove(found)
             if found.is_usable:
-                self._keep(found.close())
+                self._keep(found.close(), self._ends)
 
         asyncio.get_running_loop().call_later(after_s, end)
 
-    def _keep(self, work: Coroutine[object, object, None]) -> None:
+    def _keep(self, work: Coroutine[object, object, None], kept: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
 
 
 @cache
