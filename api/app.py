@@ -169,6 +169,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await end_tasks(beside, again_s=END_AGAIN_S)
         await services.single_rows.close()
         await services.sessions.close()
+        await shutdown.settle()
         await store.close()
 
 

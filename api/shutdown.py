@@ -18,6 +18,7 @@ from gym.errors import Unavailable
 T = TypeVar("T")
 
 GRACE_S = 4.0
+SETTLE_S = 1.0
 RETRY_AFTER_S = 1.0
 
 
@@ -88,6 +89,11 @@ class Shutdown:
         """
         self._requests.add(request)
         return lambda: self._requests.discard(request)
+
+    async def settle(self) -> None:
+        """Wait until abandoned work has ended, for at most `SETTLE_S`, so that its connections can be closed."""
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=SETTLE_S)
 
     def _abandon(self, task: asyncio.Future[Any]) -> None:
         """Cancel a task without waiting for it: the Redis client may take a while to end."""

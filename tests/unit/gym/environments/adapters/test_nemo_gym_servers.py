@@ -331,7 +331,9 @@ def secret_url(server: Server) -> str:
 async def test_errors_show_a_server_without_its_credentials(watch: bool) -> None:
     said: list[RolloutError] = []
     async with servers() as [server]:
-        replicas = Servers((secret_url(server),), CallBounds(connect_s=10, most_bytes=2000), watch=watch, tell_close=False)
+        replicas = Servers(
+            (secret_url(server),), CallBounds(connect_s=10, most_bytes=2000), watch=watch, tell_close=False
+        )
         session = await replicas.seed(row())
         with pytest.raises(EnvironmentUnavailable) as hung:
             await session.post("hang", b"{}", within_s=0.2)
