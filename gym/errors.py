@@ -168,7 +168,7 @@ DATA_ERRORS = frozenset(
         ErrorKind.BAD_ROW,
     }
 )
-"""What the task's own data or code may cause; the same again as a rule, so not tried again unless asked for."""
+"""Errors that the task's own data or code causes; they usually recur, so they are retried only on request."""
 
 
 class Stage(StrEnum):

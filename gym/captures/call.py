@@ -183,6 +183,6 @@ def pack(record: JsonObject) -> bytes:
 
 
 def unpack(packed: bytes) -> JsonObject:
-    """What `pack` stored."""
+    """Return a record that `pack` packed."""
     record: JsonObject = exact_msgpack.unpackb(packed)
     return record | exact_json.loads(record.pop(_AS_JSON)) if _AS_JSON in record else record

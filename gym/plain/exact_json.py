@@ -83,7 +83,7 @@ def _check_names(value: Any) -> None:
 
 
 def loads(data: bytes | bytearray | str) -> Any:
-    """What a JSON text says. Raises orjson.JSONDecodeError, a ValueError."""
+    """Return the value of a JSON text. Raises orjson.JSONDecodeError, a ValueError."""
     try:
         raw = data.encode() if isinstance(data, str) else data
     except UnicodeEncodeError as error:

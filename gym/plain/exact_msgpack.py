@@ -13,13 +13,13 @@ INTEGER = 1
 
 
 def packb(value: Any) -> bytes:
-    """A value. Raises TypeError or ValueError for what is not plain, or nested deeper than 500 levels."""
+    """Return a packed value. Raises TypeError or ValueError for what is not plain, or nested deeper than 500 levels."""
     packed: bytes = msgpack.packb(value, default=_extended)
     return packed
 
 
 def unpackb(packed: bytes) -> Any:
-    """What `packb` packed."""
+    """Return a value that `packb` packed."""
     return msgpack.unpackb(packed, strict_map_key=False, ext_hook=_read_extended)
 
 

@@ -47,7 +47,7 @@ REFUSED: _Numbers = {
     "inotify_init": (253, None), "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
     "inotify_rm_watch": (255, 28), "fanotify_init": (300, 262), "fanotify_mark": (301, 263),
 }
-"""What no program in a sandbox needs."""
+"""System calls that no program in a sandbox needs."""
 
 LOOKED_INTO: _Numbers = {
     "clone": (56, 220), "clone3": (435, 435), "ioctl": (16, 29), "mmap": (9, 222), "fcntl": (72, 25),
@@ -55,7 +55,7 @@ LOOKED_INTO: _Numbers = {
     "prlimit64": (302, 261), "sched_setparam": (142, 118), "sched_setscheduler": (144, 119),
     "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
 }
-"""What is refused for some arguments."""
+"""System calls that are refused for some arguments."""
 # fmt: on
 
 LAST_KNOWN = 462  # `mseal`; every architecture numbers newer calls alike

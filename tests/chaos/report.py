@@ -25,7 +25,7 @@ class Report:
     duplicated: int
     most_attempts: int
     alarms: dict[str, int]
-    """What the farm's own check raised, by kind: what it repaired, too."""
+    """Alarms of the farm's own check, by kind, repaired faults included."""
     polls: int
     model_calls: int
     late_call_s: float

@@ -23,7 +23,7 @@ from tests.chaos.workload import LEAST_TURNS, BatchPlan, plan_batches
 
 Say = Callable[[str], None]
 Trouble = Callable[["ChaosFarm", "Watch", "RunOptions", Say], Coroutine[Any, Any, None]]
-"""What is done to the farm while rollouts run; cancelled when they have all ended."""
+"""Trouble that is made while rollouts run; cancelled when they have all ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,9 +225,8 @@ def port_of(parts: SplitResult) -> int:
     return parts.port or HTTP_PORTS.get(parts.scheme, 80)
 
 
-def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
-    """Check that a model server answers: `/health` beside its `/v1`, else `/v1/models`."""
-    root = base_url.removesuffix("/").removesuffix("/v1")
+def server_fault(root: str, api_key: str | None) -> str:
+    """Return why a server answers neither `/health` nor `/v1/models` below `root` with 200; empty if one does."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     seen = ""
     for path in ("/health", "/v1/models"):
@@ -238,8 +237,17 @@ def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
             seen = str(error) or type(error).__name__
             continue
         if status == 200:
-            return _ok(f"policy {name}", f"{base_url} answers")
+            return ""
         seen = f"{path} is answered {status}"
+    return seen
+
+
+def check_endpoint(name: str, base_url: str, api_key: str | None) -> Check:
+    """Check that a model server answers: `/health` beside its `/v1`, else `/v1/models`."""
+    root = base_url.removesuffix("/").removesuffix("/v1")
+    seen = server_fault(root, api_key)
+    if not seen:
+        return _ok(f"policy {name}", f"{base_url} answers")
     parts = urlsplit(root)
     port = f"TCP port {port_of(parts)} of {parts.hostname}"
     advice = f"is the model server up, and reachable from this machine? If it is up, open {port} to this machine"

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
-
-from api.cli.doctor.checks import WAIT_S, Check, Level
+from api.cli.doctor.checks import WAIT_S, Check, Level, server_fault
 from gym.client import connect_sync
 from gym.errors import FarmError
 from gym.jsontypes import JsonObject
@@ -72,18 +70,9 @@ def check_replica(name: str, judge: JudgeSettings, base_url: str) -> Check:
     """Check that a judge answers at a fixed URL: `/health` beside its `/v1`, else `/v1/models`."""
     root = base_url.removesuffix("/").removesuffix("/v1")
     shown = root.rpartition("@")[2] if "@" in root else root
-    headers = {"authorization": f"Bearer {judge.api_key}"} if judge.api_key else {}
-    seen = ""
-    for path in ("/health", "/v1/models"):
-        try:
-            with httpx.stream("GET", root + path, headers=headers, timeout=WAIT_S) as answer:  # the body is not read
-                status = answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            seen = str(error) or type(error).__name__
-            continue
-        if status == 200:
-            return Check(name=f"judge {name}", level=Level.OK, seen=f"{judge.kind}, {shown} answers")
-        seen = f"{path} is answered {status}"
+    seen = server_fault(root, judge.api_key)
+    if not seen:
+        return Check(name=f"judge {name}", level=Level.OK, seen=f"{judge.kind}, {shown} answers")
     return Check(
         name=f"judge {name}",
         level=Level.FAIL,

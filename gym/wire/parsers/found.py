@@ -1,4 +1,4 @@
-"""What a tool parser finds in a text, and when it finds nothing."""
+"""Result of a tool parser on a text, or the absence of one."""
 
 from __future__ import annotations
 

@@ -358,7 +358,7 @@ SCENARIOS: dict[Scenario, set[str]] = {
     a_worker_does_not_hold_what_it_was_given: {"assigned", "count_done", "recount", "unheld"},
     a_model_call_has_very_many_messages: {"capture_begin", "capture_record"},
 }  # fmt: skip
-"""What is done, and the scripts that it measures."""
+"""Scenarios and the scripts that each one measures."""
 
 OF_ONE_THING = {
     "alarm",

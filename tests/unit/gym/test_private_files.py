@@ -28,7 +28,7 @@ def _open_umask() -> Iterator[None]:
 
 
 def open_to_others(folder: Path) -> dict[str, str]:
-    """What below a folder, and the folder itself, others may do anything with."""
+    """Return the paths of a folder, itself included, that give rights to others."""
     found = {str(path): stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.rglob("*"))}
     return {path: oct(mode) for path, mode in found.items() if mode & 0o077}
 

@@ -1,4 +1,4 @@
-"""What environments return: made plain where it enters, refused with its name, and kept within bounds."""
+"""Values that environments return: made plain where it enters, refused with its name, and kept within bounds."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What the settings of sandboxes need to know, and the environment that the client runs in."""
+    """Facts for the settings of sandboxes, and the environment that the client runs in."""
 
     command: str
     arguments: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What a query may cost: the time limit holds whatever functions, patterns and WITH tables it uses."""
+"""Cost of a query: the time limit holds whatever functions, patterns and WITH tables it uses."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_costly_query_ends_within_its_time_and_the_next_one_works(database: Da
 
 
 def own(call: str, *values: object) -> object:
-    """What SQLite's own function gives, or that it fails."""
+    """Return the result of SQLite's own function, or that it fails."""
     connection = sqlite3.connect(":memory:")
     try:
         return connection.execute(f"SELECT {call}", values).fetchone()[0]
